@@ -1,0 +1,79 @@
+"""Every error that llenergymeasure raises on purpose.
+
+A message says what is wrong, where (field, file, device) and how to mend it; the command line prints it as it is,
+without a traceback. Pydantic's `ValidationError` is not wrapped: it passes through the library unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LLEMError(Exception):
+    """Base class of all errors below."""
+
+
+class ConfigError(LLEMError):
+    """A configuration, data set or flag cannot be used as written."""
+
+
+class DatasetError(ConfigError):
+    """A data set cannot be read, or holds fewer prompts than the experiment asks for."""
+
+
+class BackendError(LLEMError):
+    """An inference engine is missing, unsupported, or failed to load or generate."""
+
+
+class EnergyError(LLEMError):
+    """An energy backend is missing, or its sensor gave an answer that cannot be used."""
+
+
+class PreFlightError(LLEMError):
+    """The experiment cannot run on this machine; holds every reason at once.
+
+    Args:
+        failures: One sentence per failed check, each with its fix.
+    """
+
+    def __init__(self, failures: Sequence[str]) -> None:
+        self.failures: tuple[str, ...] = tuple(failures)
+        noun = "issue" if len(self.failures) == 1 else "issues"
+        lines = "\n".join(f"  - {failure}" for failure in self.failures)
+        super().__init__(f"Pre-flight failed: {len(self.failures)} {noun}\n{lines}")
+
+    def __reduce__(self) -> tuple[type[PreFlightError], tuple[tuple[str, ...]]]:
+        return (type(self), (self.failures,))  # the default would pickle the rendered message instead
+
+
+class ExperimentError(LLEMError):
+    """A measurement started and could not be finished."""
+
+
+class InvalidStateTransitionError(ExperimentError):
+    """An experiment was moved to a state that does not follow from the one it is in.
+
+    Args:
+        from_state: Phase the experiment is in.
+        to_state: Phase that was asked for.
+    """
+
+    def __init__(self, from_state: str, to_state: str) -> None:
+        self.from_state = from_state
+        self.to_state = to_state
+        super().__init__(f"Invalid state transition: {from_state} -> {to_state}")
+
+    def __reduce__(self) -> tuple[type[InvalidStateTransitionError], tuple[str, str]]:
+        return (type(self), (self.from_state, self.to_state))
+
+
+class StudyError(LLEMError):
+    """A study cannot start, go on or be resumed."""
+
+
+class DockerError(LLEMError):
+    """Docker is missing, or a container could not be started or did not do its work."""
+
+
+class PersistenceError(LLEMError):
+    """A result could not be written, or a file on disk is not a result."""
