@@ -1,0 +1,170 @@
+"""What an inference engine has to do to be measured: load, generate, synchronise, unload, and tell the truth.
+
+The harness owns the lifecycle and calls these in this order; an engine never measures anything about energy itself.
+
+    preflight → plan_devices → tokenizer → load → generate (warm-up) … → reset_peak_memory
+              → [synchronize, generate …, synchronize] → memory, describe → unload
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.datasets.types import PromptTokenizer
+
+FinishReason = Literal["eos", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt, tokenised, with its output limits.
+
+    Args:
+        index: Position in the experiment's prompt list; outputs carry it back.
+        token_ids: Input ids as the engine must see them (BOS included, nothing added).
+        max_new_tokens: Most tokens to generate.
+        min_new_tokens: EOS is ignored until this many tokens exist; 0 switches that off.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    max_new_tokens: int
+    min_new_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """What one request produced.
+
+    Args:
+        index: The request's index.
+        input_tokens: Ids the engine processed as input, padding not counted.
+        token_ids: Ids the model produced, up to and including its first EOS; never padding.
+        finish_reason: `eos` when the model ended the text, `length` when the limit did.
+        started_s: When the engine began work on this request (its batch, or its scheduling), on the measurement clock.
+        token_times_s: When each output token was there, on the measurement clock, one per id in `token_ids`; requests of
+            one batch may share the memory. `None` where the engine does not tell.
+        queued_s: Seconds the request waited inside the engine before `started_s`.
+    """
+
+    index: int
+    input_tokens: int
+    token_ids: Sequence[int]
+    finish_reason: FinishReason
+    started_s: float
+    token_times_s: Sequence[float] | None = None
+    queued_s: float = 0.0
+
+    @property
+    def output_tokens(self) -> int:
+        """Number of ids produced, EOS included."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOutput:
+    """What one call of `generate` produced, in the order of its requests."""
+
+    requests: tuple[RequestOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """Device memory in MB (10^6 bytes); `None` where the engine does not tell.
+
+    Args:
+        peak_mb: Highest allocation since `reset_peak_memory`, summed over the engine's devices.
+        model_mb: Weights as loaded.
+        kv_cache_mb: Key-value cache: reserved (vLLM, TensorRT-LLM) or largest (PyTorch).
+    """
+
+    peak_mb: float | None = None
+    model_mb: float | None = None
+    kv_cache_mb: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What was really loaded, read back from the engine.
+
+    Args:
+        settings: The engine's resolved settings by config field (`pytorch.attn_implementation` → `sdpa`), JSON-ready.
+        revision: Commit hash of the weights, where the Hub gave one.
+        active_matmul_params: Parameters that take part in matrix products for each token (`core/metrics/flops.py`);
+            `None` where the engine cannot count them.
+        params_note: How they were counted, or why they could not be.
+        context_length: Longest sequence the model takes, in tokens.
+        device_names: Marketing names of the devices in use, for people.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    active_matmul_params: int | None = None
+    params_note: str = ""
+    context_length: int | None = None
+    device_names: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class InferenceBackend(Protocol):
+    """An inference engine under measurement. One instance serves one experiment."""
+
+    @property
+    def name(self) -> str:
+        """The name a config uses: `pytorch`, `vllm`, `tensorrt`."""
+
+    def version(self) -> str:
+        """Version of the engine package, e.g. `5.23.0`."""
+
+    def preflight(self, config: ExperimentConfig) -> Sequence[str]:
+        """Reasons why `config` cannot run here, each one sentence with its fix; empty when it can. Loads nothing."""
+
+    def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
+        """The devices `load` will use: GPU UUIDs, or `("cpu",)`; the baseline is taken on them."""
+
+    def tokenizer(self, config: ExperimentConfig) -> PromptTokenizer:
+        """The model's own tokenizer.
+
+        Raises:
+            BackendError: The model has none, or it cannot be read.
+        """
+
+    def load(self, config: ExperimentConfig) -> None:
+        """Bring the model into memory with every setting of `config`.
+
+        Raises:
+            BackendError: The model or a setting cannot be had; nothing is left allocated.
+        """
+
+    def devices(self) -> tuple[DeviceId, ...]:
+        """The devices the loaded engine really uses."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Requests per `generate` call; `None`: the engine batches by itself and wants all of them at once."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
+        """Generate for all `requests`; returns when the last token is there.
+
+        Raises:
+            BackendError: The engine failed, e.g. out of memory (the message says what to reduce).
+        """
+
+    def synchronize(self) -> None:
+        """Return only when every device has finished all work it was given."""
+
+    def reset_peak_memory(self) -> None:
+        """Start a new peak for `MemoryStats.peak_mb`."""
+
+    def memory(self) -> MemoryStats:
+        """Memory figures since the last `reset_peak_memory`."""
+
+    def describe(self) -> LoadedModel:
+        """What was loaded, read back from the engine itself."""
+
+    def unload(self) -> None:
+        """Free the model and its device memory; safe to call twice."""

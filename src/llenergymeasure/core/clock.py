@@ -1,0 +1,41 @@
+"""The one clock that all window arithmetic uses.
+
+Engines, meters and the sampler stamp their events with `Clock.now`, so that a token, a power sample and a window edge
+can be compared. Wall-clock times are for people only.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Time as the measurement sees it; tests pass a virtual one."""
+
+    def now(self) -> float:
+        """Seconds on a monotonic clock with an arbitrary origin."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for `seconds` (nothing for 0 or less)."""
+
+    def wall(self) -> datetime:
+        """The current date and time in UTC, for people."""
+
+
+class SystemClock:
+    """The machine's own monotonic clock (CLOCK_MONOTONIC on Linux)."""
+
+    def now(self) -> float:
+        """Seconds since an arbitrary origin; the same origin as `time.perf_counter` on Linux."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for `seconds` (nothing for 0 or less)."""
+        if seconds > 0:
+            time.sleep(seconds)
+
+    def wall(self) -> datetime:
+        """The current date and time in UTC."""
+        return datetime.now(timezone.utc)

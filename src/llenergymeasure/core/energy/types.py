@@ -1,0 +1,129 @@
+"""What energy backends hand to the rest of the program: frozen, with units in the names.
+
+        sampler starts     window                                       sampler stops
+              |              |<------------- duration_sec ------------->|      |
+    --o----o--o----o----o----[----o----o----o----o----o----o----o----o--]--o---o--  power samples
+                       C     ^                                          ^     C     counter reads (never inside)
+                          start_s                                    end_s
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from llenergymeasure.domain.warnings import MeasurementWarning
+
+DeviceId = str
+"""A GPU's UUID as NVML prints it (`GPU-…`, `MIG-…`), or `CPU_DEVICE`."""
+
+CPU_DEVICE: DeviceId = "cpu"
+
+Method = Literal["hardware_counter", "power_integration", "model_estimate"]
+"""How joules were found: a meter's own counter, the integral of power samples, or a model (an estimate)."""
+
+Scope = Literal["gpu", "gpu_module", "gpu_board", "cpu_package", "cpu_package_and_dram", "machine_model"]
+"""What the joules include. `gpu_board`: the parent board of a MIG slice. `machine_model`: CPU and RAM as modelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySample:
+    """One reading of one device by the power sampler; `None` where the device did not answer.
+
+    Args:
+        time_s: When the power value was valid, on the measurement clock, in seconds.
+        power_w: Power draw in watts.
+        temperature_c: GPU temperature in degrees Celsius.
+        sm_clock_mhz: Streaming-multiprocessor clock in MHz.
+        memory_clock_mhz: Memory clock in MHz.
+        sm_utilisation_pct: Share of the last sample period in which a kernel ran, 0..100.
+        memory_used_mb: Device memory in use, in MB (10^6 bytes).
+        throttle_reasons: NVML's clocks-event-reasons bit mask.
+    """
+
+    time_s: float
+    power_w: float | None
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    sm_utilisation_pct: float | None = None
+    memory_used_mb: float | None = None
+    throttle_reasons: int | None = None
+
+
+class Telemetry(Protocol):
+    """The power sampler's record of one window, in memory or spilled to disk; read it before `close`."""
+
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        """Devices with at least one sample."""
+
+    def samples(self, device: DeviceId) -> Iterator[TelemetrySample]:
+        """All samples of one device in order of time, those just outside the window included."""
+
+    def close(self) -> None:
+        """Release the record and any temporary file."""
+
+
+@dataclass(frozen=True, slots=True)
+class UncertaintyComponent:
+    """One line of the error budget: a 95 % half-width in joules and where it comes from."""
+
+    name: str
+    half_width_j: float
+    kind: Literal["gain", "counter_resolution", "sampling", "aliasing", "sensor", "model"]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyMeasurement:
+    """What a meter saw between two synchronised instants.
+
+    Args:
+        start_s: Start of the window on the measurement clock, in seconds.
+        end_s: End of the window, likewise.
+        total_j: Energy of the window in joules over `scope`. `None`: not measured, and `notes` says why. Never 0 for
+            "unknown".
+        method: How `total_j` was found.
+        scope: What `total_j` includes.
+        per_gpu_j: Energy per GPU UUID; `None` values for a GPU that could not be read.
+        cpu_j: Energy of the CPU packages, if measured; beside GPU energy, never in it.
+        dram_j: Energy of the DRAM, likewise.
+        counter_j: The plain hardware-counter difference, where there is one.
+        integral_j: The integral of the power samples, where there is one.
+        fused_j: Counter and samples fused at the window's edges, where both exist.
+        components: The error budget of `total_j` (95 % half-widths). Empty when `total_j` is `None`.
+        telemetry: The sampler's record, or `None` where nothing was sampled.
+        notes: Everything a reader must know about these figures.
+        meter: Name of the energy backend and, where it matters, the sensor it read.
+    """
+
+    start_s: float
+    end_s: float
+    total_j: float | None
+    method: Method | None
+    scope: Scope | None
+    per_gpu_j: Mapping[DeviceId, float | None] = field(default_factory=dict)
+    cpu_j: float | None = None
+    dram_j: float | None = None
+    counter_j: float | None = None
+    integral_j: float | None = None
+    fused_j: float | None = None
+    components: tuple[UncertaintyComponent, ...] = ()
+    telemetry: Telemetry | None = None
+    notes: tuple[MeasurementWarning, ...] = ()
+    meter: str = ""
+
+    @property
+    def duration_sec(self) -> float:
+        """Length of the window in seconds."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingHandle:
+    """An open window: when it opened, and what the backend needs to close it."""
+
+    start_s: float
+    state: object = None

@@ -1,0 +1,51 @@
+"""What can be wrong with a measurement without making it fail: one code each, explained in one line.
+
+Results carry a warning as the text `code: explanation`, so that a reader can search for the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class WarningCode(str, Enum):
+    """Stable identifiers of the warnings a result can carry."""
+
+    SHORT_MEASUREMENT_DURATION = "short_measurement_duration"
+    NVML_LOW_SAMPLE_COUNT = "nvml_low_sample_count"
+    GPU_PERSISTENCE_MODE_OFF = "gpu_persistence_mode_off"
+    THERMAL_DRIFT_DETECTED = "thermal_drift_detected"
+    THERMAL_THROTTLING = "thermal_throttling"
+    POWER_THROTTLING = "power_throttling"
+    ENERGY_METHODS_DISAGREE = "energy_methods_disagree"
+    BASELINE_NOT_IDLE = "baseline_not_idle"
+    BASELINE_EXCEEDS_ENERGY = "baseline_exceeds_energy"
+    BASELINE_UNAVAILABLE = "baseline_unavailable"
+    THERMAL_FLOOR_DISABLED = "thermal_floor_disabled"
+    WARMUP_NOT_CONVERGED = "warmup_not_converged"
+    FOREIGN_GPU_PROCESS = "foreign_gpu_process"
+    ENERGY_IS_ESTIMATED = "energy_is_estimated"
+    ENERGY_UNAVAILABLE = "energy_unavailable"
+    PROMPTS_TRUNCATED = "prompts_truncated"
+    MIG_PARENT_ENERGY = "mig_parent_energy"
+    CLOCKS_DRIFTED = "clocks_drifted"
+    SAMPLER_DEADLINES_MISSED = "sampler_deadlines_missed"
+    PHASES_NOT_RESOLVED = "phases_not_resolved"
+    TELEMETRY_UNAVAILABLE = "telemetry_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementWarning:
+    """One thing a reader must know before trusting a figure.
+
+    Args:
+        code: Which kind of doubt.
+        message: What was seen, with figures and units, and what to do about it.
+    """
+
+    code: WarningCode
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.code.value}: {self.message}"
