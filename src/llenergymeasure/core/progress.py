@@ -1,0 +1,66 @@
+"""What a running experiment tells the world: small frozen events, sent to whoever passed an observer.
+
+Events can be pickled, so a child process sends the same ones through a queue. Inside the measurement window only
+`PromptsDone` is sent, once per batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Union
+
+Step = Literal["preflight", "baseline", "load", "warmup", "thermal_floor", "measure", "finish"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepStarted:
+    """A step of the lifecycle begins.
+
+    Args:
+        step: Which one.
+        total: Units of work ahead (prompts, or seconds to wait), where known.
+    """
+
+    step: Step
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """A step is over.
+
+    Args:
+        step: Which one.
+        detail: What a reader wants to know about it, e.g. `61.2 W idle (30 s)`.
+    """
+
+    step: Step
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A wait goes on; sent about once a second."""
+
+    step: Step
+    remaining_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptsDone:
+    """Prompts finished so far in `step`, with the output tokens and seconds they took."""
+
+    step: Step
+    done: int
+    total: int
+    output_tokens: int
+    elapsed_s: float
+
+
+Event = Union[StepStarted, StepFinished, Waiting, PromptsDone]
+Observer = Callable[[Event], None]
+
+
+def ignore_events(event: Event) -> None:
+    """The observer of a caller who asked for none."""
