@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal
 
 Step = Literal["preflight", "baseline", "load", "warmup", "thermal_floor", "measure", "finish"]
 
@@ -58,7 +58,7 @@ class PromptsDone:
     elapsed_s: float
 
 
-Event = Union[StepStarted, StepFinished, Waiting, PromptsDone]
+Event = StepStarted | StepFinished | Waiting | PromptsDone
 Observer = Callable[[Event], None]
 
 

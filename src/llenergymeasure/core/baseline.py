@@ -1,0 +1,251 @@
+"""Idle power of the devices under test, measured before the model loads.
+
+It is what the machine would have drawn anyway, and is subtracted to give the *adjusted* energy. Raw energy is never
+touched by it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from llenergymeasure.config.models import BaselineConfig
+from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, Telemetry
+from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted
+from llenergymeasure.core.waiting import wait
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+from llenergymeasure.protocols import EnergyBackend
+
+CACHE_TTL = timedelta(hours=1)
+"""How long an idle measurement of a device set stays good within one session."""
+
+BUSY_UTILISATION_PCT = 5.0
+"""Mean SM utilisation above which a device cannot be called idle."""
+
+BUSY_POWER_CV = 0.10
+"""Coefficient of variation of idle power above which something was running. An idle board's readings stay within a
+few per cent of their mean; a job that comes and goes does not."""
+
+BaselineMethod = Literal["fresh", "cached", "unavailable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Idle power, and how far it can be trusted.
+
+    Args:
+        power_w: Idle power in watts, summed over the devices; `None` when it was not measured.
+        method: `fresh`, `cached` from an earlier run of this session, or `unavailable`; `None`: switched off.
+        half_width_w: 95 % half-width of `power_w` in watts, without the sensor's gain.
+        taken_at: When it was measured (UTC).
+        age_s: Seconds between the measurement and its use.
+        duration_s: Seconds it was measured for.
+        scope: What the power includes; it must match the measurement's.
+        per_device_w: Idle power of each GPU in watts, by UUID; empty where the meter does not tell them apart.
+        warnings: Doubts about it.
+    """
+
+    power_w: float | None
+    method: BaselineMethod | None
+    half_width_w: float | None = None
+    taken_at: datetime | None = None
+    age_s: float | None = None
+    duration_s: float | None = None
+    scope: str | None = None
+    per_device_w: Mapping[DeviceId, float] = field(default_factory=dict)
+    warnings: tuple[MeasurementWarning, ...] = ()
+
+    def restricted_to(self, devices: Sequence[DeviceId]) -> Baseline:
+        """The part of this baseline that belongs to `devices`: an engine may use fewer than were planned."""
+        if self.power_w is None or set(devices) == set(self.per_device_w) or not self.per_device_w:
+            return self
+        if not set(devices) <= set(self.per_device_w):
+            return unavailable("the engine uses devices on which idle power was not measured", self.taken_at)
+        kept = {device: self.per_device_w[device] for device in devices}
+        share = sum(kept.values()) / self.power_w
+        return replace(
+            self,
+            power_w=sum(kept.values()),
+            per_device_w=kept,
+            half_width_w=None if self.half_width_w is None else self.half_width_w * share,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBaseline:
+    """A fresh baseline kept for later runs on the same devices with the same meter.
+
+    Args:
+        devices: The device set it belongs to.
+        meter: Name of the energy backend that measured it.
+        baseline: The measurement, with `method == "fresh"`.
+    """
+
+    devices: frozenset[DeviceId]
+    meter: str
+    baseline: Baseline
+
+
+class BaselineCache:
+    """Baselines of this session, by device set and meter. Holds nothing on disk.
+
+    Args:
+        entries: Baselines measured elsewhere, e.g. by an earlier child process of the same study.
+    """
+
+    def __init__(self, entries: Iterable[CachedBaseline] = ()) -> None:
+        self._entries = {(entry.devices, entry.meter): entry for entry in entries}
+
+    def get(self, devices: Sequence[DeviceId], meter: str, duration_s: float, now: datetime) -> Baseline | None:
+        """The cached baseline, if it is young enough and was measured for at least `duration_s`.
+
+        Args:
+            devices: Devices of the run at hand.
+            meter: Name of its energy backend.
+            duration_s: Measuring time that its config asks for, in seconds.
+            now: The current time (UTC).
+        """
+        entry = self._entries.get((frozenset(devices), meter))
+        if entry is None or entry.baseline.taken_at is None or (entry.baseline.duration_s or 0.0) < duration_s:
+            return None
+        age = now - entry.baseline.taken_at
+        if not timedelta(0) <= age <= CACHE_TTL:
+            return None
+        return replace(entry.baseline, method="cached", age_s=age.total_seconds())
+
+    def put(self, devices: Sequence[DeviceId], meter: str, baseline: Baseline) -> None:
+        """Keep a fresh baseline; one that found the device busy, or found nothing, is not kept."""
+        if baseline.method == "fresh" and baseline.power_w is not None and not baseline.warnings:
+            key = (frozenset(devices), meter)
+            self._entries[key] = CachedBaseline(key[0], meter, baseline)
+
+    def entries(self) -> tuple[CachedBaseline, ...]:
+        """Everything in the cache, to hand to another process."""
+        return tuple(self._entries.values())
+
+
+def measure_baseline(
+    config: BaselineConfig,
+    meter: EnergyBackend,
+    devices: Sequence[DeviceId],
+    cache: BaselineCache,
+    clock: Clock,
+    observer: Observer,
+) -> Baseline:
+    """Idle power of `devices`: from the cache, or measured for `config.duration_seconds`.
+
+    Args:
+        config: Whether to measure, and for how long.
+        meter: The meter that will also measure the window, so that both see the same thing.
+        devices: Devices of the run.
+        cache: This session's baselines; a fresh one is added.
+        clock: Where time comes from.
+        observer: Who is told about the wait.
+    """
+    if not config.enabled:
+        return Baseline(power_w=None, method=None)
+    observer(StepStarted("baseline", config.duration_seconds))
+    baseline = cache.get(devices, meter.name, config.duration_seconds, clock.wall())
+    if baseline is None:
+        baseline = measure_idle_power(config.duration_seconds, "baseline", meter, clock, observer)
+        cache.put(devices, meter.name, baseline)
+    observer(StepFinished("baseline", _describe(baseline)))
+    return baseline
+
+
+def measure_idle_power(seconds: float, step: Step, meter: EnergyBackend, clock: Clock, observer: Observer) -> Baseline:
+    """Power of the meter's devices while nothing is asked of them for `seconds`.
+
+    Args:
+        seconds: How long to measure.
+        step: The step of the lifecycle that this wait belongs to.
+        meter: What measures.
+        clock: Where time comes from.
+        observer: Who is told about the wait.
+    """
+    taken_at = clock.wall()
+    handle = meter.start_tracking()
+    try:
+        wait(seconds, step, clock, observer)
+    finally:
+        idle = meter.stop_tracking(handle)  # also on Ctrl-C: the sampler's thread must end
+        try:
+            baseline = baseline_from(idle, taken_at)
+        finally:
+            if idle.telemetry is not None:
+                idle.telemetry.close()
+    return baseline
+
+
+def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
+    """Turn an energy measurement of an idle device set into its baseline.
+
+    Args:
+        idle: What the meter saw while nothing was asked of the devices.
+        taken_at: When it began (UTC).
+    """
+    if idle.total_j is None or idle.duration_sec <= 0:
+        reasons = "; ".join(note.message for note in idle.notes) or "the meter gave no figure"
+        return unavailable(reasons, taken_at)
+    without_gain = [part.half_width_j for part in idle.components if part.kind != "gain"]
+    half_width_j = sum(width**2 for width in without_gain) ** 0.5
+    return Baseline(
+        power_w=idle.total_j / idle.duration_sec,
+        method="fresh",
+        half_width_w=half_width_j / idle.duration_sec,
+        taken_at=taken_at,
+        age_s=0.0,
+        duration_s=idle.duration_sec,
+        scope=idle.scope,
+        per_device_w={
+            device: energy_j / idle.duration_sec for device, energy_j in idle.per_gpu_j.items() if energy_j is not None
+        },
+        warnings=_busy_warnings(idle.telemetry),
+    )
+
+
+def unavailable(reason: str, taken_at: datetime | None = None) -> Baseline:
+    """A baseline that could not be had.
+
+    Args:
+        reason: Why, for the warning.
+        taken_at: When it was tried (UTC).
+    """
+    note = MeasurementWarning(
+        WarningCode.BASELINE_UNAVAILABLE, f"idle power was not measured ({reason}); no energy above idle is given"
+    )
+    return Baseline(power_w=None, method="unavailable", taken_at=taken_at, warnings=(note,))
+
+
+def _busy_warnings(telemetry: Telemetry | None) -> tuple[MeasurementWarning, ...]:
+    """Doubts about the idleness of each device, from what the sampler saw of it."""
+    if telemetry is None:
+        return ()
+    found = []
+    for device in telemetry.devices:
+        samples = list(telemetry.samples(device))
+        utilisation = [s.sm_utilisation_pct for s in samples if s.sm_utilisation_pct is not None]
+        power = [s.power_w for s in samples if s.power_w is not None]
+        busy_pct = statistics.fmean(utilisation) if utilisation else 0.0
+        mean_w = statistics.fmean(power) if power else 0.0
+        cv = statistics.pstdev(power) / mean_w if mean_w > 0 else 0.0
+        if busy_pct > BUSY_UTILISATION_PCT or cv > BUSY_POWER_CV:
+            found.append(
+                MeasurementWarning(
+                    WarningCode.BASELINE_NOT_IDLE,
+                    f"{device} was not idle during the baseline ({busy_pct:.0f} % utilisation, power varied by "
+                    f"{100 * cv:.0f} %); energy above idle is too low. Stop other work on it and repeat.",
+                )
+            )
+    return tuple(found)
+
+
+def _describe(baseline: Baseline) -> str:
+    if baseline.power_w is None:
+        return "not measured"
+    origin = f"{baseline.duration_s:.0f} s" if baseline.method == "fresh" else f"cached, {baseline.age_s:.0f} s old"
+    return f"{baseline.power_w:.1f} W idle ({origin})"

@@ -1,0 +1,204 @@
+"""Warm-up: run the model until caches, clocks and compilers have settled, outside every figure.
+
+Fixed mode runs `n_warmup` iterations; convergence mode goes on until the last latencies agree. Then the thermal floor:
+a wait in which the device cools to a repeatable state, which also tells the idle power with the model in memory.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llenergymeasure.config.models import WarmupConfig
+from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
+from llenergymeasure.core.baseline import measure_idle_power
+from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted
+from llenergymeasure.core.waiting import wait
+from llenergymeasure.domain.metrics import WarmupResult
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+from llenergymeasure.protocols import EnergyBackend
+
+WARMUP_OUTPUT_TOKENS = 16
+"""Most output tokens of a warm-up prompt: enough decode steps to reach the steady kernel mix, still short."""
+
+MIN_RESIDENT_IDLE_S = 5.0
+"""Shortest thermal-floor wait from which a resident idle power is taken; the settling after warm-up needs its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """What warm-up did.
+
+    Args:
+        result: The record that goes into the result; `None` when warm-up was off.
+        prompts_run: Prompts generated for, all of them excluded from every figure.
+        idle_resident_power_w: Idle power in watts with the model in memory, from the thermal floor's wait.
+        warnings: What a reader must know about it.
+    """
+
+    result: WarmupResult | None
+    prompts_run: int = 0
+    idle_resident_power_w: float | None = None
+    warnings: tuple[MeasurementWarning, ...] = ()
+
+
+def warm_up(
+    engine: InferenceBackend,
+    requests: Sequence[GenerationRequest],
+    config: WarmupConfig,
+    meter: EnergyBackend,
+    clock: Clock,
+    observer: Observer,
+) -> Warmup:
+    """Warm `engine` up on the experiment's own prompts, then hold the thermal floor.
+
+    Every iteration is one batch of the experiment's size, so that the shapes of the measurement are the ones warmed.
+
+    Args:
+        engine: The loaded engine.
+        requests: The experiment's requests; warm-up goes through them in order, again from the start when they end.
+        config: How much warming.
+        meter: Measures the thermal floor's wait.
+        clock: Where time comes from.
+        observer: Who is told.
+    """
+    if not config.enabled:
+        return Warmup(result=None)
+    batches = _BatchCycle(requests, engine.batch_size or 1)
+    started_s = clock.now()
+    total = config.max_prompts if config.convergence_detection else config.n_warmup
+    observer(StepStarted("warmup", total))
+
+    def run_one() -> float:
+        """Latency of one iteration in milliseconds."""
+        batch = batches.next()
+        before_s = clock.now()
+        engine.generate(batch)
+        engine.synchronize()
+        after_s = clock.now()
+        observer(PromptsDone("warmup", batches.iterations, total, 0, after_s - started_s))
+        return (after_s - before_s) * 1000.0
+
+    result = warmup_until_converged(run_one, config)
+    observer(StepFinished("warmup", f"{result.iterations_completed}/{total} prompts"))
+    result, idle_w = _hold_thermal_floor(result, config, meter, clock, observer)
+    if config.thermal_floor_seconds > 0:
+        run_one()  # wakes clocks that went to sleep during the wait
+    return Warmup(result, batches.prompts_run, idle_w, _warnings(result, config))
+
+
+def warmup_until_converged(run_one: Callable[[], float], config: WarmupConfig) -> WarmupResult:
+    """Run warm-up iterations: a fixed number, then, if asked, until their latencies agree.
+
+    Converged means that the coefficient of variation (sample standard deviation over mean) of the last
+    `window_size` latencies is at most `cv_threshold`, after at least `min_prompts` iterations.
+
+    Args:
+        run_one: Runs one iteration and returns its latency in milliseconds.
+        config: Counts and thresholds. `max_prompts` bounds the convergence mode, the fixed count included.
+    """
+    if not config.enabled:
+        return _result([], config, converged=True)
+    latencies_ms: list[float] = []
+    if not config.convergence_detection:
+        latencies_ms.extend(run_one() for _ in range(config.n_warmup))
+        return _result(latencies_ms, config, converged=True)
+    first = max(config.n_warmup, config.min_prompts)
+    while len(latencies_ms) < config.max_prompts:
+        latencies_ms.append(run_one())
+        if len(latencies_ms) >= max(first, config.window_size):
+            cv = coefficient_of_variation(latencies_ms[-config.window_size :])
+            if cv is not None and cv <= config.cv_threshold:
+                return _result(latencies_ms, config, converged=True)
+    return _result(latencies_ms, config, converged=False)
+
+
+def coefficient_of_variation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation over mean; `None` for fewer than two values or a mean of 0."""
+    if len(values) < 2:
+        return None
+    mean = statistics.fmean(values)
+    return statistics.stdev(values) / mean if mean > 0 else None
+
+
+def _result(latencies_ms: list[float], config: WarmupConfig, *, converged: bool) -> WarmupResult:
+    return WarmupResult(
+        converged=converged,
+        final_cv=coefficient_of_variation(latencies_ms[-config.window_size :]),
+        iterations_completed=len(latencies_ms),
+        target_cv=config.cv_threshold,
+        max_prompts=config.max_prompts,
+        latencies_ms=latencies_ms,
+    )
+
+
+def _hold_thermal_floor(
+    result: WarmupResult, config: WarmupConfig, meter: EnergyBackend, clock: Clock, observer: Observer
+) -> tuple[WarmupResult, float | None]:
+    """Wait `thermal_floor_seconds`; returns the completed record and the resident idle power in watts."""
+    seconds = config.thermal_floor_seconds
+    if seconds <= 0:
+        return result, None
+    observer(StepStarted("thermal_floor", seconds))
+    before_s = clock.now()
+    idle_w = None
+    if seconds >= MIN_RESIDENT_IDLE_S:
+        idle_w = measure_idle_power(seconds, "thermal_floor", meter, clock, observer).power_w
+    else:
+        wait(seconds, "thermal_floor", clock, observer)
+    waited_s = clock.now() - before_s
+    observer(StepFinished("thermal_floor", f"{waited_s:.0f} s"))
+    return result.model_copy(update={"thermal_floor_wait_s": waited_s}), idle_w
+
+
+def _warnings(result: WarmupResult, config: WarmupConfig) -> tuple[MeasurementWarning, ...]:
+    found = []
+    if not result.converged:
+        seen = "unknown" if result.final_cv is None else f"{result.final_cv:.3f}"
+        found.append(
+            MeasurementWarning(
+                WarningCode.WARMUP_NOT_CONVERGED,
+                f"latencies still varied after {result.iterations_completed} warm-up prompts "
+                f"(CV {seen}, wanted {result.target_cv:g}); raise warmup.max_prompts",
+            )
+        )
+    if config.thermal_floor_seconds <= 0:
+        found.append(
+            MeasurementWarning(
+                WarningCode.THERMAL_FLOOR_DISABLED,
+                "no wait between warm-up and measurement (warmup.thermal_floor_seconds is 0); "
+                "the device's temperature at the start depends on what ran before",
+            )
+        )
+    return tuple(found)
+
+
+class _BatchCycle:
+    """Batches of a fixed size from a list of requests, starting over at its end, with short outputs."""
+
+    def __init__(self, requests: Sequence[GenerationRequest], size: int) -> None:
+        self._requests = requests
+        self._size = min(size, len(requests))
+        self._position = 0
+        self.iterations = 0
+        self.prompts_run = 0
+
+    def next(self) -> list[GenerationRequest]:
+        batch = [
+            _shortened(self._requests[(self._position + offset) % len(self._requests)]) for offset in range(self._size)
+        ]
+        self._position += self._size
+        self.iterations += 1
+        self.prompts_run += len(batch)
+        return batch
+
+
+def _shortened(request: GenerationRequest) -> GenerationRequest:
+    return GenerationRequest(
+        index=request.index,
+        token_ids=request.token_ids,
+        max_new_tokens=min(request.max_new_tokens, WARMUP_OUTPUT_TOKENS),
+        min_new_tokens=min(request.min_new_tokens, WARMUP_OUTPUT_TOKENS),
+    )
