@@ -1,0 +1,182 @@
+"""Values that are fine one by one but not together: one small function per rule, each returning its problems."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from llenergymeasure.config.base import Problem
+from llenergymeasure.config.sections import SyntheticDatasetConfig
+from llenergymeasure.config.ssot import (
+    BACKENDS,
+    DECODER_PARAM_SUPPORT,
+    DECODING_SUPPORT,
+    LORA_SUPPORT,
+    PRECISION_SUPPORT,
+)
+
+if TYPE_CHECKING:
+    from llenergymeasure.config.models import ExperimentConfig
+
+
+def experiment_problems(config: ExperimentConfig) -> list[Problem]:
+    """Every combination in `config` that cannot run as written."""
+    return [problem for check in _CHECKS for problem in check(config)]
+
+
+def _section_matches_backend(config: ExperimentConfig) -> Iterator[Problem]:
+    for name in BACKENDS:
+        if name != config.backend and getattr(config, name) is not None:
+            yield Problem(
+                name,
+                f"{name}: config section provided but backend={config.backend!r}. "
+                f"Remove the {name}: section or set backend: {name}.",
+            )
+
+
+def _precision_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+    valid = PRECISION_SUPPORT[config.backend]
+    if config.precision not in valid:
+        yield Problem(
+            "precision",
+            f"precision: {config.precision!r} is not supported by backend={config.backend!r}. "
+            f"Use one of: {', '.join(valid)}.",
+        )
+
+
+def _decoding_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+    strategy = "greedy" if config.decoder.is_deterministic else "sampling"
+    valid = DECODING_SUPPORT[config.backend]
+    if strategy not in valid:
+        yield Problem(
+            "decoder.do_sample",
+            f"decoder: {strategy} decoding is not supported by backend={config.backend!r}. "
+            f"Supported: {', '.join(valid)}.",
+        )
+    supported = DECODER_PARAM_SUPPORT[config.backend]
+    for name, value in _non_default_decoder_params(config):
+        if name not in supported:
+            others = [backend for backend in BACKENDS if name in DECODER_PARAM_SUPPORT[backend]]
+            yield Problem(
+                f"decoder.{name}",
+                f"decoder.{name}: {value!r} is not supported by backend={config.backend!r}. "
+                f"Remove it or use backend: {' or '.join(others)}.",
+            )
+
+
+def _sampling_params_need_sampling(config: ExperimentConfig) -> Iterator[Problem]:
+    """Temperature 0 is the limit of sampling and takes any filter; `do_sample: false` would drop them silently."""
+    if config.decoder.do_sample:
+        return
+    for name, value in _non_default_decoder_params(config):
+        ignored = name in ("top_k", "top_p", "min_p") or (name == "temperature" and value != 0.0)
+        if ignored:
+            yield Problem(
+                f"decoder.{name}",
+                f"decoder.{name}: {value!r} has no effect with decoder.do_sample=False. "
+                "Remove it or set decoder.do_sample: true.",
+            )
+
+
+def _min_new_tokens_fit(config: ExperimentConfig) -> Iterator[Problem]:
+    least = config.decoder.min_new_tokens
+    if least is not None and least > config.max_output_tokens:
+        yield Problem(
+            "decoder.min_new_tokens",
+            f"decoder.min_new_tokens: {least} exceeds max_output_tokens={config.max_output_tokens}. "
+            "Lower it or raise max_output_tokens.",
+        )
+
+
+def _dataset_agrees(config: ExperimentConfig) -> Iterator[Problem]:
+    dataset = config.dataset
+    if not isinstance(dataset, SyntheticDatasetConfig):
+        return
+    if config.n > dataset.n:
+        yield Problem(
+            "n",
+            f"n: {config.n} prompts asked for, but dataset.n={dataset.n}. Lower n or raise dataset.n to {config.n}.",
+        )
+    for limit, length in (("max_input_tokens", "input_len"), ("max_output_tokens", "output_len")):
+        given, implied = getattr(config, limit), getattr(dataset, length)
+        if given != implied:
+            yield Problem(
+                limit,
+                f"{limit}: {given} contradicts dataset.{length}={implied}, which sets it. "
+                f"Remove {limit} or make the two equal.",
+            )
+
+
+def _passthrough_is_free(config: ExperimentConfig) -> Iterator[Problem]:
+    kwargs = config.passthrough_kwargs or {}
+    taken = sorted(set(kwargs) & set(type(config).model_fields))
+    if taken:
+        yield Problem(
+            "passthrough_kwargs",
+            f"passthrough_kwargs keys collide with ExperimentConfig fields: {taken}. Use the named fields instead.",
+        )
+    section = getattr(config, config.backend)
+    doubled = sorted(set(kwargs) & set(section.model_dump(exclude_none=True))) if section is not None else []
+    if doubled:
+        yield Problem(
+            "passthrough_kwargs",
+            f"passthrough_kwargs keys are already set in the {config.backend}: section: {doubled}. Keep one.",
+        )
+
+
+def _passthrough_is_portable(config: ExperimentConfig) -> Iterator[Problem]:
+    """The config is hashed, written and sent to other processes as JSON; what JSON cannot hold would get lost there."""
+    for key, value in (config.passthrough_kwargs or {}).items():
+        try:
+            portable = json.loads(json.dumps(value, allow_nan=False)) == value
+        except (TypeError, ValueError):
+            portable = False
+        if not portable:
+            yield Problem(
+                f"passthrough_kwargs.{key}",
+                f"passthrough_kwargs.{key}: {value!r} cannot be written as JSON. "
+                "Use strings, finite numbers, booleans, null, lists and mappings with string keys.",
+            )
+
+
+def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+    if config.lora is not None and config.backend not in LORA_SUPPORT:
+        yield Problem(
+            "lora",
+            f"lora: not supported with backend={config.backend!r}. Merge the adapter into the weights first "
+            "(peft: merge_and_unload, then save_pretrained), name the merged directory as model: and remove lora:.",
+        )
+
+
+def _tf32_needs_fp32(config: ExperimentConfig) -> Iterator[Problem]:
+    if config.pytorch is not None and config.pytorch.allow_tf32 is not None and config.precision != "fp32":
+        yield Problem(
+            "pytorch.allow_tf32",
+            f"pytorch.allow_tf32: {config.pytorch.allow_tf32} only acts on fp32 products, but "
+            f"precision={config.precision!r}. Remove it or set precision: fp32.",
+        )
+
+
+_CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
+    _section_matches_backend,
+    _precision_is_supported,
+    _decoding_is_supported,
+    _sampling_params_need_sampling,
+    _min_new_tokens_fit,
+    _dataset_agrees,
+    _passthrough_is_free,
+    _passthrough_is_portable,
+    _lora_is_supported,
+    _tf32_needs_fp32,
+)
+
+
+def _non_default_decoder_params(config: ExperimentConfig) -> list[tuple[str, object]]:
+    decoder = config.decoder
+    fields = type(decoder).model_fields
+    return [
+        (name, getattr(decoder, name))
+        for name in DECODER_PARAM_SUPPORT["pytorch"]
+        if getattr(decoder, name) != fields[name].default
+    ]

@@ -1,0 +1,173 @@
+"""The parts of an experiment that every backend shares: decoding, warm-up, baseline, window, energy, data, adapter."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from llenergymeasure.config.base import ConfigModel, NonBlankStr, Problem, reject
+from llenergymeasure.config.ssot import DECODER_PRESETS
+
+
+class DecoderConfig(ConfigModel):
+    """How the next token is chosen.
+
+    A preset fills the fields the user left out; what it filled is part of the config like anything else, so a dump
+    read back is the same config.
+    """
+
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0, description="Softmax temperature; 0 is greedy decoding.")
+    do_sample: bool = Field(default=True, description="Sample from the distribution; false is greedy decoding.")
+    top_k: int = Field(default=50, ge=0, description="Sample among the k most probable tokens; 0 switches it off.")
+    top_p: float = Field(
+        default=1.0, ge=0.0, le=1.0, description="Sample among the most probable tokens that make up this probability."
+    )
+    repetition_penalty: float = Field(
+        default=1.0, ge=0.1, le=10.0, description="Factor against tokens already in the text; 1 switches it off."
+    )
+    min_p: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="Drop tokens less probable than this share of the most probable one."
+    )
+    min_new_tokens: int | None = Field(
+        default=None, ge=1, description="EOS is ignored until this many tokens exist; forces equal output lengths."
+    )
+    preset: Literal["deterministic", "standard", "creative", "factual"] | None = Field(
+        default=None, description="Named set of decoder values; explicit fields win over it."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        preset = data.get("preset") if isinstance(data, dict) else None
+        if not isinstance(preset, str):
+            return data
+        return {**DECODER_PRESETS.get(preset, {}), **data}
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the same prompt gives the same tokens: temperature 0, or no sampling."""
+        return self.temperature == 0.0 or not self.do_sample
+
+
+class WarmupConfig(ConfigModel):
+    """What runs before the measurement window and stays out of it."""
+
+    enabled: bool = Field(default=True, description="Warm up and exclude it; false measures from the first token on.")
+    n_warmup: int = Field(default=5, ge=1, description="Full-length prompts with short outputs to run first.")
+    thermal_floor_seconds: float = Field(
+        default=60.0,
+        ge=0.0,
+        description="Seconds to wait after warm-up: 0, or 30 and more. 0 skips the wait and leaves a warning.",
+    )
+    convergence_detection: bool = Field(
+        default=False, description="After n_warmup prompts, go on until latency has settled."
+    )
+    cv_threshold: float = Field(
+        default=0.05, ge=0.01, le=0.5, description="Coefficient of variation at which latency counts as settled."
+    )
+    max_prompts: int = Field(default=20, ge=5, description="Most prompts to spend on convergence.")
+    window_size: int = Field(default=5, ge=3, description="Latencies in the sliding window of the convergence test.")
+    min_prompts: int = Field(default=5, ge=1, description="Fewest prompts before convergence may be declared.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        reject([*_thermal_floor_problems(self), *_prompt_bound_problems(self)])
+        return self
+
+
+class BaselineConfig(ConfigModel):
+    """Idle power before the model is loaded, subtracted to give adjusted energy."""
+
+    enabled: bool = Field(default=True, description="Measure idle power first; false leaves adjusted energy unknown.")
+    duration_seconds: float = Field(default=30.0, ge=5.0, le=120.0, description="Seconds of idling to average over.")
+
+
+class MeasurementConfig(ConfigModel):
+    """What counts as the measurement window, and what is kept of it."""
+
+    min_duration_seconds: float | None = Field(
+        default=None, ge=0.0, description="Go through the prompts again until the window is at least this long."
+    )
+    skip_first_seconds: float | None = Field(
+        default=None, ge=0.0, description="Leave out the first seconds of generation; methodology becomes windowed."
+    )
+    skip_last_seconds: float | None = Field(
+        default=None, ge=0.0, description="Leave out the last seconds of generation; methodology becomes windowed."
+    )
+    full_batch_only: bool = Field(
+        default=False,
+        description="Count only the time in which a continuous batch is full; methodology becomes windowed.",
+    )
+    save_trace: bool = Field(default=False, description="Keep the raw power samples at full rate.")
+    save_outputs: bool = Field(
+        default=False, description="Keep prompts, generated texts and token counts as JSON lines beside the result."
+    )
+
+
+class EnergyConfig(ConfigModel):
+    """What measures the joules."""
+
+    backend: Literal["auto", "nvml", "zeus", "codecarbon", "rapl"] | None = Field(
+        default="auto",
+        description="Energy backend; auto takes the best one there is, null measures no energy at all.",
+    )
+
+
+class SyntheticDatasetConfig(ConfigModel):
+    """Generated prompts of exact token lengths; the same seed gives the same prompts."""
+
+    n: int = Field(ge=1, description="Prompts in the pool.")
+    input_len: int = Field(default=512, ge=1, description="Tokens in each prompt; sets max_input_tokens.")
+    output_len: int = Field(default=128, ge=1, description="Tokens to generate per prompt; sets max_output_tokens.")
+    seed: int = Field(default=42, ge=0, description="Seed of the prompt generator.")
+
+
+class LoRAConfig(ConfigModel):
+    """A low-rank adapter on top of the model's weights."""
+
+    adapter_id: NonBlankStr | None = Field(default=None, description="Hub id of the adapter.")
+    adapter_path: NonBlankStr | None = Field(default=None, description="Local directory of the adapter.")
+    merge_weights: bool = Field(
+        default=False, description="Merge the adapter into the weights before measuring, so that it costs nothing."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.adapter_id is None and self.adapter_path is None:
+            reject([Problem("adapter_id", "lora: needs adapter_id (on the Hub) or adapter_path (on disk); add one.")])
+        if self.adapter_id is not None and self.adapter_path is not None:
+            reject(
+                [
+                    Problem(
+                        "adapter_path",
+                        f"lora: adapter_id={self.adapter_id!r} and adapter_path={self.adapter_path!r} are both given; "
+                        "remove one.",
+                    )
+                ]
+            )
+        return self
+
+
+def _thermal_floor_problems(warmup: WarmupConfig) -> list[Problem]:
+    if warmup.thermal_floor_seconds == 0.0 or warmup.thermal_floor_seconds >= 30.0:
+        return []
+    return [
+        Problem(
+            "thermal_floor_seconds",
+            f"warmup.thermal_floor_seconds: {warmup.thermal_floor_seconds:g} is too short to settle a GPU. "
+            "Use 30 or more, or 0 to skip the wait (the result then carries a warning).",
+        )
+    ]
+
+
+def _prompt_bound_problems(warmup: WarmupConfig) -> list[Problem]:
+    return [
+        Problem(
+            name,
+            f"warmup.{name}: {value} exceeds warmup.max_prompts={warmup.max_prompts}. Lower it or raise max_prompts.",
+        )
+        for name, value in (("window_size", warmup.window_size), ("min_prompts", warmup.min_prompts))
+        if value > warmup.max_prompts
+    ]

@@ -1,0 +1,44 @@
+"""What each backend supports, said once: validators, introspection and help text read these tables."""
+
+from __future__ import annotations
+
+from typing import Final
+
+BACKENDS: Final[list[str]] = ["pytorch", "vllm", "tensorrt"]
+"""Inference engines a config may name; each has a section of the same name."""
+
+PRECISION_SUPPORT: Final[dict[str, list[str]]] = {
+    "pytorch": ["fp32", "fp16", "bf16"],
+    "vllm": ["fp16", "bf16"],
+    "tensorrt": ["fp16", "bf16"],
+}
+
+DECODING_SUPPORT: Final[dict[str, list[str]]] = {
+    "pytorch": ["greedy", "sampling"],
+    "vllm": ["greedy", "sampling"],
+    "tensorrt": ["greedy", "sampling"],
+}
+
+DECODER_PARAM_SUPPORT: Final[dict[str, list[str]]] = {
+    "pytorch": ["temperature", "top_k", "top_p", "min_p", "min_new_tokens", "repetition_penalty"],
+    "vllm": ["temperature", "top_k", "top_p", "min_p", "min_new_tokens", "repetition_penalty"],
+    "tensorrt": ["temperature", "top_k", "top_p", "min_p", "min_new_tokens"],
+}
+
+LORA_SUPPORT: Final[list[str]] = ["pytorch", "vllm"]
+"""Backends that load an adapter beside the weights; the others need it merged into them first."""
+
+BATCH_SIZE_FIELD: Final[dict[str, str]] = {
+    "pytorch": "pytorch.batch_size",
+    "vllm": "vllm.max_num_seqs",
+    "tensorrt": "tensorrt.max_batch_size",
+}
+"""The field that `--batch-size` means on each backend."""
+
+DECODER_PRESETS: Final[dict[str, dict[str, float | bool]]] = {
+    "deterministic": {"temperature": 0.0, "do_sample": False},
+    "standard": {"temperature": 1.0, "top_p": 0.95},
+    "creative": {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
+    "factual": {"temperature": 0.3},
+}
+"""Decoder fields that each `decoder.preset` fills where the user left them out."""
