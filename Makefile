@@ -1,0 +1,48 @@
+# Two commands, each enough on a fresh machine with Python 3.11 to 3.13 and a network:
+#   make demo   measures the built-in model and prints what it cost
+#   make test   runs every test that this machine can run
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format docs bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/llem run examples/quickstart.yaml
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/hooks.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache tests/nvml/_build
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "The pinned environment needs Python 3.11 to 3.13; this is %d.%d. Name another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch first and by itself: a pinned version that is there already is not looked up again with everything else.
+$(VENV)/.demo: $(VENV)/.python requirements/run.txt pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements/torch.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements/run.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo requirements/test.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements/test.txt
+	touch $@
