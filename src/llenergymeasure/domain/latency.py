@@ -1,0 +1,167 @@
+"""Request latencies: what one process saw of each request, and the statistics of all of them together.
+
+|-- queue --|------- TTFT -------|-- ITL --|-- ITL --| ... |-- ITL --|
+submitted   started           token 1   token 2   token 3        last token
+            |------------------------- e2e --------------------------|
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from llenergymeasure.domain.base import Float32Array, Float64Array, Record
+
+HISTOGRAM_BINS = 40
+
+
+class RequestTimings(Record):
+    """Every request of one process in columns, one entry per request, plus all inter-token gaps in one column."""
+
+    input_tokens: list[int] = Field(description="Input tokens of each request, after truncation.")
+    output_tokens: list[int] = Field(description="Output tokens of each request, up to and including EOS.")
+    e2e_ms: Float64Array = Field(description="From the engine's start on the request to its last token, in ms.")
+    ttft_ms: Float64Array | None = Field(
+        default=None, description="From the engine's start on the request to its first token, in ms; null: not told."
+    )
+    queue_ms: Float64Array | None = Field(
+        default=None, description="Waiting in the engine before the start, in ms; null: not told."
+    )
+    itl_ms: Float32Array | None = Field(
+        default=None, description="All gaps between consecutive tokens of a request, in ms; null: not told."
+    )
+
+    @model_validator(mode="after")
+    def _columns_are_equally_long(self) -> Self:
+        columns = {
+            "output_tokens": self.output_tokens,
+            "e2e_ms": self.e2e_ms,
+            "ttft_ms": self.ttft_ms,
+            "queue_ms": self.queue_ms,
+        }
+        for name, column in columns.items():
+            if column is not None and len(column) != len(self.input_tokens):
+                raise ValueError(f"{name} has {len(column)} entries for {len(self.input_tokens)} requests")
+        return self
+
+    def tpot_ms(self) -> list[float]:
+        """Time per output token after the first, (e2e - TTFT) / (output tokens - 1), of requests with two and more."""
+        if self.ttft_ms is None:
+            return []
+        columns = zip(self.e2e_ms, self.ttft_ms, self.output_tokens, strict=True)
+        return [(e2e - ttft) / (tokens - 1) for e2e, ttft, tokens in columns if tokens > 1]
+
+
+class Percentiles(Record):
+    """Location and spread of one quantity, in the unit that the field holding it names."""
+
+    count: int = Field(ge=1, description="Number of values.")
+    mean: float = Field(description="Arithmetic mean.")
+    p50: float = Field(description="Median.")
+    p90: float = Field(description="90th percentile.")
+    p95: float = Field(description="95th percentile.")
+    p99: float = Field(description="99th percentile.")
+    min: float = Field(description="Smallest value.")
+    max: float = Field(description="Largest value.")
+
+
+class Histogram(Record):
+    """Counts of values in adjoining bins of equal width; the last bin includes its upper edge."""
+
+    bin_edges: list[float] = Field(description="Bin edges in ascending order, one more than there are bins.")
+    counts: list[int] = Field(description="Values in each bin.")
+
+
+class LatencyStatistics(Record):
+    """Latencies over all requests of all processes at once, in milliseconds; null where the engine does not tell."""
+
+    ttft_ms: Percentiles | None = Field(default=None, description="Time to first token, in ms.")
+    itl_ms: Percentiles | None = Field(default=None, description="Inter-token latency, every gap of its own, in ms.")
+    tpot_ms: Percentiles | None = Field(default=None, description="Time per output token of each request, in ms.")
+    e2e_ms: Percentiles | None = Field(default=None, description="Start on the request to its last token, in ms.")
+    queue_ms: Percentiles | None = Field(default=None, description="Waiting before the start, in ms.")
+    ttft_histogram: Histogram | None = Field(default=None, description="Distribution of TTFT, edges in ms.")
+    itl_histogram: Histogram | None = Field(default=None, description="Distribution of ITL, edges in ms.")
+    e2e_histogram: Histogram | None = Field(default=None, description="Distribution of end-to-end times, edges in ms.")
+
+
+def percentile(ordered: Sequence[float], q: float) -> float:
+    """The `q`-th percentile of ascending values, by linear interpolation between order statistics.
+
+    Definition 7 of Hyndman and Fan (1996), "Sample Quantiles in Statistical Packages"; numpy's default.
+
+    Args:
+        ordered: Values in ascending order, at least one.
+        q: Percentile, 0 to 100.
+
+    Raises:
+        ValueError: No values, or `q` outside 0..100.
+    """
+    if not ordered:
+        raise ValueError("a percentile needs at least one value")
+    if not 0 <= q <= 100:
+        raise ValueError(f"percentile must be within 0..100, not {q}")
+    position = (len(ordered) - 1) * q / 100
+    below = math.floor(position)
+    fraction = position - below
+    if fraction == 0:
+        return ordered[below]
+    return ordered[below] + (ordered[below + 1] - ordered[below]) * fraction
+
+
+def percentiles(values: Iterable[float]) -> Percentiles | None:
+    """Statistics of `values`, or `None` when there are none."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return Percentiles(
+        count=len(ordered),
+        mean=min(max(math.fsum(ordered) / len(ordered), ordered[0]), ordered[-1]),  # rounding must not leave the range
+        p50=percentile(ordered, 50),
+        p90=percentile(ordered, 90),
+        p95=percentile(ordered, 95),
+        p99=percentile(ordered, 99),
+        min=ordered[0],
+        max=ordered[-1],
+    )
+
+
+def histogram(values: Sequence[float], bins: int = HISTOGRAM_BINS) -> Histogram | None:
+    """Counts of `values` in `bins` equal bins between the smallest and the largest, or `None` when there are none."""
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    width = (high - low) / bins
+    if width == 0:
+        return Histogram(bin_edges=[low, high], counts=[len(values)])
+    counts = [0] * bins
+    for value in values:
+        counts[min(int((value - low) / width), bins - 1)] += 1
+    return Histogram(bin_edges=[low + i * width for i in range(bins)] + [high], counts=counts)
+
+
+def pool_latencies(processes: Iterable[RequestTimings]) -> LatencyStatistics | None:
+    """Statistics over every request of every process; an average of averages would hide the slow process.
+
+    Returns:
+        `None` when no process kept timings.
+    """
+    timings = list(processes)
+    if not timings:
+        return None
+    ttft_ms = [value for t in timings if t.ttft_ms is not None for value in t.ttft_ms]
+    itl_ms = [value for t in timings if t.itl_ms is not None for value in t.itl_ms]
+    e2e_ms = [value for t in timings for value in t.e2e_ms]
+    return LatencyStatistics(
+        ttft_ms=percentiles(ttft_ms),
+        itl_ms=percentiles(itl_ms),
+        tpot_ms=percentiles(value for t in timings for value in t.tpot_ms()),
+        e2e_ms=percentiles(e2e_ms),
+        queue_ms=percentiles(value for t in timings if t.queue_ms is not None for value in t.queue_ms),
+        ttft_histogram=histogram(ttft_ms),
+        itl_histogram=histogram(itl_ms),
+        e2e_histogram=histogram(e2e_ms),
+    )
