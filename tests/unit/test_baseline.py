@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from fakes import ConstantMeter, VirtualClock
+
+from llenergymeasure.config.models import BaselineConfig
+from llenergymeasure.core.baseline import CACHE_TTL, BaselineCache, baseline_from, measure_baseline
+from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.progress import Event, StepFinished, Waiting, ignore_events
+from llenergymeasure.domain.warnings import WarningCode
+
+
+class ListedTelemetry:
+    """Telemetry of one device that holds the samples it was given."""
+
+    devices = ("GPU-0",)
+
+    def __init__(self, samples: list[TelemetrySample]) -> None:
+        self._samples = samples
+
+    def samples(self, device: str) -> Iterator[TelemetrySample]:
+        return iter(self._samples)
+
+    def close(self) -> None:
+        self._samples = []
+
+
+def idle(
+    total_j: float | None, seconds: float = 10.0, samples: list[TelemetrySample] | None = None
+) -> EnergyMeasurement:
+    return EnergyMeasurement(
+        start_s=0.0,
+        end_s=seconds,
+        total_j=total_j,
+        method="hardware_counter",
+        scope="gpu",
+        per_gpu_j={"GPU-0": total_j},
+        telemetry=None if samples is None else ListedTelemetry(samples),
+    )
+
+
+def test_idle_power_is_energy_over_time() -> None:
+    clock = VirtualClock()
+    meter = ConstantMeter(clock, power_w=61.2)
+    config = BaselineConfig(duration_seconds=30.0)
+    baseline = measure_baseline(config, meter, ["GPU-0"], BaselineCache(), clock, ignore_events)
+    assert baseline.power_w == pytest.approx(61.2)
+    assert baseline.method == "fresh"
+    assert baseline.duration_s == pytest.approx(30.0)
+    assert meter.open_windows == 0
+
+
+def test_a_second_run_on_the_same_devices_takes_the_cached_baseline_and_says_its_age() -> None:
+    clock = VirtualClock()
+    meter, cache, config = ConstantMeter(clock), BaselineCache(), BaselineConfig(duration_seconds=10.0)
+    measure_baseline(config, meter, ["GPU-0"], cache, clock, ignore_events)
+    clock.sleep(120.0)
+    before_s = clock.now()
+    again = measure_baseline(config, meter, ["GPU-0"], cache, clock, ignore_events)
+    assert again.method == "cached"
+    assert again.age_s == pytest.approx(130.0)
+    assert clock.now() == before_s
+
+
+@pytest.mark.parametrize(
+    ("devices", "meter_name", "seconds", "age"),
+    [
+        (["GPU-1"], "constant", 10.0, timedelta(0)),
+        (["GPU-0", "GPU-1"], "constant", 10.0, timedelta(0)),
+        (["GPU-0"], "zeus", 10.0, timedelta(0)),
+        (["GPU-0"], "constant", 20.0, timedelta(0)),
+        (["GPU-0"], "constant", 10.0, CACHE_TTL + timedelta(seconds=1)),
+    ],
+    ids=["other device", "other set", "other meter", "measured too short", "too old"],
+)
+def test_a_cached_baseline_serves_only_its_own_devices_and_meter_and_hour(
+    devices: list[str], meter_name: str, seconds: float, age: timedelta
+) -> None:
+    clock = VirtualClock()
+    cache = BaselineCache()
+    measure_baseline(
+        BaselineConfig(duration_seconds=10.0), ConstantMeter(clock), ["GPU-0"], cache, clock, ignore_events
+    )
+    assert cache.get(["GPU-0"], "constant", 10.0, clock.wall()) is not None
+    assert cache.get(devices, meter_name, seconds, clock.wall() + age) is None
+
+
+def test_a_cache_can_be_handed_to_another_process() -> None:
+    clock = VirtualClock()
+    cache = BaselineCache()
+    measure_baseline(
+        BaselineConfig(duration_seconds=10.0), ConstantMeter(clock), ["GPU-0"], cache, clock, ignore_events
+    )
+    inherited = BaselineCache(cache.entries())
+    assert inherited.get(["GPU-0"], "constant", 10.0, clock.wall()) is not None
+
+
+def test_a_meter_without_a_figure_makes_the_baseline_unavailable_not_zero() -> None:
+    baseline = baseline_from(idle(None), VirtualClock().wall())
+    assert baseline.power_w is None
+    assert baseline.method == "unavailable"
+    assert [w.code for w in baseline.warnings] == [WarningCode.BASELINE_UNAVAILABLE]
+
+
+def test_a_busy_gpu_is_noticed_by_its_utilisation() -> None:
+    samples = [TelemetrySample(time_s=float(i), power_w=200.0, sm_utilisation_pct=80.0) for i in range(10)]
+    assert [w.code for w in baseline_from(idle(2000.0, samples=samples), VirtualClock().wall()).warnings] == [
+        WarningCode.BASELINE_NOT_IDLE
+    ]
+
+
+def test_a_busy_gpu_is_noticed_by_its_restless_power_alone() -> None:
+    samples = [TelemetrySample(time_s=float(i), power_w=60.0 + 100.0 * (i % 2)) for i in range(10)]
+    assert [w.code for w in baseline_from(idle(1100.0, samples=samples), VirtualClock().wall()).warnings] == [
+        WarningCode.BASELINE_NOT_IDLE
+    ]
+
+
+def test_a_quiet_gpu_raises_no_doubt_and_is_cached_while_a_busy_one_is_not() -> None:
+    quiet = [TelemetrySample(time_s=float(i), power_w=60.0 + 0.1 * (i % 2), sm_utilisation_pct=0.0) for i in range(10)]
+    assert baseline_from(idle(600.0, samples=quiet), VirtualClock().wall()).warnings == ()
+    busy = [TelemetrySample(time_s=float(i), power_w=200.0, sm_utilisation_pct=80.0) for i in range(10)]
+    cache = BaselineCache()
+    cache.put(["GPU-0"], "constant", baseline_from(idle(2000.0, samples=busy), VirtualClock().wall()))
+    assert cache.entries() == ()
+
+
+def test_an_engine_that_uses_fewer_devices_than_planned_keeps_their_share() -> None:
+    measured = EnergyMeasurement(
+        start_s=0.0, end_s=10.0, total_j=1000.0, method="hardware_counter", scope="gpu",
+        per_gpu_j={"GPU-0": 600.0, "GPU-1": 400.0},
+    )  # fmt: skip
+    baseline = baseline_from(measured, VirtualClock().wall())
+    assert baseline.restricted_to(["GPU-1"]).power_w == pytest.approx(40.0)
+    assert baseline.restricted_to(["GPU-2"]).method == "unavailable"
+
+
+def test_switched_off_measures_and_waits_for_nothing() -> None:
+    clock = VirtualClock()
+    baseline = measure_baseline(
+        BaselineConfig(enabled=False), ConstantMeter(clock), ["GPU-0"], BaselineCache(), clock, ignore_events
+    )
+    assert baseline.power_w is None
+    assert baseline.method is None
+    assert clock.now() == VirtualClock().now()
+
+
+def test_the_wait_is_counted_down_and_the_outcome_told() -> None:
+    clock, events = VirtualClock(), list[Event]()
+    measure_baseline(
+        BaselineConfig(duration_seconds=5.0), ConstantMeter(clock), ["GPU-0"], BaselineCache(), clock, events.append
+    )
+    assert [round(e.remaining_s) for e in events if isinstance(e, Waiting)] == [5, 4, 3, 2, 1]
+    assert events[-1] == StepFinished("baseline", "100.0 W idle (5 s)")

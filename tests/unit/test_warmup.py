@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+from fakes import ConstantMeter, StepEngine, VirtualClock, requests
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llenergymeasure.config.models import WarmupConfig
+from llenergymeasure.core.progress import ignore_events
+from llenergymeasure.core.warmup import (
+    WARMUP_OUTPUT_TOKENS,
+    Warmup,
+    coefficient_of_variation,
+    warm_up,
+    warmup_until_converged,
+)
+from llenergymeasure.domain.warnings import WarningCode
+
+
+def run_warmup(config: WarmupConfig, *, count: int = 3, batch_size: int = 2) -> tuple[Warmup, StepEngine, VirtualClock]:
+    clock = VirtualClock()
+    engine = StepEngine(clock, batch_size=batch_size)
+    warmup = warm_up(engine, requests(count, tokens=100), config, ConstantMeter(clock, 80.0), clock, ignore_events)
+    return warmup, engine, clock
+
+
+def test_fixed_mode_runs_exactly_n_and_calls_it_converged() -> None:
+    result = warmup_until_converged(lambda: 10.0, WarmupConfig(n_warmup=7))
+    assert result.iterations_completed == 7
+    assert result.converged
+    assert result.latencies_ms == [10.0] * 7
+    assert result.final_cv == pytest.approx(0.0)
+
+
+def test_switched_off_runs_nothing_and_is_converged() -> None:
+    result = warmup_until_converged(lambda: 1 / 0, WarmupConfig(enabled=False))
+    assert result.iterations_completed == 0
+    assert result.converged
+    assert result.final_cv is None
+
+
+def test_convergence_stops_as_soon_as_the_last_window_agrees() -> None:
+    latencies = iter([100.0, 50.0, 30.0, 20.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0])
+    config = WarmupConfig(n_warmup=1, convergence_detection=True, window_size=3, min_prompts=1, cv_threshold=0.05)
+    result = warmup_until_converged(lambda: next(latencies), config)
+    assert result.converged
+    assert result.iterations_completed == 7
+    assert result.final_cv == pytest.approx(0.0)
+
+
+def test_convergence_gives_up_at_max_prompts_and_says_so() -> None:
+    latencies = iter([10.0, 20.0] * 100)
+    config = WarmupConfig(n_warmup=1, convergence_detection=True, max_prompts=12)
+    result = warmup_until_converged(lambda: next(latencies), config)
+    assert not result.converged
+    assert result.iterations_completed == 12
+    assert result.final_cv is not None
+    assert result.final_cv > config.cv_threshold
+
+
+@given(latencies=st.lists(st.floats(1.0, 1000.0), min_size=40, max_size=40), n=st.integers(1, 15))
+def test_convergence_never_exceeds_its_bounds_whatever_the_latencies(latencies: list[float], n: int) -> None:
+    config = WarmupConfig(n_warmup=n, convergence_detection=True, max_prompts=20, min_prompts=5)
+    source = iter(latencies)
+    result = warmup_until_converged(lambda: next(source), config)
+    assert max(n, 5) <= result.iterations_completed <= 20
+    assert result.converged == (result.final_cv is not None and result.final_cv <= config.cv_threshold)
+
+
+def test_coefficient_of_variation_needs_two_values() -> None:
+    assert coefficient_of_variation([1.0]) is None
+    assert coefficient_of_variation([1.0, 3.0]) == pytest.approx(2**0.5 / 2.0)
+
+
+def test_iterations_use_the_batch_of_the_measurement_with_short_outputs_and_start_over_at_the_end() -> None:
+    warmup, engine, _ = run_warmup(WarmupConfig(n_warmup=3, thermal_floor_seconds=0.0))
+    assert [[r.index for r in batch] for batch in engine.batches] == [[0, 1], [2, 0], [1, 2]]
+    assert {r.max_new_tokens for batch in engine.batches for r in batch} == {WARMUP_OUTPUT_TOKENS}
+    assert warmup.prompts_run == 6
+
+
+def test_the_thermal_floor_is_waited_measured_and_followed_by_one_more_batch() -> None:
+    warmup, engine, clock = run_warmup(WarmupConfig(n_warmup=3, thermal_floor_seconds=30.0))
+    assert warmup.result is not None
+    assert warmup.result.thermal_floor_wait_s == pytest.approx(30.0)
+    assert warmup.result.iterations_completed == 3
+    assert warmup.idle_resident_power_w == pytest.approx(80.0)
+    assert len(engine.batches) == 4
+    assert clock.now() - VirtualClock().now() == pytest.approx(30.0 + 4 * WARMUP_OUTPUT_TOKENS * engine.step_s)
+
+
+def test_without_a_thermal_floor_the_result_carries_a_warning_and_no_resident_power() -> None:
+    warmup, engine, _ = run_warmup(WarmupConfig(n_warmup=3, thermal_floor_seconds=0.0))
+    assert [w.code for w in warmup.warnings] == [WarningCode.THERMAL_FLOOR_DISABLED]
+    assert warmup.idle_resident_power_w is None
+    assert len(engine.batches) == 3
+
+
+def test_warm_up_that_is_off_leaves_the_engine_alone() -> None:
+    warmup, engine, _ = run_warmup(WarmupConfig(enabled=False))
+    assert warmup.result is None
+    assert engine.calls == []
