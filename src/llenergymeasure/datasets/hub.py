@@ -1,0 +1,275 @@
+"""Prompts from the Hugging Face Hub, or from a local directory with a data set in it, through the `datasets` library.
+
+    hf:<id>[/<config>][:<split>][@<revision>]      hf:AIEnergyScore/text_generation:train@main
+    hf:<path>[:<split>]                            hf:./my-data:test   (the path starts with . / or ~)
+
+Rows are streamed, so that only those needed travel. In offline mode (`HF_HUB_OFFLINE=1`) nothing can be streamed: the
+library's cache is read instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from llenergymeasure.datasets.jsonl import too_few
+from llenergymeasure.datasets.records import parse_record
+from llenergymeasure.datasets.types import DatasetIdentity, DatasetSource, RawPrompt, RawPrompts
+from llenergymeasure.exceptions import DatasetError
+from llenergymeasure.resilience import retry_on_error
+from llenergymeasure.security import validate_path
+
+logger = logging.getLogger(__name__)
+
+HUB_PREFIX: Final = "hf:"
+
+PROMPT_COLUMNS: Final = (
+    "prompt",
+    "text",
+    "instruction",
+    "question",
+    "input",
+    "content",
+    "query",
+    "document",
+    "article",
+)
+"""Columns that may hold the prompt; the first of them that a data set has as text is taken."""
+
+_GRAMMAR: Final = "hf:<id>[/<config>][:<split>][@<revision>], or hf:./<directory>[:<split>]"
+_HUB_SPEC: Final = re.compile(
+    r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[\w.+-]+))?(?::(?P<split>\w+(?:\.\w+)*))?(?:@(?P<revision>[\w./-]+))?"
+)
+_LOCAL_SPLIT: Final = re.compile(r"(?P<path>.+):(?P<split>\w+(?:\.\w+)*)")
+_TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
+_TRANSIENT_TYPES: Final = frozenset(
+    {"ConnectionError", "TransportError", "ClientConnectionError", "Timeout", "TimeoutError"}
+)
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HubSpec:
+    """Where the rows are.
+
+    Args:
+        location: Id on the Hub, or the absolute path of a directory.
+        is_local: Whether it is a directory.
+        config: Configuration (subset) of the data set; `None`: its default.
+        split: Split; `None`: the only one there is, else `train`.
+        revision: Branch, tag or commit; `None`: the Hub's default.
+    """
+
+    location: str
+    is_local: bool = False
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+
+class RowLibrary(Protocol):
+    """What is needed of the `datasets` library and the Hub's client."""
+
+    def commit(self, spec: HubSpec) -> str | None:
+        """Commit hash that `spec` means now; `None` where it cannot be asked (offline, a local directory)."""
+
+    def splits(self, spec: HubSpec, revision: str | None) -> Mapping[str, Iterable[Row]]:
+        """The splits of `spec` (only its own where it names one), their rows read when iterated."""
+
+
+def parse_hub_spec(dataset: str) -> HubSpec:
+    """Take an `hf:` name apart.
+
+    Raises:
+        DatasetError: It does not follow the grammar above.
+        ConfigError: A local path that is unsafe to open.
+    """
+    text = dataset.removeprefix(HUB_PREFIX)
+    if text.startswith((".", "/", "~")):
+        return _parse_local(dataset, text)
+    match = _HUB_SPEC.fullmatch(text)
+    if match is None:
+        raise DatasetError(f"dataset {dataset}: not of the form {_GRAMMAR}")
+    parts = match.groupdict()
+    return HubSpec(parts["id"], config=parts["config"], split=parts["split"], revision=parts["revision"])
+
+
+def load_hub_prompts(
+    dataset: str, n: int, *, library: RowLibrary | None = None, sleep: Callable[[float], None] = time.sleep
+) -> RawPrompts:
+    """Read the first `n` prompts that `dataset` names; blank ones are passed over, as some data sets have them.
+
+    Args:
+        dataset: An `hf:` name.
+        n: Prompts to take.
+        library: Where the rows come from; the real one unless given.
+        sleep: Waits between attempts on a failing network, in seconds.
+
+    Raises:
+        DatasetError: The `datasets` package is missing, the data set, configuration, split or column cannot be had, or
+            it has fewer than `n` prompts. A gated data set's message names `HF_TOKEN`.
+    """
+    spec = parse_hub_spec(dataset)
+    rows_library = library or _import_library()
+
+    @retry_on_error(exceptions=(Exception,), is_transient=_is_transient, sleep=sleep)
+    def read() -> tuple[str | None, list[RawPrompt]]:
+        commit = rows_library.commit(spec)
+        rows = _choose_split(dataset, rows_library.splits(spec, commit or spec.revision), spec.split)
+        return commit, list(islice(_prompts(dataset, rows), n))
+
+    try:
+        commit, prompts = read()
+    except DatasetError:
+        raise
+    except Exception as error:  # the library raises some forty types of its own and of its HTTP clients
+        raise DatasetError(f"dataset {dataset}: {_explain(error)}") from error
+    if len(prompts) < n:
+        raise too_few(dataset, len(prompts), n)
+    source: DatasetSource = "directory" if spec.is_local else "hub"
+    return RawPrompts(tuple(prompts), DatasetIdentity(dataset, hash_prompts(prompts), n, source, commit))
+
+
+def hash_prompts(prompts: Iterable[RawPrompt]) -> str:
+    """SHA-256 (64 hex digits) over the prompts in order, as the JSON Lines file that would hold just them."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        limit = {} if prompt.max_new_tokens is None else {"max_new_tokens": prompt.max_new_tokens}
+        digest.update((json.dumps({"prompt": prompt.text, **limit}, ensure_ascii=False) + "\n").encode("utf-8"))
+    return digest.hexdigest()
+
+
+class DatasetsLibrary:
+    """The real one: the `datasets` package, with `huggingface_hub` underneath it."""
+
+    def __init__(self) -> None:
+        import datasets
+
+        self._datasets = datasets
+        self._offline = bool(datasets.config.HF_HUB_OFFLINE)
+
+    def commit(self, spec: HubSpec) -> str | None:
+        """Ask the Hub which commit the revision stands for."""
+        if spec.is_local or self._offline:
+            return None
+        import huggingface_hub
+
+        sha: str | None = huggingface_hub.HfApi().dataset_info(spec.location, revision=spec.revision).sha
+        return sha
+
+    def splits(self, spec: HubSpec, revision: str | None) -> Mapping[str, Iterable[Row]]:
+        """Open the data set, streaming unless offline."""
+        if spec.is_local and _was_saved_to_disk(Path(spec.location)):
+            found = self._datasets.load_from_disk(spec.location)
+            return found if isinstance(found, dict) else {spec.split or "train": found}
+        found = self._datasets.load_dataset(
+            spec.location,
+            name=spec.config,
+            split=spec.split,
+            revision=revision,
+            streaming=spec.is_local or not self._offline,
+        )
+        return {spec.split: found} if spec.split else found
+
+
+def _parse_local(dataset: str, text: str) -> HubSpec:
+    path, split = validate_path(text, what="dataset"), None
+    match = _LOCAL_SPLIT.fullmatch(text)
+    if not path.exists() and match:
+        path, split = validate_path(match["path"], what="dataset"), match["split"]
+    if not path.is_dir():
+        raise DatasetError(f"dataset {dataset}: no such directory: {path}")
+    return HubSpec(str(path), is_local=True, split=split)
+
+
+def _import_library() -> RowLibrary:
+    try:
+        return DatasetsLibrary()
+    except ImportError as error:
+        raise DatasetError(
+            "reading data sets from the Hub needs the 'datasets' package. "
+            'Install it with: pip install "llenergymeasure[datasets]"'
+        ) from error
+
+
+def _was_saved_to_disk(directory: Path) -> bool:
+    return any((directory / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
+
+
+def _choose_split(dataset: str, splits: Mapping[str, Iterable[Row]], wanted: str | None) -> Iterable[Row]:
+    name = wanted or (next(iter(splits)) if len(splits) == 1 else "train")
+    if name in splits:
+        return splits[name]
+    choices = ", ".join(splits)
+    if wanted:
+        raise DatasetError(f"dataset {dataset}: no split '{wanted}' (there are: {choices})")
+    raise DatasetError(
+        f"dataset {dataset}: several splits ({choices}) and none is 'train'. Name one: {dataset}:<split>"
+    )
+
+
+def _prompts(dataset: str, rows: Iterable[Row]) -> Iterable[RawPrompt]:
+    column: str | None = None
+    blank = 0
+    for number, row in enumerate(rows, start=1):
+        column = column or _prompt_column(dataset, row)
+        value = row.get(column)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            blank += 1
+            continue
+        yield parse_record(row, f"dataset {dataset}, row {number}", prompt_key=column)
+    if blank:
+        logger.info("dataset %s: passed over %d rows without a prompt in column '%s'", dataset, blank, column)
+
+
+def _prompt_column(dataset: str, row: Row) -> str:
+    present = [column for column in PROMPT_COLUMNS if column in row]
+    for column in present:
+        if row[column] is None or isinstance(row[column], str):
+            return column
+    if present:
+        kinds = ", ".join(f"'{column}' ({type(row[column]).__name__})" for column in present)
+        raise DatasetError(f"dataset {dataset}: no column with prompts as text: {kinds}")
+    raise DatasetError(
+        f"dataset {dataset}: no column with prompts: it has {_listed(row)}; needed: one of {', '.join(PROMPT_COLUMNS)}"
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "no columns"
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether trying again can help. The HTTP clients below the Hub changed over time, so their types go by name."""
+    if isinstance(error, DatasetError) or _says_offline(error):
+        return False
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status in _TRANSIENT_STATUS
+    return any(base.__name__ in _TRANSIENT_TYPES for base in type(error).__mro__)
+
+
+def _says_offline(error: Exception) -> bool:
+    description = f"{type(error).__name__}: {error}"
+    return "OfflineMode" in description or "offline mode" in description.lower()
+
+
+def _explain(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    summary = text.splitlines()[0]
+    if _says_offline(error):
+        return (
+            f"not in the local cache, and HF_HUB_OFFLINE forbids asking the Hub. Unset it once to fetch it. ({summary})"
+        )
+    if "gated" in text.lower() or type(error).__name__ == "GatedRepoError":
+        return f"access is restricted. Accept its terms on the Hub and set HF_TOKEN. ({summary})"
+    return f"cannot be read: {type(error).__name__}: {summary}"

@@ -1,0 +1,110 @@
+"""What the data sets hand to the layers above: prompts, their identity, and the tokenizer they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+DatasetSource = Literal["builtin", "file", "directory", "hub", "synthetic"]
+
+
+@runtime_checkable
+class PromptTokenizer(Protocol):
+    """A model's own tokenizer, as far as prompts need it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids the model takes as input: 0 to `vocab_size - 1`."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids with a meaning of their own: BOS, EOS, padding and the like."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as the model wants to see it, its own BOS included."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; undecodable bytes become replacement characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetIdentity:
+    """Which prompts an experiment used, for results, resume and comparison.
+
+    Args:
+        name: The data set as the configuration names it.
+        sha256: 64 hex digits; depends on the data set alone, never on the model or its tokenizer. Of a JSONL file (the
+            bundled ones too): over its bytes. Of Hub data: over the prompts used, one canonical JSON line each. Of
+            synthetic prompts: over their parameters and the version of the recipe.
+        prompt_count: Prompts taken from it.
+        source: What kind of place they came from.
+        revision: Commit of a data set on the Hub; `None` for everything else, and where the Hub did not tell.
+    """
+
+    name: str
+    sha256: str
+    prompt_count: int
+    source: DatasetSource
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """A prompt before tokenising.
+
+    Args:
+        text: The prompt as it stands in the data set.
+        max_new_tokens: The data set's own limit for this prompt's output, in tokens.
+    """
+
+    text: str
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RawPrompts:
+    """Prompts that could be read, in file order.
+
+    Args:
+        prompts: The prompts taken; empty for synthetic data, which has no text before there is a tokenizer.
+        identity: Which data set they are from.
+    """
+
+    prompts: tuple[RawPrompt, ...]
+    identity: DatasetIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as every engine sees it.
+
+    Args:
+        index: Position in the experiment, from 0.
+        text: The prompt's text before truncation; `None` where there is none.
+        token_ids: Input ids, BOS included, cut to the experiment's `max_input_tokens`.
+        truncated: Whether something was cut off at the end.
+        max_new_tokens: Most output tokens for this prompt where the data set sets a limit, never above the
+            experiment's; `None`: the experiment's `max_output_tokens` alone.
+    """
+
+    index: int
+    text: str | None
+    token_ids: tuple[int, ...]
+    truncated: bool
+    max_new_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """All prompts of one experiment.
+
+    Args:
+        prompts: In the order in which they are measured.
+        identity: Which data set they are from.
+        truncated_count: Prompts that were longer than `max_input_tokens`.
+    """
+
+    prompts: tuple[Prompt, ...]
+    identity: DatasetIdentity
+    truncated_count: int
