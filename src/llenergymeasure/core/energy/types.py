@@ -1,16 +1,17 @@
 """What energy backends hand to the rest of the program: frozen, with units in the names.
 
-        sampler starts     window                                       sampler stops
-              |              |<------------- duration_sec ------------->|      |
-    --o----o--o----o----o----[----o----o----o----o----o----o----o----o--]--o---o--  power samples
-                       C     ^                                          ^     C     counter reads (never inside)
-                          start_s                                    end_s
+    sampler starts     window                                       sampler stops
+          |              |<------------- duration_sec ------------->|      |
+--o----o--o----o----o----[----o----o----o----o----o----o----o----o--]--o---o--  power samples
+                   C     ^                                          ^     C     counter reads (never inside)
+                      start_s                                    end_s
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from llenergymeasure.domain.warnings import MeasurementWarning
@@ -127,3 +128,20 @@ class TrackingHandle:
 
     start_s: float
     state: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeterOptions:
+    """How a meter works on this machine; from the user configuration, never from an experiment file.
+
+    Args:
+        poll_interval_ms: Time between two readings of the power sampler, in milliseconds.
+        power_gain_uncertainty_pct: 95 % half-width of the power sensor's gain, in per cent.
+        spill_dir: Where a long run's samples go when they outgrow memory; `None`: the system's temporary directory.
+        calibration_dir: Where sensor calibrations lie; `None`: none are used.
+    """
+
+    poll_interval_ms: int = 100
+    power_gain_uncertainty_pct: float = 5.0
+    spill_dir: Path | None = None
+    calibration_dir: Path | None = None

@@ -1,0 +1,40 @@
+"""Measuring packages that may not be installed, and that talk while they are imported."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import logging
+from types import ModuleType
+
+from llenergymeasure.exceptions import EnergyError
+
+logger = logging.getLogger(__name__)
+
+
+def import_meter_package(package: str, extra: str) -> ModuleType:
+    """Import `package`; what it prints meanwhile goes to the log.
+
+    Args:
+        package: Import name, also the name of the energy backend that needs it.
+        extra: The extra of this package that installs it.
+
+    Raises:
+        EnergyError: It is not installed, or cannot be imported.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise EnergyError(
+            f"the {package} energy backend needs the package {package}, which is not installed. "
+            f'Install it with: pip install "llenergymeasure[{extra}]"'
+        )
+    chatter = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter):
+            module = importlib.import_module(package)
+    except Exception as error:
+        raise EnergyError(f"{package} is installed and cannot be imported: {type(error).__name__}: {error}") from error
+    if chatter.getvalue():
+        logger.debug("While importing %s: %s", package, chatter.getvalue().strip())
+    return module

@@ -1,0 +1,132 @@
+"""Which meter measures: exactly one owns a run's energy.
+
+On GPUs `auto` takes the first that works of Zeus, NVML, CodeCarbon; on the CPU, of RAPL and CodeCarbon. "Works" means
+that it has just given a reading for these very devices. A meter asked for by name is used or refused, never replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.codecarbon import CodeCarbonBackend
+from llenergymeasure.core.energy.off import NoEnergyBackend
+from llenergymeasure.core.energy.proof import Meter
+from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
+from llenergymeasure.core.host.devices import all_boards
+from llenergymeasure.core.host.nvml import Nvml, open_nvml
+from llenergymeasure.exceptions import EnergyError
+from llenergymeasure.protocols import EnergyBackend
+
+logger = logging.getLogger(__name__)
+
+BackendName = Literal["auto", "nvml", "zeus", "codecarbon", "rapl"]
+
+GPU_PRIORITY: Final = ("codecarbon",)
+CPU_PRIORITY: Final = ("codecarbon",)
+
+
+@dataclass(frozen=True, slots=True)
+class MeterHost:
+    """Where a machine's sensors are found; tests pass their own.
+
+    Args:
+        open_nvml: Gives the machine's NVML or raises `NvmlError`.
+        powercap_root: Root of the kernel's power-capping tree, which holds RAPL.
+    """
+
+    open_nvml: Callable[[], Nvml] = open_nvml
+    powercap_root: Path = Path("/sys/class/powercap")
+
+
+def select_energy_backend(
+    name: BackendName,
+    devices: Sequence[DeviceId],
+    *,
+    clock: Clock,
+    options: MeterOptions,
+    host: MeterHost | None = None,
+) -> EnergyBackend:
+    """The meter for a run on `devices`.
+
+    Args:
+        name: Which one, or `auto`.
+        devices: UUIDs of the GPUs that the run uses, or `("cpu",)`.
+        clock: The measurement clock, shared with the engine.
+        options: How meters work on this machine.
+        host: Where sensors are found; by default, where Linux has them.
+
+    Returns:
+        The meter asked for; for `auto` the best that works, or one that measures nothing and warns why.
+
+    Raises:
+        EnergyError: The meter asked for by name is missing, has no reading for these devices, or does not measure
+            such devices at all.
+    """
+    workshop = _Workshop(tuple(devices), clock, options, host or MeterHost())
+    if name != "auto":
+        return _named(name, workshop)
+    refusals = []
+    for candidate in workshop.priority:
+        meter = _proven_or_reason(candidate, workshop)
+        if not isinstance(meter, EnergyError):
+            return meter
+        refusals.append(f"{candidate}: {meter}")
+    return NoEnergyBackend(clock, reason="no energy backend works here (" + "; ".join(refusals) + ")")
+
+
+def _proven_or_reason(name: str, workshop: _Workshop) -> Meter | EnergyError:
+    try:
+        meter = workshop.build(name)
+        meter.prove()
+    except EnergyError as error:
+        logger.info("The %s energy backend is not available: %s", name, error)
+        return error
+    return meter
+
+
+def _named(name: BackendName, workshop: _Workshop) -> EnergyBackend:
+    if name not in workshop.priority:
+        measured = "GPUs" if workshop.on_cpu else "the CPU"
+        used = "the CPU" if workshop.on_cpu else "GPUs"
+        raise EnergyError(
+            f"energy.backend: {name} measures {measured}, and this run uses {used}. "
+            f"Use one of {', '.join(workshop.priority)}, or auto."
+        )
+    meter = _proven_or_reason(name, workshop)
+    if isinstance(meter, EnergyError):
+        raise EnergyError(f"energy.backend: {name} does not work here: {meter}") from meter
+    return meter
+
+
+class _Workshop:
+    """Builds meters for one device set."""
+
+    def __init__(self, devices: tuple[DeviceId, ...], clock: Clock, options: MeterOptions, host: MeterHost) -> None:
+        self._devices = devices
+        self._clock = clock
+        self._options = options
+        self._host = host
+        self.on_cpu = devices == (CPU_DEVICE,)
+        self.priority: tuple[str, ...] = CPU_PRIORITY if self.on_cpu else GPU_PRIORITY
+
+    def build(self, name: str) -> Meter:
+        """The meter called `name`, not yet proven.
+
+        Raises:
+            EnergyError: Something it needs is missing.
+        """
+        builders: dict[str, Callable[[], Meter]] = {"codecarbon": self._codecarbon}
+        return builders[name]()
+
+    def _codecarbon(self) -> Meter:
+        if self.on_cpu:
+            return CodeCarbonBackend(self._clock)
+        boards = all_boards(self._host.open_nvml())
+        owner = {device.uuid: board for board in boards for device in (board.device, *board.instances)}
+        indices = sorted({owner[device].device.nvml_index for device in self._devices})
+        return CodeCarbonBackend(self._clock, self._devices, indices)

@@ -1,0 +1,189 @@
+"""Which GPUs a CUDA program started here would see, in its order, told from NVML without starting CUDA.
+
+NVML knows every board of the machine, in order of PCI bus address; CUDA shows a program a choice of them, in an order
+of its own. The rules followed here are those of the CUDA programming guide ("CUDA environment variables") and of the
+MIG user guide:
+
+- `CUDA_VISIBLE_DEVICES` unset: every board. Empty: none.
+- A list of indices or of UUIDs (whole, or a prefix that only one device has). The list ends before the first entry
+  that names nothing; an entry that occurs twice empties it.
+- Indices count in `CUDA_DEVICE_ORDER`: `PCI_BUS_ID` is NVML's order; the default, `FASTEST_FIRST`, is a ranking that
+  only CUDA knows. It leaves like boards in PCI order, so it matters on machines with unlike boards only: see
+  `order_is_certain`, and pass `cuda_uuids` once CUDA runs in the process.
+- One MIG instance is all that a program sees: the first that was named, or the first of the first board in MIG mode;
+  and beside it no whole board.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.core.host.nvml import Nvml, NvmlHandle
+
+VISIBLE_DEVICES: Final = "CUDA_VISIBLE_DEVICES"
+DEVICE_ORDER: Final = "CUDA_DEVICE_ORDER"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuDevice:
+    """One GPU, or one MIG instance, as CUDA shows it.
+
+    Args:
+        uuid: `GPU-…`, or `MIG-…` for a MIG instance.
+        nvml_index: Index of the board in NVML's order.
+        name: Marketing name of the board.
+        cuda_index: Index that a CUDA program uses for it.
+        mig_parent_uuid: UUID of the board that a MIG instance is a slice of; `None` for a whole board.
+    """
+
+    uuid: DeviceId
+    nvml_index: int
+    name: str
+    cuda_index: int
+    mig_parent_uuid: DeviceId | None = None
+
+    @property
+    def board_uuid(self) -> DeviceId:
+        """UUID of the board whose sensors speak for this device."""
+        return self.mig_parent_uuid or self.uuid
+
+
+def visible_gpus(
+    environ: Mapping[str, str], nvml: Nvml, cuda_uuids: Sequence[str] | None = None
+) -> tuple[GpuDevice, ...]:
+    """The GPUs that CUDA shows to a program with this environment, in CUDA's order.
+
+    Args:
+        environ: The environment that the program starts with.
+        nvml: The machine's NVML.
+        cuda_uuids: UUIDs as the CUDA runtime reports them, in its order, where it is already running in this process
+            (`cuda_uuids_of_torch`); they are the truth and override the environment.
+
+    Raises:
+        NvmlError: NVML could not list the boards.
+    """
+    boards = all_boards(nvml)
+    if cuda_uuids is not None:
+        names = {device.uuid: device for board in boards for device in (board.device, *board.instances)}
+        chosen = [_by_prefix(uuid, names) for uuid in cuda_uuids]
+    else:
+        chosen = list(_select(environ.get(VISIBLE_DEVICES), boards))
+    return tuple(
+        GpuDevice(found.uuid, found.nvml_index, found.name, cuda_index, found.mig_parent_uuid)
+        for cuda_index, found in enumerate(device for device in chosen if device is not None)
+    )
+
+
+def order_is_certain(environ: Mapping[str, str], nvml: Nvml) -> bool:
+    """Whether NVML alone can tell which board CUDA calls 0, 1, …
+
+    Args:
+        environ: The environment that the program starts with.
+        nvml: The machine's NVML.
+
+    Returns:
+        False for boards of different names under `FASTEST_FIRST`, CUDA's default. Setting
+        `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes it certain.
+    """
+    if environ.get(DEVICE_ORDER) == "PCI_BUS_ID":
+        return True
+    return len({board.device.name for board in all_boards(nvml)}) <= 1
+
+
+def cuda_uuids_of_torch(torch: Any) -> tuple[str, ...]:
+    """UUIDs of the GPUs that a running PyTorch sees, in CUDA's order, as NVML writes them.
+
+    Args:
+        torch: The imported `torch` module. CUDA is initialised by the question.
+    """
+    uuids = (str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count()))
+    return tuple(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}" for uuid in uuids)
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """One physical GPU and, in MIG mode, its instances.
+
+    Args:
+        device: The board itself.
+        instances: Its MIG instances, in NVML's order; empty where MIG is off.
+        handle: NVML's handle of the board.
+    """
+
+    device: GpuDevice
+    instances: tuple[GpuDevice, ...]
+    handle: NvmlHandle
+
+
+def all_boards(nvml: Nvml) -> tuple[Board, ...]:
+    """Every board of the machine in NVML's order, whatever CUDA would show.
+
+    Raises:
+        NvmlError: NVML could not list them.
+    """
+    return tuple(_describe(nvml, index, handle) for index, handle in enumerate(nvml.device_handles()))
+
+
+def _describe(nvml: Nvml, index: int, handle: NvmlHandle) -> Board:
+    board = GpuDevice(nvml.uuid(handle), index, nvml.name(handle), index)
+    instances = tuple(
+        GpuDevice(nvml.uuid(instance), index, board.name, index, mig_parent_uuid=board.uuid)
+        for instance in nvml.mig_handles(handle)
+    )
+    return Board(board, instances, handle)
+
+
+def _select(visible: str | None, boards: Sequence[Board]) -> Sequence[GpuDevice]:
+    """The devices that a value of `CUDA_VISIBLE_DEVICES` leaves, in its order."""
+    if visible is None:
+        return _one_mig_instance_or_boards([_as_cuda_sees(board) for board in boards])
+    entries = [entry.strip() for entry in visible.split(",")]
+    if entries[0].startswith(("GPU-", "MIG-")):
+        names = {instance.uuid: instance for board in boards for instance in board.instances}
+        names |= {board.device.uuid: _as_cuda_sees(board) for board in boards}
+        found = _until_invalid([_by_prefix(entry, names) for entry in entries])
+    else:
+        found = _until_invalid([_by_index(entry, boards) for entry in entries])
+    if len({device.uuid for device in found}) < len(found):
+        return ()
+    return _one_mig_instance_or_boards(found)
+
+
+def _as_cuda_sees(board: Board) -> GpuDevice:
+    """A board in MIG mode is its first instance to CUDA."""
+    return board.instances[0] if board.instances else board.device
+
+
+def _one_mig_instance_or_boards(devices: Sequence[GpuDevice]) -> Sequence[GpuDevice]:
+    instances = [device for device in devices if device.mig_parent_uuid]
+    return instances[:1] or devices
+
+
+def _until_invalid(found: Sequence[GpuDevice | None]) -> list[GpuDevice]:
+    valid: list[GpuDevice] = []
+    for device in found:
+        if device is None:
+            break
+        valid.append(device)
+    return valid
+
+
+def _by_index(entry: str, boards: Sequence[Board]) -> GpuDevice | None:
+    """CUDA reads an entry like C's `strtol`: digits at its beginning count, the rest is ignored."""
+    digits = re.match(r"[+-]?\d+", entry)
+    if digits is None:
+        return None
+    index = int(digits.group())
+    return _as_cuda_sees(boards[index]) if 0 <= index < len(boards) else None
+
+
+def _by_prefix(entry: str, names: Mapping[str, GpuDevice]) -> GpuDevice | None:
+    """The device with the UUID `entry`, or the only one whose UUID begins with it."""
+    if entry in names:
+        return names[entry]
+    matches = [device for name, device in names.items() if entry and name.startswith(entry)]
+    return matches[0] if len(matches) == 1 else None
