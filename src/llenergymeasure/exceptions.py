@@ -7,6 +7,7 @@ without a traceback. Pydantic's `ValidationError` is not wrapped: it passes thro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class LLEMError(Exception):
@@ -77,3 +78,22 @@ class DockerError(LLEMError):
 
 class PersistenceError(LLEMError):
     """A result could not be written, or a file on disk is not a result."""
+
+
+class ResultRescuedError(PersistenceError):
+    """A result could not be written where it should be, and was saved elsewhere.
+
+    Args:
+        wanted: Directory the result was meant for.
+        saved: Result file that holds it now.
+        reason: Why `wanted` did not work.
+    """
+
+    def __init__(self, wanted: Path, saved: Path, reason: str) -> None:
+        self.wanted = wanted
+        self.saved = saved
+        self.reason = reason
+        super().__init__(f"The result could not be saved in {wanted}: {reason} It was saved as {saved} instead.")
+
+    def __reduce__(self) -> tuple[type[ResultRescuedError], tuple[Path, Path, str]]:
+        return (type(self), (self.wanted, self.saved, self.reason))

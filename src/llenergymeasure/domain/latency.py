@@ -8,7 +8,7 @@ submitted   started           token 1   token 2   token 3        last token
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -36,7 +36,7 @@ class RequestTimings(Record):
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
-        columns = {
+        columns: dict[str, Sized | None] = {
             "output_tokens": self.output_tokens,
             "e2e_ms": self.e2e_ms,
             "ttft_ms": self.ttft_ms,

@@ -1,0 +1,191 @@
+"""A result as text for people: aligned lines, sensible digits and units, and no figure that was not measured.
+
+Energy         0.412 ± 0.021 J/token   5,273 J raw, 2,745 J above idle (61.2 W)
+Throughput     310 output tok/s        12,800 tokens out, 36,900 in
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llenergymeasure.domain.warnings import WarningCode
+
+if TYPE_CHECKING:
+    from llenergymeasure.domain.experiment import ExperimentResult
+    from llenergymeasure.domain.latency import Percentiles
+
+_LABEL_WIDTH = 15
+_CELL_WIDTH = 24
+_SCOPE_NAMES = {
+    "gpu_module": "GPU module, its CPU included",
+    "gpu_board": "whole board of a MIG slice",
+    "cpu_package": "CPU packages",
+    "cpu_package_and_dram": "CPU packages and DRAM",
+    "machine_model": "CPU and RAM, modelled",
+}
+"""What is said beside the energy; plain GPU energy goes without saying."""
+
+
+def render_summary(result: ExperimentResult, path: Path | None = None) -> str:
+    """The summary block of one result.
+
+    Args:
+        result: The result.
+        path: Where it was saved; named in the last line.
+
+    Returns:
+        Lines without a final newline.
+    """
+    lines = [
+        _line("Energy", _energy_per_token(result), _energy_detail(result)),
+        _line("Throughput", f"{quantity(result.avg_tokens_per_second)} output tok/s", _tokens(result)),
+    ]
+    latency = list(_latencies(result))
+    if latency:
+        lines.append(_line("Latency", *latency))
+    optional = (
+        ("Phases", _phases(result)),
+        ("Footprint", _footprint(result)),
+        ("Duration", f"{duration(result.total_inference_time_sec)} window, {duration(result.duration_sec)} in all"),
+        ("FLOPs", _flops(result)),
+    )
+    lines += [_line(label, text) for label, text in optional if text is not None]
+    for index, warning in enumerate(result.measurement_warnings or ["none"]):
+        lines.append(_line("" if index else "Warnings", warning))
+    if path is not None:
+        lines.append(_line("Result", str(path)))
+    return "\n".join(lines)
+
+
+def quantity(value: float) -> str:
+    """A figure with three significant digits below 1000, and thousands separated above."""
+    if value == 0:
+        return "0"
+    if not 1e-3 <= abs(value) < 1e9:
+        return f"{value:.3g}"
+    rounded = float(f"{value:.3g}")  # 9.996 is 10.0, not 10.00
+    decimals = max(0, 2 - math.floor(math.log10(abs(rounded))))
+    return f"{value:,.{decimals}f}"
+
+
+def joules(value: float, suffix: str = "", half_width: float | None = None) -> str:
+    """An energy in joules, in millijoules below 0.01 J, with its half-width in the same digits where it is known.
+
+    Args:
+        value: Energy in joules.
+        suffix: What follows the unit, e.g. `/token`.
+        half_width: 95 % half-width in joules.
+    """
+    factor, unit = (1e3, "mJ") if 0 < abs(value) < 0.01 else (1.0, "J")
+    scaled = value * factor
+    text = quantity(scaled)
+    if half_width is None:
+        return f"{text} {unit}{suffix}"
+    decimals = len(text.partition(".")[2]) if "e" not in text else 3
+    spread = f"{half_width * factor:,.{decimals}f}"
+    if float(spread.replace(",", "")) == 0 and half_width > 0:
+        spread = f"{half_width * factor:.1g}"
+    return f"{text} ± {spread} {unit}{suffix}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time: `41.3 s`, `2 m 44 s`, `1 h 03 m`."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} m {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
+
+
+def _line(label: str, first: str, second: str = "") -> str:
+    cell = f"{first:<{_CELL_WIDTH - 2}}  " if second else first
+    return f"{label:<{_LABEL_WIDTH}}{cell}{second}"
+
+
+def _energy_per_token(result: ExperimentResult) -> str:
+    if result.avg_energy_per_token_j is None:
+        return "not measured"
+    half_width = result.uncertainty.absolute_per_token_j if result.uncertainty else None
+    return joules(result.avg_energy_per_token_j, "/token", half_width)
+
+
+def _energy_detail(result: ExperimentResult) -> str:
+    if result.total_energy_j is None:
+        return _reason(result) or ""
+    parts = [f"{joules(result.total_energy_j)} raw"]
+    if result.energy_adjusted_j is not None:
+        idle = f" ({quantity(result.baseline_power_w)} W)" if result.baseline_power_w is not None else ""
+        parts.append(f"{joules(result.energy_adjusted_j)} above idle{idle}")
+    breakdown = result.energy_breakdown
+    if breakdown and breakdown.scope in _SCOPE_NAMES:
+        parts.append(_SCOPE_NAMES[breakdown.scope])
+    if breakdown and breakdown.method == "model_estimate":
+        parts.append("an estimate, not a measurement")
+    return ", ".join(parts)
+
+
+def _reason(result: ExperimentResult) -> str | None:
+    """Why there is no energy, from the warning that says so."""
+    prefix = f"{WarningCode.ENERGY_UNAVAILABLE.value}: "
+    found = (warning.removeprefix(prefix) for warning in result.measurement_warnings if warning.startswith(prefix))
+    return next(found, None)
+
+
+def _tokens(result: ExperimentResult) -> str:
+    if result.output_tokens is None or result.input_tokens is None:
+        return f"{result.total_tokens:,} tokens in and out"
+    return f"{result.output_tokens:,} tokens out, {result.input_tokens:,} in"
+
+
+def _latencies(result: ExperimentResult) -> Iterator[str]:
+    stats = result.latency_stats
+    if stats is None:
+        return
+    if stats.ttft_ms is None and stats.itl_ms is None and stats.e2e_ms is not None:
+        yield _latency("end to end", stats.e2e_ms)
+    if stats.ttft_ms is not None:
+        yield _latency("TTFT", stats.ttft_ms)
+    if stats.itl_ms is not None:
+        yield _latency("ITL", stats.itl_ms)
+
+
+def _latency(name: str, values: Percentiles) -> str:
+    return f"{name} {quantity(values.mean)} ms (p95 {quantity(values.p95)})"
+
+
+def _phases(result: ExperimentResult) -> str | None:
+    phases = result.phases
+    if phases is None:
+        return None
+    prefill_j = phases.prefill.energy_j if phases.prefill else None
+    decode_j = phases.decode.energy_j if phases.decode else None
+    if prefill_j is None or decode_j is None or not result.total_energy_j:
+        return f"not resolved ({phases.reason})" if phases.reason else None
+    prefill, decode = (100 * part / result.total_energy_j for part in (prefill_j, decode_j))
+    return f"prefill {prefill:.0f} % of energy, decode {decode:.0f} %"
+
+
+def _footprint(result: ExperimentResult) -> str | None:
+    if result.co2_g is None and result.cost is None:
+        return None
+    parts = []
+    if result.co2_g is not None:
+        parts.append(f"{quantity(result.co2_g)} g CO2e")
+    if result.carbon_intensity_gco2_kwh is not None:
+        parts.append(f"{quantity(result.carbon_intensity_gco2_kwh)} g/kWh")
+    if result.cost is not None:
+        parts.append(f"{quantity(result.cost)} {result.currency or ''}".rstrip())
+    if result.pue is not None and result.pue != 1.0:
+        parts.append(f"PUE {quantity(result.pue)}")
+    return ", ".join(parts)
+
+
+def _flops(result: ExperimentResult) -> str | None:
+    if result.total_flops is None:
+        return None
+    how = f" ({result.flops.method}, {result.flops.confidence} confidence)" if result.flops else ""
+    return f"{result.total_flops:.1e}{how}"

@@ -1,0 +1,215 @@
+"""Results on disk.
+
+    {output_dir}/{model-slug}_{backend}_{UTC timestamp}/
+        result.json            the ExperimentResult
+        timeseries.parquet     its 1 Hz time series, where there is one
+        ...                    raw samples and generated texts, where they were asked for
+
+`result.json` is written last: a directory that has one is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Final
+
+from pydantic import BaseModel
+
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.study import StudyResult
+from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
+from llenergymeasure.results import export
+from llenergymeasure.results.atomic import (
+    copy_atomically,
+    make_unique_directory,
+    write_atomically,
+    write_bytes_atomically,
+)
+from llenergymeasure.results.loading import ResultFileWarning, load_record
+from llenergymeasure.security import sanitize_experiment_id
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+RESULT_FILE: Final = "result.json"
+TIMESERIES_FILE: Final = "timeseries.parquet"
+STUDY_FILE: Final = "study_summary.json"
+
+_log = logging.getLogger(__name__)
+
+
+def save_result(
+    result: ExperimentResult,
+    output_dir: str | Path,
+    timeseries: str | Path | None = None,
+    extra_files: Sequence[str | Path] = (),
+) -> Path:
+    """Save a result in a new directory of its own.
+
+    Args:
+        result: What to save; its `timeseries` names the sidecar in the file exactly when there is one.
+        output_dir: Where the new directory goes; made if missing.
+        timeseries: A Parquet file to copy beside the result as `timeseries.parquet`.
+        extra_files: Further files to copy beside it under their own names.
+
+    Returns:
+        Path of the new `result.json`.
+
+    Raises:
+        PersistenceError: Something could not be written; names the path. The new directory is removed again.
+    """
+    directory = make_unique_directory(Path(output_dir), directory_name(result))
+    try:
+        if timeseries is not None:
+            copy_atomically(Path(timeseries), directory / TIMESERIES_FILE)
+        for extra in extra_files:
+            copy_atomically(Path(extra), directory / Path(extra).name)
+        named = result.model_copy(update={"timeseries": None if timeseries is None else TIMESERIES_FILE})
+        return to_json(named, directory / RESULT_FILE)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)  # ours alone, and not a result without its result.json
+        raise
+
+
+def save_result_or_rescue(
+    result: ExperimentResult,
+    output_dir: str | Path,
+    timeseries: str | Path | None = None,
+    extra_files: Sequence[str | Path] = (),
+    rescue_dir: str | Path | None = None,
+) -> Path:
+    """Save a result; where that fails, save it elsewhere before saying so. Nothing measured is lost.
+
+    Args:
+        result: What to save.
+        output_dir: Where it should go.
+        timeseries: As for `save_result`.
+        extra_files: As for `save_result`.
+        rescue_dir: Where it goes instead; the system's directory for temporary files by default.
+
+    Raises:
+        ResultRescuedError: It could not be saved in `output_dir` and is in `rescue_dir` now; names both.
+        PersistenceError: It could be saved in neither; names both.
+    """
+    try:
+        return save_result(result, output_dir, timeseries, extra_files)
+    except PersistenceError as error:
+        refuge = Path(rescue_dir or tempfile.gettempdir())
+        saved = _save_what_fits(result, refuge, timeseries, extra_files, error)
+        raise ResultRescuedError(Path(output_dir), saved, str(error)) from error
+
+
+def load_result(path: str | Path) -> ExperimentResult:
+    """Read a saved result.
+
+    Args:
+        path: A `result.json`, or the directory that holds it.
+
+    Raises:
+        PersistenceError: See `from_json`.
+    """
+    path = Path(path)
+    return from_json(path / RESULT_FILE if path.is_dir() else path)
+
+
+def to_json(result: BaseModel, path: str | Path) -> Path:
+    """Write a result, or another record of ours, as JSON; an existing file is replaced in one step.
+
+    Raises:
+        PersistenceError: The file cannot be written, or the record holds what JSON cannot; names the path.
+    """
+    path = Path(path)
+    try:
+        text = json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+        content = text.encode("utf-8")
+    except ValueError as error:  # a NaN, an infinity, half a character: never written as invalid JSON
+        raise PersistenceError(f"Cannot write {path}: the record cannot be JSON ({error}).") from error
+    write_bytes_atomically(path, content + b"\n")
+    return path
+
+
+def from_json(path: str | Path) -> ExperimentResult:
+    """Read a result file.
+
+    Unknown fields of a newer 2.x file and a missing time series are a `ResultFileWarning` each.
+
+    Raises:
+        PersistenceError: The file is missing, damaged, or of another major version; names the file and the reason.
+    """
+    path = Path(path)
+    result = load_record(path, ExperimentResult, "result")
+    if result.timeseries is not None and not (path.parent / PurePath(result.timeseries).name).is_file():
+        warnings.warn(f"{path}: its time series {result.timeseries} is missing.", ResultFileWarning, stacklevel=2)
+    return result
+
+
+def load_study(path: str | Path) -> StudyResult:
+    """Read a study's `study_summary.json`, or the one in a study directory.
+
+    Raises:
+        PersistenceError: See `from_json`.
+    """
+    path = Path(path)
+    return load_record(path / STUDY_FILE if path.is_dir() else path, StudyResult, "study summary")
+
+
+def to_parquet(result: ExperimentResult | Iterable[ExperimentResult], path: str | Path) -> Path:
+    """Write one flat row per result, columns as in `results.export.FLAT_COLUMNS`; replaces a file in one step.
+
+    Raises:
+        PersistenceError: The file cannot be written; names the path.
+    """
+    import pyarrow.parquet
+
+    path = Path(path)
+    table = export.to_table([result] if isinstance(result, ExperimentResult) else result)
+
+    def write(file: BinaryIO) -> None:
+        pyarrow.parquet.write_table(table, file)
+
+    write_atomically(path, write)
+    return path
+
+
+def directory_name(result: ExperimentResult) -> str:
+    """Name of a result's directory before it is made unique: `{model-slug}_{backend}_{UTC timestamp}`."""
+    model = result.model_name or str(result.effective_config.get("model") or "") or result.experiment_id
+    return f"{model_slug(model)}_{sanitize_experiment_id(result.backend)}_{timestamp_slug(result.start_time)}"
+
+
+def model_slug(model: str) -> str:
+    """Short, portable name of a model: `Qwen/Qwen2.5-0.5B` becomes `qwen2.5-0.5b`, a path its last part."""
+    last = model.replace("\\", "/").rstrip("/ ").rpartition("/")[2]
+    return sanitize_experiment_id(last if last.strip() else "model").lower()
+
+
+def timestamp_slug(moment: datetime) -> str:
+    """A moment in UTC as a file name holds it: `2026-02-18T14-30-05`; one without a time zone is taken as UTC."""
+    utc = moment.astimezone(timezone.utc) if moment.tzinfo is not None else moment
+    return utc.strftime("%Y-%m-%dT%H-%M-%S")
+
+
+def _save_what_fits(
+    result: ExperimentResult,
+    refuge: Path,
+    timeseries: str | Path | None,
+    extra_files: Sequence[str | Path],
+    first: PersistenceError,
+) -> Path:
+    """Save with all files if possible, else the result alone; the figures matter most."""
+    try:
+        return save_result(result, refuge, timeseries, extra_files)
+    except PersistenceError as error:
+        _log.warning("Saving the result without its time series and other files: %s", error)
+    alone = result.model_copy(update={"trace": None, "outputs": None})
+    try:
+        return save_result(alone, refuge)
+    except PersistenceError as second:
+        raise PersistenceError(f"The result could not be saved: {first} Nor elsewhere: {second}") from first

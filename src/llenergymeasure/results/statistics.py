@@ -1,0 +1,146 @@
+"""Statistics over the cycles of a study: how far repeated measurements of one configuration spread."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal
+
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.latency import percentile
+from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, IntervalMethod
+
+HIGH_VARIATION_PCT: Final = 5.0
+"""Coefficient of variation, in per cent, above which a configuration is flagged."""
+
+NORMAL_FROM: Final = 30
+"""Number of runs from which the normal quantile replaces Student's t."""
+
+BOOTSTRAP_RESAMPLES: Final = 10_000
+
+
+def summarise_configurations(
+    results: Iterable[ExperimentResult], interval: Literal["parametric", "bootstrap"] = "parametric"
+) -> list[ConfigurationStatistics]:
+    """Statistics of J/token and tokens/s of every configuration over its cycles.
+
+    Args:
+        results: Results of a study, in any order; grouped by `measurement_config_hash`.
+        interval: How the 95 % interval of the mean is found, see `cycle_statistics`.
+
+    Returns:
+        One entry per configuration, in the order of first appearance.
+    """
+    groups: dict[str, list[ExperimentResult]] = defaultdict(list)
+    for result in results:
+        groups[result.measurement_config_hash].append(result)
+    return [
+        ConfigurationStatistics(
+            measurement_config_hash=config_hash,
+            config_name=runs[0].config_name,
+            model_name=runs[0].model_name,
+            backend=runs[0].backend,
+            cycles=len(runs),
+            energy_per_token_j=cycle_statistics([run.avg_energy_per_token_j for run in runs], interval),
+            tokens_per_second=cycle_statistics([run.avg_tokens_per_second for run in runs], interval),
+        )
+        for config_hash, runs in groups.items()
+    ]
+
+
+def cycle_statistics(
+    values: Iterable[float | None], interval: Literal["parametric", "bootstrap"] = "parametric", seed: int = 0
+) -> CycleStatistics | None:
+    """Mean, spread and 95 % interval of the mean of repeated measurements.
+
+    Args:
+        values: One figure per cycle; `None` for a cycle that did not yield it.
+        interval: `parametric`: mean ± quantile x standard error, Student's t below `NORMAL_FROM` values, normal from
+            there. `bootstrap`: percentile bootstrap, for figures that are far from normally distributed.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        `None` when no cycle has a value. With one value there is a mean and no spread.
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    mean = statistics.fmean(known)
+    if len(known) == 1:
+        return CycleStatistics(count=1, mean=mean)
+    std = statistics.stdev(known)
+    low, high, method = _bootstrap(known, seed) if interval == "bootstrap" else _parametric(mean, std, len(known))
+    cv_pct = 100 * std / abs(mean) if mean else None
+    return CycleStatistics(
+        count=len(known),
+        mean=mean,
+        std=std,
+        ci95_low=low,
+        ci95_high=high,
+        ci95_method=method,
+        cv_pct=cv_pct,
+        high_variation=cv_pct is not None and cv_pct > HIGH_VARIATION_PCT,
+    )
+
+
+def student_t_quantile(p: float, degrees_of_freedom: int) -> float:
+    """Quantile of Student's t distribution.
+
+    Inverts the closed form of the distribution for whole degrees of freedom by bisection on the angle
+    atan(t / sqrt(v)), to double precision. Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3, 26.7.4.
+
+    Args:
+        p: Probability, between 0 and 1 exclusive.
+        degrees_of_freedom: v, at least 1.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    if not 0 < p < 1:
+        raise ValueError(f"probability must be between 0 and 1, not {p}")
+    if degrees_of_freedom < 1:
+        raise ValueError(f"degrees of freedom must be at least 1, not {degrees_of_freedom}")
+    if p < 0.5:
+        return -student_t_quantile(1 - p, degrees_of_freedom)
+    inside = 2 * p - 1  # probability of |T| below the quantile
+    low, high = 0.0, math.pi / 2
+    while low < (middle := (low + high) / 2) < high:
+        if _probability_within(middle, degrees_of_freedom) < inside:
+            low = middle
+        else:
+            high = middle
+    return math.tan(low) * math.sqrt(degrees_of_freedom)
+
+
+def _probability_within(theta: float, v: int) -> float:
+    """P(|T| < sqrt(v) tan(theta)) for v degrees of freedom (26.7.3 for odd v, 26.7.4 for even v)."""
+    sine, cosine = math.sin(theta), math.cos(theta)
+    if v == 1:
+        return 2 * theta / math.pi
+    if v % 2:
+        term = total = cosine
+        for k in range(2, v - 2, 2):
+            term *= cosine * cosine * k / (k + 1)
+            total += term
+        return 2 / math.pi * (theta + sine * total)
+    term = total = 1.0
+    for k in range(1, v - 2, 2):
+        term *= cosine * cosine * k / (k + 1)
+        total += term
+    return sine * total
+
+
+def _parametric(mean: float, std: float, count: int) -> tuple[float, float, IntervalMethod]:
+    small = count < NORMAL_FROM
+    quantile = student_t_quantile(0.975, count - 1) if small else statistics.NormalDist().inv_cdf(0.975)
+    half_width = quantile * std / math.sqrt(count)
+    return mean - half_width, mean + half_width, "student_t" if small else "normal"
+
+
+def _bootstrap(values: Sequence[float], seed: int) -> tuple[float, float, IntervalMethod]:
+    generator = random.Random(seed)  # its own generator: the global one is not ours to move
+    means = sorted(statistics.fmean(generator.choices(values, k=len(values))) for _ in range(BOOTSTRAP_RESAMPLES))
+    return percentile(means, 2.5), percentile(means, 97.5), "bootstrap"
