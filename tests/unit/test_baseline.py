@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from fakes import ConstantMeter, VirtualClock
 
+from fakes import ConstantMeter, VirtualClock
 from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.baseline import CACHE_TTL, BaselineCache, baseline_from, measure_baseline
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from fakes import ConstantMeter, StepEngine, VirtualClock, requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes import ConstantMeter, StepEngine, VirtualClock, requests
 from llenergymeasure.config.models import WarmupConfig
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.warmup import (

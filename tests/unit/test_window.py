@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from fakes import ConstantMeter, StepEngine, VirtualClock, requests
 
+from fakes import ConstantMeter, StepEngine, VirtualClock, requests
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.window import Window, measure_window, split_into_batches
 from llenergymeasure.exceptions import BackendError

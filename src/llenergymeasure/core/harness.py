@@ -12,20 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend, LoadedModel, MemoryStats
-from llenergymeasure.core.baseline import Baseline, BaselineCache, measure_baseline
+from llenergymeasure.core.artefacts import Artefacts, write_artefacts
+from llenergymeasure.core.assemble import assemble
+from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
+from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
-from llenergymeasure.core.warmup import Warmup, warm_up
-from llenergymeasure.core.window import Window, measure_window
+from llenergymeasure.core.warmup import warm_up
+from llenergymeasure.core.window import measure_window
 from llenergymeasure.datasets.loader import load_prompts
 from llenergymeasure.datasets.types import PromptSet
 from llenergymeasure.domain.environment import EnvironmentSnapshot
+from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.protocols import EnergyBackend
 
@@ -63,38 +67,45 @@ class Bench:
 
 
 @dataclass(frozen=True, slots=True)
-class Observations:
-    """Everything that was seen of one experiment on one process, before any arithmetic.
+class Measurement:
+    """One process's share of an experiment, measured.
 
     Args:
-        config: The experiment.
-        engine: Name and version of the inference engine.
-        began_s: Start of the experiment on the measurement clock, in seconds.
-        began_at: The same moment for people (UTC).
-        environment: The machine and its software.
-        prompts: What was generated from.
-        baseline: Idle power.
-        warmup: What warm-up did.
-        window: What happened in the measurement window.
-        model: What was loaded, read back from the engine.
-        memory: Device memory of the window.
-        devices: The devices the engine really used.
-        preflight_warnings: Doubts found before anything ran.
+        record: The figures.
+        artefacts: Files written beside them.
     """
 
-    config: ExperimentConfig
-    engine: tuple[str, str]
-    began_s: float
-    began_at: datetime
-    environment: EnvironmentSnapshot
-    prompts: PromptSet
-    baseline: Baseline
-    warmup: Warmup
-    window: Window
-    model: LoadedModel
-    memory: MemoryStats
-    devices: tuple[DeviceId, ...]
-    preflight_warnings: tuple[MeasurementWarning, ...] = ()
+    record: RawProcessResult
+    artefacts: Artefacts
+
+
+def measure(
+    config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir: Path, process_index: int = 0
+) -> Measurement:
+    """Measure one experiment on this process's devices.
+
+    Args:
+        config: What to run.
+        bench: What to run it on.
+        experiment_id: Identity of the measurement.
+        work_dir: Where the files beside the result are written.
+        process_index: Index of this process among the experiment's.
+
+    Raises:
+        PreFlightError: The config cannot run on this machine; nothing was loaded.
+        BackendError: The engine failed. It has been unloaded, and every meter stopped.
+        EnergyError: The meter that was asked for does not work.
+        ExperimentError: The counted part of the window holds no output token.
+    """
+    seen = observe(config, bench)
+    try:
+        bench.observer(StepStarted("finish"))
+        artefacts = write_artefacts(seen, work_dir)
+        record = assemble(seen, experiment_id, bench.clock.wall(), process_index)
+    finally:
+        if seen.window.energy.telemetry is not None:
+            seen.window.energy.telemetry.close()
+    return Measurement(record, artefacts)
 
 
 def observe(config: ExperimentConfig, bench: Bench) -> Observations:
@@ -113,7 +124,8 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     began_s, began_at = clock.now(), clock.wall()
     preflight_warnings = _run_preflight(config, bench)
     with bench.environment() as environment:
-        prompts = load_prompts(config, engine.tokenizer(config))
+        tokenizer = engine.tokenizer(config)
+        prompts = load_prompts(config, tokenizer)
         snapshot = environment.result()
     planned = engine.plan_devices(config)
     meter = bench.meter_for(planned)
@@ -146,6 +158,7 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
         model=model,
         memory=memory,
         devices=devices,
+        tokenizer=tokenizer,
         preflight_warnings=preflight_warnings,
     )
 

@@ -1,0 +1,143 @@
+"""The two public functions, and the one road both take.
+
+    run_experiment ─┐
+                    ├─ _run(StudyConfig, on_result) -> StudyResult
+    run_study ──────┘
+
+A single experiment is a study of one: it runs in this process, reaches its caller through `on_result`, and is written
+only where an output directory was named.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from llenergymeasure.config.loader import load_experiment_config
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig
+from llenergymeasure.config.user_config import UserConfig, load_user_config
+from llenergymeasure.core.progress import Observer, ignore_events
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.study import MeasurementProtocol, StudyResult, StudySummary
+from llenergymeasure.exceptions import ConfigError, PersistenceError
+
+if TYPE_CHECKING:
+    from llenergymeasure.runners.local import MeasuredRun
+
+OnResult = Callable[[ExperimentResult], None]
+
+
+@overload
+def run_experiment(config: str | Path | ExperimentConfig, **kwargs: Any) -> ExperimentResult: ...
+
+
+@overload
+def run_experiment(config: None = None, *, model: str, **kwargs: Any) -> ExperimentResult: ...
+
+
+def run_experiment(config: str | Path | ExperimentConfig | None = None, **kwargs: Any) -> ExperimentResult:
+    """Measure one experiment in this process.
+
+    Nothing is written to disk unless `output_dir` is set, in the config or as a keyword.
+
+    Args:
+        config: A YAML or JSON file, or a config; `None` to give everything by keyword.
+        **kwargs: Fields of `ExperimentConfig`, which override the config; dotted names reach into sections
+            (`**{"pytorch.batch_size": 8}`).
+
+    Returns:
+        The result. Energy figures are `None` where nothing could measure them; `measurement_warnings` says why.
+
+    Raises:
+        ConfigError: The file is missing, does not parse, or has unknown keys; or there is neither file nor `model`.
+        pydantic.ValidationError: A value is wrong.
+        PreFlightError: The experiment cannot run on this machine; lists every reason.
+        LLEMError: The engine or the meter failed.
+    """
+    collected: list[ExperimentResult] = []
+    _run(StudyConfig(experiments=[resolve_experiment(config, kwargs)]), collected.append)
+    return collected[0]
+
+
+def resolve_experiment(config: str | Path | ExperimentConfig | None, overrides: dict[str, Any]) -> ExperimentConfig:
+    """The experiment that a config and the fields overriding it describe.
+
+    Raises:
+        ConfigError: See `run_experiment`.
+        pydantic.ValidationError: A value is wrong.
+    """
+    if config is None and "model" not in overrides:
+        raise ConfigError('nothing to run: give a config, or at least a model: run_experiment(model="gpt2")')
+    if isinstance(config, ExperimentConfig):
+        if not overrides:
+            return config
+        return load_experiment_config(None, {**config.model_dump(exclude_unset=True), **overrides})
+    return load_experiment_config(None if config is None else Path(config), overrides)
+
+
+def _run(
+    study: StudyConfig,
+    on_result: OnResult,
+    *,
+    machine: UserConfig | None = None,
+    observer: Observer = ignore_events,
+) -> StudyResult:
+    """Run a study of one in this process.
+
+    Args:
+        study: One experiment.
+        on_result: Receives the result as soon as it exists, also when it then cannot be saved.
+        machine: The user's settings; loaded from their place unless given.
+        observer: Who is told what happens.
+
+    Raises:
+        LLEMError: The experiment failed.
+        PersistenceError: It ran, but could not be saved where it should be (`ResultRescuedError`: but elsewhere).
+    """
+    machine = machine or load_user_config()
+    started_at = datetime.now(timezone.utc)
+    (config,) = study.experiments
+    from llenergymeasure.runners.local import run_local  # the engines' side of the house: only when something runs
+
+    with tempfile.TemporaryDirectory(prefix="llem-") as work_dir:
+        run = run_local(config, machine, Path(work_dir), observer=observer)
+        saved, problem = _save(run, config.output_dir)
+    on_result(run.result)
+    if problem is not None:
+        raise problem
+    return _study_of_one(study, run.result, saved, started_at)
+
+
+def _save(run: MeasuredRun, output_dir: str | None) -> tuple[Path | None, PersistenceError | None]:
+    """Save a run where it belongs; a failure is returned, because the figures must reach the caller first."""
+    if output_dir is None:
+        return None, None
+    from llenergymeasure.results.persistence import save_result_or_rescue
+
+    extra = [path for path in (run.artefacts.trace, run.artefacts.outputs) if path is not None]
+    try:
+        return save_result_or_rescue(run.result, output_dir, run.artefacts.timeseries, extra), None
+    except PersistenceError as problem:
+        return None, problem
+
+
+def _study_of_one(study: StudyConfig, result: ExperimentResult, saved: Path | None, started_at: datetime) -> StudyResult:
+    completed_at = datetime.now(timezone.utc)
+    return StudyResult(
+        study_id=result.experiment_id,
+        name=study.name,
+        study_design_hash=study.study_design_hash,
+        started_at=started_at,
+        completed_at=completed_at,
+        measurement_protocol=MeasurementProtocol(),
+        summary=StudySummary(
+            total_experiments=1,
+            completed=1,
+            total_wall_time_s=(completed_at - started_at).total_seconds(),
+            total_energy_j=result.total_energy_j,
+        ),
+        result_files=[] if saved is None else [str(saved)],
+    )

@@ -1,0 +1,70 @@
+"""The files beside a result: the 1 Hz time series, and on request the raw power trace and the generated texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llenergymeasure.core.observations import Observations
+from llenergymeasure.core.timeseries import write_timeseries, write_trace
+
+TIMESERIES_FILE = "timeseries.parquet"
+TRACE_FILE = "trace.parquet"
+OUTPUTS_FILE = "outputs.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Artefacts:
+    """Paths of what was written; `None` where there was nothing to write.
+
+    Args:
+        timeseries: 1 Hz rows per device.
+        trace: Every sample at full rate, from which the energy can be computed again.
+        outputs: Prompts, generated texts and token counts, one JSON object per line.
+    """
+
+    timeseries: Path | None = None
+    trace: Path | None = None
+    outputs: Path | None = None
+
+
+def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
+    """Write the files that belong beside the result.
+
+    Args:
+        seen: What was observed.
+        work_dir: Where to write; must exist.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    energy, wanted = seen.window.energy, seen.config.measurement
+    timeseries = trace = outputs = None
+    if energy.telemetry is not None:
+        timeseries = write_timeseries(energy, work_dir / TIMESERIES_FILE)
+        if wanted.save_trace:
+            trace = write_trace(energy, work_dir / TRACE_FILE)
+    if wanted.save_outputs:
+        outputs = work_dir / OUTPUTS_FILE
+        with outputs.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in output_rows(seen))
+    return Artefacts(timeseries, trace, outputs)
+
+
+def output_rows(seen: Observations) -> Iterator[dict[str, Any]]:
+    """What the model was asked and what it answered, request by request."""
+    prompts = {prompt.index: prompt for prompt in seen.prompts.prompts}
+    for output in seen.window.outputs:
+        prompt = prompts[output.index]
+        yield {
+            "index": output.index,
+            "prompt": seen.tokenizer.decode(prompt.token_ids) if prompt.text is None else prompt.text,
+            "truncated": prompt.truncated,
+            "output": seen.tokenizer.decode(output.token_ids),
+            "input_tokens": output.input_tokens,
+            "output_tokens": output.output_tokens,
+            "finish_reason": output.finish_reason,
+        }

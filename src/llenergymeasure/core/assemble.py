@@ -1,0 +1,291 @@
+"""From what was seen to what is recorded: the arithmetic of one process's record, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.core.baseline import Baseline
+from llenergymeasure.core.counted import CountedPart, counted_part
+from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyMeasurement
+from llenergymeasure.core.observations import Observations
+from llenergymeasure.core.metrics.flops import estimate_flops
+from llenergymeasure.core.metrics.latency import request_timings
+from llenergymeasure.core.metrics.phases import phase_breakdown
+from llenergymeasure.core.metrics.throttle import throttle_info
+from llenergymeasure.core.metrics.warnings import window_warnings
+from llenergymeasure.domain.energy import BudgetComponent, EnergyBreakdown, EnergyUncertainty, combine_budget
+from llenergymeasure.domain.experiment import (
+    DatasetInfo,
+    MeasurementBoundary,
+    RawProcessResult,
+    Timestamps,
+    compute_measurement_config_hash,
+)
+from llenergymeasure.domain.metrics import ComputeMetrics, EnergyMetrics, InferenceMetrics
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+
+INSIDE_THE_WINDOW = (
+    "transfer of token ids to the device",
+    "prefill and decode of every request, batch by batch",
+    "sampling of tokens and the engine's own scheduling",
+)
+OUTSIDE_THE_WINDOW = (
+    "loading and compiling the model",
+    "tokenising the prompts and decoding the texts",
+    "idle baseline, warm-up and thermal floor",
+    "building and writing the result",
+)
+
+Warnings = tuple[MeasurementWarning, ...]
+
+
+def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0) -> RawProcessResult:
+    """The record of one process.
+
+    Args:
+        seen: Everything that was observed.
+        experiment_id: Identity of the measurement.
+        ended_at: When the experiment ended (UTC).
+        process_index: Index of this process among the experiment's.
+
+    Raises:
+        ExperimentError: The counted part of the window holds no output token.
+    """
+    part = counted_part(seen.config, seen.window)
+    tokens, energy = part.tokens, part.energy
+    name, version = seen.engine
+    flops = estimate_flops(seen.model, tokens.input_tokens + tokens.output_tokens, seen.config.precision)
+    phases, phase_notes = phase_breakdown(seen.window.outputs, energy)
+    baseline, baseline_notes = _fitting_baseline(seen.baseline, energy)
+    breakdown = _breakdown(energy, baseline)
+    return RawProcessResult(
+        experiment_id=experiment_id,
+        process_index=process_index,
+        gpu_id=_gpu_index(seen),
+        config_name=experiment_title(seen.config),
+        model_name=seen.config.model,
+        measurement_config_hash=compute_measurement_config_hash(seen.config),
+        backend=name,
+        backend_version=version,
+        effective_config=effective_config(seen.config, seen.model.settings),
+        timestamps=Timestamps(start=seen.window.started_at, end=seen.window.ended_at, duration_sec=part.duration_s),
+        measurement_methodology=part.methodology,
+        steady_state_window=(
+            None if part.methodology == "total" else (part.start_s - seen.began_s, part.end_s - seen.began_s)
+        ),
+        started_at=seen.began_at,
+        ended_at=ended_at,
+        inference_metrics=_inference_metrics(part),
+        energy_metrics=_energy_metrics(energy),
+        compute_metrics=ComputeMetrics(
+            flops_total=flops.value if flops else None,
+            flops_per_token=flops.value / (tokens.input_tokens + tokens.output_tokens) if flops else None,
+            peak_memory_mb=seen.memory.peak_mb,
+            model_memory_mb=seen.memory.model_mb,
+            flops_method=flops.method if flops else None,
+            flops_confidence=flops.confidence if flops else None,
+        ),
+        environment=seen.environment,
+        dataset=DatasetInfo(
+            name=seen.prompts.identity.name,
+            sha256=seen.prompts.identity.sha256,
+            prompt_count=seen.prompts.identity.prompt_count,
+            revision=seen.prompts.identity.revision,
+        ),
+        model_revision=seen.model.revision,
+        truncated_prompts=seen.prompts.truncated_count,
+        requests=request_timings(seen.window.outputs),
+        energy_per_device_j=dict(energy.per_gpu_j) or {CPU_DEVICE: energy.total_j},
+        energy_breakdown=breakdown,
+        energy_audit=energy.audit,
+        uncertainty=_uncertainty(energy, baseline, tokens.output_tokens),
+        measurement_boundary=MeasurementBoundary(
+            devices=list(seen.devices),
+            device_names=list(seen.model.device_names),
+            scope=energy.scope,
+            includes=list(INSIDE_THE_WINDOW),
+            excludes=list(OUTSIDE_THE_WINDOW),
+        ),
+        reproducibility_notes=reproducibility_note(energy),
+        baseline_power_w=baseline.power_w,
+        idle_resident_power_w=seen.warmup.idle_resident_power_w,
+        phases=phases,
+        flops=flops,
+        kv_cache_mb=seen.memory.kv_cache_mb,
+        thermal_throttle=throttle_info(energy),
+        warmup_result=seen.warmup.result,
+        warmup_excluded_samples=None if part.methodology == "total" else seen.warmup.prompts_run,
+        warnings=_texts(
+            seen.preflight_warnings,
+            baseline.warnings,
+            baseline_notes,
+            seen.warmup.warnings,
+            energy.notes,
+            window_warnings(energy),
+            phase_notes,
+            _truncation_warning(seen),
+            _adjusted_warning(breakdown),
+        ),
+    )
+
+
+def effective_config(config: ExperimentConfig, settings: dict[str, Any] | Any) -> dict[str, Any]:
+    """The config with the engine's own defaults filled in.
+
+    Args:
+        config: What was asked.
+        settings: What the engine says it used, by dotted config path.
+    """
+    effective = config.model_dump(mode="json")
+    for path, value in settings.items():
+        section = effective
+        *parents, leaf = path.split(".")
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                section[parent] = {}
+            section = section[parent]
+        section[leaf] = value
+    return effective
+
+
+def reproducibility_note(energy: EnergyMeasurement) -> str:
+    """What to expect of a second measurement with the meter that measured this one."""
+    same = "The same measurement_config_hash means the same workload, not the same joules."
+    if energy.total_j is None:
+        return f"No energy was measured. {same}"
+    if energy.method == "model_estimate":
+        return f"Energy estimated by {energy.meter}'s model, not measured; do not compare it with measured figures. {same}"
+    if energy.scope in ("cpu_package", "cpu_package_and_dram"):
+        return (
+            f"Energy measured via {energy.meter} over everything that ran on the processor; it varies with thermal "
+            f"state and system load. {same}"
+        )
+    return (
+        f"Energy measured via {energy.meter}. Accuracy ±5 % (the sensor's gain); it varies with thermal state and "
+        f"system load. {same}"
+    )
+
+
+def _inference_metrics(part: CountedPart) -> InferenceMetrics:
+    tokens = part.tokens
+    return InferenceMetrics(
+        total_tokens=tokens.input_tokens + tokens.output_tokens,
+        input_tokens=tokens.input_tokens,
+        output_tokens=tokens.output_tokens,
+        inference_time_sec=part.duration_s,
+        tokens_per_second=tokens.output_tokens / part.duration_s,
+        latency_per_token_ms=1000.0 * part.duration_s / tokens.output_tokens,
+    )
+
+
+def _energy_metrics(energy: EnergyMeasurement) -> EnergyMetrics:
+    seconds = energy.duration_sec
+    on_gpu = energy.scope in ("gpu", "gpu_module", "gpu_board")
+    gpu_j = energy.total_j if on_gpu else None
+    return EnergyMetrics(
+        total_energy_j=energy.total_j,
+        duration_sec=seconds,
+        gpu_energy_j=gpu_j,
+        cpu_energy_j=energy.cpu_j,
+        ram_energy_j=energy.dram_j,
+        gpu_power_w=None if gpu_j is None else gpu_j / seconds,
+        cpu_power_w=None if energy.cpu_j is None else energy.cpu_j / seconds,
+    )
+
+
+def _fitting_baseline(baseline: Baseline, energy: EnergyMeasurement) -> tuple[Baseline, Warnings]:
+    """The baseline, unless it includes something else than the energy it would be subtracted from."""
+    if baseline.power_w is None or energy.total_j is None or baseline.scope == energy.scope:
+        return baseline, ()
+    note = MeasurementWarning(
+        WarningCode.BASELINE_UNAVAILABLE,
+        f"idle power was measured over {baseline.scope}, the window over {energy.scope}; no energy above idle is given",
+    )
+    return replace(baseline, power_w=None, method="unavailable"), (note,)
+
+
+def _breakdown(energy: EnergyMeasurement, baseline: Baseline) -> EnergyBreakdown | None:
+    if energy.total_j is None:
+        return None
+    idle_w = baseline.power_w
+    counted = energy.method == "hardware_counter"
+    second_j = energy.integral_j if counted else energy.counter_j
+    disagreement = 100.0 * (second_j - energy.total_j) / energy.total_j if second_j is not None and energy.total_j else None
+    return EnergyBreakdown(
+        raw_j=energy.total_j,
+        adjusted_j=None if idle_w is None else energy.total_j - idle_w * energy.duration_sec,
+        baseline_power_w=idle_w,
+        baseline_method=baseline.method,
+        baseline_timestamp=baseline.taken_at,
+        baseline_cache_age_sec=baseline.age_s,
+        meter=energy.meter,
+        method=energy.method,
+        scope=energy.scope,
+        second_method=None if second_j is None else ("power_integration" if counted else "hardware_counter"),
+        second_method_j=second_j,
+        disagreement_pct=disagreement,
+        cpu_j=energy.cpu_j,
+        dram_j=energy.dram_j,
+    )
+
+
+def _uncertainty(energy: EnergyMeasurement, baseline: Baseline, output_tokens: int) -> EnergyUncertainty | None:
+    if energy.total_j is None or not energy.components:
+        return None
+    total_j = energy.total_j
+    budget = [
+        BudgetComponent(
+            name=part.name,
+            kind=part.kind,
+            half_width_j=part.half_width_j,
+            relative_pct=100.0 * part.half_width_j / total_j if total_j else None,
+            note=part.note,
+        )
+        for part in energy.components
+    ]
+    if baseline.power_w is not None and baseline.half_width_w is not None:
+        half_width_j = baseline.half_width_w * energy.duration_sec
+        budget.append(
+            BudgetComponent(
+                name="idle power",
+                kind="baseline",
+                half_width_j=half_width_j,
+                relative_pct=100.0 * half_width_j / total_j if total_j else None,
+                note="half-width of the idle power times the window's length",
+            )
+        )
+    return combine_budget(budget, output_tokens)
+
+
+def _truncation_warning(seen: Observations) -> Warnings:
+    cut, total = seen.prompts.truncated_count, len(seen.prompts.prompts)
+    if cut == 0:
+        return ()
+    message = f"{cut} of {total} prompts were longer than max_input_tokens = {seen.config.max_input_tokens} and were cut"
+    return (MeasurementWarning(WarningCode.PROMPTS_TRUNCATED, message),)
+
+
+def _adjusted_warning(breakdown: EnergyBreakdown | None) -> Warnings:
+    if breakdown is None or breakdown.adjusted_j is None or breakdown.adjusted_j >= 0:
+        return ()
+    return (
+        MeasurementWarning(
+            WarningCode.BASELINE_EXCEEDS_ENERGY,
+            f"idle power ({breakdown.baseline_power_w:.1f} W) exceeds the mean power of the window; the baseline was "
+            "not idle, or the device slept in the window. The negative figure is kept.",
+        ),
+    )
+
+
+def _gpu_index(seen: Observations) -> int | None:
+    """Position of the first device among the snapshot's GPUs, for people; UUIDs are what identifies."""
+    uuids = seen.environment.gpu_uuids
+    return uuids.index(seen.devices[0]) if seen.devices and seen.devices[0] in uuids else None
+
+
+def _texts(*groups: Warnings) -> list[str]:
+    return list(dict.fromkeys(str(warning) for group in groups for warning in group))

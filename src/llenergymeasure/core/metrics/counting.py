@@ -1,0 +1,102 @@
+"""How many tokens a window holds. Counts are of ids; nothing is ever tokenised again to count it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llenergymeasure.core.backends.protocol import RequestOutput
+from llenergymeasure.exceptions import ExperimentError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens and requests of a window.
+
+    Args:
+        input_tokens: Ids processed as input, after truncation.
+        output_tokens: Ids produced, each EOS included.
+        requests: Requests answered.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    requests: int
+
+
+def count_tokens(outputs: Sequence[RequestOutput]) -> TokenCounts:
+    """Everything that `outputs` hold.
+
+    Raises:
+        ExperimentError: Not one output token; energy per token would be a division by zero.
+    """
+    counts = TokenCounts(
+        input_tokens=sum(output.input_tokens for output in outputs),
+        output_tokens=sum(output.output_tokens for output in outputs),
+        requests=len(outputs),
+    )
+    if counts.output_tokens == 0:
+        raise ExperimentError("the model produced no output tokens; there is nothing to relate its energy to")
+    return counts
+
+
+def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s: float) -> TokenCounts:
+    """What was produced between two instants of the measurement clock.
+
+    An output token counts if it was there within (start, end]; a request's input tokens count with its first output
+    token, which is when their processing is known to be over; a request counts as answered with its last.
+
+    Args:
+        outputs: The requests of the whole window, with token timestamps.
+        start_s: First instant, in seconds.
+        end_s: Last instant, in seconds.
+
+    Raises:
+        ExperimentError: The engine gives no token timestamps, or nothing was produced in between.
+    """
+    input_tokens = output_tokens = answered = 0
+    for output in outputs:
+        times_s = output.token_times_s
+        if times_s is None:
+            raise ExperimentError(
+                "a part of the generation cannot be measured: this engine, with these settings, gives no token "
+                "timestamps. Remove measurement.skip_first_seconds, skip_last_seconds and full_batch_only."
+            )
+        output_tokens += bisect_right(times_s, end_s) - bisect_right(times_s, start_s)
+        input_tokens += output.input_tokens if start_s < times_s[0] <= end_s else 0
+        answered += start_s < times_s[-1] <= end_s
+    if output_tokens == 0:
+        raise ExperimentError(
+            f"no token was produced in the {end_s - start_s:.2f} s that remain of the window after "
+            "measurement.skip_first_seconds, skip_last_seconds and full_batch_only; measure for longer "
+            "(n, measurement.min_duration_seconds) or skip less."
+        )
+    return TokenCounts(input_tokens, output_tokens, answered)
+
+
+def full_batch_interval(outputs: Sequence[RequestOutput]) -> tuple[float, float]:
+    """From the moment the engine's batch is full to the moment it can no longer be kept so.
+
+    The batch is full when as many requests run at once as ever do; it can no longer be kept full once the last request
+    has started and the first of those then running has ended.
+
+        running     ┌──────────────┐
+              ┌─────┘ full         └────┐
+        ──────┘                         └───────
+                    ^start_s       ^end_s
+
+    Args:
+        outputs: The requests of the whole window, with token timestamps.
+
+    Raises:
+        ExperimentError: The engine gives no token timestamps.
+    """
+    if any(output.token_times_s is None for output in outputs):
+        raise ExperimentError("measurement.full_batch_only needs token timestamps, which this engine does not give")
+    starts_s = sorted(output.started_s for output in outputs)
+    ends_s = sorted(output.token_times_s[-1] for output in outputs if output.token_times_s is not None)
+    running = [(start_s, index + 1 - bisect_right(ends_s, start_s)) for index, start_s in enumerate(starts_s)]
+    capacity = max(count for _, count in running)
+    full_s = next(start_s for start_s, count in running if count == capacity)
+    return full_s, ends_s[bisect_left(ends_s, starts_s[-1])]

@@ -1,0 +1,140 @@
+"""One experiment in this process, on this machine's devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from uuid import uuid4
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.naming import model_short_name
+from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.core.artefacts import Artefacts
+from llenergymeasure.core.backends.registry import get_backend
+from llenergymeasure.core.baseline import BaselineCache
+from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.energy.off import NoEnergyBackend
+from llenergymeasure.core.energy.select import select_energy_backend
+from llenergymeasure.core.energy.types import DeviceId, MeterOptions
+from llenergymeasure.core.harness import Bench, Measurement, measure
+from llenergymeasure.core.host.environment import environment_in_background
+from llenergymeasure.core.preflight import Preflight
+from llenergymeasure.core.progress import Observer, ignore_events
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.protocols import EnergyBackend
+from llenergymeasure.results.aggregation import aggregate_results
+from llenergymeasure.security import sanitize_experiment_id
+
+SESSION_BASELINES = BaselineCache()
+"""Idle measurements of this process's life, so that a notebook's second run need not wait again."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """A finished experiment that is not on disk yet.
+
+    Args:
+        result: The result.
+        artefacts: Files that belong beside it, lying in the work directory.
+    """
+
+    result: ExperimentResult
+    artefacts: Artefacts
+
+
+def run_local(
+    config: ExperimentConfig,
+    machine: UserConfig,
+    work_dir: Path,
+    *,
+    observer: Observer = ignore_events,
+    baselines: BaselineCache = SESSION_BASELINES,
+) -> MeasuredRun:
+    """Run one experiment here and now.
+
+    Args:
+        config: What to run.
+        machine: The user's settings for this machine.
+        work_dir: An existing directory for the run's files; the caller removes it.
+        observer: Who is told what happens.
+        baselines: Idle measurements that may be reused; a fresh one is added.
+
+    Raises:
+        LLEMError: See `core.harness.measure`.
+    """
+    experiment_id = new_experiment_id(config, datetime.now(timezone.utc))
+    measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
+    result = aggregate_results(experiment_id, [measurement.record])
+    return MeasuredRun(result, measurement.artefacts)
+
+
+def measure_here(
+    config: ExperimentConfig,
+    machine: UserConfig,
+    experiment_id: str,
+    work_dir: Path,
+    *,
+    observer: Observer = ignore_events,
+    baselines: BaselineCache = SESSION_BASELINES,
+    process_index: int = 0,
+    wait_for_others: Callable[[], None] | None = None,
+) -> Measurement:
+    """Measure this process's share of an experiment with the machine's real engine, meters and clock.
+
+    Args:
+        config: What to run.
+        machine: The user's settings for this machine.
+        experiment_id: Identity of the measurement.
+        work_dir: An existing directory for the run's files.
+        observer: Who is told what happens.
+        baselines: Idle measurements that may be reused; a fresh one is added.
+        process_index: Index of this process among the experiment's.
+        wait_for_others: Called right before the window opens.
+
+    Raises:
+        LLEMError: See `core.harness.measure`.
+    """
+    clock = SystemClock()
+    cache_dir = Path(machine.output.model_cache_dir).expanduser()
+    options = MeterOptions(
+        poll_interval_ms=machine.advanced.nvml_poll_interval_ms,
+        power_gain_uncertainty_pct=machine.advanced.power_gain_uncertainty_pct,
+        spill_dir=work_dir,
+    )
+    meter_name = energy_backend_name(config, machine)
+
+    def meter_for(devices: tuple[DeviceId, ...]) -> EnergyBackend:
+        if meter_name is None:
+            return NoEnergyBackend(clock)
+        return select_energy_backend(meter_name, devices, clock=clock, options=options)
+
+    bench = Bench(
+        engine=get_backend(config.backend, clock=clock, model_cache_dir=cache_dir),
+        preflight=Preflight(machine, meter_name),
+        meter_for=meter_for,
+        environment=environment_in_background,
+        baselines=baselines,
+        clock=clock,
+        observer=observer,
+        wait_for_others=wait_for_others,
+    )
+    return measure(config, bench, experiment_id, work_dir, process_index)
+
+
+def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> str | None:
+    """The energy backend to use: the experiment's own choice, else the machine's; `None` switches energy off."""
+    wanted = config.energy.backend
+    return machine.measurement.energy_backend if wanted == "auto" else wanted
+
+
+def new_experiment_id(config: ExperimentConfig, now: datetime) -> str:
+    """A name for one measurement that no other has.
+
+    Args:
+        config: What is measured.
+        now: The current time (UTC).
+    """
+    stamp = now.strftime("%Y-%m-%dT%H-%M-%S")
+    return sanitize_experiment_id(f"{model_short_name(config.model)}_{config.backend}_{stamp}_{uuid4().hex[:8]}")
