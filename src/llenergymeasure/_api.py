@@ -124,7 +124,9 @@ def _save(run: MeasuredRun, output_dir: str | None) -> tuple[Path | None, Persis
         return None, problem
 
 
-def _study_of_one(study: StudyConfig, result: ExperimentResult, saved: Path | None, started_at: datetime) -> StudyResult:
+def _study_of_one(
+    study: StudyConfig, result: ExperimentResult, saved: Path | None, started_at: datetime
+) -> StudyResult:
     completed_at = datetime.now(timezone.utc)
     return StudyResult(
         study_id=result.experiment_id,

@@ -39,7 +39,9 @@ def exit_code_of(action: Callable[[], int], *, verbose: bool, stream: TextIO | N
     try:
         return action()
     except KeyboardInterrupt:
-        return _report(stream, "Interrupted. Finished results are kept; nothing half-written is left.", EXIT_INTERRUPTED)
+        return _report(
+            stream, "Interrupted. Finished results are kept; nothing half-written is left.", EXIT_INTERRUPTED
+        )
     except (UsageError, ConfigError) as error:
         message, code = str(error), EXIT_USAGE
     except ValidationError as error:

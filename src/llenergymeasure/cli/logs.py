@@ -20,7 +20,9 @@ def configured_logging(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
     """
     logger = logging.getLogger(PACKAGE_LOGGER)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(message)s"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(message)s")
+    )
     before = (logger.level, logger.propagate)
     logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
     logger.propagate = False

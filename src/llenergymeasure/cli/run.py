@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llenergymeasure.cli.app import SHORTEST_RUN
-from llenergymeasure.cli.errors import EXIT_FAILED, EXIT_OK, report_errors
-from llenergymeasure.cli.logs import configured_logging
 
 if TYPE_CHECKING:
-    from llenergymeasure.config.models import ExperimentConfig
-    from llenergymeasure.config.user_config import UserConfig
-    from llenergymeasure.domain.experiment import ExperimentResult
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +39,9 @@ class RunRequest:
         """What cannot be meant, before any file is read."""
         found = []
         if self.config is None and self.model is None and self.resume is None:
-            found.append(f"nothing to run: give a config file or --model. The shortest command that works: {SHORTEST_RUN}")
+            found.append(
+                f"nothing to run: give a config file or --model. The shortest command that works: {SHORTEST_RUN}"
+            )
         if self.quiet and self.verbose:
             found.append("--quiet and --verbose contradict each other; give one of them")
         return found

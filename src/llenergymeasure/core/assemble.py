@@ -11,12 +11,12 @@ from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.core.baseline import Baseline
 from llenergymeasure.core.counted import CountedPart, counted_part
 from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyMeasurement
-from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.metrics.flops import estimate_flops
 from llenergymeasure.core.metrics.latency import request_timings
 from llenergymeasure.core.metrics.phases import phase_breakdown
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings
+from llenergymeasure.core.observations import Observations
 from llenergymeasure.domain.energy import BudgetComponent, EnergyBreakdown, EnergyUncertainty, combine_budget
 from llenergymeasure.domain.experiment import (
     DatasetInfo,
@@ -158,7 +158,9 @@ def reproducibility_note(energy: EnergyMeasurement) -> str:
     if energy.total_j is None:
         return f"No energy was measured. {same}"
     if energy.method == "model_estimate":
-        return f"Energy estimated by {energy.meter}'s model, not measured; do not compare it with measured figures. {same}"
+        return (
+            f"Energy estimated by {energy.meter}'s model, not measured; do not compare it with measured figures. {same}"
+        )
     if energy.scope in ("cpu_package", "cpu_package_and_dram"):
         return (
             f"Energy measured via {energy.meter} over everything that ran on the processor; it varies with thermal "
@@ -214,7 +216,9 @@ def _breakdown(energy: EnergyMeasurement, baseline: Baseline) -> EnergyBreakdown
     idle_w = baseline.power_w
     counted = energy.method == "hardware_counter"
     second_j = energy.integral_j if counted else energy.counter_j
-    disagreement = 100.0 * (second_j - energy.total_j) / energy.total_j if second_j is not None and energy.total_j else None
+    disagreement = (
+        100.0 * (second_j - energy.total_j) / energy.total_j if second_j is not None and energy.total_j else None
+    )
     return EnergyBreakdown(
         raw_j=energy.total_j,
         adjusted_j=None if idle_w is None else energy.total_j - idle_w * energy.duration_sec,
@@ -265,7 +269,9 @@ def _truncation_warning(seen: Observations) -> Warnings:
     cut, total = seen.prompts.truncated_count, len(seen.prompts.prompts)
     if cut == 0:
         return ()
-    message = f"{cut} of {total} prompts were longer than max_input_tokens = {seen.config.max_input_tokens} and were cut"
+    message = (
+        f"{cut} of {total} prompts were longer than max_input_tokens = {seen.config.max_input_tokens} and were cut"
+    )
     return (MeasurementWarning(WarningCode.PROMPTS_TRUNCATED, message),)
 
 

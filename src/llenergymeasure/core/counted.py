@@ -86,13 +86,14 @@ def energy_between(energy: EnergyMeasurement, start_s: float, end_s: float) -> E
     if whole <= 0:
         return _unmeasured(part, "the power samples of the window add up to nothing")
     scale = energy.total_j / whole
+    share = traced / whole
     return replace(
         part,
         total_j=traced * scale,
-        per_gpu_j={d: traced_j[d] * scale for d in energy.per_gpu_j if d in traced_j},
+        per_gpu_j={device: traced_j[device] * scale for device in energy.per_gpu_j if device in traced_j},
         integral_j=traced,
-        components=tuple(replace(c, half_width_j=_shrunk(c.kind, c.half_width_j, traced / whole)) for c in energy.components),
-    )  # fmt: skip
+        components=tuple(replace(c, half_width_j=_shrunk(c.kind, c.half_width_j, share)) for c in energy.components),
+    )
 
 
 def _shrunk(kind: str, half_width_j: float, share: float) -> float:

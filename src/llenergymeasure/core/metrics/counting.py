@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,4 +99,4 @@ def full_batch_interval(outputs: Sequence[RequestOutput]) -> tuple[float, float]
     running = [(start_s, index + 1 - bisect_right(ends_s, start_s)) for index, start_s in enumerate(starts_s)]
     capacity = max(count for _, count in running)
     full_s = next(start_s for start_s, count in running if count == capacity)
-    return full_s, ends_s[bisect_left(ends_s, starts_s[-1])]
+    return full_s, ends_s[bisect_right(ends_s, starts_s[-1])]
