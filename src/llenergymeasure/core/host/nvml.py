@@ -111,6 +111,9 @@ class Nvml(Protocol):
     def power_limit_w(self, handle: NvmlHandle) -> float:
         """The enforced power limit in watts."""
 
+    def default_power_limit_w(self, handle: NvmlHandle) -> float:
+        """The factory power limit in watts."""
+
     def temperature_c(self, handle: NvmlHandle) -> float:
         """GPU temperature in degrees Celsius."""
 
@@ -123,8 +126,29 @@ class Nvml(Protocol):
     def sm_utilisation_pct(self, handle: NvmlHandle) -> float:
         """Share of the driver's last sample period in which a kernel ran, 0..100."""
 
+    def max_sm_clock_mhz(self, handle: NvmlHandle) -> float:
+        """Highest streaming-multiprocessor clock in MHz."""
+
+    def fan_speed_pct(self, handle: NvmlHandle) -> float:
+        """Fan speed in per cent of its maximum."""
+
     def memory_used_mb(self, handle: NvmlHandle) -> float:
         """Device memory in use, in MB."""
+
+    def memory_free_mb(self, handle: NvmlHandle) -> float:
+        """Device memory that nobody uses, in MB."""
+
+    def memory_total_mb(self, handle: NvmlHandle) -> float:
+        """Device memory in all, in MB."""
+
+    def compute_capability(self, handle: NvmlHandle) -> str:
+        """CUDA compute capability, e.g. `9.0`."""
+
+    def pcie_generation(self, handle: NvmlHandle) -> int:
+        """PCIe generation of the current link."""
+
+    def mig_enabled(self, handle: NvmlHandle) -> bool:
+        """Whether a board is cut into MIG instances."""
 
     def throttle_reasons(self, handle: NvmlHandle) -> int:
         """The clocks-event-reasons bit mask."""
@@ -172,8 +196,7 @@ class _PynvmlBinding:
 
     def mig_handles(self, handle: NvmlHandle) -> tuple[NvmlHandle, ...]:
         try:
-            current, _pending = _call("the MIG mode", pynvml.nvmlDeviceGetMigMode, handle)
-            if current != pynvml.NVML_DEVICE_MIG_ENABLE:
+            if not self.mig_enabled(handle):
                 return ()
             slots = _call("the number of MIG slots", pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)
         except NvmlNotSupportedError:
@@ -206,6 +229,10 @@ class _PynvmlBinding:
             / 1000
         )
 
+    def default_power_limit_w(self, handle: NvmlHandle) -> float:
+        what = "the default power limit"
+        return _valid_u32(what, _call(what, pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)) / 1000
+
     def temperature_c(self, handle: NvmlHandle) -> float:
         return float(_call("temperature", pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU))
 
@@ -218,8 +245,31 @@ class _PynvmlBinding:
     def sm_utilisation_pct(self, handle: NvmlHandle) -> float:
         return float(_call("utilisation", pynvml.nvmlDeviceGetUtilizationRates, handle).gpu)
 
+    def max_sm_clock_mhz(self, handle: NvmlHandle) -> float:
+        return float(_call("the highest SM clock", pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM))
+
+    def fan_speed_pct(self, handle: NvmlHandle) -> float:
+        return float(_call("fan speed", pynvml.nvmlDeviceGetFanSpeed, handle))
+
     def memory_used_mb(self, handle: NvmlHandle) -> float:
         return float(_call("memory use", pynvml.nvmlDeviceGetMemoryInfo, handle).used) / MB
+
+    def memory_free_mb(self, handle: NvmlHandle) -> float:
+        return float(_call("free memory", pynvml.nvmlDeviceGetMemoryInfo, handle).free) / MB
+
+    def memory_total_mb(self, handle: NvmlHandle) -> float:
+        return float(_call("memory size", pynvml.nvmlDeviceGetMemoryInfo, handle).total) / MB
+
+    def compute_capability(self, handle: NvmlHandle) -> str:
+        major, minor = _call("compute capability", pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+        return f"{major}.{minor}"
+
+    def pcie_generation(self, handle: NvmlHandle) -> int:
+        return int(_call("the PCIe link", pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle))
+
+    def mig_enabled(self, handle: NvmlHandle) -> bool:
+        current, _pending = _call("the MIG mode", pynvml.nvmlDeviceGetMigMode, handle)
+        return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
 
     def throttle_reasons(self, handle: NvmlHandle) -> int:
         try:
