@@ -27,6 +27,10 @@ Method = Literal["hardware_counter", "power_integration", "model_estimate"]
 Scope = Literal["gpu", "gpu_module", "gpu_board", "cpu_package", "cpu_package_and_dram", "machine_model"]
 """What the joules include. `gpu_board`: the parent board of a MIG slice. `machine_model`: CPU and RAM as modelled."""
 
+PowerSource = Literal["power_instant", "power_instant_module", "power_usage", "rapl"]
+"""Where a power value came from: NVML field 186 with GPU or module scope (module: a superchip, CPU included),
+`nvmlDeviceGetPowerUsage` (a one-second average on most boards since Ampere), or the CPU's own counters."""
+
 
 @dataclass(frozen=True, slots=True)
 class TelemetrySample:
@@ -41,6 +45,7 @@ class TelemetrySample:
         sm_utilisation_pct: Share of the last sample period in which a kernel ran, 0..100.
         memory_used_mb: Device memory in use, in MB (10^6 bytes).
         throttle_reasons: NVML's clocks-event-reasons bit mask.
+        power_source: What `power_w` was read from.
     """
 
     time_s: float
@@ -51,6 +56,7 @@ class TelemetrySample:
     sm_utilisation_pct: float | None = None
     memory_used_mb: float | None = None
     throttle_reasons: int | None = None
+    power_source: PowerSource | None = None
 
 
 class Telemetry(Protocol):
