@@ -13,7 +13,11 @@ class GPUEnvironment(Record):
     """One GPU."""
 
     name: str = Field(description="Marketing name.")
-    vram_total_mb: float = Field(ge=0, description="Total memory in MB of 2^20 bytes, as nvidia-smi prints it.")
+    vram_total_mb: float | None = Field(
+        ge=0,
+        description="Total memory in MB of 2^20 bytes, as nvidia-smi prints it; null: not told (boards that share the "
+        "host's memory).",
+    )
     compute_capability: str | None = Field(default=None, description="CUDA compute capability, e.g. `8.0`.")
     pcie_gen: int | None = Field(default=None, description="PCIe generation of the current link.")
     mig_enabled: bool | None = Field(default=None, description="Whether the board is cut into MIG slices.")
@@ -64,8 +68,8 @@ class EnvironmentMetadata(Record):
     @property
     def summary_line(self) -> str:
         """One line for people: `A100 80GB | CUDA 12.4 | Driver 535.104 | 42C | container`; unknown parts left out."""
-        name = self.gpu.name.removeprefix("NVIDIA ")
-        parts = [name if "GB" in name else f"{name} {self.gpu.vram_total_mb / 1024:.0f}GB"]
+        name, vram_mb = self.gpu.name.removeprefix("NVIDIA "), self.gpu.vram_total_mb
+        parts = [name if "GB" in name or vram_mb is None else f"{name} {vram_mb / 1024:.0f}GB"]
         if self.cuda.version is not None:
             parts.append(f"CUDA {self.cuda.version}")
         if self.cuda.driver_version is not None:
@@ -85,14 +89,15 @@ class EnvironmentSnapshot(Record):
     platform: str = Field(description="Operating system, release and machine type.")
     cuda_version: str | None = Field(default=None, description="CUDA version.")
     cuda_version_source: str | None = Field(
-        default=None, description="Where the CUDA version came from: `torch`, a version file, or `nvcc`."
+        default=None, description="Where the CUDA version came from: `torch`, `version_file` or `nvcc`."
     )
     cuda_driver_version: str | None = Field(default=None, description="NVIDIA driver version.")
     os_version: str | None = Field(default=None, description="Distribution and its version.")
     gpu_names: list[str] = Field(default_factory=list, description="Marketing name of each GPU in use.")
     gpu_uuids: list[str] = Field(default_factory=list, description="UUID of each GPU in use.")
-    gpu_vram_mb: list[float] = Field(
-        default_factory=list, description="Total memory of each GPU in MB of 2^20 bytes, as nvidia-smi prints it."
+    gpu_vram_mb: list[float | None] = Field(
+        default_factory=list,
+        description="Total memory of each GPU in MB of 2^20 bytes, as nvidia-smi prints it; null: not told.",
     )
     gpu_persistence_mode: list[bool | None] = Field(
         default_factory=list, description="Persistence mode of each GPU; null: not told."
@@ -105,5 +110,8 @@ class EnvironmentSnapshot(Record):
     )
     cpu: CPUEnvironment | None = Field(default=None, description="The processor.")
     container: ContainerEnvironment | None = Field(default=None, description="The container.")
-    pip_freeze: list[str] = Field(default_factory=list, description="Installed packages, `name==version`, sorted.")
+    pip_freeze: list[str] = Field(
+        default_factory=list,
+        description="Installed packages, `name==version`, sorted; with the commit where installed from one.",
+    )
     hardware: EnvironmentMetadata | None = Field(default=None, description="The first GPU; null without one.")
