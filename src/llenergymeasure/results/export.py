@@ -12,8 +12,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from llenergymeasure.atomic import write_bytes_atomically
 from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.results.atomic import write_bytes_atomically
 
 if TYPE_CHECKING:
     import pyarrow

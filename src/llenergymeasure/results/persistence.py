@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
 
-from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.domain.study import StudyResult
-from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
-from llenergymeasure.results import export
-from llenergymeasure.results.atomic import (
+from llenergymeasure.atomic import (
     copy_atomically,
     make_unique_directory,
     write_atomically,
     write_bytes_atomically,
 )
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.study import StudyResult
+from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
+from llenergymeasure.results import export
 from llenergymeasure.results.loading import ResultFileWarning, load_record
 from llenergymeasure.security import sanitize_experiment_id
 

@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import Final
 
+from llenergymeasure.atomic import write_bytes_atomically
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.atomic import write_bytes_atomically
 from llenergymeasure.results.loading import load_record
 from llenergymeasure.results.persistence import to_json
 from llenergymeasure.security import sanitize_experiment_id
