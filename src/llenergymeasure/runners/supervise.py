@@ -1,0 +1,222 @@
+"""Seeing child processes through their tasks: hand over, barrier, result, time-out, interrupt, crash.
+
+Whatever happens, no process of a group is left when a function of this module returns or raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from llenergymeasure.exceptions import ExperimentError
+from llenergymeasure.runners.interrupt import POLL_INTERVAL_S, Interrupt
+from llenergymeasure.runners.messages import AtBarrier, Done, Failed, Ready
+from llenergymeasure.runners.process import Child, Ended, Mail
+
+BARRIER_LEAD_S: Final = 0.05
+"""How far ahead the barrier's opening is announced, so that every child knows in time, in seconds."""
+
+LAST_WORDS_S: Final = 1.0
+"""How long a reply may take from the pipe to the mailbox after its sender's end, in seconds."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for what, in seconds.
+
+    Args:
+        imports_s: From the start of the interpreter to `Ready`.
+        teardown_s: From SIGTERM to SIGKILL.
+        exit_s: From the result to the end of the process; an engine's threads may hang there.
+    """
+
+    imports_s: float = 600.0
+    teardown_s: float = 20.0
+    exit_s: float = 20.0
+
+
+class ChildFailedError(ExperimentError):
+    """A child ended without a result.
+
+    Args:
+        error_type: Name of the exception's class, or `Crash` or `Timeout`.
+        message: What happened, for people.
+        traceback: The child's traceback, where it raised.
+    """
+
+    def __init__(self, error_type: str, message: str, traceback: str = "") -> None:
+        self.error_type = error_type
+        self.traceback = traceback
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[ChildFailedError], tuple[str, str, str]]:
+        return (type(self), (self.error_type, str(self), self.traceback))
+
+
+class RunInterruptedError(ExperimentError):
+    """The user asked to stop while a child was at work."""
+
+
+class ChildGroup:
+    """Children that work on one run together, most often just one.
+
+    Args:
+        children: Not yet started, all with `mailbox`.
+        mailbox: Where their replies arrive.
+        patience: How long to wait for imports and for ends.
+        task_s: How long the task may take, in seconds; `None`: for ever.
+    """
+
+    def __init__(
+        self,
+        children: Sequence[Child],
+        mailbox: queue.SimpleQueue[Mail],
+        patience: Patience,
+        task_s: float | None = None,
+    ) -> None:
+        self._children = tuple(children)
+        self._mailbox = mailbox
+        self._patience = patience
+        self._task_s = task_s
+        self._interrupt = Interrupt()
+        self._started_s: float | None = None
+        self._task_began_s = 0.0
+        self._going: set[Child] = set()
+        self._at_barrier: set[Child] = set()
+        self._results: dict[Child, Any] = {}
+        self._reported: set[Child] = set()
+        self._exit_seen_s: dict[Child, float] = {}
+
+    def start(self) -> None:
+        """Start the interpreters, so that their imports are done when `run` is called; calling it again does nothing.
+
+        Raises:
+            ChildFailedError: The system refuses another process.
+        """
+        if self._started_s is not None:
+            return
+        self._started_s = time.monotonic()
+        try:
+            for child in self._children:
+                child.start()
+        except OSError as error:
+            self.kill()
+            raise ChildFailedError("Crash", f"a child process could not be started: {error}") from error
+
+    def run(self, interrupt: Interrupt) -> list[Any]:
+        """Let every child do its task; their results, in order.
+
+        Args:
+            interrupt: How the user asks to stop.
+
+        Raises:
+            ChildFailedError: A child raised, crashed or took too long. The others have been stopped.
+            RunInterruptedError: The user asked to stop. All have been stopped.
+        """
+        self._interrupt = interrupt
+        self.start()
+        try:
+            while len(self._results) < len(self._children):
+                with contextlib.suppress(queue.Empty):
+                    self._take(*self._mailbox.get(timeout=POLL_INTERVAL_S))
+                self._check_interrupt()
+                self._check_time()
+                self._check_alive()
+            for child in self._children:
+                if not child.wait(self._patience.exit_s, lambda: self._interrupt.requested):
+                    _log.warning("%s gave its result and did not end; killing it", child.task.name)
+        except (ExperimentError, KeyboardInterrupt):
+            self._tear_down()
+            raise
+        finally:
+            self.kill()
+        return [self._results[child] for child in self._children]
+
+    def kill(self) -> None:
+        """Kill what is left of all children, at once."""
+        for child in self._children:
+            child.kill_group()
+
+    def _take(self, child: Child, message: object) -> None:
+        if isinstance(message, Ready):
+            self._going.add(child)
+            self._task_began_s = time.monotonic()
+            child.go()
+        elif isinstance(message, AtBarrier):
+            self._at_barrier.add(child)
+            self._open_barrier_if_all_are_there()
+        elif isinstance(message, Done):
+            self._reported.add(child)
+            self._results[child] = _unpacked(message)
+        elif isinstance(message, Failed):
+            self._reported.add(child)
+            raise ChildFailedError(message.error_type, message.message, message.traceback)
+        elif isinstance(message, Ended) and child not in self._results:
+            self._fail_as_crashed(child)
+
+    def _open_barrier_if_all_are_there(self) -> None:
+        if self._at_barrier == set(self._children):
+            at_s = time.monotonic() + BARRIER_LEAD_S
+            self._at_barrier.clear()
+            for child in self._children:
+                child.open_barrier(at_s)
+
+    def _check_interrupt(self) -> None:
+        if self._interrupt.requested:
+            raise RunInterruptedError("interrupted")
+
+    def _check_time(self) -> None:
+        now_s = time.monotonic()
+        if len(self._going) < len(self._children):
+            if now_s - (self._started_s or now_s) > self._patience.imports_s:
+                raise ChildFailedError("Timeout", f"its imports took longer than {self._patience.imports_s:.0f} s")
+        elif self._task_s is not None and now_s - self._task_began_s > self._task_s:
+            raise ChildFailedError(
+                "Timeout",
+                f"took longer than {self._task_s:.0f} s and was stopped. "
+                "Raise execution.experiment_timeout_seconds if it needs more.",
+            )
+
+    def _check_alive(self) -> None:
+        # A process that an engine forked may hold the reply pipe open after the child's death: then no `Ended` comes.
+        now_s = time.monotonic()
+        for child in self._children:
+            if child in self._reported or not child.has_exited():
+                continue
+            if now_s - self._exit_seen_s.setdefault(child, now_s) > LAST_WORDS_S:
+                self._fail_as_crashed(child)
+
+    def _fail_as_crashed(self, child: Child) -> None:
+        child.wait(self._patience.exit_s)
+        child.kill_group()
+        raise ChildFailedError("Crash", child.describe_end())
+
+    def _tear_down(self) -> None:
+        for child in self._children:
+            if child not in self._reported:
+                child.terminate()
+        deadline_s = time.monotonic() + self._patience.teardown_s
+        for child in self._children:
+            child.wait(deadline_s - time.monotonic(), lambda: self._interrupt.urgent)
+
+
+def _unpacked(message: Done) -> Any:
+    """The result that a child sent, or left in a file."""
+    if message.payload is not None:
+        return pickle.loads(message.payload)
+    path = message.file or Path()
+    try:
+        payload = path.read_bytes()
+        path.unlink()
+    except OSError as error:
+        raise ChildFailedError("Crash", f"its result, left in {path}, could not be read: {error}") from error
+    return pickle.loads(payload)

@@ -1,0 +1,303 @@
+"""Children are really started, crashed, hung and killed here."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import children
+from llenergymeasure.runners.child import ChildFunction
+from llenergymeasure.runners.interrupt import Interrupt
+from llenergymeasure.runners.messages import Failed
+from llenergymeasure.runners.process import Child, ChildTask, Mail, function_path
+from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Patience, RunInterruptedError
+
+TESTS = Path(__file__).parents[1]
+QUICK = Patience(imports_s=60, teardown_s=2, exit_s=2)
+
+
+class Runs:
+    """Runs functions in children below one directory and remembers their process ids and events."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self.work_dir = work_dir
+        self.events: list[Any] = []
+        self.pids: list[int] = []
+
+    def group(self, function: ChildFunction, *arguments: object, task_s: float | None = 60) -> ChildGroup:
+        mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
+        self.children = [
+            Child(
+                ChildTask(function_path(function), argument, self.work_dir, name=f"child{index}"),
+                mailbox,
+                self.events.append,
+            )
+            for index, argument in enumerate(arguments)
+        ]
+        return ChildGroup(self.children, mailbox, QUICK, task_s)
+
+    def run(
+        self,
+        function: ChildFunction,
+        argument: object = None,
+        task_s: float | None = 60,
+        interrupt: Interrupt | None = None,
+    ) -> Any:
+        group = self.group(function, argument, task_s=task_s)
+        group.start()
+        self.pids.append(self.children[0].pid)
+        (result,) = group.run(interrupt or Interrupt())
+        return result
+
+    def log(self, index: int = 0) -> str:
+        return (self.work_dir / f"child{index}.log").read_text()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return state == "Z"  # ended, and waiting for an init that nobody runs here
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline_s = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_result_comes_back_from_a_session_leader_without_the_main_module(runs: Runs) -> None:
+    who = runs.run(children.identity)
+    assert who["pid"] == who["group"] == who["session"] == runs.pids[0] != os.getpid()
+    assert who["main_file"] is None
+    assert "pytest" not in who["main_names"]
+    assert not who["torch_loaded"]
+    assert is_gone(who["pid"])
+
+
+@pytest.mark.parametrize("size", [256, 256_000, 999_936, 50_000_000])
+def test_results_of_every_size_come_back_whole(runs: Runs, size: int) -> None:
+    assert runs.run(children.blob, size) == bytes(range(256)) * (size // 256)
+    assert [path.name for path in runs.work_dir.iterdir()] == ["child0.log"]
+
+
+def test_large_result_comes_through_the_pipe_when_its_file_cannot_be_written(runs: Runs) -> None:
+    group = runs.group(children.blob_without_directory, (runs.work_dir, 5_000_000))
+    (result,) = group.run(Interrupt())
+    assert len(result) == 5_000_000 // 256 * 256
+
+
+def test_every_event_arrives_in_order(runs: Runs) -> None:
+    assert runs.run(children.report_events, 5_000) == 5_000
+    assert runs.events == list(range(5_000))
+
+
+def test_observer_that_blocks_does_not_hold_up_the_child(tmp_path: Path) -> None:
+    release = threading.Event()
+    runs = Runs(tmp_path)
+    mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
+    task = ChildTask(function_path(children.report_events), 20_000, tmp_path)
+    child = Child(task, mailbox, lambda event: release.wait(60) and None)
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.extend(ChildGroup([child], mailbox, QUICK).run(Interrupt())))
+    thread.start()
+    assert wait_until(lambda: (tmp_path / "child.log").exists() and child.has_exited(), 30)
+    release.set()
+    thread.join(30)
+    assert results == [20_000]
+    assert runs.events == []
+
+
+def test_exception_arrives_with_type_message_and_traceback(runs: Runs) -> None:
+    with pytest.raises(ChildFailedError, match="reduce the batch") as caught:
+        runs.run(children.raise_backend_error, "reduce the batch")
+    assert caught.value.error_type == "BackendError"
+    assert "raise_backend_error" in caught.value.traceback
+    assert "raise_backend_error" in runs.log()
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "words"),
+    [
+        (children.segfault, None, r"segmentation fault \(signal 11\)"),
+        (children.kill_itself, None, r"killed by signal 9 \(SIGKILL\): out of memory\?"),
+        (children.leave_silently, 7, "ended with exit code 7 and without a result"),
+        (children.leave_silently, 0, "ended with exit code 0 and without a result"),
+        (children.die_with_forked_worker, None, "killed by signal 9"),
+    ],
+)
+def test_crash_is_an_error_that_names_its_cause(
+    runs: Runs, function: ChildFunction, argument: object, words: str
+) -> None:
+    with pytest.raises(ChildFailedError, match=words) as caught:
+        runs.run(function, argument)
+    assert caught.value.error_type == "Crash"
+
+
+def test_segfault_leaves_the_python_stack_in_the_log(runs: Runs) -> None:
+    with pytest.raises(ChildFailedError):
+        runs.run(children.segfault)
+    assert "in segfault" in runs.log()
+
+
+def test_exhausted_memory_is_a_memory_error(runs: Runs) -> None:
+    with pytest.raises(ChildFailedError) as caught:
+        runs.run(children.exhaust_memory, 1 << 31)
+    assert caught.value.error_type == "MemoryError"
+
+
+def test_output_of_python_and_of_programs_is_kept(runs: Runs) -> None:
+    with pytest.raises(ChildFailedError):
+        runs.run(children.print_then_fail, "the reason")
+    assert "from Python" in runs.log()
+    assert "from a program it started" in runs.log()
+    assert "ValueError: the reason" in runs.log()
+
+
+def test_endless_output_fills_neither_the_pipe_nor_the_disk(runs: Runs) -> None:
+    with pytest.raises(ChildFailedError, match="took longer than 3 s"):
+        runs.run(children.print_for_ever, task_s=3)
+    log = runs.log()
+    assert len(log) < 5_000_000
+    assert "bytes left out" in log
+
+
+@pytest.mark.parametrize("function", [children.hang, children.hang_deaf_to_sigterm])
+def test_hung_child_is_stopped_after_its_time(runs: Runs, function: ChildFunction) -> None:
+    with pytest.raises(ChildFailedError, match="experiment_timeout_seconds") as caught:
+        runs.run(function, task_s=0.5)
+    assert caught.value.error_type == "Timeout"
+    assert is_gone(runs.pids[0])
+
+
+def test_result_counts_though_the_child_cannot_end(runs: Runs) -> None:
+    assert runs.run(children.hang_at_exit) == "result"
+    assert is_gone(runs.pids[0])
+
+
+def test_workers_die_with_a_child_that_took_too_long(runs: Runs) -> None:
+    ids = runs.work_dir / "ids"
+    with pytest.raises(ChildFailedError):
+        runs.run(children.hang_with_workers, ids, task_s=2)
+    assert all(is_gone(int(pid)) for pid in ids.read_text().split())
+
+
+def test_first_interrupt_lets_the_child_tear_down(runs: Runs) -> None:
+    interrupt = Interrupt()
+    group = runs.group(children.tidy_up_on_sigterm, runs.work_dir / "tidy")
+    threading.Thread(target=lambda: wait_until(lambda: runs.events == ["working"]) and interrupt.request()).start()
+    with pytest.raises(RunInterruptedError):
+        group.run(interrupt)
+    assert (runs.work_dir / "tidy").read_text() == "unloaded"
+
+
+def test_second_interrupt_does_not_wait(runs: Runs) -> None:
+    interrupt = Interrupt()
+    group = runs.group(children.hang_deaf_to_sigterm, None)
+    interrupt.request()
+    interrupt.request()
+    with pytest.raises(RunInterruptedError):
+        group.run(interrupt)
+    assert is_gone(runs.children[0].pid)
+
+
+def test_children_pass_the_barrier_together(runs: Runs) -> None:
+    group = runs.group(children.meet_and_tell_time, 0.0, 0.7, 0.3)
+    times_s = group.run(Interrupt())
+    assert max(times_s) - min(times_s) < 0.2  # without the barrier they would be 0.7 s apart
+
+
+def test_death_before_the_barrier_ends_the_whole_run(runs: Runs) -> None:
+    group = runs.group(children.meet_or_die, False, True, task_s=30)
+    with pytest.raises(ChildFailedError, match="exit code 3"):
+        group.run(Interrupt())
+    assert all(is_gone(child.pid) for child in runs.children)
+
+
+def test_function_of_the_main_module_is_refused() -> None:
+    def local(argument: object, link: object) -> None: ...
+
+    with pytest.raises(ValueError, match="top level of an importable module"):
+        function_path(local)
+
+
+def test_message_survives_pickling_unchanged() -> None:
+    error = ChildFailedError("Crash", "killed", "trace")
+    copied = error.__reduce__()[0](*error.__reduce__()[1])
+    assert (copied.error_type, str(copied), copied.traceback) == ("Crash", "killed", "trace")
+    assert Failed("A", "b") == Failed("A", "b", "")
+
+
+SCRIPT = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    print("main runs", flush=True)
+    import queue, children
+    from pathlib import Path
+    from llenergymeasure.runners.interrupt import Interrupt
+    from llenergymeasure.runners.process import Child, ChildTask, function_path
+    from llenergymeasure.runners.supervise import ChildGroup, Patience
+    mailbox = queue.SimpleQueue()
+    task = ChildTask(function_path(children.{function}), Path({argument!r}), Path({work_dir!r}))
+    child = Child(task, mailbox, lambda event: print(event, flush=True))
+    print(ChildGroup([child], mailbox, Patience()).run(Interrupt()), flush=True)
+"""
+
+
+def script(tmp_path: Path, function: str) -> str:
+    values = {"tests": str(TESTS), "function": function, "argument": str(tmp_path / "ids"), "work_dir": str(tmp_path)}
+    return textwrap.dedent(SCRIPT).format(**values)
+
+
+@pytest.mark.parametrize("how", ["script", "stdin", "command", "module"])
+def test_unguarded_main_module_runs_once(tmp_path: Path, how: str) -> None:
+    code = script(tmp_path, "identity")
+    (tmp_path / "unguarded.py").write_text(code)
+    arguments = {"script": ["unguarded.py"], "stdin": ["-"], "command": ["-c", code], "module": ["-m", "unguarded"]}
+    done = subprocess.run(
+        [sys.executable, *arguments[how]],
+        input=code if how == "stdin" else None,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.count("main runs") == 1
+    assert "'main_names': [" in done.stdout
+    assert "mailbox" not in done.stdout  # a name of the unguarded module
+
+
+def test_child_and_its_workers_end_when_the_parent_is_killed(tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script(tmp_path, "hang_with_workers")], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    assert [parent.stdout.readline().strip() for _ in range(2)] == ["main runs", "started"]
+    child, worker, detached, forked = (int(pid) for pid in (tmp_path / "ids").read_text().split())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    try:
+        assert wait_until(lambda: all(is_gone(pid) for pid in (child, worker, forked)))
+    finally:
+        os.kill(detached, signal.SIGKILL)  # it left the group; nobody who is still alive knows it
