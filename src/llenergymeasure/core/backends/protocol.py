@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.energy.types import DeviceId
 from llenergymeasure.datasets.types import PromptTokenizer
+from llenergymeasure.domain.base import Confidence
 
 FinishReason = Literal["eos", "length"]
 
@@ -46,8 +47,8 @@ class RequestOutput:
         token_ids: Ids the model produced, up to and including its first EOS; never padding.
         finish_reason: `eos` when the model ended the text, `length` when the limit did.
         started_s: When the engine began work on this request (its batch, or its scheduling), on the measurement clock.
-        token_times_s: When each output token was there, on the measurement clock, one per id in `token_ids`; requests of
-            one batch may share the memory. `None` where the engine does not tell.
+        token_times_s: When each output token was there, on the measurement clock, one per id in `token_ids`; requests
+            of one batch may share the memory. `None` where the engine does not tell.
         queued_s: Seconds the request waited inside the engine before `started_s`.
     """
 
@@ -97,6 +98,7 @@ class LoadedModel:
         active_matmul_params: Parameters that take part in matrix products for each token (`core/metrics/flops.py`);
             `None` where the engine cannot count them.
         params_note: How they were counted, or why they could not be.
+        params_confidence: `high`: counted on the loaded model; `medium`: from its config; `low`: from its name or size.
         context_length: Longest sequence the model takes, in tokens.
         device_names: Marketing names of the devices in use, for people.
     """
@@ -105,6 +107,7 @@ class LoadedModel:
     revision: str | None = None
     active_matmul_params: int | None = None
     params_note: str = ""
+    params_confidence: Confidence = "high"
     context_length: int | None = None
     device_names: tuple[str, ...] = ()
 

@@ -1,0 +1,211 @@
+"""Where a model's files are: made by this package, in a directory, in the Hub's cache, or on the Hub.
+
+Everything that follows (tokenizer, weights, adapter) is loaded from the one commit found here, so that an update of
+the repository in mid-run cannot mix two versions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
+from llenergymeasure.exceptions import BackendError
+from llenergymeasure.resilience import retry_on_error
+
+CONFIG_FILE: Final = "config.json"
+ADAPTER_FILE: Final = "adapter_config.json"
+CLIENT_HOME: Final = Path("~/.cache/huggingface")
+"""Home of the Hub client's cache unless the environment says otherwise."""
+
+HUB_TIMEOUT_S: Final = 10.0
+"""How long the Hub may take to tell about one file, in seconds."""
+
+_TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model (or adapter) that was found.
+
+    Args:
+        location: What the engine's loader gets: a directory, or an id on the Hub.
+        revision: Commit on the Hub; `None` for a directory.
+        config: Content of its configuration file.
+        cache_dir: Cache that holds, or will hold, its files; `None`: the Hub client's own.
+    """
+
+    location: str
+    revision: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    cache_dir: str | None = None
+
+    @property
+    def loader_arguments(self) -> dict[str, Any]:
+        """Keyword arguments that every `from_pretrained` of this source needs."""
+        if self.revision is None:
+            return {}
+        arguments: dict[str, Any] = {"revision": self.revision}
+        if self.cache_dir is not None:
+            arguments["cache_dir"] = self.cache_dir
+        return arguments
+
+
+class Download(Protocol):
+    """`huggingface_hub.hf_hub_download`, as far as it is used here."""
+
+    def __call__(
+        self, repo_id: str, filename: str, *, revision: str | None, cache_dir: str | None, etag_timeout: float
+    ) -> str:
+        """Path of the file in the cache, fetched if it was not there."""
+
+
+def find_model(
+    model: str,
+    revision: str | None,
+    *,
+    cache_home: Path | None,
+    what: str = "model",
+    filename: str = CONFIG_FILE,
+    download: Download | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> ModelSource:
+    """Find a model's configuration, and with it the place and commit of everything else.
+
+    Args:
+        model: `builtin/<name>`, a directory, or an id on the Hub.
+        revision: Branch, tag or commit on the Hub.
+        cache_home: The Hub client's home directory (`HF_HOME`); `None` leaves it to the client.
+        what: What it is to the reader of an error: `model`, `lora.adapter_id`.
+        filename: The configuration file that makes it one.
+        download: Fetches from the Hub; the Hub's own client unless given.
+        sleep: Waits between attempts, in seconds.
+
+    Raises:
+        BackendError: It does not exist, is gated, is not a model, or cannot be reached now.
+    """
+    if model.startswith(BUILTIN_MODEL_PREFIX):
+        return find_directory(_materialise(model), what, filename)
+    if Path(model).expanduser().is_dir() or _looks_like_a_path(model):
+        return find_directory(Path(model), what, filename)
+    return _on_the_hub(model, revision, cache_home, what, filename, download or _hub_download(), sleep)
+
+
+def find_directory(path: Path, what: str, filename: str = CONFIG_FILE) -> ModelSource:
+    """Find a model (or adapter) in a directory.
+
+    Raises:
+        BackendError: The directory does not exist, or holds no such thing.
+    """
+    directory = path.expanduser().absolute()
+    if not directory.is_dir():
+        raise BackendError(f"{what}: no such directory: {path}")
+    content = directory / filename
+    if not content.is_file():
+        raise BackendError(f"{what}: {directory} holds no {filename}. Name the directory that save_pretrained wrote.")
+    return ModelSource(str(directory), config=_read(content, what))
+
+
+def _materialise(model: str) -> Path:
+    from llenergymeasure.builtin_models import materialise
+
+    return materialise(model)
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+
+
+def _on_the_hub(
+    model: str,
+    revision: str | None,
+    cache_home: Path | None,
+    what: str,
+    filename: str,
+    download: Download,
+    sleep: Callable[[float], None],
+) -> ModelSource:
+    cache_dir = hub_cache_dir(cache_home)
+
+    @retry_on_error(exceptions=(OSError,), is_transient=_is_transient, sleep=sleep)
+    def fetch() -> str:
+        return download(model, filename, revision=revision, cache_dir=cache_dir, etag_timeout=HUB_TIMEOUT_S)
+
+    try:
+        path = Path(fetch())
+    except (OSError, ValueError) as error:  # the client's errors are OSErrors; a malformed id is a ValueError
+        raise BackendError(f"{what}: {explain_hub_error(model, revision, filename, error)}") from error
+    return ModelSource(model, revision=path.parent.name, config=_read(path, what), cache_dir=cache_dir)
+
+
+def hub_cache_dir(cache_home: Path | None) -> str | None:
+    """The cache directory to name to the Hub's client; `None` leaves it to the client and so to `HF_HOME`.
+
+    The user config's default is the client's own default: naming it would override `HF_HOME` without being asked to.
+    """
+    if cache_home is None or cache_home.expanduser() == CLIENT_HOME.expanduser():
+        return None
+    return str(cache_home.expanduser() / "hub")
+
+
+def explain_hub_error(model: str, revision: str | None, filename: str, error: Exception) -> str:
+    """One sentence on why `model` cannot be had from the Hub, with the fix.
+
+    The client's errors go by name: the classes moved between its releases, and one stands for several causes.
+    """
+    names = {base.__name__ for cause in _chain(error) for base in type(cause).__mro__}
+    if "OfflineModeIsEnabled" in names:
+        return (
+            f"{model} is not in the local cache, and HF_HUB_OFFLINE forbids asking the Hub. Unset it once to fetch it."
+        )
+    if "GatedRepoError" in names:
+        return f"{model} is gated. Accept its terms on the Hub and set HF_TOKEN to a token of that account."
+    if "RevisionNotFoundError" in names:
+        return f"{model} has no revision {revision!r}. Name a branch, tag or commit it has, or remove revision."
+    if "RepositoryNotFoundError" in names:
+        return f"{model} is neither a directory here nor on the Hub. Check the spelling; a private one needs HF_TOKEN."
+    if "RemoteEntryNotFoundError" in names or (
+        "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names
+    ):
+        return f"{model} is on the Hub but has no {filename}: it is not in the format transformers loads."
+    if "HFValidationError" in names:
+        return f"{model!r} is neither a directory here nor an id of the form owner/name."
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{model} cannot be fetched from the Hub now and is not in the local cache ({reason})"
+
+
+def _hub_download() -> Download:
+    from huggingface_hub import hf_hub_download
+
+    fetch: Download = hf_hub_download
+    return fetch
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether another attempt can help: the Hub is overloaded, or the network failed while the file is not cached."""
+    names = {type(cause).__name__ for cause in _chain(error)}
+    if "OfflineModeIsEnabled" in names:
+        return False
+    statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in _chain(error)} - {None}
+    return bool(statuses & _TRANSIENT_STATUS) if statuses else isinstance(error, FileNotFoundError | ConnectionError)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes
+
+
+def _read(path: Path, what: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackendError(f"{what}: {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise BackendError(f"{what}: {path} holds {type(content).__name__}, not a mapping.")
+    return content

@@ -1,0 +1,224 @@
+"""Hugging Face transformers as an engine under measurement: `from_pretrained`, then `generate` on padded batches."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llenergymeasure.config.backend_configs import PyTorchConfig
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.engine_logs import engine_output_logged
+from llenergymeasure.core.backends.model_source import ModelSource, find_model
+from llenergymeasure.core.backends.protocol import (
+    GenerationOutput,
+    GenerationRequest,
+    LoadedModel,
+    MemoryStats,
+    RequestOutput,
+)
+from llenergymeasure.core.backends.pytorch_devices import placement_here, planned_devices, used_devices
+from llenergymeasure.core.backends.pytorch_generate import generate_batch
+from llenergymeasure.core.backends.pytorch_loading import LoadedParts, load_parts, load_tokenizer
+from llenergymeasure.core.backends.pytorch_memory import MemoryMeter
+from llenergymeasure.core.backends.pytorch_preflight import preflight_problems
+from llenergymeasure.core.backends.pytorch_readback import describe_model
+from llenergymeasure.core.backends.pytorch_timing import DeviceStepTimer, HostStepTimer, StepTimer
+from llenergymeasure.core.backends.pytorch_tokenizer import TransformersTokenizer
+from llenergymeasure.core.backends.seeding import seeded
+from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.exceptions import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A loaded experiment."""
+
+    batch_size: int
+    seed: int
+    parts: LoadedParts
+    memory: MemoryMeter
+    timer: StepTimer
+
+
+class PyTorchBackend:
+    """One experiment on transformers and PyTorch.
+
+    Every batch is seeded on its own, from the experiment's seed and the batch's first prompt: what was generated before
+    (warm-up, other batches) does not change it, and the process's own generators are left as they were.
+
+    Args:
+        clock: The measurement clock.
+        model_cache_dir: Home of the Hub's cache (`HF_HOME`); `None` leaves it to the Hub's client.
+    """
+
+    def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
+        self._clock = clock
+        self._cache_home = model_cache_dir
+        self._source: ModelSource | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._session: _Session | None = None
+        self._matmul_precision_before: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`pytorch`."""
+        return "pytorch"
+
+    def version(self) -> str:
+        """Version of transformers."""
+        return metadata.version("transformers")
+
+    def preflight(self, config: ExperimentConfig) -> Sequence[str]:
+        """Every reason why `config` cannot run here."""
+        with engine_output_logged():
+            return preflight_problems(config, self._cache_home)
+
+    def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
+        """The devices `load` will use."""
+        return planned_devices(_section(config))
+
+    def tokenizer(self, config: ExperimentConfig) -> TransformersTokenizer:
+        """The model's own tokenizer."""
+        return TransformersTokenizer(self._own_tokenizer(config))
+
+    def load(self, config: ExperimentConfig) -> None:
+        """Load weights, adapter and drafter, and compile if asked to."""
+        self.unload()
+        section = _section(config)
+        placement = placement_here(section)
+        tokenizer = self._own_tokenizer(config)
+        try:
+            if section.allow_tf32 is not None:
+                self._matmul_precision_before = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision("high" if section.allow_tf32 else "highest")
+            with engine_output_logged(), seeded(config.random_seed):
+                parts = load_parts(config, self._model_source(config), tokenizer, placement, self._cache_home)
+            self._session = _Session(
+                batch_size=section.batch_size or 1,
+                seed=config.random_seed,
+                parts=parts,
+                memory=MemoryMeter(parts.model),
+                timer=_timer_for(parts.model.device, self._clock),
+            )
+            self.synchronize()
+        except BaseException:
+            self.unload()
+            raise
+
+    def devices(self) -> tuple[DeviceId, ...]:
+        """The devices that hold the weights."""
+        return used_devices(parameter.device for parameter in self._loaded().parts.model.parameters())
+
+    @property
+    def batch_size(self) -> int | None:
+        """`pytorch.batch_size` of the loaded experiment, 1 by default."""
+        return self._session.batch_size if self._session is not None else 1
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
+        """Generate for `requests`, `batch_size` at a time."""
+        session = self._loaded()
+        outputs: list[RequestOutput] = []
+        with engine_output_logged():
+            for start in range(0, len(requests), session.batch_size):
+                outputs += _generate_batch(session, requests[start : start + session.batch_size])
+        return GenerationOutput(tuple(outputs))
+
+    def synchronize(self) -> None:
+        """Wait for every GPU that holds a part of the model."""
+        for index in self._session.memory.gpu_indices if self._session is not None else ():
+            torch.cuda.synchronize(index)
+
+    def reset_peak_memory(self) -> None:
+        """Start a new peak."""
+        self._loaded().memory.reset_peak()
+
+    def memory(self) -> MemoryStats:
+        """Memory since the last reset; on the CPU, of the whole process."""
+        return self._loaded().memory.stats()
+
+    def describe(self) -> LoadedModel:
+        """What was loaded, read back from model, adapter, drafter and generation config."""
+        session = self._loaded()
+        return describe_model(session.parts, session.batch_size)
+
+    def unload(self) -> None:
+        """Free the model and its memory."""
+        compiled = self._session is not None and self._session.parts.is_compiled
+        self._session = None
+        if self._matmul_precision_before is not None:
+            torch.set_float32_matmul_precision(self._matmul_precision_before)
+            self._matmul_precision_before = None
+        gc.collect()
+        if compiled:
+            torch.compiler.reset()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def _own_tokenizer(self, config: ExperimentConfig) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            with engine_output_logged():
+                self._tokenizer = load_tokenizer(config, self._model_source(config))
+        return self._tokenizer
+
+    def _model_source(self, config: ExperimentConfig) -> ModelSource:
+        if self._source is None:
+            self._source = find_model(config.model, config.revision, cache_home=self._cache_home)
+        return self._source
+
+    def _loaded(self) -> _Session:
+        if self._session is None:
+            raise BackendError("the pytorch backend has no model loaded; call load() first.")
+        return self._session
+
+
+def _section(config: ExperimentConfig) -> PyTorchConfig:
+    return config.pytorch or PyTorchConfig()
+
+
+def _timer_for(device: torch.device, clock: Clock) -> StepTimer:
+    if device.type != "cuda":
+        return HostStepTimer(clock)
+    return DeviceStepTimer(
+        clock,
+        new_event=lambda: torch.cuda.Event(enable_timing=True),
+        stream=torch.cuda.current_stream(device),
+        synchronize=lambda: torch.cuda.synchronize(device),
+    )
+
+
+def _generate_batch(session: _Session, batch: Sequence[GenerationRequest]) -> list[RequestOutput]:
+    """One batch, with what transformers and PyTorch raise turned into a `BackendError`."""
+    parts = session.parts
+    try:
+        with seeded(session.seed, stream=batch[0].index):
+            outputs = generate_batch(parts.model, batch, parts.decoding, session.timer)
+    except BackendError:
+        raise
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise BackendError(_out_of_memory(batch)) from error
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "can't allocate memory" in str(error):  # the CPU's allocator
+            raise BackendError(_out_of_memory(batch)) from error
+        raise BackendError(f"transformers failed to generate: {error}") from error
+    except Exception as error:  # a hundred architectures, and remote code
+        raise BackendError(f"transformers cannot generate as asked: {type(error).__name__}: {error}") from error
+    width = max(len(request.token_ids) for request in batch)
+    longest_output = max(output.output_tokens for output in outputs)
+    session.memory.note_batch(len(batch) * parts.decoding.num_beams, width + longest_output - 1)
+    return outputs
+
+
+def _out_of_memory(batch: Sequence[GenerationRequest]) -> str:
+    longest = max(len(request.token_ids) for request in batch)
+    output = max(request.max_new_tokens for request in batch)
+    return (
+        f"out of memory while generating for a batch of {len(batch)} prompts of up to {longest} tokens with up to "
+        f"{output} new ones. Lower pytorch.batch_size, max_input_tokens or max_output_tokens."
+    )

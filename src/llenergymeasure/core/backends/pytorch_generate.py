@@ -1,0 +1,250 @@
+"""One batch through `transformers.generate`: padded on the left, watched step by step, taken apart into requests."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from llenergymeasure.config.models import DecoderConfig
+from llenergymeasure.core.backends.protocol import FinishReason, GenerationRequest, RequestOutput
+from llenergymeasure.core.backends.pytorch_timing import StepTimer
+from llenergymeasure.exceptions import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a loaded model is asked to generate; the same for every batch.
+
+    Args:
+        parameters: `GenerationConfig` fields: decoding, cache and drafting. Token ids and lengths are not among them.
+        eos_token_ids: Ids that end a text; empty for a model without one.
+        pad_token_id: Id that fills rows up; never counted.
+        context_length: Longest sequence the model takes, in tokens; `None`: unbounded.
+        vocab_size: Rows of the model's input embedding.
+        generate_arguments: Further keyword arguments of `generate`, e.g. the assistant model.
+    """
+
+    parameters: Mapping[str, Any]
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    context_length: int | None
+    vocab_size: int
+    generate_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_beams(self) -> int:
+        """Beams of beam search; 1 is none."""
+        return int(self.parameters.get("num_beams") or 1)
+
+    def generation_config(self, max_new_tokens: int | None = None) -> GenerationConfig:
+        """Everything that governs generation, said explicitly, so that no file of the model's can add to it."""
+        return GenerationConfig(
+            **self.parameters,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(self.eos_token_ids) or None,
+            pad_token_id=self.pad_token_id,
+        )
+
+
+def decoder_parameters(decoder: DecoderConfig) -> dict[str, Any]:
+    """The decoder settings as `GenerationConfig` fields; greedy decoding gets no sampling fields at all."""
+    parameters: dict[str, Any] = {"do_sample": not decoder.is_deterministic}
+    if not decoder.is_deterministic:
+        parameters |= {"temperature": decoder.temperature, "top_k": decoder.top_k, "top_p": decoder.top_p}
+        if decoder.min_p is not None:
+            parameters["min_p"] = decoder.min_p
+    if decoder.repetition_penalty != 1.0:
+        parameters["repetition_penalty"] = decoder.repetition_penalty
+    return parameters
+
+
+def generate_batch(
+    model: PreTrainedModel, requests: Sequence[GenerationRequest], decoding: Decoding, timer: StepTimer
+) -> list[RequestOutput]:
+    """Generate for `requests` as one batch.
+
+    Args:
+        model: The loaded model.
+        requests: At least one request.
+        decoding: How to generate.
+        timer: Times the steps on the model's device.
+
+    Raises:
+        BackendError: A request does not fit the model, or a row came back empty.
+    """
+    for request in requests:
+        _check_request(request, decoding)
+    started_s = timer.start()
+    input_ids, attention_mask = pad_left(requests, decoding.pad_token_id, model.device)
+    width = input_ids.shape[1]
+    limits = [request.max_new_tokens for request in requests]
+    steps = StepHook(timer, limits, width)
+    with torch.inference_mode():
+        sequences = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=decoding.generation_config(max(limits)),
+            stopping_criteria=[steps],
+            logits_processor=_minimum_lengths(requests, width, decoding),
+            **decoding.generate_arguments,
+        )
+    rows = sequences[:, width:].tolist()
+    # A slice of a memoryview is no copy. With beams, the text that won need not have grown step by step.
+    times_s: Sequence[float] | None = memoryview(steps.token_times_s()) if decoding.num_beams == 1 else None
+    return [
+        _request_output(request, row, decoding.eos_token_ids, started_s, times_s)
+        for request, row in zip(requests, rows, strict=True)
+    ]
+
+
+def pad_left(
+    requests: Sequence[GenerationRequest], pad_token_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input ids and attention mask of one batch, prompts flush right, on `device`."""
+    width = max(len(request.token_ids) for request in requests)
+    input_ids = torch.full((len(requests), width), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, request in enumerate(requests):
+        length = len(request.token_ids)
+        input_ids[row, width - length :] = torch.tensor(request.token_ids, dtype=torch.long)
+        attention_mask[row, width - length :] = 1
+    return input_ids.to(device), attention_mask.to(device)
+
+
+def split_at_end(row: Sequence[int], limit: int, eos_token_ids: Sequence[int]) -> tuple[array[int], FinishReason]:
+    """The ids of `row` that count: up to and including the first EOS, at most `limit` of them.
+
+    What follows is padding, or what the engine made while other rows of the batch went on.
+    """
+    for position, token in enumerate(row[:limit]):
+        if token in eos_token_ids:
+            return array("i", row[: position + 1]), "eos"
+    return array("i", row[:limit]), "length"
+
+
+class StepHook:
+    """A stopping criterion of `generate`, which calls it once per step, after the step's tokens exist.
+
+    It times the step, and ends each row at its own limit: `max_new_tokens` is one number for the whole batch.
+
+    Args:
+        timer: Told of every step.
+        limits: Most new tokens of each row.
+        prompt_width: Length of the padded prompts, in tokens.
+    """
+
+    def __init__(self, timer: StepTimer, limits: Sequence[int], prompt_width: int) -> None:
+        self._step = timer.step
+        self._timer = timer
+        self._limits = limits
+        self._shortest = min(limits)
+        self._prompt_width = prompt_width
+        self._produced = array("i")
+        self._row_limits: torch.Tensor | None = None
+        self._nothing_ends: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        """Which rows have reached their own limit."""
+        self._step()
+        produced = input_ids.shape[1] - self._prompt_width
+        self._produced.append(produced)
+        if self._row_limits is None or self._nothing_ends is None:
+            self._row_limits = _row_values(self._limits, input_ids)
+            self._nothing_ends = torch.zeros_like(self._row_limits, dtype=torch.bool)
+        return self._row_limits <= produced if produced >= self._shortest else self._nothing_ends
+
+    def token_times_s(self) -> array[float]:
+        """When the n-th token of every row was there; tokens accepted in one step share its instant."""
+        step_times_s = self._timer.finish()
+        times_s = array("d")
+        for time_s, (before, after) in zip(step_times_s, pairwise((0, *self._produced)), strict=True):
+            times_s.extend((time_s,) * (after - before))
+        return times_s
+
+
+class MinimumLengths:
+    """A logits processor that keeps each row from ending before its own least number of new tokens.
+
+    Args:
+        minimums: Least new tokens of each row.
+        prompt_width: Length of the padded prompts, in tokens.
+        eos_token_ids: Ids that must not come up before that.
+    """
+
+    def __init__(self, minimums: Sequence[int], prompt_width: int, eos_token_ids: Sequence[int]) -> None:
+        self._minimums = minimums
+        self._longest = max(minimums)
+        self._prompt_width = prompt_width
+        self._eos_token_ids = list(eos_token_ids)
+        self._row_minimums: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores` with the end tokens of the rows that are too short set to minus infinity."""
+        produced = input_ids.shape[1] - self._prompt_width
+        if produced >= self._longest:
+            return scores
+        if self._row_minimums is None:
+            self._row_minimums = _row_values(self._minimums, input_ids)
+        too_short = self._row_minimums > produced
+        for token in self._eos_token_ids:
+            scores[:, token].masked_fill_(too_short, float("-inf"))
+        return scores
+
+
+def _row_values(values: Sequence[int], input_ids: torch.Tensor) -> torch.Tensor:
+    """One value per row of `input_ids`; with beams, each prompt has several rows next to each other."""
+    tensor = torch.tensor(values, device=input_ids.device)
+    return tensor.repeat_interleave(input_ids.shape[0] // len(values))
+
+
+def _minimum_lengths(
+    requests: Sequence[GenerationRequest], width: int, decoding: Decoding
+) -> list[MinimumLengths] | None:
+    minimums = [request.min_new_tokens for request in requests]
+    if not any(minimums) or not decoding.eos_token_ids:
+        return None
+    return [MinimumLengths(minimums, width, decoding.eos_token_ids)]
+
+
+def _check_request(request: GenerationRequest, decoding: Decoding) -> None:
+    length = len(request.token_ids)
+    if length == 0:
+        raise BackendError(f"prompt {request.index} has no tokens. Remove empty prompts from the data set.")
+    highest = max(request.token_ids)
+    if highest >= decoding.vocab_size:
+        raise BackendError(
+            f"prompt {request.index} holds token id {highest}, but the model's vocabulary ends at "
+            f"{decoding.vocab_size - 1}: the tokenizer belongs to another model."
+        )
+    context = decoding.context_length
+    if context is not None and length + request.max_new_tokens > context:
+        raise BackendError(
+            f"prompt {request.index} has {length} tokens and may grow by {request.max_new_tokens}, but the model takes "
+            f"{context} in all. Lower max_input_tokens or max_output_tokens."
+        )
+
+
+def _request_output(
+    request: GenerationRequest,
+    row: Sequence[int],
+    eos_token_ids: Sequence[int],
+    started_s: float,
+    times_s: Sequence[float] | None,
+) -> RequestOutput:
+    token_ids, finish_reason = split_at_end(row, request.max_new_tokens, eos_token_ids)
+    if not token_ids:
+        raise BackendError(f"prompt {request.index}: the model produced no token at all.")
+    return RequestOutput(
+        index=request.index,
+        input_tokens=len(request.token_ids),
+        token_ids=token_ids,
+        finish_reason=finish_reason,
+        started_s=started_s,
+        token_times_s=None if times_s is None else times_s[: len(token_ids)],
+    )

@@ -1,0 +1,377 @@
+"""From a config to a model in memory: weights, quantisation, adapter, drafter, compilation, all of them checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from llenergymeasure.config.backend_configs import PyTorchConfig
+from llenergymeasure.config.models import ExperimentConfig, LoRAConfig
+from llenergymeasure.core.backends.model_source import ADAPTER_FILE, ModelSource, find_directory, find_model
+from llenergymeasure.core.backends.pytorch_devices import Placement
+from llenergymeasure.core.backends.pytorch_generate import Decoding, decoder_parameters
+from llenergymeasure.exceptions import BackendError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+OWNED_ARGUMENTS: Final[Mapping[str, str]] = {
+    "dtype": "precision",
+    "torch_dtype": "precision",
+    "device_map": "pytorch.device and pytorch.device_map",
+    "config": "model",
+    "state_dict": "model",
+    "output_loading_info": "nothing (it is always on)",
+}
+"""Arguments of `from_pretrained` that passthrough_kwargs may not set, and what sets them instead."""
+
+_GENERATION_FIELDS: Final = (
+    "use_cache",
+    "cache_implementation",
+    "num_beams",
+    "prompt_lookup_num_tokens",
+    "max_matching_ngram_size",
+)
+"""Fields of the pytorch section that are fields of `GenerationConfig` under the same name."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedParts:
+    """A model in memory and what came with it.
+
+    Args:
+        source: Where its files came from.
+        model: The model that generates; adapter layers, if any, are inside it.
+        adapter: The adapter around it; `None` without one, or once it is merged.
+        assistant: What drafts tokens for it.
+        decoding: How it is asked to generate.
+    """
+
+    source: ModelSource
+    model: PreTrainedModel
+    adapter: PeftModel | None
+    assistant: Assistant | None
+    decoding: Decoding
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `torch.compile` was applied to the model."""
+        return self.model._compiled_call_impl is not None
+
+
+def load_parts(
+    config: ExperimentConfig,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    placement: Placement,
+    cache_home: Path | None,
+) -> LoadedParts:
+    """Load everything that `config` asks for.
+
+    Raises:
+        BackendError: Something cannot be had as asked.
+    """
+    section = config.pytorch or PyTorchConfig()
+    model = load_weights(config, source, placement)
+    adapter = None
+    if config.lora is not None:
+        model, adapter = apply_adapter(model, config.lora, find_adapter(config.lora, cache_home))
+    assistant = load_assistant(config, placement, cache_home)
+    decoding = build_decoding(config, model, assistant, tokenizer)
+    model.generation_config = decoding.generation_config()  # the checkpoint's own file must not add to it
+    if section.torch_compile:
+        model.compile(**compile_arguments(section))
+    return LoadedParts(source, model, adapter, assistant, decoding)
+
+
+def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises:
+        BackendError: The model comes without one, or it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
+        )
+    except Exception as error:  # what a tokenizer's files can fail with is open-ended
+        raise BackendError(
+            f"model: {config.model} has no tokenizer that can be loaded ({_first_line(error)}). "
+            "Put the tokenizer's files beside the weights (save_pretrained into the same directory)."
+        ) from error
+
+
+def load_weights(config: ExperimentConfig, source: ModelSource, placement: Placement) -> PreTrainedModel:
+    """`from_pretrained` with the settings of `config`; every weight must come from the checkpoint.
+
+    Raises:
+        BackendError: It fails, does not fit, or leaves weights that nothing filled.
+    """
+    arguments = loader_arguments(config, placement)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.location, **source.loader_arguments, **arguments, output_loading_info=True
+        )
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise BackendError(
+            f"model: {config.model} does not fit into the memory of {placement.device_map} as {config.precision} "
+            f"({_first_line(error)}). Use a smaller model, a lower precision, pytorch.load_in_4bit, or more GPUs with "
+            "pytorch.device_map: auto."
+        ) from error
+    except Exception as error:  # loaders of a hundred architectures raise whatever they like
+        hint = _passthrough_hint(config)
+        raise BackendError(f"model: {config.model} cannot be loaded: {_first_line(error)}{hint}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise BackendError(
+            f"model: {config.model}'s checkpoint lacks {len(missing)} weights (first: {missing[0]}), which would be "
+            "random numbers. It is incomplete, or of another architecture than its config.json says."
+        )
+    _refuse_offloading(model, placement)
+    return model
+
+
+def loader_arguments(config: ExperimentConfig, placement: Placement) -> dict[str, Any]:
+    """What `from_pretrained` gets beside the model's place.
+
+    Raises:
+        BackendError: `passthrough_kwargs` sets what a field of the config sets.
+    """
+    section = config.pytorch or PyTorchConfig()
+    extra = config.passthrough_kwargs or {}
+    for key in OWNED_ARGUMENTS:
+        if key in extra:
+            raise BackendError(f"passthrough_kwargs.{key}: set by {OWNED_ARGUMENTS[key]}. Remove it.")
+    arguments: dict[str, Any] = {
+        "dtype": DTYPES[config.precision],
+        "device_map": placement.device_map,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    if section.attn_implementation is not None:
+        arguments["attn_implementation"] = section.attn_implementation
+    if section.load_in_4bit or section.load_in_8bit:
+        arguments["quantization_config"] = _bitsandbytes_config(section)
+    return {**arguments, **extra}
+
+
+def compile_arguments(section: PyTorchConfig) -> dict[str, Any]:
+    """Keyword arguments of `torch.compile`."""
+    chosen = {
+        "mode": section.torch_compile_mode,
+        "backend": section.torch_compile_backend,
+        "dynamic": section.torch_compile_dynamic,
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def find_adapter(lora: LoRAConfig, cache_home: Path | None) -> ModelSource:
+    """Where the adapter's files are.
+
+    Raises:
+        BackendError: See `find_model`.
+    """
+    if lora.adapter_path is not None:
+        return find_directory(Path(lora.adapter_path), "lora.adapter_path", ADAPTER_FILE)
+    return find_model(lora.adapter_id or "", None, cache_home=cache_home, what="lora.adapter_id", filename=ADAPTER_FILE)
+
+
+def apply_adapter(
+    model: PreTrainedModel, lora: LoRAConfig, source: ModelSource
+) -> tuple[PreTrainedModel, PeftModel | None]:
+    """Put the adapter's layers into `model`, or merge its weights into the model's.
+
+    Returns:
+        The model to generate with, and the adapter around it (`None` once merged).
+
+    Raises:
+        BackendError: The adapter was made for another model, or is not of a kind that lives in the model's layers.
+    """
+    from peft import PeftModel
+
+    where = lora.adapter_id or lora.adapter_path
+    try:
+        # Adapter weights stay in the experiment's precision; peft would train, and so widen, them in fp32.
+        adapter = PeftModel.from_pretrained(
+            model, source.location, autocast_adapter_dtype=False, **source.loader_arguments
+        )
+    except Exception as error:  # shape mismatches are RuntimeErrors, absent layers ValueErrors, and so on
+        made_for = source.config.get("base_model_name_or_path") or "another model"
+        raise BackendError(
+            f"lora: {where} does not fit {model.name_or_path} ({_first_line(error)}); it was made for {made_for}."
+        ) from error
+    if adapter.active_peft_config.is_prompt_learning:
+        raise BackendError(
+            f"lora: {where} is a {adapter.active_peft_config.peft_type.value} adapter, not a low-rank one. "
+            "Adapters that lengthen the prompt are not supported."
+        )
+    _check_adapter_is_complete(adapter, source, str(where), model.name_or_path)
+    if lora.merge_weights:
+        return adapter.merge_and_unload(), None
+    return adapter.get_base_model(), adapter
+
+
+def build_decoding(
+    config: ExperimentConfig,
+    model: PreTrainedModel,
+    assistant: Assistant | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Decoding:
+    """How `config` wants the loaded model to generate."""
+    section = config.pytorch or PyTorchConfig()
+    parameters = decoder_parameters(config.decoder)
+    parameters |= {name: value for name in _GENERATION_FIELDS if (value := getattr(section, name)) is not None}
+    if section.torch_compile is not None:
+        parameters["disable_compile"] = True  # generate's own choice; what was asked for is compiled here, or nothing
+    if section.cache_implementation in ("static", "offloaded_static"):
+        # One size for all batches: a cache made to measure for each would mean a compilation for each.
+        parameters["max_cache_len"] = config.max_input_tokens + config.max_output_tokens
+    eos_token_ids = _eos_token_ids(model, tokenizer)
+    pad_token_id = next(
+        (token for token in (model.generation_config.pad_token_id, tokenizer.pad_token_id) if token is not None),
+        eos_token_ids[0] if eos_token_ids else 0,
+    )
+    return Decoding(
+        parameters=parameters,
+        eos_token_ids=eos_token_ids,
+        pad_token_id=pad_token_id,
+        context_length=context_length(model.config.to_dict()),
+        vocab_size=model.get_input_embeddings().weight.shape[0],
+        generate_arguments=_drafting_arguments(model, assistant, tokenizer),
+    )
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Longest sequence a model takes, from the content of its `config.json`; `None`: it sets no bound."""
+    text_config = config.get("text_config")
+    layers = (text_config, config) if isinstance(text_config, Mapping) else (config,)
+    for values in layers:
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"):
+            length = values.get(name)
+            if isinstance(length, int) and length > 0:
+                return length
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    """A smaller model that drafts tokens, with the tokenizer it thinks in."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_assistant(config: ExperimentConfig, placement: Placement, cache_home: Path | None) -> Assistant | None:
+    """The model `pytorch.assistant_model` names, in the experiment's precision, where the main model begins.
+
+    Raises:
+        BackendError: It cannot be had.
+    """
+    section = config.pytorch or PyTorchConfig()
+    if section.assistant_model is None:
+        return None
+    source = find_model(section.assistant_model, None, cache_home=cache_home, what="pytorch.assistant_model")
+    device = "cuda:0" if placement.on_gpu else "cpu"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=DTYPES[config.precision],
+            device_map=device,
+            trust_remote_code=config.trust_remote_code,
+            **source.loader_arguments,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
+        )
+    except Exception as error:  # see load_weights
+        raise BackendError(
+            f"pytorch.assistant_model: {section.assistant_model} cannot be loaded: {_first_line(error)}"
+        ) from error
+    drafting = {
+        name: value
+        for name in ("num_assistant_tokens", "num_assistant_tokens_schedule")
+        if (value := getattr(section, name)) is not None
+    }
+    model.generation_config = GenerationConfig(**drafting)
+    return Assistant(model, tokenizer)
+
+
+def _bitsandbytes_config(section: PyTorchConfig) -> BitsAndBytesConfig:
+    chosen = {
+        "load_in_4bit": section.load_in_4bit,
+        "load_in_8bit": section.load_in_8bit,
+        "bnb_4bit_compute_dtype": section.bnb_4bit_compute_dtype,
+        "bnb_4bit_quant_type": section.bnb_4bit_quant_type,
+        "bnb_4bit_use_double_quant": section.bnb_4bit_use_double_quant,
+    }
+    return BitsAndBytesConfig(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def _refuse_offloading(model: PreTrainedModel, placement: Placement) -> None:
+    places = list(getattr(model, "hf_device_map", {}).values())
+    elsewhere = [place for place in places if str(place) in ("cpu", "disk")]
+    if placement.on_gpu and elsewhere:
+        raise BackendError(
+            f"pytorch.device_map: {placement.device_map!r} would keep {len(elsewhere)} of {len(places)} parts of the "
+            "model outside the GPUs, whose energy the result would then miss. Use more GPUs, a smaller model, or "
+            "pytorch.load_in_4bit."
+        )
+
+
+def _check_adapter_is_complete(adapter: PeftModel, source: ModelSource, where: str, model: str) -> None:
+    """Every tensor of the adapter must have found its layer, and every adapter layer its tensor."""
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    saved = set(load_peft_weights(source.location, device="cpu", **source.loader_arguments))
+    loaded = set(get_peft_model_state_dict(adapter))
+    if saved != loaded:
+        odd = sorted(saved ^ loaded)
+        made_for = source.config.get("base_model_name_or_path") or "another model"
+        raise BackendError(
+            f"lora: {where} does not fit {model}: {len(odd)} tensors have no counterpart (first: {odd[0]}); "
+            f"it was made for {made_for}."
+        )
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that end a text: what the checkpoint says about generation, else what its tokenizer says."""
+    for found in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        if found is not None:
+            return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+    return ()
+
+
+def _drafting_arguments(
+    model: PreTrainedModel, assistant: Assistant | None, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    if assistant is None:
+        return {}
+    arguments: dict[str, Any] = {"assistant_model": assistant.model}
+    if assistant.model.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:
+        arguments |= {"tokenizer": tokenizer, "assistant_tokenizer": assistant.tokenizer}
+    return arguments
+
+
+def _passthrough_hint(config: ExperimentConfig) -> str:
+    if not config.passthrough_kwargs:
+        return ""
+    return f" (passthrough_kwargs sent along: {', '.join(sorted(config.passthrough_kwargs))})"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

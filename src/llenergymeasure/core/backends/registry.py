@@ -1,0 +1,217 @@
+"""The inference engines this release can run: registered by name, imported only when asked for.
+
+A provider is a function that imports its engine and returns the backend class; the decorator says what has to be
+installed first, so that a missing or outdated package is told with the command that mends it.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Final
+
+from llenergymeasure.core.backends.protocol import InferenceBackend
+from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.exceptions import BackendError
+
+BackendFactory = Callable[[Clock, "Path | None"], InferenceBackend]
+"""Makes a backend from the measurement clock and the directory for downloaded models (`None`: the library's own)."""
+
+DEFAULT_BACKEND: Final = "pytorch"
+"""Taken when several engines are installed and nobody named one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A package that must be installed, and the versions of it that work.
+
+    Args:
+        package: Name of the distribution, which is also the name it is imported by.
+        bounds: Pairs of comparison and version, all of which must hold.
+    """
+
+    package: str
+    bounds: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return self.package + ",".join(comparison + version for comparison, version in self.bounds)
+
+    def accepts(self, version: str) -> bool:
+        """Whether `version` is within all bounds."""
+        return all(_COMPARISONS[comparison](*_aligned(version, bound)) for comparison, bound in self.bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A registered engine.
+
+    Args:
+        name: The name a config uses.
+        extra: The extra of this package that installs it.
+        needs: What must be installed.
+        load: Imports the engine and returns what makes a backend.
+    """
+
+    name: str
+    extra: str
+    needs: tuple[Requirement, ...]
+    load: Callable[[], BackendFactory]
+
+
+_providers: dict[str, Provider] = {}
+
+_ANNOUNCED: Final = ("vllm", "tensorrt")
+"""Names a config may use although this release has no local engine for them."""
+
+
+def register(
+    name: str, *, extra: str, needs: str
+) -> Callable[[Callable[[], BackendFactory]], Callable[[], BackendFactory]]:
+    """Register the decorated provider function as the engine `name`.
+
+    Args:
+        name: The name a config uses.
+        extra: The extra of this package that installs the engine.
+        needs: Requirements separated by spaces, e.g. `"torch>=2.4 transformers>=4.56,<6"`.
+
+    Raises:
+        ValueError: A requirement does not parse.
+    """
+    requirements = tuple(parse_requirement(text) for text in needs.split())
+
+    def decorate(load: Callable[[], BackendFactory]) -> Callable[[], BackendFactory]:
+        _providers[name] = Provider(name, extra, requirements, load)
+        return load
+
+    return decorate
+
+
+def get_backend(name: str, *, clock: Clock | None = None, model_cache_dir: Path | None = None) -> InferenceBackend:
+    """A fresh backend for one experiment.
+
+    Args:
+        name: The name a config uses.
+        clock: The measurement clock that tokens are stamped with; the machine's own unless given.
+        model_cache_dir: Where downloaded models are kept (`HF_HOME`); `None` leaves that to the Hub's client.
+
+    Raises:
+        BackendError: The engine is unknown, not installed, or installed in a version that does not work.
+    """
+    provider = _provider(name)
+    missing = _missing(provider)
+    if missing is not None:
+        raise BackendError(missing)
+    try:
+        factory = provider.load()
+    except ImportError as error:
+        raise BackendError(
+            f"the {name} backend is installed but cannot be imported ({error}). "
+            f'Reinstall it with: pip install --force-reinstall "llenergymeasure[{provider.extra}]"'
+        ) from error
+    return factory(clock or SystemClock(), model_cache_dir)
+
+
+def detect_default_backend() -> str:
+    """The engine to use when nobody named one: pytorch among several, else the only one installed. Imports none.
+
+    Raises:
+        BackendError: No engine is installed.
+    """
+    installed = installed_backends()
+    if not installed:
+        raise BackendError(
+            "no inference engine is installed. "
+            f'Install one with: pip install "llenergymeasure[{_providers[DEFAULT_BACKEND].extra}]"'
+        )
+    return DEFAULT_BACKEND if DEFAULT_BACKEND in installed else installed[0]
+
+
+def installed_backends() -> tuple[str, ...]:
+    """Names of the engines whose packages are all present, in order of registration; nothing is imported."""
+    return tuple(
+        name for name, provider in _providers.items() if all(_is_present(need.package) for need in provider.needs)
+    )
+
+
+def parse_requirement(text: str) -> Requirement:
+    """Read a requirement such as `vllm>=0.30,<0.34`.
+
+    Raises:
+        ValueError: It is not of that form.
+    """
+    match = _REQUIREMENT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a requirement: {text!r} (expected e.g. 'vllm>=0.30,<0.34')")
+    return Requirement(match["package"], tuple(_BOUND.findall(match["bounds"])))
+
+
+_BOUND: Final = re.compile(r"(>=|<=|==|!=|>|<)(\d+(?:\.\d+)*)")
+_REQUIREMENT: Final = re.compile(
+    r"(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*?)(?P<bounds>(?:(?:>=|<=|==|!=|>|<)\d+(?:\.\d+)*,?)*)"
+)
+_COMPARISONS: Final[dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+def _provider(name: str) -> Provider:
+    if name in _providers:
+        return _providers[name]
+    here = ", ".join(_providers)
+    if name in _ANNOUNCED:
+        raise BackendError(
+            f"the {name} backend cannot run locally in this release yet; it has an engine for: {here}. "
+            f"Set backend: {DEFAULT_BACKEND}."
+        )
+    raise BackendError(f"unknown backend {name!r}. Use one of: {here}.")
+
+
+def _missing(provider: Provider) -> str | None:
+    """Why the engine's packages cannot be used, with the command that installs them; `None`: they can."""
+    for need in provider.needs:
+        try:
+            version = metadata.version(need.package)
+        except metadata.PackageNotFoundError:
+            version = None
+        if version is None or not need.accepts(version):
+            return (
+                f"the {provider.name} backend needs {need} ({version or 'none'} installed). "
+                f'Install it with: pip install "llenergymeasure[{provider.extra}]", '
+                f"or run it in Docker: LLEM_RUNNER_{provider.name.upper()}=docker:<image>"
+            )
+    return None
+
+
+def _is_present(package: str) -> bool:
+    """Whether `package` can be imported; a stray folder of that name has no origin and does not count."""
+    spec = util.find_spec(package.replace("-", "_"))
+    return spec is not None and spec.origin is not None
+
+
+def _aligned(version: str, bound: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Release numbers of both, padded to one length; suffixes (`rc1`, `+cpu`) do not count."""
+    left, right = _release(version), _release(bound)
+    width = max(len(left), len(right))
+    return left + (0,) * (width - len(left)), right + (0,) * (width - len(right))
+
+
+def _release(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+@register("pytorch", extra="pytorch", needs="torch>=2.4 transformers>=4.56 accelerate>=1.0 peft>=0.13")
+def pytorch_backend() -> BackendFactory:
+    """Hugging Face transformers on PyTorch."""
+    from llenergymeasure.core.backends.pytorch import PyTorchBackend  # the heavy import happens only here
+
+    return PyTorchBackend

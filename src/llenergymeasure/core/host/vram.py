@@ -1,0 +1,294 @@
+"""How much GPU memory an experiment will need, told before anything is downloaded or loaded.
+
+    weights  +  key-value cache of the largest batch  +  15 % for activations, kernels and fragmentation
+
+The figures come from files: the model's `config.json` and the headers of its weight files, in a directory or in the
+Hub's cache. No engine is imported and no network is used. What cannot be known is `None`, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
+from llenergymeasure.core.metrics.architecture import count_weights, text_part
+from llenergymeasure.core.metrics.flops import count_from_name
+
+MB: Final = 1_000_000
+"""Bytes per MB."""
+
+OVERHEAD: Final = 0.15
+"""Share added to weights and cache for activations, workspaces, the CUDA context and fragmentation."""
+
+BYTES_PER_WEIGHT: Final = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
+"""Width of a weight, and of a cached key or value, by precision."""
+
+DEFAULT_BATCH: Final = {"pytorch": 1, "vllm": 256, "tensorrt": 256}
+"""Sequences in flight where the config does not say: the engines' own defaults."""
+
+_MAX_HEADER_BYTES: Final = 100 * MB
+"""Limit of a safetensors header, from the format's documentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class VramEstimate:
+    """Memory needed on all GPUs together, in MB (10^6 bytes).
+
+    Args:
+        weights_mb: The model's weights as they will be loaded; `None`: not known.
+        kv_cache_mb: Keys and values of the largest batch at its greatest length; `None`: not known.
+        notes: What the figures rest on, and why one is missing.
+    """
+
+    weights_mb: float | None
+    kv_cache_mb: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_mb(self) -> float | None:
+        """Weights, cache and overhead; `None` where a part is not known."""
+        if self.weights_mb is None or self.kv_cache_mb is None:
+            return None
+        return (self.weights_mb + self.kv_cache_mb) * (1.0 + OVERHEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a model's files say about its size.
+
+    Args:
+        config: Content of `config.json`.
+        stored_weights: Weights counted in the headers of the weight files; `None`: no such file here.
+        weight_bytes: Size of all weight files in bytes; `None`: no such file here.
+    """
+
+    config: Mapping[str, Any]
+    stored_weights: int | None = None
+    weight_bytes: int | None = None
+
+
+def estimate_vram(
+    config: ExperimentConfig, *, environ: Mapping[str, str] = os.environ, cache_home: Path | None = None
+) -> VramEstimate:
+    """Estimate the memory that `config` needs.
+
+    Args:
+        config: The experiment.
+        environ: Environment that says where the Hub's cache is.
+        cache_home: Home of the Hub's cache (`HF_HOME`), where the user config names one.
+    """
+    directory = model_directory(config.model, config.revision, environ, cache_home)
+    files = read_model_files(directory) if directory is not None else None
+    if files is None:
+        return _from_name(config)
+    weights_mb, how = _weights(config, files)
+    rows, tokens = _largest_batch(config)
+    cache = kv_cache_bytes(files.config, rows, tokens, BYTES_PER_WEIGHT[config.precision])
+    notes = [how]
+    if cache is None:
+        notes.append("key-value cache not known: the config lacks the attention's dimensions")
+    else:
+        notes.append(f"key-value cache of {rows} sequences of {tokens} tokens")
+    return VramEstimate(weights_mb, None if cache is None else cache / MB, tuple(notes))
+
+
+def kv_cache_bytes(config: Mapping[str, Any], rows: int, tokens: int, bytes_per_value: float) -> float | None:
+    """Size of a key-value cache in bytes.
+
+    2 (keys and values) × layers × key-value heads × head width × tokens × rows × bytes per value. Layers with a sliding
+    window hold no more than the window; layers without attention (state-space, linear) hold none that grows.
+
+    Args:
+        config: Content of `config.json`.
+        rows: Sequences in the cache.
+        tokens: Length of each.
+        bytes_per_value: Width of one cached number.
+
+    Returns:
+        `None` where the config lacks the dimensions.
+    """
+    text = text_part(config)
+    layers = _first_int(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    per_token = _values_per_token(text)
+    if layers is None or per_token is None:
+        return None
+    positions = sum(_cached_positions(text, kind, tokens) for kind in _layer_kinds(text, layers))
+    return per_token * positions * rows * bytes_per_value
+
+
+def model_directory(
+    model: str, revision: str | None, environ: Mapping[str, str] = os.environ, cache_home: Path | None = None
+) -> Path | None:
+    """The directory with a model's files, if they are on this machine: as named, or in the Hub's cache.
+
+    The cache's layout is `models--owner--name/{refs/<revision>, snapshots/<commit>}` (huggingface_hub, "Understand
+    caching").
+    """
+    if model.startswith(BUILTIN_MODEL_PREFIX):
+        return None
+    directory = Path(model).expanduser()
+    if (directory / "config.json").is_file():
+        return directory
+    repository = _hub_cache(environ, cache_home) / ("models--" + model.replace("/", "--"))
+    name = revision or "main"
+    reference = repository / "refs" / name
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else name
+    snapshot = repository / "snapshots" / commit
+    return snapshot if (snapshot / "config.json").is_file() else None
+
+
+def read_model_files(directory: Path) -> ModelFiles | None:
+    """Read `config.json` and the headers of the weight files; `None` where there is no readable config."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    shards = sorted(directory.glob("*.safetensors"))
+    expected = _expected_shards(directory)
+    if not shards or (expected is not None and not expected <= {shard.name for shard in shards}):
+        return ModelFiles(config)
+    counts = [_count_safetensors(shard) for shard in shards]
+    known = [count for count in counts if count is not None]
+    return ModelFiles(
+        config,
+        stored_weights=sum(known) if len(known) == len(counts) else None,
+        weight_bytes=sum(shard.stat().st_size for shard in shards),
+    )
+
+
+def _weights(config: ExperimentConfig, files: ModelFiles) -> tuple[float | None, str]:
+    """Size of the weights as loaded, in MB, and what the figure rests on."""
+    stored_quantised = "quantization_config" in files.config
+    if stored_quantised and files.weight_bytes is not None:
+        return files.weight_bytes / MB, "weights as stored (the checkpoint is quantised)"
+    count, how = files.stored_weights, "weights counted in the files' headers"
+    if count is None:
+        counted = count_weights(files.config)
+        if counted is None:
+            return None, "weights not known: no weight file here, and the config lacks the model's dimensions"
+        count, how = counted.stored, "weights worked out from the config's dimensions"
+    section = config.pytorch
+    if section is not None and (section.load_in_4bit or section.load_in_8bit):
+        bits = 4 if section.load_in_4bit else 8
+        return _quantised_bytes(files.config, count, bits, BYTES_PER_WEIGHT[config.precision]) / MB, (
+            f"{how}, matrices at {bits} bits"
+        )
+    return count * BYTES_PER_WEIGHT[config.precision] / MB, f"{how}, as {config.precision}"
+
+
+def _quantised_bytes(config: Mapping[str, Any], stored: int, bits: int, bytes_per_weight: float) -> float:
+    """Size with bitsandbytes, which leaves embedding and output head as they are and adds half a bit for scales."""
+    text = text_part(config)
+    vocabulary, width = _first_int(text, "vocab_size"), _first_int(text, "hidden_size", "n_embd", "d_model")
+    ends = min(stored, 2 * (vocabulary or 0) * (width or 0))
+    return ends * bytes_per_weight + (stored - ends) * (bits + 0.5) / 8
+
+
+def _from_name(config: ExperimentConfig) -> VramEstimate:
+    reason = f"{config.model} is not on this machine yet"
+    if config.model.startswith(BUILTIN_MODEL_PREFIX):
+        reason = f"{config.model} is made on first use"
+    count = count_from_name(config.model)
+    if count.params is None:
+        return VramEstimate(None, None, (f"not known: {reason}",))
+    weights_mb = count.params * BYTES_PER_WEIGHT[config.precision] / MB
+    return VramEstimate(weights_mb, None, (f"weights {count.note}", f"key-value cache not known: {reason}"))
+
+
+def _largest_batch(config: ExperimentConfig) -> tuple[int, int]:
+    """Sequences in flight at once, beams included, and their greatest length in tokens."""
+    sizes = (
+        config.pytorch.batch_size if config.pytorch else None,
+        config.vllm.max_num_seqs if config.vllm else None,
+        config.tensorrt.max_batch_size if config.tensorrt else None,
+    )
+    rows = next((size for size in sizes if size is not None), DEFAULT_BATCH[config.backend])
+    beams = (config.pytorch.num_beams if config.pytorch else None) or 1
+    return min(rows, config.n) * beams, config.max_input_tokens + config.max_output_tokens
+
+
+def _values_per_token(text: Mapping[str, Any]) -> int | None:
+    """Numbers that one layer caches for one token."""
+    heads = _first_int(text, "num_attention_heads", "n_head", "n_heads")
+    width = _first_int(text, "hidden_size", "n_embd", "d_model", "n_embed")
+    if heads is None or width is None:
+        return None
+    if _first_int(text, "kv_lora_rank") is not None:  # latent attention, cached after expansion by transformers
+        key = (_first_int(text, "qk_nope_head_dim") or 0) + (_first_int(text, "qk_rope_head_dim") or 0)
+        return heads * (key + (_first_int(text, "v_head_dim") or key))
+    kv_heads = _first_int(text, "num_key_value_heads", "num_kv_heads") or heads
+    if text.get("multi_query") and not text.get("new_decoder_architecture"):
+        kv_heads = 1
+    return 2 * kv_heads * (_first_int(text, "head_dim") or width // heads)
+
+
+def _layer_kinds(text: Mapping[str, Any], layers: int) -> Sequence[str]:
+    kinds = text.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) == layers:
+        return [str(kind) for kind in kinds]
+    uses_window = text.get("sliding_window") and text.get("use_sliding_window", True)
+    return ["sliding_attention" if uses_window else "full_attention"] * layers
+
+
+def _cached_positions(text: Mapping[str, Any], kind: str, tokens: int) -> int:
+    if kind in ("linear_attention", "mamba", "recurrent", "conv"):
+        return 0
+    window = text.get("sliding_window")
+    return min(tokens, int(window)) if kind == "sliding_attention" and window else tokens
+
+
+def _first_int(config: Mapping[str, Any], *names: str) -> int | None:
+    return next((int(config[name]) for name in names if isinstance(config.get(name), int)), None)
+
+
+def _hub_cache(environ: Mapping[str, str], cache_home: Path | None) -> Path:
+    """Where the Hub's client keeps its cache, by its documented environment variables."""
+    default_home = Path("~/.cache/huggingface").expanduser()
+    if cache_home is not None and cache_home.expanduser() != default_home:
+        return cache_home.expanduser() / "hub"
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if environ.get(name):
+            return Path(environ[name]).expanduser()
+    if environ.get("HF_HOME"):
+        return Path(environ["HF_HOME"]).expanduser() / "hub"
+    if environ.get("XDG_CACHE_HOME"):
+        return Path(environ["XDG_CACHE_HOME"]).expanduser() / "huggingface" / "hub"
+    return default_home / "hub"
+
+
+def _expected_shards(directory: Path) -> set[str] | None:
+    """Weight files that the index names; `None` where there is no index, and so a single file."""
+    try:
+        index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return set(index["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _count_safetensors(path: Path) -> int | None:
+    """Number of values in a safetensors file, from its header: 8 bytes of length, then JSON with every shape."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MAX_HEADER_BYTES:
+                return None
+            header = json.loads(file.read(length))
+        return sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return None
+
+
+def _product(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= int(size)
+    return total
