@@ -58,7 +58,8 @@ def run_experiment(config: str | Path | ExperimentConfig | None = None, **kwargs
         LLEMError: The engine or the meter failed.
     """
     collected: list[ExperimentResult] = []
-    _run(StudyConfig(experiments=[resolve_experiment(config, kwargs)]), collected.append)
+    experiment = with_default_backend(resolve_experiment(config, kwargs))
+    _run(StudyConfig(experiments=[experiment]), collected.append)
     return collected[0]
 
 
@@ -76,6 +77,22 @@ def resolve_experiment(config: str | Path | ExperimentConfig | None, overrides: 
             return config
         return load_experiment_config(None, {**config.model_dump(exclude_unset=True), **overrides})
     return load_experiment_config(None if config is None else Path(config), overrides)
+
+
+def with_default_backend(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with the installed engine filled in where nobody named one.
+
+    Raises:
+        pydantic.ValidationError: The config does not suit the only engine that is installed.
+    """
+    from llenergymeasure.core.backends.registry import detect_default_backend, installed_backends
+
+    if "backend" in config.model_fields_set or not installed_backends():
+        return config  # with no engine at all, pre-flight says what to install
+    backend = detect_default_backend()
+    if backend == config.backend:
+        return config
+    return ExperimentConfig.model_validate({**config.model_dump(exclude_unset=True), "backend": backend})
 
 
 def _run(

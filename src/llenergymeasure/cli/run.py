@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from llenergymeasure.cli.app import SHORTEST_RUN
+from llenergymeasure.cli.errors import EXIT_OK, UsageError, exit_code_of
+from llenergymeasure.cli.logs import configured_logging
+from llenergymeasure.cli.progress import experiment_observer
+from llenergymeasure.cli.signals import sigterm_as_interrupt
+from llenergymeasure.config.errors import describe_validation_error
+from llenergymeasure.config.loader import load_experiment_config
+from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.config.user_config import UserConfig, load_user_config
+from llenergymeasure.config.yaml_io import LoadedDocument, load_document
+from llenergymeasure.exceptions import ConfigError
 
 if TYPE_CHECKING:
-    pass
+    from llenergymeasure.config.models import ExperimentConfig
+    from llenergymeasure.domain.experiment import ExperimentResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +50,7 @@ class RunRequest:
     resume: Path | None = None
 
     def contradictions(self) -> list[str]:
-        """What cannot be meant, before any file is read."""
+        """What cannot be meant, found before any file is read."""
         found = []
         if self.config is None and self.model is None and self.resume is None:
             found.append(
@@ -57,13 +71,105 @@ class RunRequest:
         return [flag for flag, is_given in given.items() if is_given]
 
     def overrides(self) -> dict[str, Any]:
-        """The flags that set config fields, by dotted path; a batch size is not among them (see `batch_override`)."""
+        """The flags that set config fields, by dotted path; `None` overrides nothing."""
         return {
             "model": self.model,
             "backend": self.backend,
             "pytorch.device": self.device,
             "dataset": self.dataset,
             "n": self.n,
+            "batch_size": self.batch_size,
             "precision": self.precision,
             "output_dir": None if self.output is None else str(self.output),
         }
+
+
+def run_command(request: RunRequest) -> int:
+    """Carry out `llem run`.
+
+    Args:
+        request: What was typed.
+
+    Returns:
+        The exit code.
+    """
+
+    def action() -> int:
+        machine = load_user_config()
+        wanted = _with_verbosity(request, machine)
+        with configured_logging(verbose=wanted.verbose, quiet=wanted.quiet), sigterm_as_interrupt():
+            return _run(wanted, machine)
+
+    return exit_code_of(action, verbose=request.verbose)
+
+
+def _with_verbosity(request: RunRequest, machine: UserConfig) -> RunRequest:
+    """The request with the user's verbosity where no flag says otherwise."""
+    if request.quiet or request.verbose:
+        return request
+    return replace(request, quiet=machine.ui.verbosity == "quiet", verbose=machine.ui.verbosity == "verbose")
+
+
+def _run(request: RunRequest, machine: UserConfig) -> int:
+    document = load_document(request.config) if request.config is not None else None
+    if request.study_flags():
+        raise UsageError(f"{', '.join(request.study_flags())}: for studies only (a file with sweep: or experiments:)")
+    return _run_experiment(request, document, machine)
+
+
+def _run_experiment(request: RunRequest, document: LoadedDocument | None, machine: UserConfig) -> int:
+    from llenergymeasure._api import _run as run_study_of
+    from llenergymeasure._api import with_default_backend
+    from llenergymeasure.config.models import StudyConfig
+
+    config = with_default_backend(_load(request, document, machine))
+    if request.dry_run:
+        from llenergymeasure.cli.dry_run import dry_run_experiment, render_dry_run
+
+        sys.stdout.write(render_dry_run(dry_run_experiment(config, machine)) + "\n")
+        return EXIT_OK
+    results: list[ExperimentResult] = []
+    observer, progress = experiment_observer(f"Experiment: {experiment_title(config)}", quiet=request.quiet)
+    saved: Path | None = None
+    try:
+        study = run_study_of(StudyConfig(experiments=[config]), results.append, machine=machine, observer=observer)
+        saved = next(map(Path, study.result_files), None)
+    finally:
+        if progress is not None:
+            progress.close()
+        for result in results:  # measured, so shown: also when it could not be saved
+            sys.stdout.write(_shown(result, saved, as_json=request.as_json))
+    if request.export_csv and saved is not None:
+        _export_csv(results[0], saved.with_suffix(".csv"))
+    return EXIT_OK
+
+
+def _load(request: RunRequest, document: LoadedDocument | None, machine: UserConfig) -> ExperimentConfig:
+    """The experiment that file, flags and machine describe.
+
+    Raises:
+        ConfigError: A key is unknown or a value wrong; every problem with its line, or the flag it came from.
+    """
+    overrides = request.overrides()
+    try:
+        return load_experiment_config(request.config, overrides, {"output_dir": machine.output.results_dir})
+    except ValidationError as error:
+        flags = [name for name, value in overrides.items() if value is not None]
+        problems = describe_validation_error(error, document, flags)
+        noun = "problem" if len(problems) == 1 else "problems"
+        raise ConfigError("\n".join([*problems, f"{len(problems)} {noun}; nothing was run."])) from error
+
+
+def _shown(result: ExperimentResult, saved: Path | None, *, as_json: bool) -> str:
+    if as_json:
+        return result.model_dump_json(indent=2) + "\n"
+    from llenergymeasure.domain.summary import render_summary
+
+    return "\n" + render_summary(result, saved) + "\n"
+
+
+def _export_csv(result: ExperimentResult, path: Path) -> None:
+    from llenergymeasure.results.export import to_csv
+
+    to_csv([result], path)
+    sys.stderr.write(f"  {'CSV':<14}{path}\n")
