@@ -1,0 +1,223 @@
+"""How far each experiment got, kept on disk beside its results, so that an interrupted run can be told apart.
+
+    INITIALISING ──> MEASURING ──> DONE          `failed` may be set in any of them and keeps the phase
+
+One small JSON file per experiment in `.state/` of the output directory, replaced in one step at every change.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llenergymeasure.atomic import write_bytes_atomically
+from llenergymeasure.core.host.process_identity import ProcessIdentity, current_process, is_running
+from llenergymeasure.exceptions import InvalidStateTransitionError, PersistenceError
+from llenergymeasure.security import sanitize_experiment_id
+
+logger = logging.getLogger(__name__)
+
+STATE_DIR_NAME: Final = ".state"
+"""Directory of the state files, inside the output directory."""
+
+_SUFFIX: Final = ".state.json"
+
+
+class ExperimentPhase(str, Enum):
+    """What an experiment is busy with."""
+
+    INITIALISING = "initialising"
+    MEASURING = "measuring"
+    DONE = "done"
+
+
+_NEXT: Final = {
+    ExperimentPhase.INITIALISING: ExperimentPhase.MEASURING,
+    ExperimentPhase.MEASURING: ExperimentPhase.DONE,
+}
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class ExperimentState(BaseModel):
+    """How far one experiment got."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    experiment_id: str = Field(min_length=1, description="Identity of the experiment.")
+    phase: ExperimentPhase = Field(default=ExperimentPhase.INITIALISING, description="The phase it reached.")
+    failed: bool = Field(default=False, description="Whether it failed in that phase.")
+    config_hash: str | None = Field(default=None, description="`measurement_config_hash` of its config.")
+    error_message: str | None = Field(default=None, description="Why it failed.")
+    started_at: datetime = Field(default_factory=_utc_now, description="When it was created (UTC).")
+    last_updated: datetime = Field(default_factory=_utc_now, description="When it changed last (UTC).")
+    subprocess_pid: int | None = Field(default=None, description="Process that runs it.")
+    process: ProcessIdentity | None = Field(
+        default=None, description="What tells that process from a later one with the same number."
+    )
+
+    def transition_to(self, phase: ExperimentPhase) -> None:
+        """Move on to the next phase.
+
+        Raises:
+            InvalidStateTransitionError: `phase` does not follow from this one, or the experiment has failed.
+        """
+        if self.failed or _NEXT.get(self.phase) != phase:
+            came_from = f"{self.phase.value} (failed)" if self.failed else self.phase.value
+            raise InvalidStateTransitionError(came_from, ExperimentPhase(phase).value)
+        self.phase = phase
+        self.last_updated = _utc_now()
+
+    def mark_failed(self, error: str) -> None:
+        """Note that the experiment failed; the phase stays, because it tells where.
+
+        Args:
+            error: What happened, for people.
+        """
+        self.failed = True
+        self.error_message = error
+        self.last_updated = _utc_now()
+
+
+class StateManager:
+    """The states of the experiments of one output directory.
+
+    Args:
+        state_dir: Where the files are; made when the first one is written.
+        process_runs: Tells whether the process of a state is still there.
+    """
+
+    def __init__(self, state_dir: Path, process_runs: Callable[[ProcessIdentity], bool] = is_running) -> None:
+        self._state_dir = Path(state_dir)
+        self._process_runs = process_runs
+
+    def create(
+        self, experiment_id: str, config_hash: str | None = None, process: ProcessIdentity | None = None
+    ) -> ExperimentState:
+        """Begin a new experiment and write its state.
+
+        Args:
+            experiment_id: Its identity.
+            config_hash: `measurement_config_hash` of its config.
+            process: The process that will run it; this one unless given.
+
+        Raises:
+            PersistenceError: There is a state of that name already, or it cannot be written.
+        """
+        path = self._path(experiment_id)
+        if path.exists():
+            raise PersistenceError(
+                f"{path} exists: an experiment called {experiment_id!r} was begun here. Use another id, or delete it."
+            )
+        process = process or current_process()
+        state = ExperimentState(
+            experiment_id=experiment_id, config_hash=config_hash, subprocess_pid=process.pid, process=process
+        )
+        self.save(state)
+        return state
+
+    def load(self, experiment_id: str) -> ExperimentState | None:
+        """The state of an experiment; `None` where there is none.
+
+        Raises:
+            PersistenceError: The file cannot be read, or is not a state.
+        """
+        path = self._path(experiment_id)
+        return _read(path) if path.exists() else None
+
+    def save(self, state: ExperimentState) -> None:
+        """Write a state in one step: a reader sees the old one or the new one.
+
+        Raises:
+            PersistenceError: It cannot be written.
+        """
+        try:
+            self._state_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PersistenceError(f"Cannot create {self._state_dir}: {error.strerror or error}.") from error
+        content = json.dumps(state.model_dump(mode="json"), indent=2) + "\n"
+        write_bytes_atomically(self._path(state.experiment_id), content.encode())
+
+    def delete(self, experiment_id: str) -> bool:
+        """Remove the state of an experiment.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            PersistenceError: It cannot be removed.
+        """
+        path = self._path(experiment_id)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise PersistenceError(f"Cannot delete {path}: {error.strerror or error}.") from error
+        return True
+
+    def list_experiments(self) -> list[str]:
+        """Identities of all experiments here, oldest first. Damaged files are left out, with a warning."""
+        return [state.experiment_id for state in self._states()]
+
+    def find_by_config_hash(self, config_hash: str) -> ExperimentState | None:
+        """The latest experiment with this config; `None` where there is none."""
+        return next((state for state in reversed(self._states()) if state.config_hash == config_hash), None)
+
+    def cleanup_stale(self) -> list[str]:
+        """Mark as failed every experiment that is measuring in a process that is gone.
+
+        Returns:
+            Their identities.
+
+        Raises:
+            PersistenceError: A state cannot be written.
+        """
+        stale = [state for state in self._states() if self._is_stale(state)]
+        for state in stale:
+            state.mark_failed(f"process {state.subprocess_pid} ended without finishing the measurement")
+            self.save(state)
+        return [state.experiment_id for state in stale]
+
+    def _is_stale(self, state: ExperimentState) -> bool:
+        if state.failed or state.phase is not ExperimentPhase.MEASURING:
+            return False
+        process = state.process
+        if process is None and state.subprocess_pid is not None:
+            process = ProcessIdentity(pid=state.subprocess_pid)
+        return process is None or not self._process_runs(process)
+
+    def _states(self) -> list[ExperimentState]:
+        return sorted(self._readable_states(), key=lambda state: (state.started_at, state.experiment_id))
+
+    def _readable_states(self) -> Iterator[ExperimentState]:
+        for path in self._state_dir.glob(f"*{_SUFFIX}"):
+            try:
+                yield _read(path)
+            except PersistenceError as error:
+                logger.warning("Ignored: %s", error)
+
+    def _path(self, experiment_id: str) -> Path:
+        return self._state_dir / f"{sanitize_experiment_id(experiment_id)}{_SUFFIX}"
+
+
+def _read(path: Path) -> ExperimentState:
+    try:
+        return ExperimentState.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise PersistenceError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "the file"
+        raise PersistenceError(
+            f"{path} is damaged ({where}: {problem['msg']}). Delete it; the experiment's results are not in it."
+        ) from error
