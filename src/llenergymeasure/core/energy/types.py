@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from llenergymeasure.domain.energy import EnergyAudit
 from llenergymeasure.domain.warnings import MeasurementWarning
 
 DeviceId = str
@@ -100,6 +101,7 @@ class EnergyMeasurement:
         counter_j: The plain hardware-counter difference, where there is one.
         integral_j: The integral of the power samples, where there is one.
         fused_j: Counter and samples fused at the window's edges, where both exist.
+        audit: Counter against integral, where both exist.
         components: The error budget of `total_j` (95 % half-widths). Empty when `total_j` is `None`.
         telemetry: The sampler's record, or `None` where nothing was sampled.
         notes: Everything a reader must know about these figures.
@@ -117,6 +119,7 @@ class EnergyMeasurement:
     counter_j: float | None = None
     integral_j: float | None = None
     fused_j: float | None = None
+    audit: EnergyAudit | None = None
     components: tuple[UncertaintyComponent, ...] = ()
     telemetry: Telemetry | None = None
     notes: tuple[MeasurementWarning, ...] = ()

@@ -1,0 +1,95 @@
+"""Whether the hardware held its clocks back during a window: from NVML's clocks-event reasons in the power samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Final
+
+from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
+from llenergymeasure.domain.metrics import ThermalThrottleInfo
+
+# Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h, "NvmlClocksEventReasons").
+SW_POWER_CAP: Final = 0x04
+HW_SLOWDOWN: Final = 0x08  # temperature or power; the bits below tell which, where the board can
+SW_THERMAL: Final = 0x20
+HW_THERMAL: Final = 0x40
+HW_POWER_BRAKE: Final = 0x80
+
+THERMAL: Final = SW_THERMAL | HW_THERMAL
+POWER: Final = SW_POWER_CAP | HW_POWER_BRAKE
+THROTTLING: Final = THERMAL | POWER | HW_SLOWDOWN
+
+
+def throttle_info(energy: EnergyMeasurement) -> ThermalThrottleInfo | None:
+    """Throttling of any of the window's devices; `None` where no device tells.
+
+    A sample's reasons are taken to hold until the next sample. Times during which several devices throttle count once.
+
+    Args:
+        energy: The window and its power samples.
+    """
+    if energy.telemetry is None:
+        return None
+    seen, told = 0, False
+    temperatures: list[float] = []
+    spans: list[tuple[float, float]] = []
+    for device in energy.telemetry.devices:
+        for sample, begins_s, ends_s in held_samples(energy.telemetry.samples(device), energy.start_s, energy.end_s):
+            if sample.temperature_c is not None:
+                temperatures = [max([*temperatures, sample.temperature_c])]
+            if sample.throttle_reasons is None:
+                continue
+            told = True
+            reasons = sample.throttle_reasons & THROTTLING
+            seen |= reasons
+            if reasons and ends_s > begins_s:
+                spans.append((begins_s, ends_s))
+    if not told:
+        return None
+    throttled = list(merge_spans(spans))
+    return ThermalThrottleInfo(
+        detected=bool(seen),
+        thermal=bool(seen & THERMAL),
+        power=bool(seen & POWER),
+        sw_thermal=bool(seen & SW_THERMAL),
+        hw_thermal=bool(seen & HW_THERMAL),
+        hw_power=bool(seen & HW_POWER_BRAKE),
+        throttle_duration_sec=sum(ends_s - begins_s for begins_s, ends_s in throttled),
+        max_temperature_c=max(temperatures, default=None),
+        throttle_timestamps=[begins_s - energy.start_s for begins_s, _ in throttled],
+    )
+
+
+def held_samples(
+    samples: Iterable[TelemetrySample], start_s: float, end_s: float
+) -> Iterator[tuple[TelemetrySample, float, float]]:
+    """Each sample with the part of the window for which it is the latest: the one before the window opens it.
+
+    Args:
+        samples: In order of time.
+        start_s: Start of the window, in seconds.
+        end_s: End of the window.
+    """
+    last: TelemetrySample | None = None
+    for sample, following in pairwise(samples):
+        begins_s, ends_s = max(sample.time_s, start_s), min(following.time_s, end_s)
+        if begins_s <= ends_s:
+            yield sample, begins_s, ends_s
+        last = following
+    if last is not None and last.time_s <= end_s:
+        yield last, max(last.time_s, start_s), end_s
+
+
+def merge_spans(spans: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """The same stretches of time without overlaps, in order; ones that touch become one."""
+    current: tuple[float, float] | None = None
+    for begins_s, ends_s in sorted(spans):
+        if current is not None and begins_s <= current[1]:
+            current = (current[0], max(current[1], ends_s))
+            continue
+        if current is not None:
+            yield current
+        current = (begins_s, ends_s)
+    if current is not None:
+        yield current
