@@ -9,6 +9,7 @@ from llenergymeasure.core.progress import Event, Observer, PromptsDone, Step, St
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+    from typing_extensions import Never
 
 LABELS: dict[Step, str] = {
     "preflight": "Pre-flight",
@@ -38,7 +39,7 @@ class ExperimentProgress:
     def __init__(self, stream: TextIO, title: str) -> None:
         self._stream = stream
         self._live = stream.isatty()
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Never] | None = None
         self._bar_step: Step | None = None
         self._write(title)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,13 +16,14 @@ from llenergymeasure.core.backends.registry import get_backend
 from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.off import NoEnergyBackend
-from llenergymeasure.core.energy.select import select_energy_backend
+from llenergymeasure.core.energy.select import BackendName, select_energy_backend
 from llenergymeasure.core.energy.types import DeviceId, MeterOptions
 from llenergymeasure.core.harness import Bench, Measurement, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.preflight import Preflight
 from llenergymeasure.core.progress import Observer, ignore_events
 from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.footprint import FootprintFactors
 from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.security import sanitize_experiment_id
@@ -66,7 +67,7 @@ def run_local(
     """
     experiment_id = new_experiment_id(config, datetime.now(timezone.utc))
     measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
-    result = aggregate_results(experiment_id, [measurement.record])
+    result = aggregate_results(experiment_id, [measurement.record], footprint=footprint_factors(machine))
     return MeasuredRun(result, measurement.artefacts)
 
 
@@ -105,7 +106,7 @@ def measure_here(
     )
     meter_name = energy_backend_name(config, machine)
 
-    def meter_for(devices: tuple[DeviceId, ...]) -> EnergyBackend:
+    def meter_for(devices: Sequence[DeviceId]) -> EnergyBackend:
         if meter_name is None:
             return NoEnergyBackend(clock)
         return select_energy_backend(meter_name, devices, clock=clock, options=options)
@@ -123,10 +124,21 @@ def measure_here(
     return measure(config, bench, experiment_id, work_dir, process_index)
 
 
-def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> str | None:
+def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> BackendName | None:
     """The energy backend to use: the experiment's own choice, else the machine's; `None` switches energy off."""
     wanted = config.energy.backend
     return machine.measurement.energy_backend if wanted == "auto" else wanted
+
+
+def footprint_factors(machine: UserConfig) -> FootprintFactors:
+    """What a kilowatt-hour means here, as far as the user said."""
+    said = machine.measurement
+    return FootprintFactors(
+        carbon_intensity_gco2_kwh=said.carbon_intensity_gco2_kwh,
+        pue=said.datacenter_pue,
+        electricity_price_kwh=said.electricity_price_kwh,
+        currency=said.currency,
+    )
 
 
 def new_experiment_id(config: ExperimentConfig, now: datetime) -> str:
