@@ -1,31 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 
-from fakes import ConstantMeter, VirtualClock
+from fakes import ConstantMeter, ListedTelemetry, VirtualClock
 from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.baseline import CACHE_TTL, BaselineCache, baseline_from, measure_baseline
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
 from llenergymeasure.core.progress import Event, StepFinished, Waiting, ignore_events
 from llenergymeasure.domain.warnings import WarningCode
-
-
-class ListedTelemetry:
-    """Telemetry of one device that holds the samples it was given."""
-
-    devices = ("GPU-0",)
-
-    def __init__(self, samples: list[TelemetrySample]) -> None:
-        self._samples = samples
-
-    def samples(self, device: str) -> Iterator[TelemetrySample]:
-        return iter(self._samples)
-
-    def close(self) -> None:
-        self._samples = []
 
 
 def idle(
@@ -38,7 +22,7 @@ def idle(
         method="hardware_counter",
         scope="gpu",
         per_gpu_j={"GPU-0": total_j},
-        telemetry=None if samples is None else ListedTelemetry(samples),
+        telemetry=None if samples is None else ListedTelemetry({"GPU-0": samples}),
     )
 
 

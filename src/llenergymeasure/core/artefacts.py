@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llenergymeasure.core.observations import Observations
-from llenergymeasure.core.timeseries import write_timeseries, write_trace
+from llenergymeasure.core.timeseries import write_timeseries
 
 TIMESERIES_FILE = "timeseries.parquet"
 TRACE_FILE = "trace.parquet"
@@ -46,6 +46,8 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
     if energy.telemetry is not None:
         timeseries = write_timeseries(energy, work_dir / TIMESERIES_FILE)
         if wanted.save_trace:
+            from llenergymeasure.core.timeseries import write_trace
+
             trace = write_trace(energy, work_dir / TRACE_FILE)
     if wanted.save_outputs:
         outputs = work_dir / OUTPUTS_FILE

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fakes import EPOCH, ListedTelemetry
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.protocol import RequestOutput
+from llenergymeasure.core.counted import counted_part, energy_between
+from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, UncertaintyComponent
+from llenergymeasure.core.window import Window
+from llenergymeasure.domain.warnings import WarningCode
+from llenergymeasure.exceptions import ExperimentError
+
+
+def measured(*, seconds: float = 10.0, telemetry: bool = True) -> EnergyMeasurement:
+    """100 W in the first half, 300 W in the second, by a meter that reads 5 % too high."""
+    samples = [
+        TelemetrySample(time_s=t / 10, power_w=100.0 if t / 10 < seconds / 2 else 300.0)
+        for t in range(-2, int(seconds * 10) + 3)
+    ]
+    return EnergyMeasurement(
+        start_s=0.0,
+        end_s=seconds,
+        total_j=1.05 * 200.0 * seconds,
+        method="hardware_counter",
+        scope="gpu",
+        per_gpu_j={"GPU-0": 1.05 * 200.0 * seconds},
+        counter_j=1.05 * 200.0 * seconds,
+        components=(
+            UncertaintyComponent("gain", 100.0, "gain"),
+            UncertaintyComponent("edges", 10.0, "counter_resolution"),
+        ),
+        telemetry=ListedTelemetry({"GPU-0": samples}) if telemetry else None,
+        meter="nvml",
+    )
+
+
+def window(energy: EnergyMeasurement) -> Window:
+    times = [0.5 + i for i in range(10)]
+    output = RequestOutput(0, 7, [1] * 10, "length", 0.0, times)
+    return Window((output,), energy, 1, EPOCH, EPOCH)
+
+
+def config(**measurement: object) -> ExperimentConfig:
+    return ExperimentConfig.model_validate({"model": "m", "measurement": measurement})
+
+
+def test_without_limits_the_whole_window_counts_and_the_meter_s_own_figure_stands() -> None:
+    energy = measured()
+    part = counted_part(config(), window(energy))
+    assert part.methodology == "steady_state"
+    assert part.energy is energy
+    assert (part.tokens.input_tokens, part.tokens.output_tokens) == (7, 10)
+
+
+def test_with_warm_up_off_the_methodology_is_total() -> None:
+    off = ExperimentConfig.model_validate({"model": "m", "warmup": {"enabled": False}})
+    assert counted_part(off, window(measured())).methodology == "total"
+
+
+def test_skipped_ends_leave_the_tokens_and_joules_in_between() -> None:
+    part = counted_part(config(skip_first_seconds=5.5, skip_last_seconds=2.0), window(measured()))
+    assert part.methodology == "windowed"
+    assert part.duration_s == pytest.approx(2.5)
+    assert part.tokens.output_tokens == 2
+    assert part.tokens.input_tokens == 0
+    assert part.energy.total_j == pytest.approx(1.05 * 300.0 * 2.5, rel=0.01)
+    assert part.energy.method == "power_integration"
+
+
+def test_parts_of_a_window_add_up_to_the_whole() -> None:
+    energy = measured()
+    first, second = energy_between(energy, 0.0, 3.7), energy_between(energy, 3.7, 10.0)
+    assert first.total_j is not None
+    assert second.total_j is not None
+    assert first.total_j + second.total_j == pytest.approx(energy.total_j)
+
+
+def test_the_gain_s_share_shrinks_with_the_part_and_the_edges_do_not() -> None:
+    budget = {c.kind: c.half_width_j for c in energy_between(measured(), 0.0, 5.0).components}
+    assert budget["gain"] == pytest.approx(25.0, rel=0.02)
+    assert budget["counter_resolution"] == 10.0
+
+
+def test_a_meter_without_samples_cannot_tell_a_part_and_says_so() -> None:
+    part = energy_between(measured(telemetry=False), 1.0, 2.0)
+    assert part.total_j is None
+    assert [note.code for note in part.notes] == [WarningCode.ENERGY_UNAVAILABLE]
+
+
+def test_samples_that_do_not_reach_the_part_give_none_never_a_guess() -> None:
+    short = replace(measured(), telemetry=ListedTelemetry({"GPU-0": [TelemetrySample(time_s=4.0, power_w=100.0)]}))
+    assert energy_between(short, 1.0, 2.0).total_j is None
+
+
+def test_skipping_more_than_there_is_names_the_settings() -> None:
+    with pytest.raises(ExperimentError, match="skip_first_seconds = 8"):
+        counted_part(config(skip_first_seconds=8.0, skip_last_seconds=8.0), window(measured()))

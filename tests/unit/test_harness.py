@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fakes import ConstantMeter, StepEngine, VirtualClock
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.protocol import InferenceBackend
+from llenergymeasure.core.harness import Bench, measure
+from llenergymeasure.core.progress import Event, StepStarted
+from llenergymeasure.domain.environment import EnvironmentSnapshot
+from llenergymeasure.domain.warnings import MeasurementWarning
+from llenergymeasure.exceptions import BackendError, PreFlightError
+from llenergymeasure.results.aggregation import aggregate_results
+
+
+class ReadySnapshot:
+    def result(self) -> EnvironmentSnapshot:
+        return EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux", gpu_uuids=["GPU-0"])
+
+
+@contextmanager
+def snapshot() -> Iterator[ReadySnapshot]:
+    yield ReadySnapshot()
+
+
+def no_warnings(config: ExperimentConfig, engine: InferenceBackend) -> Sequence[MeasurementWarning]:
+    return ()
+
+
+class Setup:
+    """One experiment's bench of fakes: a GPU that draws 300 W, idle power included."""
+
+    def __init__(self, tmp_path: Path, **engine: object) -> None:
+        self.clock = VirtualClock()
+        self.engine = StepEngine(self.clock, **engine)  # type: ignore[arg-type]
+        self.meters: list[ConstantMeter] = []
+        self.events: list[Event] = []
+        self.work_dir = tmp_path
+        self.bench = Bench(
+            engine=self.engine,
+            preflight=no_warnings,
+            meter_for=self.meter_for,
+            environment=snapshot,
+            clock=self.clock,
+            observer=self.events.append,
+        )
+
+    def meter_for(self, devices: Sequence[str]) -> ConstantMeter:
+        self.meters.append(ConstantMeter(self.clock, power_w=300.0, devices=tuple(devices)))
+        return self.meters[-1]
+
+    def config(self, tmp_path: Path, **fields: object) -> ExperimentConfig:
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text('{"prompt": "abc"}\n{"prompt": "a longer prompt"}\n')
+        base = {"model": "m", "dataset": str(prompts), "n": 2, "max_output_tokens": 50}
+        return ExperimentConfig.model_validate({**base, **fields})
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    return Setup(tmp_path)
+
+
+def test_the_life_of_an_experiment_has_its_steps_in_order(setup: Setup, tmp_path: Path) -> None:
+    measure(setup.config(tmp_path), setup.bench, "id", tmp_path)
+    steps = [event.step for event in setup.events if isinstance(event, StepStarted)]
+    assert steps == ["preflight", "baseline", "load", "warmup", "thermal_floor", "measure", "finish"]
+    assert setup.engine.calls[0] == "load"
+    assert setup.engine.calls[-1] == "unload"
+
+
+def test_headline_figures_are_those_of_the_window_alone(setup: Setup, tmp_path: Path) -> None:
+    record = measure(setup.config(tmp_path), setup.bench, "id", tmp_path).record
+    # two prompts of 50 tokens at 10 ms each, one after the other: 1 s at 300 W
+    assert record.inference_metrics.output_tokens == 100
+    assert record.inference_metrics.input_tokens == len(b"abc") + len(b"a longer prompt") + 2
+    assert record.inference_metrics.inference_time_sec == pytest.approx(1.0)
+    assert record.inference_metrics.tokens_per_second == pytest.approx(100.0)
+    assert record.energy_metrics.total_energy_j == pytest.approx(300.0)
+    assert record.compute_metrics.flops_total == pytest.approx(2 * 1_000_000 * record.inference_metrics.total_tokens)
+
+
+def test_one_process_aggregates_to_the_same_figures(setup: Setup, tmp_path: Path) -> None:
+    record = measure(setup.config(tmp_path), setup.bench, "id", tmp_path).record
+    result = aggregate_results("id", [record])
+    assert result.avg_energy_per_token_j == pytest.approx(3.0)
+    assert result.avg_tokens_per_second == pytest.approx(100.0)
+    assert result.measurement_methodology == "steady_state"
+    assert result.baseline_power_w == pytest.approx(300.0)
+    assert result.energy_adjusted_j == pytest.approx(0.0, abs=1e-6)
+    assert result.latency_stats is not None
+    assert result.latency_stats.itl_ms is not None
+    assert result.latency_stats.itl_ms.p50 == pytest.approx(10.0)
+    assert result.warmup_excluded_samples == 6
+    assert result.dataset is not None
+    assert result.dataset.prompt_count == 2
+
+
+def test_doubling_the_prompts_leaves_joules_per_token_alone(tmp_path: Path) -> None:
+    per_token = []
+    for passes in (1, 2):
+        setup = Setup(tmp_path)
+        seconds = 0.5 if passes == 1 else 1.5
+        config = setup.config(tmp_path, measurement={"min_duration_seconds": seconds})
+        result = aggregate_results("id", [measure(config, setup.bench, "id", tmp_path).record])
+        assert result.output_tokens == 100 * passes
+        per_token.append(result.avg_energy_per_token_j)
+    assert per_token[0] == pytest.approx(per_token[1])
+
+
+def test_a_failing_engine_is_unloaded_and_every_meter_stopped(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, fail_on=lambda _: BackendError("out of memory; lower pytorch.batch_size"))
+    with pytest.raises(BackendError, match="lower pytorch"):
+        measure(setup.config(tmp_path), setup.bench, "id", tmp_path)
+    assert setup.engine.calls[-1] == "unload"
+    assert [meter.open_windows for meter in setup.meters] == [0]
+
+
+def test_a_failed_preflight_loads_nothing(setup: Setup, tmp_path: Path) -> None:
+    def refuse(config: ExperimentConfig, engine: InferenceBackend) -> Sequence[MeasurementWarning]:
+        raise PreFlightError(["no GPU. Run on the CPU with --device cpu."])
+
+    bench = Bench(setup.engine, refuse, setup.meter_for, snapshot, clock=setup.clock)
+    with pytest.raises(PreFlightError, match="1 issue"):
+        measure(setup.config(tmp_path), bench, "id", tmp_path)
+    assert setup.engine.calls == []
+
+
+def test_the_meter_follows_the_devices_the_engine_really_uses(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, planned_devices=("GPU-0", "GPU-1"), used_devices=("GPU-1",))
+    record = measure(setup.config(tmp_path), setup.bench, "id", tmp_path).record
+    assert [meter.devices for meter in setup.meters] == [("GPU-0", "GPU-1"), ("GPU-1",)]
+    assert record.energy_per_device_j == {"GPU-1": pytest.approx(300.0)}
+    assert record.baseline_power_w == pytest.approx(300.0)
+
+
+def test_the_tokens_of_warm_up_enter_no_figure(tmp_path: Path) -> None:
+    figures = []
+    for n_warmup in (1, 20):
+        setup = Setup(tmp_path)
+        config = setup.config(tmp_path, warmup={"n_warmup": n_warmup, "thermal_floor_seconds": 0})
+        record = measure(config, setup.bench, "id", tmp_path).record
+        figures.append((record.inference_metrics, record.energy_metrics.total_energy_j, record.compute_metrics))
+    assert figures[0] == figures[1]
+
+
+def test_saved_outputs_hold_prompt_text_and_counts(setup: Setup, tmp_path: Path) -> None:
+    config = setup.config(tmp_path, measurement={"save_outputs": True})
+    artefacts = measure(config, setup.bench, "id", tmp_path).artefacts
+    assert artefacts.outputs is not None
+    first, second = artefacts.outputs.read_text().splitlines()
+    assert '"prompt": "abc"' in first
+    assert '"output_tokens": 50' in second
