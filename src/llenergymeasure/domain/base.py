@@ -7,6 +7,7 @@ import math
 import sys
 from array import array
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
@@ -25,6 +26,11 @@ class Record(BaseModel):
     """Frozen data between layers: no unknown fields, no NaN, no infinity (JSON has none of the two)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def as_utc(moment: datetime) -> datetime:
+    """`moment` in UTC; one without a time zone is taken as UTC."""
+    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
 
 
 def json_ready(value: Any) -> Any:

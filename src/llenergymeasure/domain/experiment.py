@@ -14,7 +14,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, Field
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, SCHEMA_VERSION
-from llenergymeasure.domain.base import EnergyScope, JsonDict, Record
+from llenergymeasure.domain.base import EnergyScope, JsonDict, Record, as_utc
 from llenergymeasure.domain.energy import EnergyAudit, EnergyBreakdown, EnergyUncertainty
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.latency import LatencyStatistics, RequestTimings
@@ -252,7 +252,7 @@ class ExperimentResult(Record):
     @property
     def duration_sec(self) -> float:
         """Length of the whole experiment in seconds, loading and warm-up included."""
-        return (self.end_time - self.start_time).total_seconds()
+        return (as_utc(self.end_time) - as_utc(self.start_time)).total_seconds()
 
     @property
     def tokens_per_joule(self) -> float | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Record
+from llenergymeasure.domain.base import Record, as_utc
 from llenergymeasure.domain.experiment import (
     NVML_REPRODUCIBILITY_NOTE,
     AggregationMetadata,
@@ -30,7 +30,7 @@ from llenergymeasure.domain.metrics import ExtendedEfficiencyMetrics, MultiGPUMe
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results import merging
-from llenergymeasure.results.attribution import Attribution, CommonWindow, as_utc, attribute_energy, common_window
+from llenergymeasure.results.attribution import Attribution, CommonWindow, attribute_energy, common_window
 from llenergymeasure.results.process_files import marked_indices
 
 

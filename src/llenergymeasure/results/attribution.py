@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Final
 
+from llenergymeasure.domain.base import as_utc
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
@@ -121,11 +122,6 @@ def devices_of(record: RawProcessResult) -> frozenset[str]:
     if record.measurement_boundary is not None:
         return frozenset(record.measurement_boundary.devices)
     return frozenset() if record.gpu_id is None else frozenset({f"GPU {record.gpu_id}"})
-
-
-def as_utc(moment: datetime) -> datetime:
-    """`moment` with a time zone; one without is taken as UTC."""
-    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment
 
 
 def _groups_by_device(records: Sequence[RawProcessResult]) -> list[list[RawProcessResult]]:

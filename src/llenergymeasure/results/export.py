@@ -7,12 +7,13 @@ import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from llenergymeasure.atomic import write_bytes_atomically
+from llenergymeasure.domain.base import as_utc
 from llenergymeasure.domain.experiment import ExperimentResult
 
 if TYPE_CHECKING:
@@ -50,14 +51,14 @@ def flat_row(result: ExperimentResult) -> dict[str, Scalar]:
 
 
 def to_csv(results: Iterable[ExperimentResult], path: str | Path) -> Path:
-    """Write one row per result as CSV (RFC 4180, UTF-8, header line); null is an empty cell.
+    """Write one row per result as CSV (RFC 4180, so lines end in CR LF; UTF-8; a header line); null is an empty cell.
 
     Raises:
         PersistenceError: The file cannot be written; names the path.
     """
     path = Path(path)
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)
     writer.writerow([column.name for column in FLAT_COLUMNS])
     for result in results:
         writer.writerow([_csv_cell(value) for value in flat_row(result).values()])
@@ -130,8 +131,7 @@ def _config_text(key: str) -> Callable[[ExperimentResult], str | None]:
 
 def _utc(path: str) -> Callable[[ExperimentResult], datetime]:
     def value(result: ExperimentResult) -> datetime:
-        moment: datetime = _at(path)(result)
-        return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
+        return as_utc(_at(path)(result))
 
     return value
 

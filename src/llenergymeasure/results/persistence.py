@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +28,7 @@ from llenergymeasure.atomic import (
     write_atomically,
     write_bytes_atomically,
 )
+from llenergymeasure.domain.base import as_utc
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
@@ -192,8 +193,7 @@ def model_slug(model: str) -> str:
 
 def timestamp_slug(moment: datetime) -> str:
     """A moment in UTC as a file name holds it: `2026-02-18T14-30-05`; one without a time zone is taken as UTC."""
-    utc = moment.astimezone(timezone.utc) if moment.tzinfo is not None else moment
-    return utc.strftime("%Y-%m-%dT%H-%M-%S")
+    return as_utc(moment).strftime("%Y-%m-%dT%H-%M-%S")
 
 
 def _save_what_fits(
