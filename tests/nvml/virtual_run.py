@@ -1,0 +1,153 @@
+"""A measurement window on a virtual clock: a board, a sampler and bursts of counter reads, as a meter would do it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+
+from tests.nvml.virtual import ARCHITECTURES, Board, Counter, Sensor
+from tests.nvml.waveform import Waveform
+
+from llenergymeasure.core.energy.counter import (
+    BURSTS_TIMEOUT_S,
+    FIRST_BURST_TIMEOUT_S,
+    CounterRead,
+    find_counter_steps,
+    measure_counter_periods,
+)
+from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, SensorDescription, fuse_energy
+
+READ_S = 20e-6
+SAMPLER_INTERVAL_S = 0.1
+POLL_S = 0.0005  # coarser than the real bursts', to draw more windows in the same time
+
+
+class VirtualClock:
+    """Time that passes only when something sleeps or is said to take time."""
+
+    def __init__(self, now_s: float) -> None:
+        self._now_s = now_s
+
+    def now(self) -> float:
+        return self._now_s
+
+    def sleep(self, seconds: float) -> None:
+        self._now_s += max(0.0, seconds)
+
+    def wall(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=self._now_s)
+
+
+@dataclass(frozen=True)
+class VirtualWindow:
+    """What a meter saw of one window, and what was true."""
+
+    start_s: float
+    end_s: float
+    before: tuple[CounterRead, ...]
+    after: tuple[CounterRead, ...]
+    samples: tuple[Sample, ...]
+    sensor: SensorDescription
+    true_j: float
+    plain_j: float
+    outside_s: float
+
+    def fused(self, sensor: SensorDescription | None = None) -> FusedEnergy:
+        return fuse_energy(self.before, self.after, self.samples, self.start_s, self.end_s, sensor or self.sensor)
+
+
+def random_board(architecture: str, waveform: Waveform, draw: random.Random, *, gain: float = 1.0) -> Board:
+    """A board whose counter, sensors and noise have phases of their own."""
+    kind = ARCHITECTURES[architecture]
+
+    def shifted(sensor: Sensor | None) -> Sensor | None:
+        return sensor and replace(sensor, phase_s=draw.uniform(0.0, sensor.update_s), noise_w=1.0)
+
+    return Board(
+        waveform=waveform,
+        instant=shifted(kind.instant),
+        average=shifted(kind.average),
+        counter=Counter(phase_s=draw.uniform(0.0, 0.1)) if kind.counter else None,
+        gain=gain,
+        seed=draw.getrandbits(32),
+    )
+
+
+def run_window(
+    board: Board,
+    length_s: float,
+    draw: random.Random,
+    *,
+    load_w: float | None = None,
+    idle_w: float = 0.0,
+    read_s: float = READ_S,
+    find_start: bool = True,
+) -> VirtualWindow:
+    """One window of `length_s` that somebody asks for at a random time.
+
+    With `load_w` the board draws that much inside the window and `idle_w` after it. `read_s` is how long reading the
+    counter takes. Without `find_start` no step is waited for before the window.
+
+    `plain_j` is what a meter gets that reads the counter once when it is asked to start and once `length_s` later, and
+    is to be compared with the truth over that same stretch: it is given as its error plus `true_j`.
+    """
+    clock = VirtualClock(draw.uniform(10.0, 20.0))
+
+    def read_j() -> float:
+        clock.sleep(read_s)
+        return board.counter_reading_j(clock.now())
+
+    period = measure_counter_periods({"gpu": read_j}, clock, poll_s=2 * POLL_S).get("gpu")
+    clock.sleep(draw.uniform(0.0, 1.0))
+    asked_s = clock.now()
+    before = find_counter_steps({"gpu": read_j}, clock, FIRST_BURST_TIMEOUT_S if find_start else 0.0, POLL_S)["gpu"]
+    start_s = clock.now()
+    if load_w is not None:
+        board.set_power(load_w, start_s)
+    clock.sleep(length_s)
+    end_s = clock.now()
+    if load_w is not None:
+        board.set_power(idle_w, end_s)
+    after = find_counter_steps({"gpu": read_j}, clock, BURSTS_TIMEOUT_S - (start_s - asked_s), POLL_S)["gpu"]
+    plain_error_j = (
+        board.counter_reading_j(asked_s + length_s)
+        - board.counter_reading_j(asked_s)
+        - board.gain * board.true_energy_j(asked_s, asked_s + length_s)
+    )
+    true_j = board.true_energy_j(start_s, end_s)
+    return VirtualWindow(
+        start_s=start_s,
+        end_s=end_s,
+        before=before,
+        after=after,
+        sensor=SensorDescription(
+            counter_period_s=period.period_s if period else None,
+            counter_period_tolerance_s=period.tolerance_s if period else 0.0,
+            averaging_window_s=board.instant.window_s if board.instant else 1.0,
+        ),
+        samples=tuple(_sample(board, asked_s - draw.uniform(0.2, 0.3), end_s, clock.now())),
+        true_j=true_j,
+        plain_j=true_j + plain_error_j,
+        outside_s=(start_s - asked_s) + (clock.now() - end_s),
+    )
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the values do not exceed."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+
+
+def _sample(board: Board, from_s: float, end_s: float, closed_s: float) -> list[Sample]:
+    times, t = [], from_s
+    while t < end_s:
+        times.append(t)
+        t += SAMPLER_INTERVAL_S
+    t = end_s
+    while t < closed_s:
+        times.append(t)
+        t += 0.02
+    times.append(closed_s)
+    return [(t, board.power_reading_w(t)) for t in times]

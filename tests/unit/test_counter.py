@@ -1,0 +1,114 @@
+"""Finding the steps of an energy counter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tests.nvml.virtual import Board, Counter
+from tests.nvml.virtual_run import VirtualClock
+from tests.nvml.waveform import constant
+
+from llenergymeasure.core.energy.counter import (
+    CounterError,
+    CounterRead,
+    find_counter_steps,
+    first_step,
+    last_step,
+    measure_counter_periods,
+    plain_counter_energy,
+)
+
+
+def _reader(clock: VirtualClock, period_s: float, phase_s: float = 0.0) -> Callable[[], float]:
+    board = Board(constant(200.0), counter=Counter(period_s, phase_s))
+
+    def read() -> float:
+        clock.sleep(1e-5)
+        return board.counter_reading_j(clock.now())
+
+    return read
+
+
+def _at(time_s: float, energy_j: float) -> CounterRead:
+    return CounterRead(time_s, time_s, energy_j)
+
+
+def test_a_burst_ends_on_the_step_and_brackets_it() -> None:
+    clock = VirtualClock(10.03)
+    reads = find_counter_steps({"a": _reader(clock, 0.1)}, clock, 0.12)["a"]
+    step = last_step(reads)
+    assert step is not None
+    assert step.old.asked_s < 10.1 <= step.new.answered_s
+    assert step.new.answered_s - step.old.asked_s < 0.001
+    assert clock.now() == pytest.approx(10.1, abs=0.001)
+    assert step.new.energy_j - step.old.energy_j == pytest.approx(20.0, abs=0.002)
+
+
+def test_a_burst_keeps_only_the_reads_that_bound_a_step() -> None:
+    clock = VirtualClock(10.001)
+    assert len(find_counter_steps({"a": _reader(clock, 0.1)}, clock, 0.12)["a"]) == 3
+
+
+def test_a_burst_over_several_counters_waits_for_the_last_and_keeps_the_latest_step_of_each() -> None:
+    clock = VirtualClock(10.0)
+    readers = {"a": _reader(clock, 0.03, 0.005), "b": _reader(clock, 0.1, 0.09)}
+    reads = find_counter_steps(readers, clock, 0.12)
+    a, b = last_step(reads["a"]), last_step(reads["b"])
+    assert a is not None
+    assert b is not None
+    assert clock.now() == pytest.approx(10.09, abs=0.001)
+    assert b.time_s == pytest.approx(10.09, abs=0.001)
+    assert a.time_s > 10.06
+
+
+def test_a_burst_gives_up_in_time_and_still_reads_once() -> None:
+    clock = VirtualClock(10.0)
+    assert first_step(find_counter_steps({"a": _reader(clock, 5.0)}, clock, 0.12)["a"]) is None
+    assert clock.now() <= 10.12
+    assert len(find_counter_steps({"a": _reader(clock, 5.0)}, clock, 0.0)["a"]) == 1
+
+
+def test_an_error_of_the_reader_passes_through() -> None:
+    def lost() -> float:
+        raise CounterError("GPU is lost")
+
+    with pytest.raises(CounterError, match="GPU is lost"):
+        find_counter_steps({"a": lost}, VirtualClock(0.0), 0.1)
+
+
+@pytest.mark.parametrize("period_s", [0.02, 0.0987, 0.1, 0.11])
+def test_the_period_is_learnt_from_a_few_steps(period_s: float) -> None:
+    clock = VirtualClock(10.0)
+    found = measure_counter_periods({"a": _reader(clock, period_s, 0.013)}, clock)["a"]
+    assert abs(found.period_s - period_s) <= found.tolerance_s <= 0.001
+    assert clock.now() - 10.0 <= 4 * period_s + 0.001
+
+
+def test_the_period_of_a_counter_that_hardly_moves_stays_unknown() -> None:
+    clock = VirtualClock(10.0)
+    assert measure_counter_periods({"a": _reader(clock, 0.3)}, clock) == {}
+    assert clock.now() <= 10.5
+
+
+def test_the_plain_difference_takes_the_reads_nearest_to_the_window() -> None:
+    before = [_at(0.0, 100.0), _at(0.1, 110.0)]
+    after = [_at(5.0, 600.0), _at(5.1, 610.0)]
+    assert plain_counter_energy(before, after) == 490.0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ([_at(0.0, 100.0)], [_at(5.0, 3.0)], "went backwards"),
+        ([_at(0.0, 100.0)], [_at(5.0, 103.0), _at(5.1, 1.0)], "went backwards"),
+        ([_at(0.0, 100.0)], [_at(5.0, 100.0), _at(5.1, 100.0)], "stood still"),
+        ([], [_at(5.0, 100.0)], "not read on both sides"),
+        ([_at(0.0, 100.0)], [], "not read on both sides"),
+    ],
+)
+def test_a_counter_that_cannot_be_right_is_an_error_and_never_zero(
+    before: list[CounterRead], after: list[CounterRead], message: str
+) -> None:
+    with pytest.raises(CounterError, match=message):
+        plain_counter_energy(before, after)
