@@ -14,12 +14,16 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Final
 
+from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.exceptions import BackendError
 
 BackendFactory = Callable[[Clock, "Path | None"], InferenceBackend]
 """Makes a backend from the measurement clock and the directory for downloaded models (`None`: the library's own)."""
+
+ProviderFunction = Callable[[], BackendFactory]
+"""Imports an engine and returns what makes a backend of it."""
 
 DEFAULT_BACKEND: Final = "pytorch"
 """Taken when several engines are installed and nobody named one."""
@@ -59,82 +63,110 @@ class Provider:
     name: str
     extra: str
     needs: tuple[Requirement, ...]
-    load: Callable[[], BackendFactory]
+    load: ProviderFunction
 
 
-_providers: dict[str, Provider] = {}
-
-_ANNOUNCED: Final = ("vllm", "tensorrt")
-"""Names a config may use although this release has no local engine for them."""
-
-
-def register(
-    name: str, *, extra: str, needs: str
-) -> Callable[[Callable[[], BackendFactory]], Callable[[], BackendFactory]]:
-    """Register the decorated provider function as the engine `name`.
+class Registry:
+    """Engines by name.
 
     Args:
-        name: The name a config uses.
-        extra: The extra of this package that installs the engine.
-        needs: Requirements separated by spaces, e.g. `"torch>=2.4 transformers>=4.56,<6"`.
-
-    Raises:
-        ValueError: A requirement does not parse.
+        version_of: Tells the version of an installed package, or `None`.
+        is_present: Whether a package could be imported, told without importing it.
     """
-    requirements = tuple(parse_requirement(text) for text in needs.split())
 
-    def decorate(load: Callable[[], BackendFactory]) -> Callable[[], BackendFactory]:
-        _providers[name] = Provider(name, extra, requirements, load)
-        return load
+    def __init__(
+        self,
+        version_of: Callable[[str], str | None] | None = None,
+        is_present: Callable[[str], bool] | None = None,
+    ) -> None:
+        self._version_of = version_of or _installed_version
+        self._is_present = is_present or _can_be_found
+        self._providers: dict[str, Provider] = {}
 
-    return decorate
+    def register(self, name: str, *, extra: str, needs: str) -> Callable[[ProviderFunction], ProviderFunction]:
+        """Register the decorated provider function as the engine `name`.
 
+        Args:
+            name: The name a config uses.
+            extra: The extra of this package that installs the engine.
+            needs: Requirements separated by spaces, e.g. `"torch>=2.4 transformers>=4.56,<6"`.
 
-def get_backend(name: str, *, clock: Clock | None = None, model_cache_dir: Path | None = None) -> InferenceBackend:
-    """A fresh backend for one experiment.
+        Raises:
+            ValueError: A requirement does not parse.
+        """
+        requirements = tuple(parse_requirement(text) for text in needs.split())
 
-    Args:
-        name: The name a config uses.
-        clock: The measurement clock that tokens are stamped with; the machine's own unless given.
-        model_cache_dir: Where downloaded models are kept (`HF_HOME`); `None` leaves that to the Hub's client.
+        def decorate(load: ProviderFunction) -> ProviderFunction:
+            self._providers[name] = Provider(name, extra, requirements, load)
+            return load
 
-    Raises:
-        BackendError: The engine is unknown, not installed, or installed in a version that does not work.
-    """
-    provider = _provider(name)
-    missing = _missing(provider)
-    if missing is not None:
-        raise BackendError(missing)
-    try:
-        factory = provider.load()
-    except ImportError as error:
-        raise BackendError(
-            f"the {name} backend is installed but cannot be imported ({error}). "
-            f'Reinstall it with: pip install --force-reinstall "llenergymeasure[{provider.extra}]"'
-        ) from error
-    return factory(clock or SystemClock(), model_cache_dir)
+        return decorate
 
+    def get_backend(
+        self, name: str, *, clock: Clock | None = None, model_cache_dir: Path | None = None
+    ) -> InferenceBackend:
+        """A fresh backend for one experiment.
 
-def detect_default_backend() -> str:
-    """The engine to use when nobody named one: pytorch among several, else the only one installed. Imports none.
+        Args:
+            name: The name a config uses.
+            clock: The measurement clock that tokens are stamped with; the machine's own unless given.
+            model_cache_dir: Where downloaded models are kept (`HF_HOME`); `None` leaves that to the Hub's client.
 
-    Raises:
-        BackendError: No engine is installed.
-    """
-    installed = installed_backends()
-    if not installed:
-        raise BackendError(
-            "no inference engine is installed. "
-            f'Install one with: pip install "llenergymeasure[{_providers[DEFAULT_BACKEND].extra}]"'
+        Raises:
+            BackendError: The engine is unknown, not installed, or installed in a version that does not work.
+        """
+        provider = self._provider(name)
+        self._check_installed(provider)
+        try:
+            factory = provider.load()
+        except ImportError as error:
+            raise BackendError(
+                f"the {name} backend is installed but cannot be imported ({error}). "
+                f'Reinstall it with: pip install --force-reinstall "llenergymeasure[{provider.extra}]"'
+            ) from error
+        return factory(clock or SystemClock(), model_cache_dir)
+
+    def detect_default_backend(self) -> str:
+        """The engine to use when nobody named one: pytorch among several, else the only one there. Imports none.
+
+        Raises:
+            BackendError: No engine is installed.
+        """
+        installed = self.installed_backends()
+        if not installed:
+            raise BackendError(
+                f'no inference engine is installed. Install one with: pip install "llenergymeasure[{DEFAULT_BACKEND}]"'
+            )
+        return DEFAULT_BACKEND if DEFAULT_BACKEND in installed else installed[0]
+
+    def installed_backends(self) -> tuple[str, ...]:
+        """Names of the engines whose packages are all present, in order of registration; nothing is imported."""
+        return tuple(
+            name
+            for name, provider in self._providers.items()
+            if all(self._is_present(need.package) for need in provider.needs)
         )
-    return DEFAULT_BACKEND if DEFAULT_BACKEND in installed else installed[0]
 
+    def _provider(self, name: str) -> Provider:
+        if name in self._providers:
+            return self._providers[name]
+        here = ", ".join(self._providers)
+        if name in BACKENDS:
+            raise BackendError(
+                f"the {name} backend cannot run locally in this release yet; it has an engine for: {here}. "
+                f"Set backend: {DEFAULT_BACKEND}."
+            )
+        raise BackendError(f"unknown backend {name!r}. Use one of: {here}.")
 
-def installed_backends() -> tuple[str, ...]:
-    """Names of the engines whose packages are all present, in order of registration; nothing is imported."""
-    return tuple(
-        name for name, provider in _providers.items() if all(_is_present(need.package) for need in provider.needs)
-    )
+    def _check_installed(self, provider: Provider) -> None:
+        for need in provider.needs:
+            version = self._version_of(need.package)
+            if version is None or not need.accepts(version):
+                raise BackendError(
+                    f"the {provider.name} backend needs {need} ({version or 'none'} installed). "
+                    f'Install it with: pip install "llenergymeasure[{provider.extra}]", '
+                    f"or run it in Docker: LLEM_RUNNER_{provider.name.upper()}=docker:<image>"
+                )
 
 
 def parse_requirement(text: str) -> Requirement:
@@ -163,36 +195,15 @@ _COMPARISONS: Final[dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]
 }
 
 
-def _provider(name: str) -> Provider:
-    if name in _providers:
-        return _providers[name]
-    here = ", ".join(_providers)
-    if name in _ANNOUNCED:
-        raise BackendError(
-            f"the {name} backend cannot run locally in this release yet; it has an engine for: {here}. "
-            f"Set backend: {DEFAULT_BACKEND}."
-        )
-    raise BackendError(f"unknown backend {name!r}. Use one of: {here}.")
+def _installed_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
-def _missing(provider: Provider) -> str | None:
-    """Why the engine's packages cannot be used, with the command that installs them; `None`: they can."""
-    for need in provider.needs:
-        try:
-            version = metadata.version(need.package)
-        except metadata.PackageNotFoundError:
-            version = None
-        if version is None or not need.accepts(version):
-            return (
-                f"the {provider.name} backend needs {need} ({version or 'none'} installed). "
-                f'Install it with: pip install "llenergymeasure[{provider.extra}]", '
-                f"or run it in Docker: LLEM_RUNNER_{provider.name.upper()}=docker:<image>"
-            )
-    return None
-
-
-def _is_present(package: str) -> bool:
-    """Whether `package` can be imported; a stray folder of that name has no origin and does not count."""
+def _can_be_found(package: str) -> bool:
+    """Whether `package` could be imported; a stray folder of that name has no origin and does not count."""
     spec = util.find_spec(package.replace("-", "_"))
     return spec is not None and spec.origin is not None
 
@@ -207,6 +218,15 @@ def _aligned(version: str, bound: str) -> tuple[tuple[int, ...], tuple[int, ...]
 def _release(version: str) -> tuple[int, ...]:
     match = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+registry: Final = Registry()
+"""The engines of this package; a third party may register its own."""
+
+register = registry.register
+get_backend = registry.get_backend
+detect_default_backend = registry.detect_default_backend
+installed_backends = registry.installed_backends
 
 
 @register("pytorch", extra="pytorch", needs="torch>=2.4 transformers>=4.56 accelerate>=1.0 peft>=0.13")

@@ -99,12 +99,9 @@ def _depth(config: Config) -> int:
     return _get(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def _inner(config: Config) -> int:
-    """Width of the feed-forward layer; four times the model's where the config leaves it out."""
-    for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"):
-        if config.get(name) is not None:
-            return int(config[name])
-    return 4 * _width(config)
+def _inner(config: Config, name: str) -> int:
+    """Width of the feed-forward layer under the family's own name; four times the model's where it is left out."""
+    return int(config.get(name) or 4 * _width(config))
 
 
 def _ends(family: str, config: Config) -> tuple[int, int, int]:
@@ -120,7 +117,7 @@ def _ends(family: str, config: Config) -> tuple[int, int, int]:
 
 def _grouped_attention(config: Config) -> int:
     """Query, key, value and output matrices of one layer, with fewer key-value heads where the config says so."""
-    width, heads = _width(config), _get(config, "num_attention_heads", "n_head")
+    width, heads = _width(config), _get(config, "num_attention_heads", "n_head", "num_heads")
     head_dim = int(config.get("head_dim") or width // heads)
     kv_heads = int(config.get("num_key_value_heads") or heads)
     return 2 * width * heads * head_dim + 2 * width * kv_heads * head_dim
@@ -134,16 +131,26 @@ def _llama_layers(config: Config) -> _Layers:
     return _Layers(total, total)
 
 
-def _plain_layers(config: Config) -> _Layers:
+def _plain_layers(config: Config, inner_name: str = "intermediate_size") -> _Layers:
     """Feed-forward layer of two matrices."""
-    total = _depth(config) * (_grouped_attention(config) + 2 * _width(config) * _inner(config))
+    total = _depth(config) * (_grouped_attention(config) + 2 * _width(config) * _inner(config, inner_name))
+    return _Layers(total, total)
+
+
+def _gpt_layers(config: Config) -> _Layers:
+    return _plain_layers(config, "n_inner")
+
+
+def _bloom_layers(config: Config) -> _Layers:
+    width = _width(config)
+    total = _depth(config) * (4 * width * width + 8 * width * width)
     return _Layers(total, total)
 
 
 def _opt_layers(config: Config) -> _Layers:
     width, narrow = _width(config), int(config.get("word_embed_proj_dim") or _width(config))
     between = 2 * width * narrow if narrow != width else 0
-    total = _plain_layers(config).active + between
+    total = _plain_layers(config, "ffn_dim").active + between
     return _Layers(total, total)
 
 
@@ -151,7 +158,7 @@ def _multi_query_layers(config: Config) -> _Layers:
     """GPT-BigCode: one key and value head for all where `multi_query` is on."""
     width, heads = _width(config), _get(config, "n_head", "num_attention_heads")
     kv_width = width // heads if config.get("multi_query", True) else width
-    total = _depth(config) * (2 * width * width + 2 * width * kv_width + 2 * width * _inner(config))
+    total = _depth(config) * (2 * width * width + 2 * width * kv_width + 2 * width * _inner(config, "n_inner"))
     return _Layers(total, total)
 
 
@@ -162,7 +169,7 @@ def _falcon_layers(config: Config) -> _Layers:
     else:
         kv_heads = 1 if config.get("multi_query", True) else heads
     attention = 2 * width * width + 2 * width * kv_heads * (width // heads)
-    total = _depth(config) * (attention + 2 * width * _inner(config))
+    total = _depth(config) * (attention + 2 * width * _inner(config, "ffn_hidden_size"))
     return _Layers(total, total)
 
 
@@ -184,7 +191,7 @@ def _mixture_layers(config: Config) -> _Layers:
     shared = 3 * width * shared_inner + (width if shared_inner else 0)
     always = _grouped_attention(config) + total * width + shared
     sparse = sum(_is_sparse(config, layer) for layer in range(depth))
-    dense = (depth - sparse) * (_grouped_attention(config) + 3 * width * _inner(config))
+    dense = (depth - sparse) * (_grouped_attention(config) + 3 * width * _inner(config, "intermediate_size"))
     return _Layers(dense + sparse * (always + chosen * expert), dense + sparse * (always + total * expert))
 
 
@@ -228,12 +235,11 @@ _FAMILIES: Final[Mapping[str, Callable[[Config], _Layers]]] = {
         ),
         _llama_layers,
     ),
-    **dict.fromkeys(
-        ("gpt2", "gptj", "gpt_neo", "gpt_neox", "codegen", "bloom", "phi", "starcoder2", "nemotron", "arcee"),
-        _plain_layers,
-    ),
+    **dict.fromkeys(("gpt_neo", "gpt_neox", "phi", "starcoder2", "nemotron", "arcee"), _plain_layers),
+    **dict.fromkeys(("gpt2", "gptj", "codegen"), _gpt_layers),
     **dict.fromkeys(("mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss"), _mixture_layers),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _deepseek_layers),
+    "bloom": _bloom_layers,
     "opt": _opt_layers,
     "falcon": _falcon_layers,
     "gpt_bigcode": _multi_query_layers,

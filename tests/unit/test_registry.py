@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llenergymeasure.core.backends.registry import Registry, detect_default_backend, get_backend, parse_requirement
+from llenergymeasure.exceptions import BackendError
+
+
+def registry_with(installed: dict[str, str]) -> Registry:
+    registry = Registry(version_of=installed.get, is_present=installed.__contains__)
+    registry.register("pytorch", extra="pytorch", needs="torch>=2.4 transformers>=4.56")(
+        lambda: lambda clock, cache: "P"
+    )  # type: ignore[arg-type,return-value]
+    registry.register("vllm", extra="vllm", needs="vllm>=0.30,<0.34")(lambda: lambda clock, cache: "V")  # type: ignore[arg-type,return-value]
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("requirement", "version", "accepted"),
+    [
+        ("vllm>=0.30,<0.34", "0.30", True),
+        ("vllm>=0.30,<0.34", "0.33.9", True),
+        ("vllm>=0.30,<0.34", "0.34.0", False),
+        ("vllm>=0.30,<0.34", "0.9.5", False),
+        ("torch>=2.4", "2.13.0+cpu", True),
+        ("torch>=2.4", "2.4.0rc1", True),
+        ("torch>2.4", "2.4.0", False),
+        ("torch!=2.5.0", "2.5", False),
+        ("torch==2.5", "2.5.0", True),
+        ("torch<=2.5", "2.5.1", False),
+        ("torch", "0.0.1", True),
+    ],
+)
+def test_versions_compare_by_number_not_by_text(requirement: str, version: str, accepted: bool) -> None:
+    assert parse_requirement(requirement).accepts(version) is accepted
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=4), st.lists(st.integers(0, 99), min_size=1, max_size=4))
+def test_at_least_and_below_are_complements(left: list[int], right: list[int]) -> None:
+    version, bound = (".".join(map(str, parts)) for parts in (left, right))
+    assert parse_requirement(f"p>={bound}").accepts(version) is not parse_requirement(f"p<{bound}").accepts(version)
+
+
+@pytest.mark.parametrize("text", ["", ">=2", "torch~=2", "torch>=", "torch >=2"])
+def test_what_is_not_a_requirement_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="requirement"):
+        parse_requirement(text)
+
+
+def test_a_missing_engine_is_told_with_the_command_that_installs_it() -> None:
+    with pytest.raises(BackendError) as caught:
+        registry_with({}).get_backend("vllm")
+    assert str(caught.value) == (
+        "the vllm backend needs vllm>=0.30,<0.34 (none installed). "
+        'Install it with: pip install "llenergymeasure[vllm]", or run it in Docker: LLEM_RUNNER_VLLM=docker:<image>'
+    )
+
+
+def test_an_outdated_engine_is_told_with_its_version() -> None:
+    with pytest.raises(BackendError, match=r"needs transformers>=4.56 \(4.40.1 installed\)"):
+        registry_with({"torch": "2.13.0+cpu", "transformers": "4.40.1"}).get_backend("pytorch")
+
+
+def test_an_engine_that_cannot_be_imported_says_so() -> None:
+    registry = registry_with({"broken": "1.0"})
+
+    @registry.register("broken", extra="broken", needs="broken>=1")
+    def load() -> None:  # type: ignore[type-var]
+        raise ImportError("libcudart.so.13: cannot open shared object file")
+
+    with pytest.raises(BackendError, match=r"installed but cannot be imported \(libcudart"):
+        registry.get_backend("broken")
+
+
+def test_an_installed_engine_is_made() -> None:
+    assert registry_with({"vllm": "0.32.0"}).get_backend("vllm") == "V"
+
+
+@pytest.mark.parametrize(
+    ("installed", "default"),
+    [
+        ({"torch": "2.13", "transformers": "5.23", "vllm": "0.32"}, "pytorch"),
+        ({"torch": "2.13", "transformers": "5.23"}, "pytorch"),
+        ({"torch": "2.13", "vllm": "0.32"}, "vllm"),  # vLLM brings torch, which alone is no engine
+    ],
+)
+def test_the_default_is_pytorch_among_several_and_else_the_only_one(installed: dict[str, str], default: str) -> None:
+    assert registry_with(installed).detect_default_backend() == default
+
+
+def test_no_engine_at_all_is_an_error_that_names_one() -> None:
+    with pytest.raises(BackendError, match=r'pip install "llenergymeasure\[pytorch\]"'):
+        registry_with({}).detect_default_backend()
+
+
+@pytest.mark.parametrize("name", ["vllm", "tensorrt"])
+def test_engines_this_release_lacks_are_refused_plainly(name: str) -> None:
+    with pytest.raises(BackendError, match=f"the {name} backend cannot run locally in this release yet"):
+        get_backend(name)
+
+
+def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BackendError, match=r"unknown backend 'onnx'. Use one of: pytorch"):
+        get_backend("onnx")
+
+
+def test_detecting_the_default_imports_no_engine() -> None:
+    code = (
+        "import sys; from llenergymeasure.core.backends.registry import detect_default_backend;"
+        "detect_default_backend(); print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_pytorch_is_the_default_here() -> None:
+    pytest.importorskip("transformers")
+    assert detect_default_backend() == "pytorch"
