@@ -61,7 +61,7 @@ class ChildLog:
         self._thread.join(timeout_s)
 
     def last_line(self) -> str:
-        """The last line that is not blank, or an empty text; Python's dump of the stack after a crash does not count."""
+        """The last line that is not blank, or an empty text; Python's dump of the stack does not count."""
         text = bytes(self._recent).decode("utf-8", "replace").partition(_CRASH_DUMP)[0]
         return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
 

@@ -1,0 +1,293 @@
+"""The checkpoint of a study: `manifest.json`, and a journal for what happened since it was last written.
+
+    transition ──> one line in manifest.journal.jsonl, synced to disk     (constant cost)
+              └──> manifest.json written anew, whole: at once while it is small, else within `SNAPSHOT_DELAY_S`
+
+`load_manifest` reads both. A journal line carries an entry's whole new state, so reading a line twice, or one that
+`manifest.json` already knows, changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from llenergymeasure.atomic import make_unique_directory, write_bytes_atomically
+from llenergymeasure.config.models import StudyConfig
+from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest, StudyStatus
+from llenergymeasure.exceptions import PersistenceError
+from llenergymeasure.results.loading import load_record
+from llenergymeasure.results.persistence import timestamp_slug
+from llenergymeasure.security import sanitize_experiment_id
+from llenergymeasure.study.journal import JOURNAL_FILE, Journal, read_journal
+from llenergymeasure.study.sequence import RunKey, design_hash_of, plan_runs
+
+__all__ = [
+    "ExperimentManifestEntry",
+    "ManifestWriter",
+    "StudyManifest",
+    "create_study_dir",
+    "load_manifest",
+]
+
+MANIFEST_FILE: Final = "manifest.json"
+DEFAULT_NAME: Final = "study"
+
+SNAPSHOT_DELAY_S: Final = 2.0
+"""How far a large `manifest.json` may fall behind its journal, in seconds."""
+
+SMALL_BYTES: Final = 256_000
+"""A manifest up to this size is written anew with every transition."""
+
+_log = logging.getLogger(__name__)
+
+
+def create_study_dir(name: str | None, output_dir: str | Path, clock: Clock | None = None) -> Path:
+    """Make the directory of a new study, `{name}_{UTC timestamp}/`, with `_1`, `_2`, … when that is taken.
+
+    Args:
+        name: Name of the study; `None` for one that has none.
+        output_dir: Where the directory goes; made if missing.
+        clock: Where the date comes from.
+
+    Raises:
+        PersistenceError: It cannot be made; names it.
+    """
+    stamp = timestamp_slug((clock or SystemClock()).wall())
+    return make_unique_directory(Path(output_dir), f"{sanitize_experiment_id(name or DEFAULT_NAME)}_{stamp}")
+
+
+def load_manifest(study_dir: str | Path) -> StudyManifest:
+    """The state of a study, every transition included, also after its process was killed.
+
+    Args:
+        study_dir: Directory of the study.
+
+    Raises:
+        PersistenceError: There is no manifest, or it is damaged; names the file and the reason.
+    """
+    study_dir = Path(study_dir)
+    manifest = load_record(study_dir / MANIFEST_FILE, StudyManifest, "study manifest")
+    entries = {(entry.config_hash, entry.cycle): entry for entry in manifest.experiments}
+    for record in read_journal(study_dir / JOURNAL_FILE):
+        entry = ExperimentManifestEntry.model_validate(record["entry"])
+        if (entry.config_hash, entry.cycle) in entries:
+            entries[entry.config_hash, entry.cycle] = entry
+    return manifest.model_copy(update={"experiments": list(entries.values()), **_counts(entries.values())})
+
+
+class ManifestWriter:
+    """Keeps the manifest of a running study on disk.
+
+    Args:
+        study: The study.
+        study_dir: Its directory; a manifest in it is replaced.
+        kept: Entries of an earlier execution that are completed and stay so.
+        started_at: When the study began, where it began earlier.
+        clock: Where dates come from.
+
+    Raises:
+        PersistenceError: The directory cannot be written to.
+    """
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        study_dir: str | Path,
+        *,
+        kept: Iterable[ExperimentManifestEntry] = (),
+        started_at: datetime | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._dir = Path(study_dir)
+        self._clock = clock or SystemClock()
+        done = {(entry.config_hash, entry.cycle): entry for entry in kept}
+        self._entries: dict[RunKey, ExperimentManifestEntry] = {}
+        for run in plan_runs(study):
+            self._entries[run.key] = done.get(run.key) or ExperimentManifestEntry(
+                config_hash=run.config_hash, config_summary=run.title, cycle=run.cycle
+            )
+        self._lines = {key: entry.model_dump_json() for key, entry in self._entries.items()}
+        self._counts = _counts(self._entries.values())
+        self._header = StudyManifest(
+            study_name=study.name or DEFAULT_NAME,
+            study_design_hash=design_hash_of(study),
+            started_at=started_at or self._clock.wall(),
+            total_experiments=len(self._entries),
+            pending=self._counts["pending"],
+        )
+        self._study_text = json.dumps(study.model_dump(mode="json", exclude_none=True), ensure_ascii=False)
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._version = 0
+        self._snapshots = _Snapshots(self.path)
+        self._snapshots.write(self._version, self._render())
+        # Only now is what an earlier journal told in the manifest, and a line of it may be lost.
+        self._journal = Journal(self._dir / JOURNAL_FILE)
+
+    @property
+    def path(self) -> Path:
+        """The manifest's file."""
+        return self._dir / MANIFEST_FILE
+
+    @property
+    def started_at(self) -> datetime:
+        """When the study began (UTC)."""
+        return self._header.started_at
+
+    def entry(self, config_hash: str, cycle: int) -> ExperimentManifestEntry:
+        """The present entry of one run.
+
+        Raises:
+            KeyError: The study has no such run.
+        """
+        return self._entries[config_hash, cycle]
+
+    def entries(self) -> list[ExperimentManifestEntry]:
+        """The present entries of all runs, in order of execution."""
+        return list(self._entries.values())
+
+    def mark_running(self, config_hash: str, cycle: int) -> None:
+        """A run begins."""
+        self._change(
+            config_hash,
+            cycle,
+            status="running",
+            started_at=self._clock.wall(),
+            completed_at=None,
+            result_file=None,
+            error_type=None,
+            error_message=None,
+        )
+
+    def mark_completed(self, config_hash: str, cycle: int, result_file: str, dataset_sha256: str | None = None) -> None:
+        """A run is done and its result saved.
+
+        Args:
+            config_hash: Hash of its configuration.
+            cycle: Which repetition.
+            result_file: The result, relative to the study directory.
+            dataset_sha256: SHA-256 of the prompts it used.
+        """
+        self._change(
+            config_hash,
+            cycle,
+            status="completed",
+            completed_at=self._clock.wall(),
+            result_file=result_file,
+            dataset_sha256=dataset_sha256,
+        )
+
+    def mark_failed(self, config_hash: str, cycle: int, error_type: str, error_message: str) -> None:
+        """A run ended without a result."""
+        self._change(
+            config_hash,
+            cycle,
+            status="failed",
+            completed_at=self._clock.wall(),
+            error_type=error_type,
+            error_message=error_message,
+        )
+
+    def mark_interrupted(self) -> None:
+        """The user stopped the study; a run that was going on is pending again."""
+        self._end("interrupted")
+
+    def mark_study_completed(self) -> None:
+        """Every run has been tried."""
+        self._end("completed")
+
+    def mark_study_failed(self) -> None:
+        """The study gave up, or could not go on."""
+        self._end("failed")
+
+    def _change(self, config_hash: str, cycle: int, **changes: Any) -> None:
+        key = (config_hash, cycle)
+        with self._lock:
+            before = self._entries[key]
+            entry = ExperimentManifestEntry.model_validate({**dict(before), **changes})
+            line = entry.model_dump_json()
+            self._journal.append(f'{{"entry": {line}}}')
+            self._entries[key], self._lines[key] = entry, line
+            self._counts[_bin(before)] -= 1
+            self._counts[_bin(entry)] += 1
+            self._version += 1
+            self._schedule_snapshot()
+
+    def _end(self, status: StudyStatus) -> None:
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            for key, entry in self._entries.items():
+                if entry.status == "running":
+                    stopped = entry.model_copy(update={"status": "pending", "started_at": None})
+                    self._entries[key], self._lines[key] = stopped, stopped.model_dump_json()
+            completed_at = None if status == "interrupted" else self._clock.wall()
+            self._header = self._header.model_copy(update={"status": status, "completed_at": completed_at})
+            self._version += 1
+            self._snapshots.write(self._version, self._render())
+            self._journal.remove()
+
+    def _schedule_snapshot(self) -> None:
+        if self._snapshots.size_bytes <= SMALL_BYTES:
+            self._snapshots.try_to_write(self._version, self._render())
+        elif self._timer is None:
+            self._timer = threading.Timer(SNAPSHOT_DELAY_S, self._snapshot_on_time)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _snapshot_on_time(self) -> None:
+        with self._lock:
+            if self._timer is None:  # the study ended in the meantime and wrote everything
+                return
+            self._timer = None
+            version, content = self._version, self._render()
+        self._snapshots.try_to_write(version, content)  # outside the lock: no transition waits for a large file
+
+    def _render(self) -> bytes:
+        """The manifest as JSON, put together from lines that are made once, one run per line."""
+        header = self._header.model_copy(update=self._counts)
+        opening = header.model_dump_json(exclude={"experiments", "study"}, indent=2).removesuffix("\n}")
+        runs = ",\n    ".join(self._lines.values())
+        return f'{opening},\n  "experiments": [\n    {runs}\n  ],\n  "study": {self._study_text}\n}}\n'.encode()
+
+
+class _Snapshots:
+    """Writes `manifest.json`, never an older version over a newer one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._written = -1
+        self.size_bytes = 0
+
+    def write(self, version: int, content: bytes) -> None:
+        with self._lock:
+            if version > self._written:
+                write_bytes_atomically(self._path, content)
+                self._written = version
+                self.size_bytes = len(content)
+
+    def try_to_write(self, version: int, content: bytes) -> None:
+        try:
+            self.write(version, content)
+        except PersistenceError as error:  # the journal has it
+            _log.warning("The manifest is behind its journal: %s", error)
+
+
+def _counts(entries: Iterable[ExperimentManifestEntry]) -> dict[str, int]:
+    counts = {"completed": 0, "failed": 0, "pending": 0}
+    for entry in entries:
+        counts[_bin(entry)] += 1
+    return counts
+
+
+def _bin(entry: ExperimentManifestEntry) -> str:
+    return "pending" if entry.status == "running" else entry.status

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fakes import EPOCH, VirtualClock
+from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
+from llenergymeasure.domain.experiment import compute_measurement_config_hash
+from llenergymeasure.exceptions import PersistenceError, StudyError
+from llenergymeasure.study.journal import JOURNAL_FILE, Journal, read_journal
+from llenergymeasure.study.lock import locked
+from llenergymeasure.study.manifest import ManifestWriter, create_study_dir, load_manifest
+from llenergymeasure.study.sequence import plan_runs
+
+
+def study_of(models: int = 2, cycles: int = 2, **execution: object) -> StudyConfig:
+    return StudyConfig(
+        experiments=[ExperimentConfig(model=f"model-{number}") for number in range(models)],
+        name="demo",
+        execution=ExecutionConfig(n_cycles=cycles, **execution),  # type: ignore[arg-type]
+    )
+
+
+def hash_of(model: int) -> str:
+    return compute_measurement_config_hash(ExperimentConfig(model=f"model-{model}"))
+
+
+def on_disk(study_dir: Path) -> dict[str, object]:
+    return json.loads((study_dir / "manifest.json").read_text())
+
+
+def test_new_manifest_lists_every_run_as_pending(tmp_path: Path) -> None:
+    ManifestWriter(study_of(), tmp_path, clock=VirtualClock())
+    manifest = load_manifest(tmp_path)
+    assert (manifest.study_name, manifest.status, manifest.started_at) == ("demo", "running", EPOCH)
+    assert (manifest.total_experiments, manifest.completed, manifest.failed, manifest.pending) == (4, 0, 0, 4)
+    assert [(entry.config_hash, entry.cycle) for entry in manifest.experiments] == [
+        (hash_of(0), 1),
+        (hash_of(0), 2),
+        (hash_of(1), 1),
+        (hash_of(1), 2),
+    ]
+    assert manifest.experiments[0].config_summary == "model-0 / pytorch / bf16"
+
+
+def test_transitions_are_in_the_file_at_once_while_the_study_is_small(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    writer = ManifestWriter(study_of(), tmp_path, clock=clock)
+    writer.mark_running(hash_of(0), 1)
+    assert on_disk(tmp_path)["experiments"][0]["status"] == "running"
+    clock.sleep(60)
+    writer.mark_completed(hash_of(0), 1, "a/result.json", "f" * 64)
+    writer.mark_running(hash_of(1), 2)
+    writer.mark_failed(hash_of(1), 2, "BackendError", "no memory")
+    done, failed = (on_disk(tmp_path)["experiments"][index] for index in (0, 3))
+    assert (done["status"], done["result_file"], done["dataset_sha256"]) == ("completed", "a/result.json", "f" * 64)
+    assert done["completed_at"] > done["started_at"]
+    assert (failed["error_type"], failed["error_message"]) == ("BackendError", "no memory")
+    counts = {name: on_disk(tmp_path)[name] for name in ("completed", "failed", "pending")}
+    assert counts == {"completed": 1, "failed": 1, "pending": 2}
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "is_dated"),
+    [
+        ("mark_study_completed", "completed", True),
+        ("mark_study_failed", "failed", True),
+        ("mark_interrupted", "interrupted", False),
+    ],
+)
+def test_end_of_a_study_leaves_one_complete_file(tmp_path: Path, end: str, status: str, is_dated: bool) -> None:
+    writer = ManifestWriter(study_of(), tmp_path)
+    writer.mark_running(hash_of(0), 1)
+    getattr(writer, end)()
+    manifest = load_manifest(tmp_path)
+    assert manifest.status == status
+    assert (manifest.completed_at is not None) == is_dated
+    assert manifest.experiments[0].status == "pending"
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_run_that_failed_and_is_run_again_loses_its_error(tmp_path: Path) -> None:
+    writer = ManifestWriter(study_of(), tmp_path)
+    writer.mark_failed(hash_of(0), 1, "Crash", "segmentation fault")
+    writer.mark_running(hash_of(0), 1)
+    entry = writer.entry(hash_of(0), 1)
+    assert (entry.status, entry.error_type, entry.error_message) == ("running", None, None)
+
+
+def test_manifest_alone_holds_the_whole_study(tmp_path: Path) -> None:
+    study = study_of(config_gap_seconds=5.0)
+    ManifestWriter(study, tmp_path)
+    kept = load_manifest(tmp_path).study
+    again = StudyConfig.model_validate_json(json.dumps(kept))
+    assert again == study
+    assert [run.key for run in plan_runs(again)] == [run.key for run in plan_runs(study)]
+
+
+def test_large_manifest_follows_within_seconds_and_the_reader_is_never_behind(tmp_path: Path) -> None:
+    writer = ManifestWriter(study_of(models=400, cycles=1), tmp_path)
+    writer.mark_completed(hash_of(0), 1, "a/result.json")
+    assert on_disk(tmp_path)["completed"] == 0
+    assert load_manifest(tmp_path).completed == 1
+    deadline_s = time.monotonic() + 10
+    while on_disk(tmp_path)["completed"] == 0 and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert on_disk(tmp_path)["completed"] == 1
+    writer.mark_completed(hash_of(1), 1, "b/result.json")
+    writer.mark_interrupted()
+    assert on_disk(tmp_path)["completed"] == 2
+    assert threading.active_count() == 1
+
+
+def test_every_cut_of_the_journal_gives_a_valid_state(tmp_path: Path) -> None:
+    study = study_of(models=300, cycles=1)
+    writer = ManifestWriter(study, tmp_path)
+    before = (tmp_path / "manifest.json").read_bytes()
+    for number in range(3):
+        writer.mark_completed(hash_of(number), 1, f"{number}/result.json")
+    journal = (tmp_path / JOURNAL_FILE).read_bytes()
+    for length in range(0, len(journal) + 1, 7):
+        (tmp_path / "manifest.json").write_bytes(before)
+        (tmp_path / JOURNAL_FILE).write_bytes(journal[:length])
+        assert load_manifest(tmp_path).completed == journal[:length].count(b"}}\n")
+    writer.mark_interrupted()
+
+
+def test_journal_of_an_earlier_execution_changes_nothing_it_does_not_know(tmp_path: Path) -> None:
+    writer = ManifestWriter(study_of(models=300, cycles=1), tmp_path)
+    writer.mark_completed(hash_of(0), 1, "a/result.json")
+    stale = (tmp_path / JOURNAL_FILE).read_bytes()
+    writer.mark_interrupted()
+    ManifestWriter(study_of(models=1, cycles=2), tmp_path).mark_interrupted()
+    (tmp_path / JOURNAL_FILE).write_bytes(stale)
+    manifest = load_manifest(tmp_path)
+    assert (manifest.total_experiments, manifest.completed) == (2, 1)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": "2.0"}', '{"schema_version": "3.0"}'])
+def test_damaged_manifest_is_one_error_that_names_the_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(PersistenceError, match=r"manifest\.json"):
+        load_manifest(tmp_path)
+
+
+def test_missing_manifest_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(PersistenceError, match=r"manifest\.json"):
+        load_manifest(tmp_path)
+
+
+def test_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    journal = Journal(tmp_path / JOURNAL_FILE)
+    journal.append('{"entry": 1}')
+    assert list(read_journal(tmp_path / JOURNAL_FILE)) == [{"entry": 1}]
+    (tmp_path / "full").symlink_to(full)
+    with pytest.raises(PersistenceError, match="No space left"):
+        Journal(tmp_path / "full").append('{"entry": 2}')
+
+
+@settings(deadline=None, max_examples=30)
+@given(names=st.lists(st.text(max_size=40), min_size=1, max_size=4))
+def test_every_study_name_makes_a_directory_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    root = tmp_path_factory.mktemp("studies")
+    made = [create_study_dir(name or None, root, VirtualClock()) for name in names if not name or name.strip()]
+    assert len(set(made)) == len(made)
+    assert all(path.parent == root and path.is_dir() for path in made)
+
+
+def test_study_directory_carries_name_and_date(tmp_path: Path) -> None:
+    assert create_study_dir("batch sweep", tmp_path, VirtualClock()).name == "batch_sweep_2026-02-18T14-30-05"
+    assert create_study_dir("batch sweep", tmp_path, VirtualClock()).name == "batch_sweep_2026-02-18T14-30-05_1"
+    assert create_study_dir(None, tmp_path, VirtualClock()).name == "study_2026-02-18T14-30-05"
+
+
+def test_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(StudyError, match=r"in use by process \d+ on "), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("sequential", [(0, 1), (0, 2), (1, 1), (1, 2)]),
+        ("interleaved", [(0, 1), (1, 1), (0, 2), (1, 2)]),
+    ],
+)
+def test_runs_are_planned_in_the_order_asked_for(order: str, expected: list[tuple[int, int]]) -> None:
+    runs = plan_runs(study_of(cycle_order=order))
+    assert [run.key for run in runs] == [(hash_of(model), cycle) for model, cycle in expected]
+    assert [run.position for run in runs] == [1, 2, 3, 4]
+
+
+def test_shuffled_cycles_each_hold_every_experiment_once() -> None:
+    runs = plan_runs(study_of(models=6, cycles=3, cycle_order="shuffled"))
+    for cycle in (1, 2, 3):
+        of_cycle = runs[6 * (cycle - 1) : 6 * cycle]
+        assert {run.cycle for run in of_cycle} == {cycle}
+        assert len({run.config_hash for run in of_cycle}) == 6
+
+
+def test_experiment_given_twice_runs_once() -> None:
+    twice = StudyConfig(experiments=[ExperimentConfig(model="a"), ExperimentConfig(model="a", output_dir="elsewhere")])
+    assert len(plan_runs(twice)) == 1
