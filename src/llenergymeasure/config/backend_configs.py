@@ -6,12 +6,25 @@ and ranges are those of transformers (4.56 to 5.23), vLLM (0.30 to 0.33) and Ten
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from llenergymeasure.config.base import ConfigModel, NonBlankStr, Problem, reject
+from llenergymeasure.config.rules import (
+    Excludes,
+    Needs,
+    Rule,
+    given,
+    is_one_of,
+    none_of,
+    not_off,
+    off,
+    on,
+    rule_problems,
+    several,
+)
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -81,17 +94,40 @@ class PyTorchConfig(ConfigModel):
         default=None, description="Let fp32 matrix products use TensorFloat-32 cores; needs precision fp32."
     )
 
+    section: ClassVar[str] = "pytorch"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Needs("torch_compile_mode", on("torch_compile")),
+        Needs("torch_compile_backend", on("torch_compile")),
+        Needs("torch_compile_dynamic", on("torch_compile")),
+        Needs("bnb_4bit_compute_dtype", on("load_in_4bit")),
+        Needs("bnb_4bit_quant_type", on("load_in_4bit")),
+        Needs("bnb_4bit_use_double_quant", on("load_in_4bit")),
+        Needs("max_matching_ngram_size", given("prompt_lookup_num_tokens")),
+        Needs("num_assistant_tokens", given("assistant_model")),
+        Needs("num_assistant_tokens_schedule", given("assistant_model")),
+        Excludes(on("load_in_4bit"), on("load_in_8bit"), "weights have one width"),
+        Excludes(off("use_cache"), given("cache_implementation"), "there is no cache then"),
+        Excludes(is_one_of("device", "cpu"), given("device_map"), "a map spreads the model over GPUs"),
+        Excludes(several("num_processes"), given("device_map"), "each process has one GPU of its own"),
+        Excludes(given("prompt_lookup_num_tokens"), given("assistant_model"), "only one of them can draft"),
+        *(
+            Excludes(condition, given(drafter), why)  # as transformers' assisted generation refuses them
+            for drafter in ("prompt_lookup_num_tokens", "assistant_model")
+            for condition, why in (
+                (several("batch_size"), "drafting works on one prompt at a time"),
+                (several("num_beams"), "drafting follows a single beam"),
+                (off("use_cache"), "checking drafts needs the cache"),
+                (
+                    is_one_of("cache_implementation", "static", "offloaded_static"),
+                    "rejected drafts are cropped from the cache",
+                ),
+            )
+        ),
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        reject(
-            [
-                *_needs("pytorch", self, ("torch_compile",), _COMPILE_FIELDS),
-                *_needs("pytorch", self, ("load_in_4bit",), _BNB_4BIT_FIELDS),
-                *_needs("pytorch", self, ("prompt_lookup_num_tokens",), ("max_matching_ngram_size",)),
-                *_needs("pytorch", self, ("assistant_model",), _ASSISTANT_FIELDS),
-                *_pytorch_exclusions(self),
-            ]
-        )
+        reject(rule_problems(self.section, self, self.rules))
         return self
 
 
@@ -109,9 +145,29 @@ class VLLMSpeculativeConfig(ConfigModel):
         default=None, description="GPUs the draft model is split over: 1, or the target model's number."
     )
 
+    section: ClassVar[str] = "vllm.speculative_config"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Needs("prompt_lookup_max", is_one_of("method", "ngram")),
+        Needs("prompt_lookup_min", is_one_of("method", "ngram")),
+        Excludes(is_one_of("method", "ngram"), given("model"), "n-grams come from the text itself"),
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        reject(_vllm_speculative_problems(self))
+        problems = rule_problems(self.section, self, self.rules)
+        if self.method is None and self.model is None:
+            problems.append(
+                Problem("method", f"{self.section}: needs method or model. Set method: ngram, or name a draft model.")
+            )
+        if self.prompt_lookup_max is not None and (self.prompt_lookup_min or 1) > self.prompt_lookup_max:
+            problems.append(
+                Problem(
+                    "prompt_lookup_min",
+                    f"{self.section}.prompt_lookup_min: {self.prompt_lookup_min} exceeds "
+                    f"prompt_lookup_max={self.prompt_lookup_max}. Lower it.",
+                )
+            )
+        reject(problems)
         return self
 
 
@@ -180,9 +236,14 @@ class VLLMConfig(ConfigModel):
     )
     speculative_config: VLLMSpeculativeConfig | None = Field(default=None, description="Speculative decoding.")
 
+    section: ClassVar[str] = "vllm"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Excludes(on("enforce_eager"), given("max_cudagraph_capture_size"), "eager mode captures no graphs"),
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        reject(_vllm_problems(self))
+        reject(rule_problems(self.section, self, self.rules))
         return self
 
 
@@ -203,18 +264,12 @@ class TensorRTKVCacheConfig(ConfigModel):
     )
     host_cache_size: int | None = Field(default=None, ge=0, description="Bytes of host memory for evicted blocks.")
 
+    section: ClassVar[str] = "tensorrt.kv_cache_config"
+    rules: ClassVar[tuple[Rule, ...]] = (Needs("enable_partial_reuse", not_off("enable_block_reuse")),)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.enable_block_reuse is False and self.enable_partial_reuse is not None:
-            reject(
-                [
-                    Problem(
-                        "enable_partial_reuse",
-                        "tensorrt.kv_cache_config.enable_partial_reuse has no effect with enable_block_reuse=False. "
-                        "Remove it or switch block reuse on.",
-                    )
-                ]
-            )
+        reject(rule_problems(self.section, self, self.rules))
         return self
 
 
@@ -230,9 +285,23 @@ class TensorRTSpeculativeConfig(ConfigModel):
         default=None, description="Longest n-gram to match; needs decoding_type NGram."
     )
 
+    section: ClassVar[str] = "tensorrt.speculative_config"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Needs("max_matching_ngram_size", is_one_of("decoding_type", "NGram")),
+        Needs("speculative_model", none_of("decoding_type", "NGram")),
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        reject(_tensorrt_speculative_problems(self))
+        problems = rule_problems(self.section, self, self.rules)
+        if self.decoding_type in ("Draft_Target", "Eagle3") and self.speculative_model is None:
+            problems.append(
+                Problem(
+                    "speculative_model",
+                    f"{self.section}.speculative_model: needed by {self.decoding_type!r}. Name the drafter.",
+                )
+            )
+        reject(problems)
         return self
 
 
@@ -284,158 +353,17 @@ class TensorRTConfig(ConfigModel):
     )
     speculative_config: TensorRTSpeculativeConfig | None = Field(default=None, description="Speculative decoding.")
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject(_tensorrt_problems(self))
-        return self
-
-
-_COMPILE_FIELDS = ("torch_compile_mode", "torch_compile_backend", "torch_compile_dynamic")
-_BNB_4BIT_FIELDS = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
-_ASSISTANT_FIELDS = ("num_assistant_tokens", "num_assistant_tokens_schedule")
-_CUDA_GRAPH_FIELDS = ("cuda_graph_max_batch_size", "cuda_graph_enable_padding")
-_ENGINE_BUILD_FIELDS = ("max_input_len", "quantization", "tp_size", "pp_size", "moe_expert_parallel_size")
-
-
-def _needs(section: str, config: ConfigModel, switches: tuple[str, ...], fields: tuple[str, ...]) -> list[Problem]:
-    """Fields that do nothing because none of the settings they refine is on."""
-    if any(getattr(config, switch) for switch in switches):
-        return []
-    return [
-        Problem(
-            name,
-            f"{section}.{name}: {getattr(config, name)!r} has no effect without {section}.{switches[0]}. "
-            f"Set {switches[0]} or remove {name}.",
-        )
-        for name in fields
-        if getattr(config, name) is not None
-    ]
-
-
-def _excluded(section: str, config: ConfigModel, left: str, right: str, why: str) -> Problem:
-    return Problem(
-        right,
-        f"{section}.{right}: {getattr(config, right)!r} cannot be combined with "
-        f"{section}.{left}={getattr(config, left)!r}: {why}. Remove one of the two.",
+    section: ClassVar[str] = "tensorrt"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Needs("cuda_graph_max_batch_size", not_off("cuda_graph")),
+        Needs("cuda_graph_enable_padding", not_off("cuda_graph")),
+        *(
+            Excludes(given("engine_path"), given(name), "it is fixed when the engine is built")
+            for name in ("max_input_len", "quantization", "tp_size", "pp_size", "moe_expert_parallel_size")
+        ),
     )
 
-
-def _pytorch_exclusions(config: PyTorchConfig) -> list[Problem]:
-    def both(left: str, right: str, why: str) -> Problem:
-        return _excluded("pytorch", config, left, right, why)
-
-    problems = []
-    if config.load_in_4bit and config.load_in_8bit:
-        problems.append(both("load_in_4bit", "load_in_8bit", "weights have one width"))
-    if config.use_cache is False and config.cache_implementation is not None:
-        problems.append(both("use_cache", "cache_implementation", "there is no cache then"))
-    if config.device == "cpu" and config.device_map is not None:
-        problems.append(both("device", "device_map", "a map spreads the model over GPUs"))
-    if (config.num_processes or 1) > 1 and config.device_map is not None:
-        problems.append(both("num_processes", "device_map", "each process has one GPU of its own"))
-    if config.prompt_lookup_num_tokens is not None and config.assistant_model is not None:
-        problems.append(both("prompt_lookup_num_tokens", "assistant_model", "only one of them can draft"))
-    return [*problems, *_assisted_generation_problems(config)]
-
-
-def _assisted_generation_problems(config: PyTorchConfig) -> list[Problem]:
-    """What transformers' assisted generation refuses: batches, beams, and running without a cache."""
-    drafter = next((name for name in ("prompt_lookup_num_tokens", "assistant_model") if getattr(config, name)), None)
-    if drafter is None:
-        return []
-    problems = []
-    if (config.batch_size or 1) > 1:
-        problems.append(_excluded("pytorch", config, "batch_size", drafter, "drafting works on one prompt at a time"))
-    if (config.num_beams or 1) > 1:
-        problems.append(_excluded("pytorch", config, "num_beams", drafter, "drafting follows a single beam"))
-    if config.use_cache is False:
-        problems.append(_excluded("pytorch", config, "use_cache", drafter, "checking drafts needs the cache"))
-    if config.cache_implementation in ("static", "offloaded_static"):
-        problems.append(
-            _excluded("pytorch", config, "cache_implementation", drafter, "rejected drafts are cropped from the cache")
-        )
-    return problems
-
-
-def _vllm_speculative_problems(config: VLLMSpeculativeConfig) -> list[Problem]:
-    where = "vllm.speculative_config"
-    problems = []
-    if config.method is None and config.model is None:
-        problems.append(Problem("method", f"{where}: needs method or model. Set method: ngram, or name a draft model."))
-    if config.method == "ngram":
-        if config.model is not None:
-            problems.append(_excluded(where, config, "method", "model", "n-grams come from the text itself"))
-    else:
-        problems += [
-            Problem(name, f"{where}.{name}: {getattr(config, name)} has no effect without method: ngram. Remove it.")
-            for name in ("prompt_lookup_max", "prompt_lookup_min")
-            if getattr(config, name) is not None
-        ]
-    if (config.prompt_lookup_min or 1) > (config.prompt_lookup_max or config.prompt_lookup_min or 1):
-        problems.append(
-            Problem(
-                "prompt_lookup_min",
-                f"{where}.prompt_lookup_min: {config.prompt_lookup_min} exceeds "
-                f"prompt_lookup_max={config.prompt_lookup_max}. Lower it.",
-            )
-        )
-    return problems
-
-
-def _vllm_problems(config: VLLMConfig) -> list[Problem]:
-    problems = []
-    if config.enforce_eager and config.max_cudagraph_capture_size is not None:
-        problems.append(
-            _excluded("vllm", config, "enforce_eager", "max_cudagraph_capture_size", "eager mode captures no graphs")
-        )
-    if (
-        config.enable_chunked_prefill is False
-        and config.max_num_batched_tokens is not None
-        and config.max_model_len is not None
-        and config.max_num_batched_tokens < config.max_model_len
-    ):
-        problems.append(
-            Problem(
-                "max_num_batched_tokens",
-                f"vllm.max_num_batched_tokens: {config.max_num_batched_tokens} is below "
-                f"max_model_len={config.max_model_len}, which needs enable_chunked_prefill. Raise it or allow chunks.",
-            )
-        )
-    return problems
-
-
-def _tensorrt_speculative_problems(config: TensorRTSpeculativeConfig) -> list[Problem]:
-    where = "tensorrt.speculative_config"
-    problems = []
-    if config.decoding_type in ("Draft_Target", "Eagle3") and config.speculative_model is None:
-        problems.append(
-            Problem(
-                "speculative_model", f"{where}.speculative_model: needed by {config.decoding_type}. Name the drafter."
-            )
-        )
-    if config.decoding_type == "NGram" and config.speculative_model is not None:
-        problems.append(
-            _excluded(where, config, "decoding_type", "speculative_model", "n-grams come from the text itself")
-        )
-    if config.decoding_type != "NGram" and config.max_matching_ngram_size is not None:
-        problems.append(
-            _excluded(where, config, "decoding_type", "max_matching_ngram_size", "only NGram matches n-grams")
-        )
-    return problems
-
-
-def _tensorrt_problems(config: TensorRTConfig) -> list[Problem]:
-    problems = []
-    if config.cuda_graph is False:
-        problems += [
-            _excluded("tensorrt", config, "cuda_graph", name, "no graph is captured")
-            for name in _CUDA_GRAPH_FIELDS
-            if getattr(config, name) is not None
-        ]
-    if config.engine_path is not None:
-        problems += [
-            _excluded("tensorrt", config, "engine_path", name, "it is fixed when the engine is built")
-            for name in _ENGINE_BUILD_FIELDS
-            if getattr(config, name) is not None
-        ]
-    return problems
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        reject(rule_problems(self.section, self, self.rules))
+        return self

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 def experiment_problems(config: ExperimentConfig) -> list[Problem]:
     """Every combination in `config` that cannot run as written."""
-    return [problem for check in _CHECKS for problem in check(config)]
+    return [problem for check in CHECKS for problem in check(config)]
 
 
 def _section_matches_backend(config: ExperimentConfig) -> Iterator[Problem]:
+    """A section belongs to the backend of its name."""
     for name in BACKENDS:
         if name != config.backend and getattr(config, name) is not None:
             yield Problem(
@@ -36,6 +37,7 @@ def _section_matches_backend(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _precision_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+    """The backend computes in this precision."""
     valid = PRECISION_SUPPORT[config.backend]
     if config.precision not in valid:
         yield Problem(
@@ -46,6 +48,7 @@ def _precision_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _decoding_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+    """The backend knows the decoding strategy and every decoder parameter that is not at its default."""
     strategy = "greedy" if config.decoder.is_deterministic else "sampling"
     valid = DECODING_SUPPORT[config.backend]
     if strategy not in valid:
@@ -66,7 +69,10 @@ def _decoding_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _sampling_params_need_sampling(config: ExperimentConfig) -> Iterator[Problem]:
-    """Temperature 0 is the limit of sampling and takes any filter; `do_sample: false` would drop them silently."""
+    """Without sampling there is nothing for temperature, top_k, top_p and min_p to act on.
+
+    Temperature 0 with sampling on is the limit of sampling, where any filter keeps the chosen token: that is allowed.
+    """
     if config.decoder.do_sample:
         return
     for name, value in _non_default_decoder_params(config):
@@ -80,6 +86,7 @@ def _sampling_params_need_sampling(config: ExperimentConfig) -> Iterator[Problem
 
 
 def _min_new_tokens_fit(config: ExperimentConfig) -> Iterator[Problem]:
+    """Output cannot be forced longer than it may get."""
     least = config.decoder.min_new_tokens
     if least is not None and least > config.max_output_tokens:
         yield Problem(
@@ -90,6 +97,7 @@ def _min_new_tokens_fit(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _dataset_agrees(config: ExperimentConfig) -> Iterator[Problem]:
+    """A synthetic data set sets the token limits, and `n` takes from its pool."""
     dataset = config.dataset
     if not isinstance(dataset, SyntheticDatasetConfig):
         return
@@ -109,6 +117,7 @@ def _dataset_agrees(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _passthrough_is_free(config: ExperimentConfig) -> Iterator[Problem]:
+    """What has a field of its own is set there, once."""
     kwargs = config.passthrough_kwargs or {}
     taken = sorted(set(kwargs) & set(type(config).model_fields))
     if taken:
@@ -126,7 +135,7 @@ def _passthrough_is_free(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _passthrough_is_portable(config: ExperimentConfig) -> Iterator[Problem]:
-    """The config is hashed, written and sent to other processes as JSON; what JSON cannot hold would get lost there."""
+    """Passed-through values are what JSON can hold: the config is hashed, written and sent to children as JSON."""
     for key, value in (config.passthrough_kwargs or {}).items():
         try:
             portable = json.loads(json.dumps(value, allow_nan=False)) == value
@@ -141,6 +150,7 @@ def _passthrough_is_portable(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+    """The backend can load an adapter beside the weights."""
     if config.lora is not None and config.backend not in LORA_SUPPORT:
         yield Problem(
             "lora",
@@ -150,6 +160,7 @@ def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _tf32_needs_fp32(config: ExperimentConfig) -> Iterator[Problem]:
+    """TensorFloat-32 stands in for fp32 only."""
     if config.pytorch is not None and config.pytorch.allow_tf32 is not None and config.precision != "fp32":
         yield Problem(
             "pytorch.allow_tf32",
@@ -158,7 +169,17 @@ def _tf32_needs_fp32(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
-_CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
+def _non_default_decoder_params(config: ExperimentConfig) -> list[tuple[str, object]]:
+    decoder = config.decoder
+    fields = type(decoder).model_fields
+    return [
+        (name, getattr(decoder, name))
+        for name in DECODER_PARAM_SUPPORT["pytorch"]
+        if getattr(decoder, name) != fields[name].default
+    ]
+
+
+CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
     _section_matches_backend,
     _precision_is_supported,
     _decoding_is_supported,
@@ -170,13 +191,4 @@ _CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
     _lora_is_supported,
     _tf32_needs_fp32,
 )
-
-
-def _non_default_decoder_params(config: ExperimentConfig) -> list[tuple[str, object]]:
-    decoder = config.decoder
-    fields = type(decoder).model_fields
-    return [
-        (name, getattr(decoder, name))
-        for name in DECODER_PARAM_SUPPORT["pytorch"]
-        if getattr(decoder, name) != fields[name].default
-    ]
+"""Every rule across fields; the first line of each docstring says it in words."""

@@ -1,0 +1,239 @@
+"""A study's description becomes its experiments: fixed part, sweep and explicit entries, spanned and validated.
+
+fixed part (base: under it) ─┬─ × sweep, per backend ──┐
+                             └─ + each experiments: ───┴─ + flags → validate → unique configs, skipped points
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from llenergymeasure.config.errors import describe_validation_error
+from llenergymeasure.config.loader import deep_merge
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig
+from llenergymeasure.config.study_plan import Axis, StudyPlan, plan_study
+from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap
+from llenergymeasure.exceptions import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_MAX_POINTS: Final = 1_000_000
+_MAX_REASONS: Final = 5
+
+
+class CycleOrder(str, Enum):
+    """How a study's experiments follow each other when each runs several times."""
+
+    SEQUENTIAL = "sequential"
+    INTERLEAVED = "interleaved"
+    SHUFFLED = "shuffled"
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedConfig:
+    """A point of a study that is not a valid experiment.
+
+    Args:
+        raw_config: The point as it was spanned, ready for JSON.
+        reason: Why it is skipped, in one line.
+        errors: Location, type and message of each finding.
+    """
+
+    raw_config: dict[str, Any]
+    reason: str
+    errors: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form kept in `StudyConfig.skipped_configs`."""
+        return {"raw_config": self.raw_config, "reason": self.reason, "errors": self.errors}
+
+
+def resolve_study(document: LoadedDocument, overrides: Mapping[str, Any]) -> StudyConfig:
+    """The study a document describes, with flags laid over it.
+
+    Args:
+        document: A study file, or an experiment file as a study of one.
+        overrides: Values by dotted name; `execution.*` and `name` go to the study, the rest to every experiment.
+
+    Raises:
+        ConfigError: A key is unknown or contradicts another, or no point is valid.
+        pydantic.ValidationError: A value under `execution:` is wrong.
+    """
+    plan = plan_study(document.data, document.path, document.source_map, overrides)
+    experiments, skipped = _resolve(plan)
+    return StudyConfig.model_validate(
+        {
+            **plan.study_fields,
+            "experiments": experiments,
+            "study_design_hash": compute_study_design_hash(experiments),
+            "skipped_configs": [point.to_dict() for point in skipped],
+        }
+    )
+
+
+def expand_grid(
+    raw_study: Mapping[str, Any], study_yaml_path: str | Path | None = None
+) -> tuple[list[ExperimentConfig], list[SkippedConfig]]:
+    """Span a study's grid and validate every point.
+
+    Args:
+        raw_study: The study as parsed; not changed.
+        study_yaml_path: Its file, which `base:` is relative to.
+
+    Returns:
+        The unique valid experiments in order (per backend, the last sweep key changing fastest; explicit entries after
+        the grid), and the points that are not valid.
+
+    Raises:
+        ConfigError: A key is misspelt, out of place or empty, or no point is valid.
+    """
+    path = Path(study_yaml_path) if study_yaml_path is not None else None
+    return _resolve(plan_study(raw_study, path, SourceMap(), {}))
+
+
+def apply_cycles(
+    experiments: Sequence[ExperimentConfig],
+    n_cycles: int,
+    cycle_order: CycleOrder | str,
+    study_design_hash: str | None,
+    shuffle_seed: int | None = None,
+) -> list[ExperimentConfig]:
+    """The execution sequence: each experiment `n_cycles` times.
+
+    Args:
+        experiments: Unique experiments in order.
+        n_cycles: Times each is run, at least 1.
+        cycle_order: AAABBB, ABABAB, or a fresh order in each cycle.
+        study_design_hash: Seeds the shuffle, so that the same study shuffles alike everywhere.
+        shuffle_seed: Seeds it instead.
+
+    Raises:
+        ConfigError: Fewer than one cycle, an unknown order, or nothing to seed the shuffle with.
+    """
+    if n_cycles < 1:
+        raise ConfigError(f"n_cycles: must be at least 1, got {n_cycles}.")
+    try:
+        order = CycleOrder(cycle_order)
+    except ValueError as error:
+        known = ", ".join(choice.value for choice in CycleOrder)
+        raise ConfigError(f"cycle_order: {cycle_order!r} is unknown. Use one of: {known}.") from error
+    if order is CycleOrder.SEQUENTIAL:
+        return [experiment for experiment in experiments for _ in range(n_cycles)]
+    if order is CycleOrder.INTERLEAVED:
+        return [experiment for _ in range(n_cycles) for experiment in experiments]
+    seed = study_design_hash if shuffle_seed is None else shuffle_seed
+    if seed is None:
+        raise ConfigError("cycle_order: shuffled needs a shuffle_seed or the study's design hash.")
+    return [experiments[index] for cycle in range(n_cycles) for index in _shuffled(len(experiments), seed, cycle)]
+
+
+def compute_study_design_hash(experiments: Iterable[ExperimentConfig]) -> str:
+    """First 16 hex digits of the SHA-256 over the experiments in order; how they are executed plays no part."""
+    digest = hashlib.sha256()
+    for experiment in experiments:
+        digest.update(_canonical(experiment).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _resolve(plan: StudyPlan) -> tuple[list[ExperimentConfig], list[SkippedConfig]]:
+    points = plan.n_points
+    if points > _MAX_POINTS:
+        raise ConfigError(f"{plan.name}: the sweep spans {points:,} points; {_MAX_POINTS:,} is the most. Shorten it.")
+    unique: dict[str, ExperimentConfig] = {}
+    skipped: list[SkippedConfig] = []
+    valid = 0
+    for point in _points(plan):
+        try:
+            config = ExperimentConfig.model_validate(point)
+        except ValidationError as error:
+            skipped.append(_skipped(point, error))
+            continue
+        valid += 1
+        unique.setdefault(_canonical(config), config)
+    if not unique:
+        raise ConfigError(_nothing_valid(plan, skipped))
+    if len(unique) < valid:
+        logger.warning("%s: %d of %d points repeat an earlier one and run once", plan.name, valid - len(unique), valid)
+    return list(unique.values()), skipped
+
+
+def _points(plan: StudyPlan) -> Iterator[dict[str, Any]]:
+    for backend in plan.grid_backends:
+        fixed = plan.fixed_for(backend)
+        axes = [axis for axis in plan.axes if axis.backend in (None, backend)]
+        overrides = plan.overrides_for(backend)
+        for values in itertools.product(*(axis.values for axis in axes)):
+            point = _with_values(fixed, axes, values)
+            yield deep_merge(point, overrides) if overrides else point
+    for entry in plan.entries:
+        yield deep_merge(entry.data, plan.overrides_for(entry.backend))
+
+
+def _with_values(fixed: Mapping[str, Any], axes: Sequence[Axis], values: Sequence[Any]) -> dict[str, Any]:
+    """`fixed` with one value per axis. Only the mappings on the way are copied: there may be very many points."""
+    point = dict(fixed)
+    for axis, value in zip(axes, values, strict=True):
+        target = point
+        for part in axis.parts[:-1]:
+            target[part] = target = dict(target.get(part) or {})
+        leaf = axis.parts[-1]
+        under = target.get(leaf)
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            target[leaf] = deep_merge(under, value)
+        else:
+            target[leaf] = value
+    return point
+
+
+def _canonical(config: ExperimentConfig) -> str:
+    """What is measured, as text: the same form that `measurement_config_hash` is made of."""
+    return json.dumps(config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"}), sort_keys=True)
+
+
+def _shuffled(count: int, seed: int | str, cycle: int) -> list[int]:
+    """A permutation that is the same on every platform and Python version: indices in the order of their hashes."""
+
+    def rank(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}:{cycle}:{index}".encode()).digest()
+
+    return sorted(range(count), key=rank)
+
+
+def _skipped(point: Mapping[str, Any], error: ValidationError) -> SkippedConfig:
+    errors = [
+        {"loc": list(details["loc"]), "type": details["type"], "msg": details["msg"]}
+        for details in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    return SkippedConfig(_json_ready(point), "; ".join(describe_validation_error(error)), errors)
+
+
+def _json_ready(value: Any) -> Any:
+    """`value` in what JSON has; the rest (NaN, say) as its text, for people to see."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return repr(value)
+
+
+def _nothing_valid(plan: StudyPlan, skipped: Sequence[SkippedConfig]) -> str:
+    reasons = Counter(point.reason for point in skipped)
+    lines = [f"  - {reason} ({count}×)" for reason, count in reasons.most_common(_MAX_REASONS)]
+    if len(reasons) > _MAX_REASONS:
+        lines.append(f"  - and {len(reasons) - _MAX_REASONS} more reasons")
+    return "\n".join([f"{plan.name}: none of the study's {len(skipped)} points is valid:", *lines])

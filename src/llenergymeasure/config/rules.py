@@ -1,0 +1,106 @@
+"""Rules between the fields of one section, as data: validation applies them and introspection lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llenergymeasure.config.base import ConfigModel, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A field in a certain state, e.g. `use_cache` being off."""
+
+    field: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """`field` does nothing unless the condition holds."""
+
+    field: str
+    condition: Condition
+
+    def problems(self, section: str, config: ConfigModel) -> Iterator[Problem]:
+        """The problem this rule has with `config`, if it has one."""
+        value = getattr(config, self.field)
+        other = self.condition.field
+        if value is not None and not self.condition.holds(getattr(config, other)):
+            yield Problem(
+                self.field,
+                f"{section}.{self.field}: {value!r} has no effect with {section}.{other}={getattr(config, other)!r}. "
+                f"Change {other} or remove {self.field}.",
+            )
+
+    def describe(self, section: str) -> str:
+        """The rule in words."""
+        return f"{section}.{self.field} needs {section}.{self.condition.field}"
+
+
+@dataclass(frozen=True, slots=True)
+class Excludes:
+    """Two conditions that must not hold at once."""
+
+    left: Condition
+    right: Condition
+    why: str
+
+    def problems(self, section: str, config: ConfigModel) -> Iterator[Problem]:
+        """The problem this rule has with `config`, if it has one."""
+        left, right = getattr(config, self.left.field), getattr(config, self.right.field)
+        if self.left.holds(left) and self.right.holds(right):
+            yield Problem(
+                self.right.field,
+                f"{section}.{self.right.field}: {right!r} cannot be combined with "
+                f"{section}.{self.left.field}={left!r}: {self.why}. Remove one of the two.",
+            )
+
+    def describe(self, section: str) -> str:
+        """The rule in words."""
+        return f"{section}.{self.left.field} may exclude {section}.{self.right.field}: {self.why}"
+
+
+Rule = Needs | Excludes
+
+
+def given(field: str) -> Condition:
+    """The field is set."""
+    return Condition(field, lambda value: value is not None)
+
+
+def on(field: str) -> Condition:
+    """The switch is on."""
+    return Condition(field, lambda value: value is True)
+
+
+def off(field: str) -> Condition:
+    """The switch is off by the user's will."""
+    return Condition(field, lambda value: value is False)
+
+
+def not_off(field: str) -> Condition:
+    """The switch is on, or left to the engine."""
+    return Condition(field, lambda value: value is not False)
+
+
+def several(field: str) -> Condition:
+    """The number is set to more than one."""
+    return Condition(field, lambda value: value is not None and value > 1)
+
+
+def is_one_of(field: str, *values: Any) -> Condition:
+    """The field has one of these values."""
+    return Condition(field, lambda value: value in values)
+
+
+def none_of(field: str, *values: Any) -> Condition:
+    """The field has none of these values."""
+    return Condition(field, lambda value: value not in values)
+
+
+def rule_problems(section: str, config: ConfigModel, rules: Iterable[Rule]) -> list[Problem]:
+    """Every problem that `rules` have with `config`, whose dotted name is `section`."""
+    return [problem for rule in rules for problem in rule.problems(section, config)]

@@ -1,0 +1,320 @@
+"""Reading YAML and JSON files into plain mappings, without surprises and with the line of every key.
+
+YAML here is what people mean by it: a key given twice is an error, `010` is ten, `1e-3` is a number, `2026-01-31` and
+`1:30` are text. Aliases and merge keys work; tags that would build Python objects do not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from llenergymeasure.exceptions import ConfigError
+
+_MAX_DEPTH: Final = 100
+_MAX_VALUES: Final = 1_000_000
+"""A few nested aliases can stand for billions of values; a config of a million is a mistake or an attack."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceMap:
+    """Where the keys of a document are in its file; the empty map knows no lines."""
+
+    root: yaml.Node | None = None
+
+    def line(self, path: Sequence[str | int]) -> int | None:
+        """Line, from 1, of the deepest part of `path` that the file has; `None` if it has none of it.
+
+        Parts that the file leaves out are passed over: `dataset.synthetic.n` is found in the flat form too.
+        """
+        line, node = None, self.root
+        for part in path:
+            found = _child(node, part)
+            if found is not None:
+                line, node = found
+        return line
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDocument:
+    """A configuration file as it was written.
+
+    Args:
+        data: Its content.
+        source_map: The line of each key.
+        path: The file.
+    """
+
+    data: dict[str, Any]
+    source_map: SourceMap
+    path: Path
+
+    def where(self, path: Sequence[str | int]) -> str:
+        """The place of a key for an error message: `experiment.yaml, line 7`, or the file alone."""
+        line = self.source_map.line(path)
+        return str(self.path) if line is None else f"{self.path}, line {line}"
+
+
+def load_document(path: str | Path, *, empty_is_fine: bool = False) -> LoadedDocument:
+    """Read a YAML file, or a JSON file by its suffix.
+
+    Args:
+        path: The file.
+        empty_is_fine: Take a file of comments alone as an empty mapping.
+
+    Raises:
+        ConfigError: The file cannot be read or parsed (with line and column), has a duplicate key, or is no mapping.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    data, root = _parse_json(text, path) if path.suffix.lower() == ".json" else _parse_yaml(text, path)
+    if data is None and empty_is_fine:
+        data = {}
+    if data is None:
+        raise ConfigError(f"{path}: the file is empty. Put the configuration into it, one `field: value` per line.")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping (`field: value` lines), found {_kind(data)}.")
+    return LoadedDocument(data, SourceMap(root), path)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _parse_json(text: str, path: Path) -> tuple[Any, yaml.Node | None]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in mapping:
+                raise ConfigError(f"{path}: duplicate key {name!r}. Keep one of them.")
+            mapping[name] = value
+        return mapping
+
+    if not text.strip():
+        return None, None
+    try:
+        data = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}, line {error.lineno}, column {error.colno}: invalid JSON: {error.msg}.") from error
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: invalid JSON: nested too deeply, or a number too long.") from error
+    try:
+        return data, _compose(text, path)  # JSON is YAML, near enough to find the lines
+    except ConfigError:
+        return data, None
+
+
+def _parse_yaml(text: str, path: Path) -> tuple[Any, yaml.Node | None]:
+    root = _compose(text, path)
+    return (None, None) if root is None else (_Builder(path).build(root), root)
+
+
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):  # type: ignore[misc]
+    """A safe loader with the scalar types of YAML 1.2, plus `yes`/`no`/`on`/`off`, underscores and merge keys."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own protocol)
+
+
+def _resolve_scalars(tag: str, pattern: str, first: str) -> None:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first))
+
+
+_resolve_scalars("bool", "true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF", "tTfFyYnNoO")
+_resolve_scalars("null", "~|null|Null|NULL", "~nN")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
+_resolve_scalars("int", r"[-+]?[0-9][0-9_]*|0o[0-7_]+|0x[0-9a-fA-F_]+|0b[01_]+", "-+0123456789")
+_resolve_scalars(
+    "float",
+    r"[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)|[-+]?[0-9][0-9_]*\.[0-9_]*"
+    r"|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "-+0123456789.",
+)
+_resolve_scalars("merge", "<<", "<")
+
+
+def _compose(text: str, path: Path) -> yaml.Node | None:
+    try:
+        _check_depth(text, path)
+        loader = _Loader(text)
+        try:
+            node: yaml.Node | None = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        detail = " ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{path}{place}: invalid YAML: {detail}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: invalid YAML: {str(error).splitlines()[0]}.") from error
+    return node
+
+
+def _check_depth(text: str, path: Path) -> None:
+    """Refuse deep nesting before composing, which recurses (in C: without any limit)."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            line = f", line {event.start_mark.line + 1}" if event.start_mark is not None else ""
+            raise ConfigError(f"{path}{line}: nested more than {_MAX_DEPTH} levels deep.")
+
+
+class _Builder:
+    """Turns YAML nodes into plain values; an alias gives the very object its anchor gave."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._built: dict[int, tuple[Any, int]] = {}
+        self._open: set[int] = set()
+
+    def build(self, node: yaml.Node) -> Any:
+        """The value of `node`.
+
+        Raises:
+            ConfigError: A duplicate or non-text key, an unknown tag, a malformed number, or endless aliases.
+        """
+        return self._sized(node)[0]
+
+    def _sized(self, node: yaml.Node) -> tuple[Any, int]:
+        key = id(node)
+        if key in self._built:
+            return self._built[key]
+        if key in self._open:
+            raise self._error(node, "the alias refers to itself")
+        self._open.add(key)
+        result: tuple[Any, int]
+        if isinstance(node, yaml.MappingNode):
+            result = self._mapping(node)
+        elif isinstance(node, yaml.SequenceNode):
+            result = self._sequence(node)
+        else:
+            result = self._scalar(node), 1
+        if result[1] > _MAX_VALUES:
+            raise self._error(node, f"more than {_MAX_VALUES:,} values once aliases are expanded")
+        self._open.discard(key)
+        self._built[key] = result
+        return result
+
+    def _mapping(self, node: yaml.MappingNode) -> tuple[dict[str, Any], int]:
+        self._expect_tag(node, "map")
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        size = 1
+        for key_node, value_node in node.value:
+            value, value_size = self._sized(value_node)
+            size += value_size
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                merged = {**self._merged(value_node, value), **merged}
+                continue
+            key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(key, str):
+                raise self._error(key_node, f"the key {_shown_key(key_node)} is not text. Put it in quotes")
+            if key in own:
+                raise self._error(key_node, f"duplicate key {key!r}. Keep one of them")
+            own[key] = value
+        return {**merged, **own}, size
+
+    def _merged(self, node: yaml.Node, value: Any) -> dict[str, Any]:
+        sources = value if isinstance(value, list) else [value]
+        if not all(isinstance(source, dict) for source in sources):
+            raise self._error(node, "`<<` merges mappings only")
+        return {key: item for source in reversed(sources) for key, item in source.items()}
+
+    def _sequence(self, node: yaml.SequenceNode) -> tuple[list[Any], int]:
+        self._expect_tag(node, "seq")
+        items = [self._sized(item) for item in node.value]
+        return [value for value, _ in items], 1 + sum(size for _, size in items)
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        text: str = node.value
+        convert = _SCALARS.get(node.tag.removeprefix("tag:yaml.org,2002:"))
+        if convert is None:
+            raise self._error(node, f"the tag {node.tag!r} is not supported. Write a plain value")
+        try:
+            return convert(text)
+        except ValueError as error:
+            raise self._error(node, f"{text[:40]!r} is not a valid {node.tag.rpartition(':')[2]}") from error
+
+    def _expect_tag(self, node: yaml.Node, name: str) -> None:
+        if node.tag != f"tag:yaml.org,2002:{name}":
+            raise self._error(node, f"the tag {node.tag!r} is not supported. Write a plain {name}")
+
+    def _error(self, node: yaml.Node, what: str) -> ConfigError:
+        mark = node.start_mark
+        return ConfigError(f"{self._path}, line {mark.line + 1}, column {mark.column + 1}: {what}.")
+
+
+def _to_int(text: str) -> int:
+    digits = text.replace("_", "").lower()
+    bases = {"0x": 16, "0o": 8, "0b": 2}
+    return int(digits, bases.get(digits[:2], 10))
+
+
+def _to_float(text: str) -> float:
+    return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _to_bool(text: str) -> bool:
+    if text.lower() in ("true", "yes", "on"):
+        return True
+    if text.lower() in ("false", "no", "off"):
+        return False
+    raise ValueError(text)
+
+
+_SCALARS: Final[dict[str, Callable[[str], Any]]] = {
+    "str": str,
+    "int": _to_int,
+    "float": _to_float,
+    "bool": _to_bool,
+    "null": lambda _: None,
+}
+
+
+def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:
+    """Line and value of one key or item of `node`, looked for in merged mappings last."""
+    if isinstance(node, yaml.SequenceNode):
+        if isinstance(part, int) and 0 <= part < len(node.value):
+            item = node.value[part]
+            return item.start_mark.line + 1, item
+        return None
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value == part and key.tag != "tag:yaml.org,2002:merge":
+            return key.start_mark.line + 1, value
+    return next((found for source in _merge_sources(node) if (found := _child(source, part)) is not None), None)
+
+
+def _merge_sources(node: yaml.MappingNode) -> Iterator[yaml.Node]:
+    for key, value in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            yield from value.value if isinstance(value, yaml.SequenceNode) else (value,)
+
+
+def _shown_key(node: yaml.Node) -> str:
+    return repr(node.value)[:40] if isinstance(node, yaml.ScalarNode) else "(a list or mapping)"
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, list) else f"the single value {str(value)[:40]!r}"
