@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints
 from pydantic_core import PydanticCustomError
 
 COMBINATION_ERROR: Final = "config_combination"
@@ -23,6 +23,11 @@ class ConfigModel(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def try_values(*values: float) -> dict[str, JsonValue]:
+    """Field metadata: values that introspection offers for tests instead of those it would derive."""
+    return {"test_values": list(values)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,7 @@ _EXPLANATIONS: Final[Mapping[str, Callable[[Mapping[str, Any], Any], str]]] = {
     "missing": lambda *_: "is required but missing. Add it",
     "extra_forbidden": lambda *_: "unknown field. Remove it or correct its name",
     "literal_error": _choices,
+    "value_error": lambda context, value: f"{context['error']}, got {shown_value(value)}",
     "int_type": _plain("must be a whole number"),
     "float_type": _plain("must be a number"),
     "bool_type": _plain("must be true or false"),

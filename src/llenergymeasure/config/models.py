@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
 from llenergymeasure.config.backend_configs import PyTorchConfig, TensorRTConfig, VLLMConfig
-from llenergymeasure.config.base import ConfigModel, NonBlankStr, reject
+from llenergymeasure.config.base import ConfigModel, NonBlankStr, reject, try_values
 from llenergymeasure.config.crosschecks import experiment_problems
 from llenergymeasure.config.sections import (
     BaselineConfig,
@@ -51,7 +51,9 @@ class ExperimentConfig(ConfigModel):
 
     model: NonBlankStr = Field(description="Hub model id, local directory, or builtin/<name>.")
     backend: Literal["pytorch", "vllm", "tensorrt"] = Field(default="pytorch", description="Inference engine.")
-    n: int = Field(default=100, ge=1, description="Prompts taken from the data set.")
+    n: int = Field(
+        default=100, ge=1, description="Prompts taken from the data set.", json_schema_extra=try_values(10, 100, 500)
+    )
     dataset: Dataset = Field(
         default="aienergyscore",
         description="Bundled set, path of a .jsonl file, hf:<id> on the Hub, or synthetic prompts of exact lengths.",
@@ -63,9 +65,17 @@ class ExperimentConfig(ConfigModel):
         default=42, ge=0, le=2**32 - 1, description="Seed of every random number generator the run touches."
     )
     max_input_tokens: int = Field(
-        default=512, ge=1, description="Longer prompts are cut at the end to this many tokens."
+        default=512,
+        ge=1,
+        description="Longer prompts are cut at the end to this many tokens.",
+        json_schema_extra=try_values(64, 128, 256),
     )
-    max_output_tokens: int = Field(default=128, ge=1, description="Most tokens to generate per prompt.")
+    max_output_tokens: int = Field(
+        default=128,
+        ge=1,
+        description="Most tokens to generate per prompt.",
+        json_schema_extra=try_values(32, 128, 256),
+    )
     decoder: DecoderConfig = Field(default_factory=DecoderConfig, description="How the next token is chosen.")
     warmup: WarmupConfig = Field(default_factory=WarmupConfig, description="What runs before the window.")
     baseline: BaselineConfig = Field(default_factory=BaselineConfig, description="Idle power before loading.")

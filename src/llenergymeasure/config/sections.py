@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.config.base import ConfigModel, NonBlankStr, Problem, reject
+from llenergymeasure.config.base import ConfigModel, NonBlankStr, Problem, reject, try_values
 from llenergymeasure.config.ssot import DECODER_PRESETS
 
 
@@ -60,6 +60,7 @@ class WarmupConfig(ConfigModel):
         default=60.0,
         ge=0.0,
         description="Seconds to wait after warm-up: 0, or 30 and more. 0 skips the wait and leaves a warning.",
+        json_schema_extra=try_values(0.0, 30.0, 60.0),
     )
     convergence_detection: bool = Field(
         default=False, description="After n_warmup prompts, go on until latency has settled."

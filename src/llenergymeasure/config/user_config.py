@@ -1,7 +1,6 @@
-"""The user's settings for this machine: where results go, which runner and meter, what electricity means here.
+"""What belongs to the machine and its user, never to an experiment: runners, paths, prices, sensor settings.
 
-They act when an experiment runs and never enter its config or its hash. Environment variables beat the file, the file
-beats the defaults; a missing file is not an error.
+The file is `~/.config/llenergymeasure/config.yaml` on Linux; a few environment variables beat it.
 """
 
 from __future__ import annotations
@@ -9,180 +8,182 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError
 
 from llenergymeasure.config.base import ConfigModel, NonBlankStr
 from llenergymeasure.config.errors import describe_validation_error
+from llenergymeasure.config.loader import deep_merge, reject_unknown, set_dotted
 from llenergymeasure.config.schema import unknown_fields
-from llenergymeasure.config.ssot import BACKENDS
-from llenergymeasure.config.yaml_io import load_document
+from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap, load_document
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.exceptions import ConfigError
 
-CONFIG_FILE: Final = "config.yaml"
-DOCKER_PREFIX: Final = "docker:"
+
+def _check_runner(value: str) -> str:
+    kind, _, target = value.partition(":")
+    if kind == "singularity":
+        raise ValueError("must be local or docker:<image>; Singularity is not supported yet")
+    if value != "local" and not (kind == "docker" and target.strip()):
+        raise ValueError("must be local or docker:<image>")
+    return value
+
+
+def _check_url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must start with http:// or https://")
+    return value
+
+
+Runner = Annotated[NonBlankStr, AfterValidator(_check_runner)]
+HttpUrl = Annotated[NonBlankStr, AfterValidator(_check_url)]
 
 
 class OutputSettings(ConfigModel):
     """Where things go."""
 
-    results_dir: NonBlankStr = Field(default="./results", description="Directory for results of the command line.")
-    model_cache_dir: NonBlankStr = Field(
-        default="~/.cache/huggingface", description="Directory for models and data sets from the Hub."
-    )
-    webhook_url: NonBlankStr | None = Field(default=None, description="Receives the summary when a study ends.")
+    results_dir: NonBlankStr = Field(default="./results", description="Directory the results go to.")
+    model_cache_dir: NonBlankStr = Field(default="~/.cache/huggingface", description="Cache of the Hugging Face Hub.")
+    webhook_url: HttpUrl | None = Field(default=None, description="URL that gets the summary when a study ends.")
 
 
 class RunnerSettings(ConfigModel):
-    """Where each backend's experiments run."""
+    """Where each backend's experiments execute: `local` or `docker:<image>`."""
 
-    pytorch: NonBlankStr = Field(default="local", description="local, or docker:<image>.")
-    vllm: NonBlankStr = Field(default="local", description="local, or docker:<image>.")
-    tensorrt: NonBlankStr = Field(default="local", description="local, or docker:<image>.")
-
-    @field_validator("pytorch", "vllm", "tensorrt")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        if value.startswith("singularity:"):
-            raise ValueError("singularity runners are not supported yet; use local or docker:<image>")
-        if value == "local" or (value.startswith(DOCKER_PREFIX) and value != DOCKER_PREFIX):
-            return value
-        raise ValueError("must be local or docker:<image>")
+    pytorch: Runner = Field(default="local", description="Runner of the pytorch backend.")
+    vllm: Runner = Field(default="local", description="Runner of the vllm backend.")
+    tensorrt: Runner = Field(default="local", description="Runner of the tensorrt backend.")
 
 
 class MeasurementSettings(ConfigModel):
-    """What measures energy here, and what a kilowatt-hour means."""
+    """How this machine is measured and what its energy means."""
 
     energy_backend: Literal["auto", "nvml", "zeus", "codecarbon", "rapl"] = Field(
         default="auto", description="Energy backend where the experiment says auto."
     )
     carbon_intensity_gco2_kwh: float | None = Field(
-        default=None, ge=0.0, description="Carbon intensity of the electricity, in g CO2e per kWh."
+        default=None, ge=0.0, description="Grams of CO2 per kWh of the electricity used here."
     )
-    datacenter_pue: float = Field(default=1.0, ge=1.0, description="Power usage effectiveness of the data centre.")
-    electricity_price_kwh: float | None = Field(default=None, ge=0.0, description="Price per kWh, in currency.")
+    datacenter_pue: float = Field(default=1.0, ge=1.0, description="Power usage effectiveness of the site.")
+    electricity_price_kwh: float | None = Field(default=None, ge=0.0, description="Price of one kWh.")
     currency: NonBlankStr = Field(default="USD", description="Currency of the price.")
 
 
-class UiSettings(ConfigModel):
-    """How the command line behaves."""
+class UISettings(ConfigModel):
+    """How the command line talks."""
 
-    verbosity: Literal["quiet", "standard", "verbose"] = Field(default="standard", description="How much is printed.")
-    prompt: bool = Field(default=True, description="Ask on a terminal before resuming, and let Enter skip a gap.")
+    verbosity: Literal["quiet", "standard", "verbose"] = Field(default="standard", description="How much it says.")
+    prompt: bool = Field(default=True, description="Ask on a terminal, e.g. whether to resume; false asks nothing.")
 
 
 class ClusterSettings(ConfigModel):
-    """Which cluster studies may use."""
+    """The cluster studies are spread over."""
 
-    address: NonBlankStr | None = Field(default=None, description="Address of the cluster.")
-    hardware: list[NonBlankStr] | None = Field(default=None, description="GPU names a study may use.")
+    address: NonBlankStr | None = Field(default=None, description="Address of the Ray cluster, or auto.")
+    hardware: list[NonBlankStr] | None = Field(default=None, min_length=1, description="GPU names a study may use.")
 
 
 class AdvancedSettings(ConfigModel):
-    """What few need to change."""
+    """Settings of the power sensor."""
 
     nvml_poll_interval_ms: int = Field(
-        default=100, ge=10, le=10000, description="Time between two readings of the power sampler, in milliseconds."
+        default=100, ge=10, le=10_000, description="Milliseconds between power samples of one GPU."
     )
     power_gain_uncertainty_pct: float = Field(
-        default=5.0, ge=0.0, le=100.0, description="95 % half-width of the power sensor's gain, in per cent."
+        default=5.0, ge=0.0, le=100.0, description="95 % half-width of the sensor's gain error, in per cent."
     )
 
 
 class ExecutionSettings(ConfigModel):
-    """How long this machine needs between experiments."""
+    """How long this machine cools down."""
 
-    config_gap_seconds: float = Field(default=60.0, ge=0.0, description="Wait between experiments, in seconds.")
-    cycle_gap_seconds: float = Field(default=300.0, ge=0.0, description="Wait between cycles, in seconds.")
+    config_gap_seconds: float = Field(default=60.0, ge=0.0, description="Seconds between experiments of a study.")
+    cycle_gap_seconds: float = Field(default=300.0, ge=0.0, description="Seconds between cycles of a study.")
 
 
 class UserConfig(ConfigModel):
-    """Everything a user can say about a machine; every section and field is optional."""
+    """All machine settings; every section and field may be left out."""
 
     output: OutputSettings = Field(default_factory=OutputSettings, description="Where things go.")
-    runners: RunnerSettings = Field(default_factory=RunnerSettings, description="Where experiments run.")
-    measurement: MeasurementSettings = Field(default_factory=MeasurementSettings, description="Energy and its meaning.")
-    ui: UiSettings = Field(default_factory=UiSettings, description="The command line.")
-    cluster: ClusterSettings = Field(default_factory=ClusterSettings, description="The cluster.")
-    advanced: AdvancedSettings = Field(default_factory=AdvancedSettings, description="Fine tuning.")
-    execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="Thermal gaps.")
-
-
-def get_user_config_path() -> Path:
-    """Where the user config is looked for: `~/.config/llenergymeasure/config.yaml` on Linux."""
-    return Path(platformdirs.user_config_dir(APP_NAME)) / CONFIG_FILE
+    runners: RunnerSettings = Field(default_factory=RunnerSettings, description="Where experiments execute.")
+    measurement: MeasurementSettings = Field(default_factory=MeasurementSettings, description="How to measure here.")
+    ui: UISettings = Field(default_factory=UISettings, description="How the command line talks.")
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings, description="The cluster, if there is one.")
+    advanced: AdvancedSettings = Field(default_factory=AdvancedSettings, description="Sensor settings.")
+    execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="How long to cool down.")
 
 
 def load_user_config(config_path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> UserConfig:
-    """The user's settings: the file, with environment variables over it.
+    """Read the machine's settings; environment variables beat the file, a missing file means defaults.
 
     Args:
-        config_path: The file; its usual place by default. It need not exist.
-        environ: Environment variables; the process's own by default.
+        config_path: The file; `None` for the user's own.
+        environ: Environment variables; `None` for this process's.
 
     Raises:
-        ConfigError: The file cannot be parsed, has unknown keys or wrong values (all are named with their lines), or a
-            variable's value cannot be used.
+        ConfigError: The file does not parse or a setting is wrong; names the file and field, or the variable.
     """
-    path = Path(config_path) if config_path is not None else get_user_config_path()
-    environ = os.environ if environ is None else environ
-    data: dict[str, Any] = {}
-    if path.exists():
-        document = load_document(path)
-        unknown = unknown_fields(document.data, UserConfig, root=UserConfig)
-        if unknown:
-            raise ConfigError("\n".join(f"{document.where(field.path)}: {field.message}" for field in unknown))
-        try:
-            UserConfig.model_validate(document.data)
-        except ValidationError as error:
-            raise ConfigError("\n".join(describe_validation_error(error, document))) from error
-        data = document.data
-    for variable, (section, name, parse) in ENVIRONMENT.items():
-        if variable in environ:
-            data = {**data, section: {**(data.get(section) or {}), name: parse(variable, environ[variable])}}
+    document = _read(Path(config_path) if config_path is not None else get_user_config_path())
+    reject_unknown(unknown_fields(document.data, UserConfig, root=UserConfig), document)
+    from_environment, sources = _environment_settings(os.environ if environ is None else environ)
     try:
-        return UserConfig.model_validate(data)
-    except ValidationError as error:  # the file was valid by itself, so this is a variable's doing
-        raise ConfigError("\n".join(_named_after_variables(error, environ))) from error
+        return UserConfig.model_validate(deep_merge(document.data, from_environment))
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe_validation_error(error, document, sources))) from error
 
 
-def _named_after_variables(error: ValidationError, environ: Mapping[str, str]) -> list[str]:
-    variables = {f"{section}.{name}": variable for variable, (section, name, _) in ENVIRONMENT.items()}
-    lines = []
-    for line in describe_validation_error(error):
-        field = line.split(":", 1)[0]
-        variable = variables.get(field)
-        lines.append(line if variable is None else f"{variable}={environ.get(variable, '')!r}{line[len(field) :]}")
-    return lines
+def get_user_config_path() -> Path:
+    """Where the user's settings are on this platform; nothing is created."""
+    return platformdirs.user_config_path(APP_NAME) / "config.yaml"
+
+
+def _read(path: Path) -> LoadedDocument:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return LoadedDocument({}, SourceMap(), path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}.") from error
+    return load_document(path, empty_is_fine=True)
+
+
+def _environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings from variables, nested, and the variable behind each dotted path. An empty variable counts as unset."""
+    settings: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for variable, (path, parse) in _VARIABLES.items():
+        text = environ.get(variable, "").strip()
+        if text:
+            set_dotted(settings, path, parse(variable, text))
+            sources[path] = f"environment variable {variable}"
+    return settings, sources
+
+
+def _text(_: str, text: str) -> str:
+    return text
 
 
 def _number(variable: str, text: str) -> float:
     try:
         return float(text)
-    except ValueError:
-        raise ConfigError(f"{variable}={text!r}: must be a number. Correct it or unset the variable.") from None
-
-
-def _text(variable: str, text: str) -> str:
-    return text
+    except ValueError as error:
+        raise ConfigError(f"environment variable {variable}: must be a number, got {text!r}.") from error
 
 
 def _no_prompt(variable: str, text: str) -> bool:
-    """Whether to ask, from a variable that says not to: any usual spelling of yes and no."""
-    if text.strip().lower() in ("1", "true", "yes", "on"):
+    if text.lower() in ("1", "true", "yes", "on"):
         return False
-    if text.strip().lower() in ("", "0", "false", "no", "off"):
+    if text.lower() in ("0", "false", "no", "off"):
         return True
-    raise ConfigError(f"{variable}={text!r}: must be 1 or 0 (true, false, yes, no). Correct it or unset the variable.")
+    raise ConfigError(f"environment variable {variable}: must be 1 or 0, got {text!r}.")
 
 
-ENVIRONMENT: Final[Mapping[str, tuple[str, str, Callable[[str, str], Any]]]] = {
-    **{f"LLEM_RUNNER_{backend.upper()}": ("runners", backend, _text) for backend in BACKENDS},
-    "LLEM_CARBON_INTENSITY": ("measurement", "carbon_intensity_gco2_kwh", _number),
-    "LLEM_DATACENTER_PUE": ("measurement", "datacenter_pue", _number),
-    "LLEM_NO_PROMPT": ("ui", "prompt", _no_prompt),
+_VARIABLES: Final[Mapping[str, tuple[str, Callable[[str, str], Any]]]] = {
+    **{f"LLEM_RUNNER_{name.upper()}": (f"runners.{name}", _text) for name in RunnerSettings.model_fields},
+    "LLEM_CARBON_INTENSITY": ("measurement.carbon_intensity_gco2_kwh", _number),
+    "LLEM_DATACENTER_PUE": ("measurement.datacenter_pue", _number),
+    "LLEM_NO_PROMPT": ("ui.prompt", _no_prompt),
 }
-"""Environment variables that beat the file: the setting each one means, and how its text is read."""
+"""Environment variable → the setting it beats, and how its text is read."""
