@@ -154,7 +154,7 @@ def _load(request: RunRequest, document: LoadedDocument | None, machine: UserCon
     try:
         return load_experiment_config(request.config, overrides, {"output_dir": machine.output.results_dir})
     except ValidationError as error:
-        flags = [name for name, value in overrides.items() if value is not None]
+        flags = {name: "command line" for name, value in overrides.items() if value is not None}
         problems = describe_validation_error(error, document, flags)
         noun = "problem" if len(problems) == 1 else "problems"
         raise ConfigError("\n".join([*problems, f"{len(problems)} {noun}; nothing was run."])) from error
