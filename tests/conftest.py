@@ -1,0 +1,38 @@
+"""What holds for every test: no look at the network or the user's own files, and no silent gap in CI."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REQUIRED_PARTS_VARIABLE = "LLEM_TEST_REQUIRE"
+"""Packages and programs, separated by commas, without which the test run must fail instead of skipping."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Fail at once where a part that must be tested is missing: its tests would only be skipped."""
+    wanted = [name for name in os.environ.get(REQUIRED_PARTS_VARIABLE, "").split(",") if name]
+    missing = [name for name in wanted if shutil.which(name) is None and importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.exit(f"{REQUIRED_PARTS_VARIABLE}: not installed: {', '.join(missing)}", returncode=3)
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty user configuration, no settings in the environment, and no network."""
+    for name in [name for name in os.environ if name.startswith("LLEM_") and name != REQUIRED_PARTS_VARIABLE]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-user-config"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(_shared_cache(tmp_path_factory)))
+
+
+def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the whole run: the built-in model is made once."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    cache.mkdir(exist_ok=True)
+    return cache
