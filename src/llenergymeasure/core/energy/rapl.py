@@ -91,7 +91,7 @@ class HostEnergy:
         return self.package_j + (self.dram_j or 0.0)
 
     def since(self, earlier: HostEnergy) -> HostEnergy:
-        """What flowed between two readings, at the time of the later one. Memory counters that stand still count none."""
+        """What flowed between two readings, at the time of the later one; memory that counts nothing is not counted."""
         dram_j = None if self.dram_j is None or earlier.dram_j is None else self.dram_j - earlier.dram_j
         return HostEnergy(self.time_s, self.package_j - earlier.package_j, dram_j or None)
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.boards import find_boards
 from llenergymeasure.core.energy.codecarbon import CodeCarbonBackend
+from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.proof import Meter
+from llenergymeasure.core.energy.rapl import POWERCAP_ROOT, RaplBackend
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
-from llenergymeasure.core.host.devices import all_boards
 from llenergymeasure.core.host.nvml import Nvml, open_nvml
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.protocols import EnergyBackend
@@ -26,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 BackendName = Literal["auto", "nvml", "zeus", "codecarbon", "rapl"]
 
-GPU_PRIORITY: Final = ("codecarbon",)
-CPU_PRIORITY: Final = ("codecarbon",)
+GPU_PRIORITY: Final = ("nvml", "codecarbon")
+CPU_PRIORITY: Final = ("rapl", "codecarbon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class MeterHost:
     """
 
     open_nvml: Callable[[], Nvml] = open_nvml
-    powercap_root: Path = Path("/sys/class/powercap")
+    powercap_root: Path = POWERCAP_ROOT
 
 
 def select_energy_backend(
@@ -120,13 +122,21 @@ class _Workshop:
         Raises:
             EnergyError: Something it needs is missing.
         """
-        builders: dict[str, Callable[[], Meter]] = {"codecarbon": self._codecarbon}
+        builders: dict[str, Callable[[], Meter]] = {
+            "nvml": self._nvml,
+            "codecarbon": self._codecarbon,
+            "rapl": self._rapl,
+        }
         return builders[name]()
+
+    def _nvml(self) -> Meter:
+        return NVMLBackend(self._devices, self._host.open_nvml(), self._clock, self._options)
+
+    def _rapl(self) -> Meter:
+        return RaplBackend(self._clock, self._options, self._host.powercap_root)
 
     def _codecarbon(self) -> Meter:
         if self.on_cpu:
             return CodeCarbonBackend(self._clock)
-        boards = all_boards(self._host.open_nvml())
-        owner = {device.uuid: board for board in boards for device in (board.device, *board.instances)}
-        indices = sorted({owner[device].device.nvml_index for device in self._devices})
+        indices = sorted({board.index for board in find_boards(self._devices, self._host.open_nvml())})
         return CodeCarbonBackend(self._clock, self._devices, indices)

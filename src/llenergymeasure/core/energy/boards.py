@@ -1,0 +1,157 @@
+"""The boards behind a run's devices: found by UUID, described once, and looked at for what spoils a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from llenergymeasure.core.energy.fusion import SensorDescription
+from llenergymeasure.core.energy.types import DeviceId, PowerSource
+from llenergymeasure.core.host.gpu_processes import foreign_pids, process_exists, relatives
+from llenergymeasure.core.host.nvml import (
+    Nvml,
+    NvmlDeviceNotFoundError,
+    NvmlError,
+    NvmlHandle,
+    NvmlNotSupportedError,
+)
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+from llenergymeasure.exceptions import EnergyError
+
+AVERAGED_USAGE_S: Final = 1.0
+"""Averaging window of `nvmlDeviceGetPowerUsage` on boards since Ampere, GA100 excepted (arXiv 2312.02741)."""
+
+LAST_UNAVERAGED_CAPABILITY: Final = (8, 0)
+"""Compute capability of GA100, the last whose `nvmlDeviceGetPowerUsage` follows the load."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """One board under measurement.
+
+    Args:
+        device: The device as the run names it.
+        uuid: UUID of the board, which is another one for a MIG instance.
+        index: Index of the board in NVML's order.
+        handle: NVML's handle of the board.
+        has_counter: Whether it has an energy counter.
+        includes_module: Whether its counter covers a whole superchip.
+        power_limit_w: Its enforced power limit in watts, where it tells.
+        compute_capability: CUDA compute capability, where it tells.
+    """
+
+    device: DeviceId
+    uuid: DeviceId
+    index: int
+    handle: NvmlHandle
+    has_counter: bool
+    includes_module: bool
+    power_limit_w: float | None
+    compute_capability: str | None
+
+    @property
+    def is_mig(self) -> bool:
+        """Whether the run uses only a slice of it."""
+        return self.device != self.uuid
+
+    def averaging_window_s(self, source: PowerSource | None) -> float:
+        """Over which time a power sample from `source` is an average, in seconds; the longest there is in doubt."""
+        if source != "power_usage":
+            return SensorDescription().averaging_window_s
+        major, _, minor = (self.compute_capability or "9.0").partition(".")
+        if (int(major), int(minor or 0)) <= LAST_UNAVERAGED_CAPABILITY:
+            return SensorDescription().averaging_window_s
+        return AVERAGED_USAGE_S
+
+
+def find_boards(devices: Sequence[DeviceId], nvml: Nvml) -> tuple[Board, ...]:
+    """The boards behind `devices`, each once, in the order of the devices.
+
+    Args:
+        devices: UUIDs of GPUs or MIG instances.
+        nvml: The machine's NVML.
+
+    Raises:
+        EnergyError: A device is not one of this machine's, or NVML failed.
+    """
+    indices = {nvml.uuid(handle): index for index, handle in enumerate(nvml.device_handles())}
+    found: dict[DeviceId, Board] = {}
+    for device in devices:
+        try:
+            handle = nvml.handle_by_uuid(device)
+        except NvmlDeviceNotFoundError as error:
+            raise EnergyError(f"NVML knows no device {device}; it has {', '.join(indices) or 'none'}") from error
+        if device.startswith("MIG-"):
+            handle = nvml.mig_parent(handle)
+        uuid = nvml.uuid(handle)
+        if uuid not in found:
+            found[uuid] = _describe(device, uuid, indices[uuid], handle, nvml)
+    return tuple(found.values())
+
+
+def board_warnings(boards: Sequence[Board], nvml: Nvml) -> Iterator[MeasurementWarning]:
+    """What about the boards themselves makes a figure doubtful, now.
+
+    Args:
+        boards: The boards under measurement.
+        nvml: The machine's NVML.
+    """
+    for board in boards:
+        if board.is_mig:
+            yield MeasurementWarning(
+                WarningCode.MIG_PARENT_ENERGY,
+                f"{board.device} is a slice of {board.uuid}, and NVML measures whole boards: the figures include "
+                "whatever else ran on it",
+            )
+        if _optional(nvml.persistence_mode, board.handle) is False:
+            yield MeasurementWarning(
+                WarningCode.GPU_PERSISTENCE_MODE_OFF,
+                f"persistence mode of GPU {board.index} is off; the driver may be unloaded between runs, which changes "
+                f"idle power and start-up. Switch it on with: sudo nvidia-smi -i {board.index} -pm 1",
+            )
+        others = foreign_pids(_optional(nvml.compute_pids, board.handle) or (), relatives(), process_exists)
+        if others:
+            yield MeasurementWarning(
+                WarningCode.FOREIGN_GPU_PROCESS,
+                f"GPU {board.index} also worked for {_count(len(others), 'other process', 'other processes')} "
+                f"({', '.join(map(str, sorted(others)))}), whose energy is in the figures",
+            )
+
+
+def _describe(device: DeviceId, uuid: DeviceId, index: int, handle: NvmlHandle, nvml: Nvml) -> Board:
+    return Board(
+        device=device,
+        uuid=uuid,
+        index=index,
+        handle=handle,
+        has_counter=_has_counter(nvml, handle),
+        includes_module=_optional(nvml.energy_includes_module, handle) or False,
+        power_limit_w=_optional(nvml.power_limit_w, handle),
+        compute_capability=_optional(nvml.compute_capability, handle),
+    )
+
+
+def _has_counter(nvml: Nvml, handle: NvmlHandle) -> bool:
+    """Whether there is a counter; one that cannot be read for now counts as there, and its reads will tell."""
+    try:
+        nvml.total_energy_j(handle)
+    except NvmlNotSupportedError:
+        return False
+    except NvmlError:
+        return True
+    return True
+
+
+def _optional(reading: Callable[[NvmlHandle], _T], handle: NvmlHandle) -> _T | None:
+    """A reading that a measurement can do without."""
+    try:
+        return reading(handle)
+    except NvmlError:
+        return None
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

@@ -1,0 +1,184 @@
+"""The NVML meter: hardware energy counters read at the window's edges, power samples in between.
+
+    sampler   o----o----o----o----o----o----o----o----o----o----o----o----o
+    counter          c c c c                                c c c c
+    window                  [ <------------------------> ]
+                          start_s                      end_s
+
+`start_tracking` starts the sampler, then reads the counters in a short burst until each has just moved, and returns:
+the window starts on a step of the counter. `stop_tracking` takes the time, reads in a burst until the counters move
+again, and stops the sampler once it has a sample from past the end. Between the two no counter is read. What the
+readings are worth is `gpu_window`'s business.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.boards import Board, board_warnings, find_boards
+from llenergymeasure.core.energy.counter import (
+    BURSTS_TIMEOUT_S,
+    FIRST_BURST_TIMEOUT_S,
+    CounterPeriod,
+    CounterRead,
+    find_counter_steps,
+    measure_counter_periods,
+)
+from llenergymeasure.core.energy.gpu_energy import gpu_measurement
+from llenergymeasure.core.energy.gpu_reader import GpuReader
+from llenergymeasure.core.energy.gpu_sampling import describe_sensor, sampler_warnings, start_sampler, with_notes
+from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
+from llenergymeasure.core.energy.proof import is_proven
+from llenergymeasure.core.energy.sampler import PowerSampler
+from llenergymeasure.core.energy.telemetry import SampledTelemetry
+from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, TrackingHandle
+from llenergymeasure.core.host.nvml import Nvml, NvmlError
+from llenergymeasure.domain.warnings import MeasurementWarning
+from llenergymeasure.exceptions import EnergyError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """One burst of counter reads; a problem of one board's counter spoils the burst, and so the method, for all."""
+
+    reads: Mapping[DeviceId, tuple[CounterRead, ...]]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenWindow:
+    """What it takes to close a window."""
+
+    sampler: PowerSampler
+    before: _Reads
+    burst_s: float
+    warnings: tuple[MeasurementWarning, ...]
+
+
+class NVMLBackend:
+    """The meter of GPUs, by NVML alone.
+
+    Args:
+        devices: UUIDs of the GPUs or MIG instances that the run uses, and of no others.
+        nvml: The machine's NVML.
+        clock: The measurement clock.
+        options: How meters work on this machine.
+
+    Raises:
+        EnergyError: A device is not one of this machine's, or NVML failed.
+    """
+
+    name = "nvml"
+
+    def __init__(self, devices: Sequence[DeviceId], nvml: Nvml, clock: Clock, options: MeterOptions) -> None:
+        self._nvml = nvml
+        self._clock = clock
+        self._options = options
+        self._boards = find_boards(devices, nvml)
+        self._periods: Mapping[DeviceId, CounterPeriod] = {}
+
+    def prove(self) -> str:
+        """Read every board once, and learn how often its counter moves.
+
+        Raises:
+            EnergyError: A board has neither a power reading nor a counter that works.
+        """
+        proofs = [self._prove_board(board) for board in self._boards]
+        try:
+            self._periods = measure_counter_periods(self._counters(), self._clock)
+        except NvmlError as error:
+            logger.info("The energy counter could not be watched: %s", error)
+        return ", ".join(proofs)
+
+    def is_available(self) -> bool:
+        """Whether every board gives a reading."""
+        return is_proven(self)
+
+    def start_tracking(self) -> TrackingHandle:
+        """Start sampling, find a step of the counters, and open the window.
+
+        Raises:
+            EnergyError: The sampler could not start.
+        """
+        warnings = tuple(board_warnings(self._boards, self._nvml))
+        sampler = start_sampler(self._boards, self._nvml, self._clock, self._options)
+        asked_s = self._clock.now()
+        try:
+            before = self._burst(FIRST_BURST_TIMEOUT_S)
+        except BaseException:  # no thread is left behind, whatever happened
+            sampler.abort()
+            raise
+        start_s = self._clock.now()
+        return TrackingHandle(start_s, _OpenWindow(sampler, before, start_s - asked_s, warnings))
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        """Close the window and compute what flowed in it."""
+        end_s = self._clock.now()
+        window = handle.state
+        if not isinstance(window, _OpenWindow):
+            raise EnergyError("this window was not opened by the NVML meter")
+        try:
+            after = self._burst(BURSTS_TIMEOUT_S - window.burst_s)
+        except BaseException:
+            window.sampler.abort()
+            raise
+        telemetry = window.sampler.stop(end_s)
+        record = GpuWindow(
+            start_s=handle.start_s,
+            end_s=end_s,
+            boards=tuple(self._record(board, window.before, after, telemetry) for board in self._boards),
+            sampling_interval_s=self._options.poll_interval_ms / 1000,
+            gain_uncertainty_pct=self._options.power_gain_uncertainty_pct,
+            meter=self.name,
+        )
+        warnings = dict.fromkeys((*window.warnings, *board_warnings(self._boards, self._nvml)))
+        energy = gpu_measurement(RecordedWindow(record, telemetry))
+        return with_notes(energy, (*warnings, *sampler_warnings(telemetry)))
+
+    def _prove_board(self, board: Board) -> str:
+        reader = GpuReader(board.device, board.handle, self._nvml, self._clock)
+        power_w = reader.read().power_w
+        if power_w is not None:
+            return f"GPU {board.index} draws {power_w:.1f} W now"
+        if not board.has_counter:
+            raise EnergyError("; ".join(reader.problems()) or f"GPU {board.index} tells neither power nor energy")
+        energy_j = self._nvml.total_energy_j(board.handle)
+        return f"GPU {board.index} has counted {energy_j:.0f} J"
+
+    def _counters(self) -> dict[DeviceId, Callable[[], float]]:
+        return {board.device: partial(_read_counter, self._nvml, board) for board in self._boards if board.has_counter}
+
+    def _burst(self, timeout_s: float) -> _Reads:
+        counters = self._counters()
+        if not counters:
+            return _Reads({})
+        try:
+            return _Reads(find_counter_steps(counters, self._clock, timeout_s))
+        except NvmlError as error:
+            return _Reads({}, str(error))
+
+    def _record(self, board: Board, before: _Reads, after: _Reads, telemetry: SampledTelemetry) -> BoardRecord:
+        return BoardRecord(
+            device=board.device,
+            board=board.uuid,
+            has_counter=board.has_counter,
+            before=before.reads.get(board.device, ()),
+            after=after.reads.get(board.device, ()),
+            counter_problem=(before.problem or after.problem) if board.has_counter else None,
+            includes_module=board.includes_module,
+            power_limit_w=board.power_limit_w,
+            sensor=describe_sensor(board, telemetry, self._periods.get(board.device)),
+        )
+
+
+def _read_counter(nvml: Nvml, board: Board) -> float:
+    try:
+        return nvml.total_energy_j(board.handle)
+    except NvmlError as error:
+        raise type(error)(f"GPU {board.index}: {error}") from error
