@@ -116,7 +116,7 @@ class Registry:
             BackendError: The engine is unknown, not installed, or installed in a version that does not work.
         """
         provider = self._provider(name)
-        self._check_installed(provider)
+        self.package_versions(name)
         try:
             factory = provider.load()
         except ImportError as error:
@@ -125,6 +125,25 @@ class Registry:
                 f'Reinstall it with: pip install --force-reinstall "llenergymeasure[{provider.extra}]"'
             ) from error
         return factory(clock or SystemClock(), model_cache_dir)
+
+    def package_versions(self, name: str) -> dict[str, str]:
+        """Versions of the packages that the engine `name` needs, the engine's own first; nothing is imported.
+
+        Raises:
+            BackendError: The engine is unknown, or a package is missing or of a version that does not work.
+        """
+        provider = self._provider(name)
+        versions = {}
+        for need in provider.needs:
+            version = self._version_of(need.package)
+            if version is None or not need.accepts(version):
+                raise BackendError(
+                    f"the {provider.name} backend needs {need} ({version or 'none'} installed). "
+                    f'Install it with: pip install "llenergymeasure[{provider.extra}]", '
+                    f"or run it in Docker: LLEM_RUNNER_{provider.name.upper()}=docker:<image>"
+                )
+            versions[need.package] = version
+        return versions
 
     def detect_default_backend(self) -> str:
         """The engine to use when nobody named one: pytorch among several, else the only one there. Imports none.
@@ -157,16 +176,6 @@ class Registry:
                 f"Set backend: {DEFAULT_BACKEND}."
             )
         raise BackendError(f"unknown backend {name!r}. Use one of: {here}.")
-
-    def _check_installed(self, provider: Provider) -> None:
-        for need in provider.needs:
-            version = self._version_of(need.package)
-            if version is None or not need.accepts(version):
-                raise BackendError(
-                    f"the {provider.name} backend needs {need} ({version or 'none'} installed). "
-                    f'Install it with: pip install "llenergymeasure[{provider.extra}]", '
-                    f"or run it in Docker: LLEM_RUNNER_{provider.name.upper()}=docker:<image>"
-                )
 
 
 def parse_requirement(text: str) -> Requirement:
@@ -225,6 +234,7 @@ registry: Final = Registry()
 
 register = registry.register
 get_backend = registry.get_backend
+package_versions = registry.package_versions
 detect_default_backend = registry.detect_default_backend
 installed_backends = registry.installed_backends
 
