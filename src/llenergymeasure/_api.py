@@ -20,7 +20,7 @@ from llenergymeasure.config.loader import load_experiment_config
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.core.progress import Observer, ignore_events
-from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import MeasurementProtocol, StudyResult, StudySummary
 from llenergymeasure.exceptions import ConfigError, PersistenceError
 
@@ -117,18 +117,24 @@ def _run(
     machine = machine or load_user_config()
     started_at = datetime.now(timezone.utc)
     (config,) = study.experiments
-    from llenergymeasure.runners.local import run_local  # the engines' side of the house: only when something runs
+    from llenergymeasure.runners.local import new_experiment_id, run_local  # the engines' side: only when one runs
+    from llenergymeasure.runners.tracking import tracked
 
-    with tempfile.TemporaryDirectory(prefix="llem-") as work_dir:
-        run = run_local(config, machine, Path(work_dir), observer=observer)
-        saved, problem = _save(run, config.output_dir)
+    experiment_id = new_experiment_id(config, started_at)
+    output_dir = None if config.output_dir is None else Path(config.output_dir)
+    with (
+        tempfile.TemporaryDirectory(prefix="llem-") as work_dir,
+        tracked(output_dir, experiment_id, compute_measurement_config_hash(config), observer) as follow,
+    ):
+        run = run_local(config, machine, Path(work_dir), experiment_id=experiment_id, observer=follow)
+        saved, problem = _save(run, output_dir)
     on_result(run.result)
     if problem is not None:
         raise problem
     return _study_of_one(study, run.result, saved, started_at)
 
 
-def _save(run: MeasuredRun, output_dir: str | None) -> tuple[Path | None, PersistenceError | None]:
+def _save(run: MeasuredRun, output_dir: Path | None) -> tuple[Path | None, PersistenceError | None]:
     """Save a run where it belongs; a failure is returned, because the figures must reach the caller first."""
     if output_dir is None:
         return None, None

@@ -50,6 +50,7 @@ def run_local(
     machine: UserConfig,
     work_dir: Path,
     *,
+    experiment_id: str | None = None,
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
 ) -> MeasuredRun:
@@ -59,13 +60,14 @@ def run_local(
         config: What to run.
         machine: The user's settings for this machine.
         work_dir: An existing directory for the run's files; the caller removes it.
+        experiment_id: Identity of the measurement; a new one by default.
         observer: Who is told what happens.
         baselines: Idle measurements that may be reused; a fresh one is added.
 
     Raises:
         LLEMError: See `core.harness.measure`.
     """
-    experiment_id = new_experiment_id(config, datetime.now(timezone.utc))
+    experiment_id = experiment_id or new_experiment_id(config, datetime.now(timezone.utc))
     measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
     result = aggregate_results(experiment_id, [measurement.record], footprint=footprint_factors(machine))
     return MeasuredRun(result, measurement.artefacts)
