@@ -10,6 +10,7 @@ from llenergymeasure.config.base import Problem
 from llenergymeasure.config.sections import SyntheticDatasetConfig
 from llenergymeasure.config.ssot import (
     BACKENDS,
+    CONTINUOUS_BATCHING,
     DECODER_PARAM_SUPPORT,
     DECODING_SUPPORT,
     LORA_SUPPORT,
@@ -159,6 +160,15 @@ def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
+def _full_batch_needs_continuous_batching(config: ExperimentConfig) -> Iterator[Problem]:
+    if config.measurement.full_batch_only and config.backend not in CONTINUOUS_BATCHING:
+        yield Problem(
+            "measurement.full_batch_only",
+            f"measurement.full_batch_only: True has no meaning with backend={config.backend!r}, which runs fixed batches. "
+            f"Use measurement.skip_first_seconds and skip_last_seconds, or backend: {' or '.join(CONTINUOUS_BATCHING)}.",
+        )
+
+
 def _tf32_needs_fp32(config: ExperimentConfig) -> Iterator[Problem]:
     """TensorFloat-32 stands in for fp32 only."""
     if config.pytorch is not None and config.pytorch.allow_tf32 is not None and config.precision != "fp32":
@@ -189,6 +199,7 @@ CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
     _passthrough_is_free,
     _passthrough_is_portable,
     _lora_is_supported,
+    _full_batch_needs_continuous_batching,
     _tf32_needs_fp32,
 )
 """Every rule across fields; the first line of each docstring says it in words."""

@@ -28,6 +28,9 @@ DECODER_PARAM_SUPPORT: Final[dict[str, list[str]]] = {
 LORA_SUPPORT: Final[list[str]] = ["pytorch", "vllm"]
 """Backends that load an adapter beside the weights; the others need it merged into them first."""
 
+CONTINUOUS_BATCHING: Final[list[str]] = ["vllm", "tensorrt"]
+"""Backends that refill a batch while it runs, so that there is a time in which it is full."""
+
 BATCH_SIZE_FIELD: Final[dict[str, str]] = {
     "pytorch": "pytorch.batch_size",
     "vllm": "vllm.max_num_seqs",
