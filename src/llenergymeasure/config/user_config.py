@@ -127,7 +127,7 @@ def load_user_config(config_path: str | Path | None = None, environ: Mapping[str
     """
     document = _read(Path(config_path) if config_path is not None else get_user_config_path())
     reject_unknown(unknown_fields(document.data, UserConfig, root=UserConfig), document)
-    from_environment, sources = _environment_settings(os.environ if environ is None else environ)
+    from_environment, sources = environment_settings(os.environ if environ is None else environ)
     try:
         return UserConfig.model_validate(deep_merge(document.data, from_environment))
     except ValidationError as error:
@@ -139,18 +139,18 @@ def get_user_config_path() -> Path:
     return platformdirs.user_config_path(APP_NAME) / "config.yaml"
 
 
-def _read(path: Path) -> LoadedDocument:
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return LoadedDocument({}, SourceMap(), path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}.") from error
-    return load_document(path, empty_is_fine=True)
+def environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What environment variables set. An empty variable counts as unset.
 
+    Args:
+        environ: The environment.
 
-def _environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings from variables, nested, and the variable behind each dotted path. An empty variable counts as unset."""
+    Returns:
+        The settings, nested as in the file, and for each dotted path the variable behind it.
+
+    Raises:
+        ConfigError: A value does not parse; names the variable.
+    """
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for variable, (path, parse) in _VARIABLES.items():
@@ -159,6 +159,16 @@ def _environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], d
             set_dotted(settings, path, parse(variable, text))
             sources[path] = f"environment variable {variable}"
     return settings, sources
+
+
+def _read(path: Path) -> LoadedDocument:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return LoadedDocument({}, SourceMap(), path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}.") from error
+    return load_document(path, empty_is_fine=True)
 
 
 def _text(_: str, text: str) -> str:
