@@ -164,8 +164,9 @@ def _full_batch_needs_continuous_batching(config: ExperimentConfig) -> Iterator[
     if config.measurement.full_batch_only and config.backend not in CONTINUOUS_BATCHING:
         yield Problem(
             "measurement.full_batch_only",
-            f"measurement.full_batch_only: True has no meaning with backend={config.backend!r}, which runs fixed batches. "
-            f"Use measurement.skip_first_seconds and skip_last_seconds, or backend: {' or '.join(CONTINUOUS_BATCHING)}.",
+            f"measurement.full_batch_only: True has no meaning with backend={config.backend!r}, which runs fixed "
+            "batches. Use measurement.skip_first_seconds and skip_last_seconds, or "
+            f"backend: {' or '.join(CONTINUOUS_BATCHING)}.",
         )
 
 
