@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger(__name__)
+logger.addHandler(logging.NullHandler())  # without any handler, logging would print warnings to stderr on its own
 
 
 class _ForwardHandler(logging.Handler):

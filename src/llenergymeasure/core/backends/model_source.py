@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from llenergymeasure.builtin_models.store import materialise
 from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.resilience import retry_on_error
@@ -87,9 +88,10 @@ def find_model(
 
     Raises:
         BackendError: It does not exist, is gated, is not a model, or cannot be reached now.
+        ConfigError: There is no built-in model of that name.
     """
     if model.startswith(BUILTIN_MODEL_PREFIX):
-        return find_directory(_materialise(model), what, filename)
+        return find_directory(materialise(model), what, filename)
     if Path(model).expanduser().is_dir() or _looks_like_a_path(model):
         return find_directory(Path(model), what, filename)
     return _on_the_hub(model, revision, cache_home, what, filename, download or _hub_download(), sleep)
@@ -108,12 +110,6 @@ def find_directory(path: Path, what: str, filename: str = CONFIG_FILE) -> ModelS
     if not content.is_file():
         raise BackendError(f"{what}: {directory} holds no {filename}. Name the directory that save_pretrained wrote.")
     return ModelSource(str(directory), config=_read(content, what))
-
-
-def _materialise(model: str) -> Path:
-    from llenergymeasure.builtin_models import materialise
-
-    return materialise(model)
 
 
 def _looks_like_a_path(model: str) -> bool:

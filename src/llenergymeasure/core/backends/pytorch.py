@@ -90,7 +90,8 @@ class PyTorchBackend:
 
     def load(self, config: ExperimentConfig) -> None:
         """Load weights, adapter and drafter, and compile if asked to."""
-        self.unload()
+        if self._session is not None:
+            self.unload()
         section = _section(config)
         placement = placement_here(section)
         tokenizer = self._own_tokenizer(config)
@@ -114,7 +115,16 @@ class PyTorchBackend:
 
     def devices(self) -> tuple[DeviceId, ...]:
         """The devices that hold the weights."""
-        return used_devices(parameter.device for parameter in self._loaded().parts.model.parameters())
+        return used_devices(parameter.device for parameter in self.parts.model.parameters())
+
+    @property
+    def parts(self) -> LoadedParts:
+        """The loaded model and its companions, to look at.
+
+        Raises:
+            BackendError: Nothing is loaded.
+        """
+        return self._loaded().parts
 
     @property
     def batch_size(self) -> int | None:

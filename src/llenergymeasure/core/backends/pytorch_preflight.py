@@ -13,7 +13,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.model_source import ModelSource, find_model
 from llenergymeasure.core.backends.pytorch_devices import Placement, placement_here
 from llenergymeasure.core.backends.pytorch_loading import context_length, find_adapter, loader_arguments
-from llenergymeasure.exceptions import BackendError
+from llenergymeasure.exceptions import BackendError, ConfigError
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ def combination_problems(config: ExperimentConfig, here: Surroundings) -> list[s
 def _attempt(find: Callable[[], T], problems: list[str]) -> T | None:
     try:
         return find()
-    except BackendError as error:
+    except (BackendError, ConfigError) as error:
         problems.append(str(error))
         return None
 

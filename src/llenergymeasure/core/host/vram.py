@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from llenergymeasure.builtin_models.store import packaged_files
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
 from llenergymeasure.core.metrics.architecture import count_weights, text_part
@@ -130,9 +131,12 @@ def model_directory(
 
     The cache's layout is `models--owner--name/{refs/<revision>, snapshots/<commit>}` (huggingface_hub, "Understand
     caching").
+
+    Raises:
+        ConfigError: There is no built-in model of that name.
     """
     if model.startswith(BUILTIN_MODEL_PREFIX):
-        return None
+        return packaged_files(model)
     directory = Path(model).expanduser()
     if (directory / "config.json").is_file():
         return directory
@@ -195,8 +199,6 @@ def _quantised_bytes(config: Mapping[str, Any], stored: int, bits: int, bytes_pe
 
 def _from_name(config: ExperimentConfig) -> VramEstimate:
     reason = f"{config.model} is not on this machine yet"
-    if config.model.startswith(BUILTIN_MODEL_PREFIX):
-        reason = f"{config.model} is made on first use"
     count = count_from_name(config.model)
     if count.params is None:
         return VramEstimate(None, None, (f"not known: {reason}",))

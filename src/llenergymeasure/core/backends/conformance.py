@@ -1,0 +1,274 @@
+"""One set of checks that every inference engine must pass, whoever wrote it.
+
+    assert check_backend(lambda: MyBackend(SystemClock()), config) == []
+
+The checks load `config`'s model for real and generate a few short texts. They look at what figures depend on: counts of
+tokens, their instants, the devices, and that the process is left as it was found. The engine must use the machine's own
+clock (`SystemClock`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend, RequestOutput
+from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.exceptions import BackendError
+
+TEXTS: Final = (
+    "The kettle",
+    "A lighthouse keeper wrote down the weather every morning, and nobody read it.",
+    "Why is the sky blue?",
+    "One two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen",
+)
+OUTPUT_TOKENS: Final = 8
+"""Longest output of the checks, in tokens; `config.max_output_tokens` must allow it."""
+
+MISSING_MODEL: Final = "./there-is-no-such-model"
+
+
+@dataclass(frozen=True, slots=True)
+class ConformanceFailure:
+    """A promise that an engine did not keep.
+
+    Args:
+        check: Name of the check.
+        message: What was seen.
+    """
+
+    check: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """The engine under test, loaded, and prompts for it."""
+
+    engine: InferenceBackend
+    config: ExperimentConfig
+    prompts: tuple[tuple[int, ...], ...]
+
+    def requests(self, *, limits: Sequence[int] = (OUTPUT_TOKENS,), forced: bool = False) -> list[GenerationRequest]:
+        """One request per prompt, limits taken in turn; `forced` makes every text as long as its limit."""
+        return [
+            GenerationRequest(index, prompt, limit, limit if forced else 0)
+            for index, prompt in enumerate(self.prompts)
+            for limit in (limits[index % len(limits)],)
+        ]
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[RequestOutput]:
+        """Generate as the harness does: as many requests per call as the engine asks for."""
+        size = self.engine.batch_size or len(requests)
+        batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+        return [output for batch in batches for output in self.engine.generate(batch).requests]
+
+
+def check_backend(factory: Callable[[], InferenceBackend], config: ExperimentConfig) -> list[ConformanceFailure]:
+    """Run every check on a fresh engine.
+
+    Args:
+        factory: Makes an engine.
+        config: An experiment that the engine can run here, with greedy decoding and at least `OUTPUT_TOKENS` output
+            tokens; a small model will do.
+
+    Returns:
+        The promises not kept; empty for an engine that conforms.
+    """
+    engine = factory()
+    failures = _run("protocol", lambda: _speaks_the_protocol(engine))
+    failures += _run("preflight", lambda: _preflight_is_clean(engine, config))
+    if failures:
+        return failures
+    failures += _run("missing_model", lambda: _missing_model_is_an_error(factory(), config))
+    try:
+        subject = _load(engine, config)
+    except Exception as error:  # noqa: BLE001 (an engine under test may raise anything)
+        return [*failures, ConformanceFailure("load", f"{type(error).__name__}: {error}")]
+    for name, check in _CHECKS.items():
+        failures += _run(name, lambda check=check: check(subject))  # type: ignore[misc]
+    return failures + _run("unload", lambda: _unloads_for_good(subject))
+
+
+def _run(name: str, check: Callable[[], Iterator[str]]) -> list[ConformanceFailure]:
+    failures: list[ConformanceFailure] = []
+    try:
+        failures.extend(ConformanceFailure(name, message) for message in check())
+    except Exception as error:  # noqa: BLE001 (an engine under test may raise anything)
+        failures.append(ConformanceFailure(name, f"{type(error).__name__}: {error}"))
+    return failures
+
+
+def _load(engine: InferenceBackend, config: ExperimentConfig) -> _Subject:
+    tokenizer = engine.tokenizer(config)
+    prompts = tuple(tuple(tokenizer.encode(text)[: config.max_input_tokens]) for text in TEXTS)
+    engine.load(config)
+    return _Subject(engine, config, prompts)
+
+
+def _speaks_the_protocol(engine: InferenceBackend) -> Iterator[str]:
+    if not isinstance(engine, InferenceBackend):
+        yield f"{type(engine).__name__} lacks methods of InferenceBackend"
+    if not engine.version():
+        yield "version() is empty"
+
+
+def _preflight_is_clean(engine: InferenceBackend, config: ExperimentConfig) -> Iterator[str]:
+    yield from engine.preflight(config)
+    if not engine.plan_devices(config):
+        yield "plan_devices() names no device"
+
+
+def _missing_model_is_an_error(engine: InferenceBackend, config: ExperimentConfig) -> Iterator[str]:
+    missing = config.model_copy(update={"model": MISSING_MODEL})
+    if not engine.preflight(missing):
+        yield "preflight() has nothing to say about a model that does not exist"
+    try:
+        engine.load(missing)
+    except BackendError:
+        return
+    yield "load() of a model that does not exist raised no BackendError"
+
+
+def _devices_are_the_planned_ones(subject: _Subject) -> Iterator[str]:
+    planned, used = subject.engine.plan_devices(subject.config), subject.engine.devices()
+    if not used or not set(used) <= set(planned):
+        yield f"uses {used}, planned {planned}: the baseline would be another device's"
+
+
+def _batch_size_is_sane(subject: _Subject) -> Iterator[str]:
+    size = subject.engine.batch_size
+    if size is not None and size < 1:
+        yield f"batch_size is {size}"
+
+
+def _outputs_answer_requests(subject: _Subject) -> Iterator[str]:
+    requests = subject.requests()
+    outputs = subject.generate(requests)
+    if [output.index for output in outputs] != [request.index for request in requests]:
+        yield "outputs are not in the order of their requests"
+        return
+    for request, output in zip(requests, outputs, strict=True):
+        yield from _answer_problems(request, output)
+
+
+def _answer_problems(request: GenerationRequest, output: RequestOutput) -> Iterator[str]:
+    where = f"prompt {request.index}"
+    if output.input_tokens != len(request.token_ids):
+        yield f"{where}: {output.input_tokens} input tokens for {len(request.token_ids)} ids (is padding counted?)"
+    if not 1 <= output.output_tokens <= request.max_new_tokens:
+        yield f"{where}: {output.output_tokens} output tokens with a limit of {request.max_new_tokens}"
+    if output.finish_reason == "length" and output.output_tokens != request.max_new_tokens:
+        yield f"{where}: ended by length after {output.output_tokens} of {request.max_new_tokens} tokens"
+
+
+def _forced_lengths_are_met(subject: _Subject) -> Iterator[str]:
+    """Two engines forced to the same lengths must report the same counts."""
+    for output in subject.generate(subject.requests(forced=True)):
+        if output.output_tokens != OUTPUT_TOKENS:
+            yield f"prompt {output.index}: {output.output_tokens} tokens where {OUTPUT_TOKENS} were forced"
+
+
+def _rows_end_on_their_own(subject: _Subject) -> Iterator[str]:
+    limits = (OUTPUT_TOKENS, 3, OUTPUT_TOKENS - 2, 1)
+    requests = subject.requests(limits=limits, forced=True)
+    for request, output in zip(requests, subject.generate(requests), strict=True):
+        if output.output_tokens != request.max_new_tokens:
+            yield f"prompt {request.index}: {output.output_tokens} tokens, its own limit is {request.max_new_tokens}"
+
+
+def _tokens_are_timed_truly(subject: _Subject) -> Iterator[str]:
+    clock = SystemClock()
+    subject.engine.synchronize()
+    before_s = clock.now()
+    outputs = subject.generate(subject.requests(forced=True))
+    subject.engine.synchronize()
+    after_s = clock.now()
+    for output in outputs:
+        where = f"prompt {output.index}"
+        if not before_s <= output.started_s <= after_s:
+            yield f"{where}: started outside the call that generated it"
+        times_s = output.token_times_s
+        if times_s is None:
+            continue
+        if len(times_s) != output.output_tokens:
+            yield f"{where}: {len(times_s)} instants for {output.output_tokens} tokens"
+        elif times_s[0] <= output.started_s or times_s[-1] > after_s:
+            yield f"{where}: tokens at {times_s[0]:.6f}..{times_s[-1]:.6f} s, generated within the call"
+        elif any(later < earlier for earlier, later in pairwise(times_s)):
+            yield f"{where}: a token before its predecessor"
+
+
+def _greedy_decoding_repeats(subject: _Subject) -> Iterator[str]:
+    if not subject.config.decoder.is_deterministic:
+        return
+    first, second = (subject.generate(subject.requests()) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        if list(one.token_ids) != list(other.token_ids):
+            yield f"prompt {one.index}: greedy decoding gave two texts"
+
+
+def _process_is_left_alone(subject: _Subject) -> Iterator[str]:
+    before = _random_states()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        subject.generate(subject.requests())
+    if _random_states() != before:
+        yield "generate() changed the state of a global random number generator"
+    if printed.getvalue():
+        yield f"generate() printed {printed.getvalue()[:80]!r}"
+
+
+def _random_states() -> tuple[object, ...]:
+    torch = sys.modules.get("torch")
+    return (random.getstate(), torch.get_rng_state().tolist() if torch is not None else None)
+
+
+def _figures_are_plausible(subject: _Subject) -> Iterator[str]:
+    subject.engine.reset_peak_memory()
+    subject.generate(subject.requests())
+    memory = subject.engine.memory()
+    for name in ("peak_mb", "model_mb", "kv_cache_mb"):
+        figure = getattr(memory, name)
+        if figure is not None and figure <= 0:
+            yield f"memory().{name} is {figure}; what is not known must be None"
+    model = subject.engine.describe()
+    json.dumps(dict(model.settings), allow_nan=False)
+    if not model.settings:
+        yield "describe() reads no setting back"
+    if model.active_matmul_params is None and not model.params_note:
+        yield "describe() counts no parameters and does not say why"
+
+
+def _unloads_for_good(subject: _Subject) -> Iterator[str]:
+    subject.engine.unload()
+    subject.engine.unload()
+    try:
+        subject.engine.generate(subject.requests()[:1])
+    except BackendError:
+        return
+    yield "generate() still works, or fails without a BackendError, after unload()"
+
+
+_CHECKS: Final[dict[str, Callable[[_Subject], Iterator[str]]]] = {
+    "devices": _devices_are_the_planned_ones,
+    "batch_size": _batch_size_is_sane,
+    "outputs": _outputs_answer_requests,
+    "forced_lengths": _forced_lengths_are_met,
+    "row_limits": _rows_end_on_their_own,
+    "timestamps": _tokens_are_timed_truly,
+    "determinism": _greedy_decoding_repeats,
+    "side_effects": _process_is_left_alone,
+    "figures": _figures_are_plausible,
+}
