@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from llenergymeasure.core.energy.fusion import SensorDescription
 from llenergymeasure.core.energy.types import DeviceId, PowerSource
 from llenergymeasure.core.host.gpu_processes import foreign_pids, process_exists, relatives
 from llenergymeasure.core.host.nvml import (
@@ -16,13 +15,24 @@ from llenergymeasure.core.host.nvml import (
     NvmlHandle,
     NvmlNotSupportedError,
 )
+from llenergymeasure.core.metrics.uncertainty import PowerSampling
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
-AVERAGED_USAGE_S: Final = 1.0
-"""Averaging window of `nvmlDeviceGetPowerUsage` on boards since Ampere, GA100 excepted (arXiv 2312.02741)."""
+FOLLOWING: Final[dict[str, PowerSampling]] = {
+    "6.": PowerSampling(averaging_window_s=0.010, update_s=0.020),
+    "7.0": PowerSampling(averaging_window_s=0.010, update_s=0.020),
+    "7.2": PowerSampling(averaging_window_s=0.010, update_s=0.020),
+    "8.0": PowerSampling(averaging_window_s=0.025, update_s=0.100),
+    "9.0": PowerSampling(averaging_window_s=0.025, update_s=0.100),
+}
+"""Readings that follow the load, by the beginning of the compute capability: how long each one averages and how often
+it changes (arXiv 2312.02741, table 1). Where nothing is known, both are 100 ms."""
 
-LAST_UNAVERAGED_CAPABILITY: Final = (8, 0)
+AVERAGED: Final = PowerSampling(averaging_window_s=1.0, update_s=0.1)
+"""What `nvmlDeviceGetPowerUsage` gives on boards since Ampere, GA100 excepted (the same source)."""
+
+LAST_FOLLOWING: Final = (8, 0)
 """Compute capability of GA100, the last whose `nvmlDeviceGetPowerUsage` follows the load."""
 
 _T = TypeVar("_T")
@@ -57,14 +67,19 @@ class Board:
         """Whether the run uses only a slice of it."""
         return self.device != self.uuid
 
-    def averaging_window_s(self, source: PowerSource | None) -> float:
-        """Over which time a power sample from `source` is an average, in seconds; the longest there is in doubt."""
-        if source != "power_usage":
-            return SensorDescription().averaging_window_s
-        major, _, minor = (self.compute_capability or "9.0").partition(".")
-        if (int(major), int(minor or 0)) <= LAST_UNAVERAGED_CAPABILITY:
-            return SensorDescription().averaging_window_s
-        return AVERAGED_USAGE_S
+    def sampling(self, source: PowerSource | None) -> PowerSampling:
+        """How power samples from `source` come about on this board."""
+        capability = self.compute_capability or ""
+        if source == "power_usage" and _version(capability) > LAST_FOLLOWING:
+            return AVERAGED
+        known = (sampling for prefix, sampling in FOLLOWING.items() if capability.startswith(prefix))
+        return next(known, PowerSampling())
+
+
+def _version(capability: str) -> tuple[int, int]:
+    """A compute capability as numbers; an unknown one counts as recent."""
+    major, _, minor = capability.partition(".")
+    return (int(major), int(minor or 0)) if major.isdigit() else (99, 0)
 
 
 def find_boards(devices: Sequence[DeviceId], nvml: Nvml) -> tuple[Board, ...]:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from llenergymeasure.core.energy.gpu_window import BoardEnergy, GpuWindow, RecordedWindow, board_energy, scope_of
+from llenergymeasure.core.energy.gpu_window import BoardEnergy, RecordedWindow, board_energy, scope_of
 from llenergymeasure.core.energy.types import EnergyMeasurement, Method, UncertaintyComponent
+from llenergymeasure.core.metrics.uncertainty import combine_boards, comparative_half_width, gain_component
 from llenergymeasure.domain.energy import EnergyAudit
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
@@ -28,73 +29,51 @@ def gpu_measurement(recorded: RecordedWindow) -> EnergyMeasurement:
     """
     window = recorded.window
     answers = [board_energy(record, recorded, window) for record in window.boards]
-    counter_j, fused_j = _sum(a.counter_j for a in answers), _sum(a.fused_j for a in answers)
-    integral_j = _sum(a.integral_j for a in answers)
-    audit = _audit(counter_j, fused_j, integral_j, answers, window)
+    audit = _audit(answers)
     method = _method(answers, audit)
-    total_j = {"hardware_counter": fused_j, "power_integration": integral_j}.get(method or "")
     return EnergyMeasurement(
         start_s=window.start_s,
         end_s=window.end_s,
-        total_j=total_j,
+        total_j=None if method is None else _sum(_answer(a, method) for a in answers),
         method=method,
         scope=None if method is None else scope_of(window.boards),
         per_gpu_j={a.device: _answer(a, method) for a in answers},
-        counter_j=counter_j,
-        integral_j=integral_j,
-        fused_j=fused_j,
+        counter_j=_sum(a.counter_j for a in answers),
+        integral_j=_sum(a.integral_j for a in answers),
+        fused_j=_sum(a.fused_j for a in answers),
         audit=audit,
-        components=() if method is None else tuple(_budget(answers, method, window)),
+        components=() if method is None else _budget(answers, method, window.gain_uncertainty_pct),
         telemetry=recorded,
         notes=tuple(_notes(answers, method, audit)),
         meter=window.meter,
     )
 
 
-def _audit(
-    counter_j: float | None,
-    fused_j: float | None,
-    integral_j: float | None,
-    answers: Sequence[BoardEnergy],
-    window: GpuWindow,
-) -> EnergyAudit | None:
-    if counter_j is None or fused_j is None or integral_j is None:
+def _audit(answers: Sequence[BoardEnergy]) -> EnergyAudit | None:
+    """Counter against integral over all boards; `None` unless every board has both."""
+    counted_j, integral_j = _sum(a.counted_j for a in answers), _sum(a.integral_j for a in answers)
+    counter_j = _sum(a.counter_j for a in answers)
+    if counter_j is None or counted_j is None or integral_j is None or counted_j <= 0:
         return None
-    allowed_j = math.hypot(_counter_half_width(answers), _integral_half_width(answers))
-    bound_pct = 100.0 * allowed_j / fused_j + SENSOR_SPREAD_PCT
-    disagreement_pct = 100.0 * (integral_j - fused_j) / fused_j
+    budget = combine_boards(part for a in answers for part in (a.counter_budget, a.integral_budget))
+    bound_pct = 100.0 * comparative_half_width(budget) / counted_j + SENSOR_SPREAD_PCT
+    disagreement_pct = 100.0 * (integral_j - counted_j) / counted_j
     return EnergyAudit(
         counter_j=counter_j,
         integral_j=integral_j,
-        fused_j=fused_j,
+        fused_j=_sum(a.fused_j for a in answers),
         disagreement_pct=disagreement_pct,
         bound_pct=bound_pct,
         agrees=abs(disagreement_pct) <= bound_pct,
     )
 
 
-def _budget(answers: Sequence[BoardEnergy], method: Method, window: GpuWindow) -> Iterator[UncertaintyComponent]:
-    total_j = math.fsum(_answer(answer, method) or 0.0 for answer in answers)
-    yield UncertaintyComponent(
-        "sensor gain",
-        window.gain_uncertainty_pct / 100 * total_j,
-        "gain",
-        f"±{window.gain_uncertainty_pct:g} % as configured; only an external meter can better it",
-    )
-    if method == "hardware_counter":
-        note = "what the counter's steps leave open at the window's edges"
-        yield UncertaintyComponent("counter", _counter_half_width(answers), "counter_resolution", note)
-    else:
-        note = "what may have happened between the power samples"
-        yield UncertaintyComponent("power samples", _integral_half_width(answers), "sampling", note)
-
-
-def _counter_half_width(answers: Sequence[BoardEnergy]) -> float:
-    return math.hypot(*(answer.fused_half_width_j for answer in answers))
-
-
-def _integral_half_width(answers: Sequence[BoardEnergy]) -> float:
-    return math.hypot(*(answer.integral_half_width_j for answer in answers))
+def _budget(answers: Sequence[BoardEnergy], method: Method, gain_pct: float) -> tuple[UncertaintyComponent, ...]:
+    budgets = []
+    for answer in answers:
+        timing = answer.counter_budget if method == "hardware_counter" else answer.integral_budget
+        budgets.append((gain_component(_answer(answer, method) or 0.0, gain_pct), *timing))
+    return combine_boards(budgets)
 
 
 def _notes(
@@ -123,13 +102,13 @@ def _notes(
         )
         yield MeasurementWarning(
             WarningCode.ENERGY_METHODS_DISAGREE,
-            f"the energy counter says {audit.fused_j or audit.counter_j:.1f} J, the power samples say "
-            f"{audit.integral_j:.1f} J ({audit.disagreement_pct:+.1f} %, allowed ±{audit.bound_pct:.1f} %): {verdict}",
+            f"the energy counter says {audit.counter_j:.1f} J, the power samples say {audit.integral_j:.1f} J "
+            f"({audit.disagreement_pct:+.1f} %, allowed ±{audit.bound_pct:.1f} %): {verdict}",
         )
 
 
 def _reasons(answer: BoardEnergy) -> Iterator[str]:
-    if answer.fused_j is None and answer.counter_reason:
+    if answer.counted_j is None and answer.counter_reason:
         yield answer.counter_reason
     if answer.integral_j is None and answer.integral_reason:
         yield answer.integral_reason
@@ -138,7 +117,7 @@ def _reasons(answer: BoardEnergy) -> Iterator[str]:
 def _method(answers: Sequence[BoardEnergy], audit: EnergyAudit | None) -> Method | None:
     if audit is not None and abs(audit.disagreement_pct) > max(BROKEN_PCT, BROKEN_BOUNDS * audit.bound_pct):
         return None
-    if answers and all(answer.fused_j is not None for answer in answers):
+    if answers and all(answer.counted_j is not None for answer in answers):
         return "hardware_counter"
     if answers and all(answer.integral_j is not None for answer in answers):
         return "power_integration"
@@ -146,17 +125,18 @@ def _method(answers: Sequence[BoardEnergy], audit: EnergyAudit | None) -> Method
 
 
 def _answer(answer: BoardEnergy, method: Method | None) -> float | None:
-    """One board's joules by the window's method; by whichever there is where the total has none."""
+    """One board's joules by the window's method; where the window has none, by the only one the board has."""
     if method == "hardware_counter":
-        return answer.fused_j
+        return answer.counted_j
     if method == "power_integration":
         return answer.integral_j
-    if answer.fused_j is not None and answer.integral_j is not None:
-        return None  # both are there and the window has no method: they contradict each other
-    return answer.fused_j if answer.fused_j is not None else answer.integral_j
+    if answer.counted_j is not None and answer.integral_j is not None:
+        return None
+    return answer.counted_j if answer.counted_j is not None else answer.integral_j
 
 
 def _sum(parts: Iterable[float | None]) -> float | None:
+    """The sum, or `None` where a part is missing or there are none."""
     known = list(parts)
     if not known or any(part is None for part in known):
         return None

@@ -14,6 +14,7 @@ from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, PowerSource
 from llenergymeasure.core.host.nvml import Nvml
+from llenergymeasure.core.metrics.uncertainty import PowerSampling
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MISSED_SHARE: float = 0.01
@@ -34,16 +35,20 @@ def start_sampler(boards: Sequence[Board], nvml: Nvml, clock: Clock, options: Me
     return sampler
 
 
-def describe_sensor(board: Board, telemetry: SampledTelemetry, period: CounterPeriod | None) -> SensorDescription:
+def power_sampling(board: Board, telemetry: SampledTelemetry) -> PowerSampling:
+    """How the power samples of a window came about; with two sources, what is known of the slower one."""
+    used = [board.sampling(source) for source in power_sources(telemetry, board.device)]
+    return max(used, key=lambda sampling: sampling.averaging_window_s, default=PowerSampling())
+
+
+def describe_sensor(sampling: PowerSampling, period: CounterPeriod | None) -> SensorDescription:
     """What is known of a board's sensors after a window.
 
     Args:
-        board: The board.
-        telemetry: The window's samples; where they came from decides over what they are averages.
+        sampling: How its power samples came about.
         period: Time between two steps of its counter, where it was watched.
     """
-    window_s = max((board.averaging_window_s(source) for source in power_sources(telemetry, board.device)), default=0.0)
-    sensor = SensorDescription(averaging_window_s=window_s)
+    sensor = SensorDescription(averaging_window_s=sampling.averaging_window_s)
     if period is None:
         return sensor
     return replace(sensor, counter_period_s=period.period_s, counter_period_tolerance_s=period.tolerance_s)

@@ -9,16 +9,16 @@ them must be broken, and nothing says which, there is no answer.
 from __future__ import annotations
 
 import math
-import statistics
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from llenergymeasure.core.energy.counter import CounterError, CounterRead, plain_counter_energy
-from llenergymeasure.core.energy.fusion import Sample, SensorDescription, fuse_energy
+from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, SensorDescription, fuse_energy
 from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
-from llenergymeasure.core.energy.types import DeviceId, Scope, Telemetry, TelemetrySample
+from llenergymeasure.core.energy.types import DeviceId, Scope, Telemetry, TelemetrySample, UncertaintyComponent
+from llenergymeasure.core.metrics.uncertainty import PowerSampling, counter_component, integral_components
 
 ABSURD_COUNTER_FACTOR: Final = 3.0
 """A counter that implies a mean power above this many power limits has jumped."""
@@ -46,7 +46,8 @@ class BoardRecord:
         counter_problem: Why the counter could not be read; `None` when it could.
         includes_module: Whether counter and samples cover a whole superchip.
         power_limit_w: The enforced power limit in watts, where it is known.
-        sensor: What is known of counter and power sensor.
+        sensor: What is known of its counter.
+        sampling: How its power samples came about.
     """
 
     device: DeviceId
@@ -58,6 +59,7 @@ class BoardRecord:
     includes_module: bool = False
     power_limit_w: float | None = None
     sensor: SensorDescription = field(default_factory=SensorDescription)
+    sampling: PowerSampling = field(default_factory=PowerSampling)
 
     @property
     def is_mig(self) -> bool:
@@ -93,22 +95,35 @@ class BoardEnergy:
     Args:
         device: The device as the run names it.
         counter_j: Plain difference of the counter, in joules.
-        fused_j: Counter and samples fused.
-        fused_half_width_j: 95 % half-width of `fused_j` without the gain.
+        counted: The same, sharpened by fusion where a step was found on both sides.
         counter_reason: Why there is no counter figure; empty where there is one, or never was a counter.
         integral_j: Integral of the power samples.
-        integral_half_width_j: Its 95 % half-width without the gain.
+        integral_budget: Its error budget without the gain.
         integral_reason: Why there is none.
     """
 
     device: DeviceId
     counter_j: float | None
-    fused_j: float | None
-    fused_half_width_j: float
+    counted: FusedEnergy | None
     counter_reason: str
     integral_j: float | None
-    integral_half_width_j: float
+    integral_budget: tuple[UncertaintyComponent, ...]
     integral_reason: str
+
+    @property
+    def counted_j(self) -> float | None:
+        """Joules by the counter, as sharp as could be had."""
+        return None if self.counted is None else self.counted.energy_j
+
+    @property
+    def fused_j(self) -> float | None:
+        """Joules by counter and samples together; `None` where only the plain difference was to be had."""
+        return None if self.counted is None or self.counted.used_fallback else self.counted.energy_j
+
+    @property
+    def counter_budget(self) -> tuple[UncertaintyComponent, ...]:
+        """The error budget of `counted_j` without the gain."""
+        return () if self.counted is None else (counter_component(self.counted),)
 
 
 def board_energy(record: BoardRecord, telemetry: Telemetry, window: GpuWindow) -> BoardEnergy:
@@ -121,26 +136,20 @@ def board_energy(record: BoardRecord, telemetry: Telemetry, window: GpuWindow) -
     """
     times, power = power_trace(telemetry, record.device)
     integral_j, integral_reason = _integral(times, power, window)
-    counter_j = fused_j = None
-    half_width_j, reason = 0.0, record.counter_problem or ""
+    counter_j: float | None = None
+    counted: FusedEnergy | None = None
+    counter_reason = record.counter_problem or ""
     if record.has_counter and record.counter_problem is None:
         try:
             counter_j = _believable_counter(record, window)
-            samples = _samples_near_edges(times, power, window)
-            fused = fuse_energy(record.before, record.after, samples, window.start_s, window.end_s, record.sensor)
-            fused_j, half_width_j = fused.energy_j, fused.half_width_j
+            near = list(_samples_near_edges(times, power, window))
+            counted = fuse_energy(record.before, record.after, near, window.start_s, window.end_s, record.sensor)
         except CounterError as error:
-            reason = str(error)
-    return BoardEnergy(
-        device=record.device,
-        counter_j=counter_j,
-        fused_j=fused_j,
-        fused_half_width_j=half_width_j,
-        counter_reason=reason,
-        integral_j=integral_j,
-        integral_half_width_j=_integral_half_width(times, power, window),
-        integral_reason=integral_reason,
-    )
+            counter_j, counter_reason = None, str(error)
+    budget: tuple[UncertaintyComponent, ...] = ()
+    if integral_j is not None:
+        budget = integral_components(times, power, window.start_s, window.end_s, record.sampling)
+    return BoardEnergy(record.device, counter_j, counted, counter_reason, integral_j, budget, integral_reason)
 
 
 def power_trace(telemetry: Telemetry, device: DeviceId) -> tuple[array[float], array[float]]:
@@ -189,17 +198,6 @@ def _longest_gap_s(times: Sequence[float], start_s: float, end_s: float) -> floa
             longest = max(longest, time_s - before_s)
         before_s = time_s
     return longest
-
-
-def _integral_half_width(times: Sequence[float], power: Sequence[float], window: GpuWindow) -> float:
-    """What sampling leaves open: chance, were samples drawn at random times, and half an interval at each edge."""
-    inside = [power_w for time_s, power_w in zip(times, power, strict=True) if window.start_s <= time_s <= window.end_s]
-    if len(inside) < 2:
-        return 0.0
-    duration_s, spread_w = window.end_s - window.start_s, max(power) - min(power)
-    chance_j = 1.96 * statistics.pstdev(inside) / math.sqrt(len(inside)) * duration_s
-    edges_j = 1.96 * math.sqrt(2.0 / 12.0) * spread_w * duration_s / len(inside)
-    return math.hypot(chance_j, edges_j)
 
 
 def _samples_near_edges(times: Sequence[float], power: Sequence[float], window: GpuWindow) -> Iterator[Sample]:

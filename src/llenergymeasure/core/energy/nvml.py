@@ -30,7 +30,13 @@ from llenergymeasure.core.energy.counter import (
 )
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_reader import GpuReader
-from llenergymeasure.core.energy.gpu_sampling import describe_sensor, sampler_warnings, start_sampler, with_notes
+from llenergymeasure.core.energy.gpu_sampling import (
+    describe_sensor,
+    power_sampling,
+    sampler_warnings,
+    start_sampler,
+    with_notes,
+)
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
 from llenergymeasure.core.energy.proof import is_proven
 from llenergymeasure.core.energy.sampler import PowerSampler
@@ -164,6 +170,7 @@ class NVMLBackend:
             return _Reads({}, str(error))
 
     def _record(self, board: Board, before: _Reads, after: _Reads, telemetry: SampledTelemetry) -> BoardRecord:
+        sampling = power_sampling(board, telemetry)
         return BoardRecord(
             device=board.device,
             board=board.uuid,
@@ -173,7 +180,8 @@ class NVMLBackend:
             counter_problem=(before.problem or after.problem) if board.has_counter else None,
             includes_module=board.includes_module,
             power_limit_w=board.power_limit_w,
-            sensor=describe_sensor(board, telemetry, self._periods.get(board.device)),
+            sensor=describe_sensor(sampling, self._periods.get(board.device)),
+            sampling=sampling,
         )
 
 

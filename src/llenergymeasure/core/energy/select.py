@@ -15,11 +15,13 @@ from typing import Final, Literal
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.boards import find_boards
 from llenergymeasure.core.energy.codecarbon import CodeCarbonBackend
+from llenergymeasure.core.energy.host_energy import WithHostEnergy
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.proof import Meter
 from llenergymeasure.core.energy.rapl import POWERCAP_ROOT, RaplBackend
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
+from llenergymeasure.core.energy.zeus import ZeusBackend
 from llenergymeasure.core.host.nvml import Nvml, open_nvml
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.protocols import EnergyBackend
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 BackendName = Literal["auto", "nvml", "zeus", "codecarbon", "rapl"]
 
-GPU_PRIORITY: Final = ("nvml", "codecarbon")
+GPU_PRIORITY: Final = ("zeus", "nvml", "codecarbon")
 CPU_PRIORITY: Final = ("rapl", "codecarbon")
 
 
@@ -123,14 +125,26 @@ class _Workshop:
             EnergyError: Something it needs is missing.
         """
         builders: dict[str, Callable[[], Meter]] = {
+            "zeus": self._zeus,
             "nvml": self._nvml,
             "codecarbon": self._codecarbon,
             "rapl": self._rapl,
         }
         return builders[name]()
 
+    def _zeus(self) -> Meter:
+        nvml = self._host.open_nvml()
+        return self._with_host_energy(ZeusBackend(self._devices, nvml, self._clock, self._options))
+
     def _nvml(self) -> Meter:
-        return NVMLBackend(self._devices, self._host.open_nvml(), self._clock, self._options)
+        nvml = self._host.open_nvml()
+        return self._with_host_energy(NVMLBackend(self._devices, nvml, self._clock, self._options))
+
+    def _with_host_energy(self, meter: Meter) -> Meter:
+        """The same meter, with CPU and memory energy beside it where this machine lets its counters be read."""
+        if RaplBackend(self._clock, self._options, self._host.powercap_root).is_available():
+            return WithHostEnergy(meter, self._clock, self._host.powercap_root)
+        return meter
 
     def _rapl(self) -> Meter:
         return RaplBackend(self._clock, self._options, self._host.powercap_root)
@@ -140,3 +154,49 @@ class _Workshop:
             return CodeCarbonBackend(self._clock)
         indices = sorted({board.index for board in find_boards(self._devices, self._host.open_nvml())})
         return CodeCarbonBackend(self._clock, self._devices, indices)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendReading:
+    """Whether an energy backend works here, with the reading that proves it.
+
+    Args:
+        name: The name a config uses.
+        available: Whether it just gave a reading.
+        text: The reading, or the reason why there is none.
+    """
+
+    name: str
+    available: bool
+    text: str
+
+
+def describe_energy_backends(
+    devices: Sequence[DeviceId],
+    *,
+    clock: Clock,
+    options: MeterOptions,
+    host: MeterHost | None = None,
+) -> list[BackendReading]:
+    """Every energy backend of this machine with its reading as proof, best first.
+
+    Args:
+        devices: UUIDs of the GPUs to read; empty where there are none.
+        clock: The measurement clock.
+        options: How meters work on this machine.
+        host: Where sensors are found.
+    """
+    described: list[BackendReading] = []
+    for measured in ((tuple(devices),) if devices else ()) + ((CPU_DEVICE,),):
+        workshop = _Workshop(measured, clock, options, host or MeterHost())
+        for name in workshop.priority:
+            if name not in {reading.name for reading in described}:
+                described.append(_describe(name, workshop))
+    return described
+
+
+def _describe(name: str, workshop: _Workshop) -> BackendReading:
+    try:
+        return BackendReading(name, True, workshop.build(name).prove())
+    except EnergyError as error:
+        return BackendReading(name, False, str(error))

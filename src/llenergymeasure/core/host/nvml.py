@@ -8,7 +8,7 @@ marks as unavailable is an error too, never a number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -170,8 +170,7 @@ def open_nvml() -> Nvml:
         NvmlLibraryMissingError: No NVIDIA driver here.
         NvmlError: It is there and does not start.
     """
-    with _typed_errors("initialising NVML"):
-        pynvml.nvmlInit()
+    _call("NVML itself", pynvml.nvmlInit)
     return _PynvmlBinding()
 
 
@@ -298,8 +297,10 @@ def _occupied_mig_slots(handle: NvmlHandle, slots: int) -> Iterator[NvmlHandle]:
 
 
 def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    with _typed_errors(f"reading {what}"):
+    try:
         return function(*args)
+    except pynvml.NVMLError as error:
+        raise _typed(what, error) from error
 
 
 def _valid_u32(what: str, value: int) -> int:
@@ -308,18 +309,10 @@ def _valid_u32(what: str, value: int) -> int:
     return value
 
 
-@contextmanager
-def _typed_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except pynvml.NVMLError as error:
-        raise _typed(what, error) from error
-
-
 def _typed(what: str, error: Any) -> NvmlError:
     """The `NvmlError` for one of the binding's own exceptions."""
     kind = _ERROR_KINDS.get(error.value, NvmlError)
-    return kind(f"{what} failed: {error}")
+    return kind(f"reading {what} failed: {error}")
 
 
 _ERROR_KINDS: Final[dict[int, type[NvmlError]]] = {
