@@ -10,6 +10,7 @@ from typing import Any
 
 from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.timeseries import write_timeseries
+from llenergymeasure.core.trace import write_trace
 
 TIMESERIES_FILE = "timeseries.parquet"
 TRACE_FILE = "trace.parquet"
@@ -46,8 +47,6 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
     if energy.telemetry is not None:
         timeseries = write_timeseries(energy, work_dir / TIMESERIES_FILE)
         if wanted.save_trace:
-            from llenergymeasure.core.timeseries import write_trace
-
             trace = write_trace(energy, work_dir / TRACE_FILE)
     if wanted.save_outputs:
         outputs = work_dir / OUTPUTS_FILE
