@@ -33,6 +33,8 @@ class WarningCode(str, Enum):
     SAMPLER_DEADLINES_MISSED = "sampler_deadlines_missed"
     PHASES_NOT_RESOLVED = "phases_not_resolved"
     TELEMETRY_UNAVAILABLE = "telemetry_unavailable"
+    ENVIRONMENT_CHANGED = "environment_changed"
+    GPU_MEMORY_LEFT_BEHIND = "gpu_memory_left_behind"
     PROCESSES_NOT_CONCURRENT = "processes_not_concurrent"
     DEVICE_SHARED_BY_PROCESSES = "device_shared_by_processes"
     ENERGY_ATTRIBUTION_UNVERIFIED = "energy_attribution_unverified"

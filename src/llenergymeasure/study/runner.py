@@ -1,0 +1,377 @@
+"""Runs a study: every experiment in every cycle, one at a time, each in isolation, with gaps in between.
+
+    look for leftovers -> run in isolation -> save -> checkpoint -> gap (the next child starts near its end)
+
+Nothing finished is ever lost: a result is on disk before the next run begins, and a crash, an interrupt or a full disk
+costs at most the experiment in flight.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llenergymeasure.config.models import StudyConfig
+from llenergymeasure.core.baseline import BaselineCache
+from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.domain.environment import EnvironmentSnapshot
+from llenergymeasure.domain.study import StudyResult
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
+from llenergymeasure.runners.interrupt import Interrupt, signals_as
+from llenergymeasure.runners.launcher import ExperimentJob, JobOutcome, Launcher
+from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
+from llenergymeasure.study.events import (
+    RunFinished,
+    RunStarted,
+    StudyEvent,
+    StudyFinished,
+    StudyNotice,
+    StudyObserver,
+    StudyStarted,
+    ignore_study_events,
+)
+from llenergymeasure.study.gaps import Gaps, SkipKey, gaps_of, wait_out
+from llenergymeasure.study.manifest import ManifestWriter
+from llenergymeasure.study.resume import Resumption
+from llenergymeasure.study.saving import Save, keep_failure, rescue_run, save_run, write_study
+from llenergymeasure.study.sequence import PlannedRun, RunKey, plan_runs
+from llenergymeasure.study.surroundings import environment_changes, leftover_gpu_memory
+from llenergymeasure.study.timeouts import timeout_s
+
+if TYPE_CHECKING:
+    from llenergymeasure.config.user_config import UserConfig
+    from llenergymeasure.domain.experiment import ExperimentResult
+
+WORK_DIR: Final = ".work"
+"""Where running experiments keep their files; empty between runs."""
+
+_GONE: Final = "it has been removed or replaced while the study was running."
+
+_log = logging.getLogger(__name__)
+
+
+class StudyStoppedError(StudyError):
+    """The study gave up, or could not go on; what was finished is kept.
+
+    Args:
+        message: Why, and how to go on.
+        study_dir: Directory of the study.
+        result: What it yielded until then; `None` where even that could not be written.
+    """
+
+    def __init__(self, message: str, study_dir: Path, result: StudyResult | None = None) -> None:
+        self.study_dir = study_dir
+        self.result = result
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[StudyStoppedError], tuple[str, Path, StudyResult | None]]:
+        return (type(self), (str(self), self.study_dir, self.result))
+
+
+class StudyInterruptedError(KeyboardInterrupt):
+    """The user stopped the study; finished results are kept.
+
+    A `KeyboardInterrupt`, because that is what whoever pressed Ctrl-C expects.
+
+    Args:
+        message: What is kept and how to go on.
+        study_dir: Directory of the study.
+    """
+
+    def __init__(self, message: str, study_dir: Path) -> None:
+        self.study_dir = study_dir
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a study runs in: everything that a test replaces.
+
+    Args:
+        launcher: Runs one experiment in isolation.
+        clock: Where time comes from.
+        observer: Who is told what happens.
+        interrupt: How the user asks to stop.
+        save: Writes a finished run to disk.
+        leftovers: Finds GPU memory that somebody left behind, one sentence each.
+        skip_gap: Whether the user wants to skip the gap.
+    """
+
+    launcher: Launcher
+    clock: Clock = field(default_factory=SystemClock)
+    observer: StudyObserver = ignore_study_events
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    save: Save = save_run
+    leftovers: Callable[[], Sequence[str]] = leftover_gpu_memory
+    skip_gap: SkipKey | None = None
+
+
+class StudyRunner:
+    """Runs what is left of a study.
+
+    Args:
+        study: The study.
+        study_dir: Its directory, which this process has locked.
+        machine: The user's settings for this machine.
+        around: What it runs in.
+        resumption: What an earlier execution left; `None` for a new study.
+        export_csv: Also write a CSV of all results at the end.
+    """
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        study_dir: Path,
+        machine: UserConfig,
+        around: Surroundings,
+        *,
+        resumption: Resumption | None = None,
+        export_csv: bool = False,
+    ) -> None:
+        self._study = study
+        self._dir = study_dir
+        self._machine = machine
+        self._around = around
+        self._export_csv = export_csv
+        self._gaps: Gaps = gaps_of(study.execution, machine)
+        self._environment: EnvironmentSnapshot | None = resumption.environment if resumption else None
+        self._baselines = BaselineCache()
+        self._failures_in_a_row: list[str] = []
+        self._inode = _inode(study_dir)
+        kept = resumption.kept if resumption else ()
+        self._manifest = ManifestWriter(
+            study,
+            study_dir,
+            kept=kept,
+            started_at=resumption.started_at if resumption else None,
+            clock=around.clock,
+        )
+        self._all = plan_runs(study)
+        self._left = [run for run in self._all if self._manifest.entry(*run.key).status != "completed"]
+        self._prepared: dict[RunKey, ExperimentJob] = {}
+
+    def run(self) -> StudyResult:
+        """Run every run that is left.
+
+        Returns:
+            What the study yielded, failed runs included; it is on disk as `study_summary.json`.
+
+        Raises:
+            StudyInterruptedError: SIGINT or SIGTERM came; the manifest says `interrupted`.
+            StudyStoppedError: Too many runs failed one after the other, or results cannot be saved any more.
+        """
+        total, left = len(self._all), len(self._left)
+        self._tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs)))
+        try:
+            with signals_as(self._around.interrupt):
+                self._run_all()
+        except RunInterruptedError as error:
+            self._mark_interrupted()
+            raise StudyInterruptedError(self._how_to_go_on("Interrupted"), self._dir) from error
+        except (StudyError, PersistenceError) as error:
+            raise self._stopped(error) from error
+        except BaseException:
+            self._mark_interrupted()
+            raise
+        finally:
+            self._around.launcher.discard()
+            shutil.rmtree(self._dir / WORK_DIR, ignore_errors=True)
+        self._manifest.mark_study_completed()
+        result = self._write_study(finished=True)
+        self._tell(StudyFinished(result, self._dir))
+        return result
+
+    def _run_all(self) -> None:
+        for index, run in enumerate(self._left):
+            if index > 0:
+                self._wait_before(run, self._left[index - 1])
+            self._check_interrupt()
+            job = self._prepared.pop(run.key) if run.key in self._prepared else self._make_job(run)
+            self._run_one(run, job)
+
+    def _run_one(self, run: PlannedRun, job: ExperimentJob) -> None:
+        clock = self._around.clock
+        notes = self._leftovers()
+        self._manifest.mark_running(*run.key)
+        self._tell(RunStarted(run, len(self._all)))
+        began_s = clock.now()
+        try:
+            outcome = self._around.launcher.run(job, self._tell, self._around.interrupt)
+        except RunInterruptedError:
+            keep_failure(run, self._dir, _logs(job), clock.wall())
+            raise
+        except LLEMError as error:
+            self._record_failure(run, job, error, clock.now() - began_s)
+            return
+        self._record_success(run, job, outcome, notes, clock.now() - began_s)
+
+    def _record_success(
+        self, run: PlannedRun, job: ExperimentJob, outcome: JobOutcome, notes: list[str], duration_s: float
+    ) -> None:
+        result = self._annotated(outcome.run.result, run, notes)
+        measured = replace(outcome.run, result=result)
+        try:
+            if not self._directory_is_ours():
+                rescue_run(measured, self._dir, _GONE)
+            path = self._around.save(measured, self._dir, _logs(job))
+        except PersistenceError as error:
+            # The figures reach whoever looks on, whatever became of the files.
+            self._tell(RunFinished(run, len(self._all), result, str(error), duration_s))
+            self._mark_failed(run, error)
+            raise
+        self._manifest.mark_completed(
+            *run.key,
+            path.relative_to(self._dir).as_posix(),
+            None if result.dataset is None else result.dataset.sha256,
+        )
+        self._baselines = BaselineCache(outcome.baselines)
+        self._failures_in_a_row.clear()
+        _remove(job.work_dir)
+        self._tell(RunFinished(run, len(self._all), result, None, duration_s))
+
+    def _record_failure(self, run: PlannedRun, job: ExperimentJob, error: LLEMError, duration_s: float) -> None:
+        kept = keep_failure(run, self._dir, _logs(job), self._around.clock.wall())
+        self._mark_failed(run, error)
+        _remove(job.work_dir)
+        _log.warning("%s, cycle %d failed: %s%s", run.title, run.cycle, error, f" (log: {kept})" if kept else "")
+        self._tell(RunFinished(run, len(self._all), None, str(error), duration_s))
+        self._failures_in_a_row.append(str(error))
+        limit = self._study.execution.max_consecutive_failures
+        if len(self._failures_in_a_row) >= limit:
+            (reason, count), *_ = Counter(self._failures_in_a_row).most_common(1)
+            what = "all for this reason" if count == limit else f"{count} of them for this reason"
+            raise StudyError(f"{limit} experiments failed one after the other, {what}: {reason}")
+
+    def _wait_before(self, following: PlannedRun, previous: PlannedRun) -> None:
+        def prepare() -> None:
+            job = self._prepared[following.key] = self._make_job(following)
+            self._around.launcher.prepare(job)
+
+        kind, duration_s = self._gaps.between(previous, following)
+        wait_out(
+            kind,
+            duration_s,
+            clock=self._around.clock,
+            observer=self._tell,
+            interrupt=self._around.interrupt,
+            prepare_next=prepare,
+            skip=self._around.skip_gap,
+        )
+
+    def _make_job(self, run: PlannedRun) -> ExperimentJob:
+        work_dir = self._dir / WORK_DIR / f"run-{run.position:05d}"
+        if not self._directory_is_ours():
+            raise PersistenceError(f"Cannot write to {self._dir}: {_GONE}")
+        try:
+            shutil.rmtree(work_dir, ignore_errors=True)  # of an execution that was killed
+            work_dir.mkdir(parents=True)
+        except OSError as error:
+            raise PersistenceError(f"Cannot create {work_dir}: {error.strerror or error}.") from error
+        limit_s = self._study.execution.experiment_timeout_seconds
+        return ExperimentJob(
+            config=run.config,
+            machine=self._machine,
+            work_dir=work_dir,
+            baselines=self._baselines.entries(),
+            timeout_s=timeout_s(run.config) if limit_s is None else limit_s,
+        )
+
+    def _annotated(self, result: ExperimentResult, run: PlannedRun, notes: list[str]) -> ExperimentResult:
+        """The result with its place in the study and the doubts that only the study knows of."""
+        if self._environment is None:
+            self._environment = result.environment_snapshot
+        elif result.environment_snapshot is not None:
+            changes = environment_changes(self._environment, result.environment_snapshot)
+            if changes:
+                message = "differs from the study's earlier results in " + "; ".join(changes)
+                notes = [*notes, str(MeasurementWarning(WarningCode.ENVIRONMENT_CHANGED, message))]
+        warnings = [*result.measurement_warnings, *notes]
+        return result.model_copy(update={"cycle": run.cycle, "measurement_warnings": warnings})
+
+    def _leftovers(self) -> list[str]:
+        notes = []
+        for message in self._around.leftovers():
+            self._tell(StudyNotice(message))
+            _log.warning("%s", message)
+            notes.append(str(MeasurementWarning(WarningCode.GPU_MEMORY_LEFT_BEHIND, message)))
+        return notes
+
+    def _mark_failed(self, run: PlannedRun, error: LLEMError) -> None:
+        error_type = error.error_type if isinstance(error, ChildFailedError) else type(error).__name__
+        try:
+            self._manifest.mark_failed(*run.key, error_type, str(error))
+        except PersistenceError as second:
+            if not isinstance(error, PersistenceError):
+                raise
+            _log.warning("The manifest could not be written either: %s", second)
+
+    def _stopped(self, error: LLEMError) -> StudyStoppedError:
+        """The error to raise when the study cannot go on, with everything on disk that can be."""
+        result = None
+        try:
+            self._manifest.mark_study_failed()
+            result = self._write_study(finished=False)
+        except PersistenceError as second:
+            _log.warning("The study's summary could not be written: %s", second)
+        return StudyStoppedError(self._how_to_go_on(str(error)), self._dir, result)
+
+    def _write_study(self, *, finished: bool) -> StudyResult:
+        return write_study(
+            self._study,
+            self._dir,
+            self._manifest.entries(),
+            gaps=self._gaps,
+            started_at=self._manifest.started_at,
+            completed_at=self._around.clock.wall() if finished else None,
+            export_csv=self._export_csv,
+        )
+
+    def _how_to_go_on(self, reason: str) -> str:
+        done = sum(entry.status == "completed" for entry in self._manifest.entries())
+        return (
+            f"{reason.rstrip('.')}. {done} of {len(self._all)} runs are finished and kept in {self._dir}. "
+            f"Go on with: llem run --resume {self._dir}"
+        )
+
+    def _mark_interrupted(self) -> None:
+        try:
+            self._manifest.mark_interrupted()
+        except PersistenceError as error:  # the journal still tells what is finished
+            _log.warning("The manifest could not be written: %s", error)
+
+    def _directory_is_ours(self) -> bool:
+        """Whether the directory is the one it was: writing on would scatter results over two places."""
+        return _inode(self._dir) == self._inode
+
+    def _check_interrupt(self) -> None:
+        if self._around.interrupt.requested:
+            raise RunInterruptedError("interrupted between two experiments")
+
+    def _tell(self, event: StudyEvent) -> None:
+        try:
+            self._around.observer(event)
+        except Exception:  # noqa: BLE001 (whoever looks on must not cost the study)
+            _log.exception("The study's observer failed on %s", type(event).__name__)
+
+
+def _logs(job: ExperimentJob) -> list[Path]:
+    return sorted(job.work_dir.glob("*.log"))
+
+
+def _remove(work_dir: Path) -> None:
+    shutil.rmtree(work_dir, onerror=lambda function, path, info: _log.warning("Could not remove %s: %s", path, info[1]))
+
+
+def _inode(directory: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

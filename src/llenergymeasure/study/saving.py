@@ -1,0 +1,216 @@
+"""What is on disk when a run ends, and when the study does."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from llenergymeasure.atomic import make_unique_directory
+from llenergymeasure.config.models import StudyConfig
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.study import (
+    ExperimentManifestEntry,
+    FailedExperiment,
+    MeasurementProtocol,
+    SkippedExperiment,
+    StudyResult,
+    StudySummary,
+)
+from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
+from llenergymeasure.results.export import to_csv
+from llenergymeasure.results.persistence import (
+    STUDY_FILE,
+    load_result,
+    model_slug,
+    save_result,
+    save_result_or_rescue,
+    timestamp_slug,
+    to_json,
+    to_parquet,
+)
+from llenergymeasure.results.statistics import summarise_configurations
+from llenergymeasure.study.gaps import Gaps
+from llenergymeasure.study.sequence import PlannedRun, design_hash_of, plan_runs
+
+if TYPE_CHECKING:
+    from llenergymeasure.runners.local import MeasuredRun
+
+TABLE_FILE: Final = "results.parquet"
+CSV_FILE: Final = "results.csv"
+
+_NOT_FOR_STATISTICS: Final[dict[str, object]] = {
+    "effective_config": {},
+    "environment_snapshot": None,
+    "latency_stats": None,
+    "process_results": [],
+}
+
+Save = Callable[["MeasuredRun", Path, Sequence[Path]], Path]
+"""Saves a run and further files below a directory; gives the path of its result."""
+
+_log = logging.getLogger(__name__)
+
+
+def save_run(run: MeasuredRun, study_dir: Path, logs: Sequence[Path]) -> Path:
+    """Save a run in a directory of its own, with its time series, what was asked for beside it, and its logs.
+
+    Args:
+        run: The run.
+        study_dir: Where its directory goes.
+        logs: Log files to keep with it.
+
+    Raises:
+        ResultRescuedError: It had to be saved elsewhere; says where.
+        PersistenceError: It could not be saved at all.
+    """
+    beside = [path for path in (run.artefacts.trace, run.artefacts.outputs) if path is not None]
+    return save_result_or_rescue(run.result, study_dir, run.artefacts.timeseries, [*beside, *logs])
+
+
+def rescue_run(run: MeasuredRun, study_dir: Path, reason: str) -> NoReturn:
+    """Save a run in the system's directory for temporary files, because its own place is lost.
+
+    Args:
+        run: The run.
+        study_dir: Where it should have gone.
+        reason: Why it cannot.
+
+    Raises:
+        ResultRescuedError: Says where it is now.
+        PersistenceError: It could not be saved there either.
+    """
+    saved = save_result(run.result.model_copy(update={"trace": None, "outputs": None}), tempfile.gettempdir())
+    raise ResultRescuedError(study_dir, saved, reason)
+
+
+def keep_failure(run: PlannedRun, study_dir: Path, logs: Sequence[Path], moment: datetime) -> Path | None:
+    """Keep the logs of a run that failed, in a directory named like those of results.
+
+    Args:
+        run: The run.
+        study_dir: Where the directory goes.
+        logs: Its log files; they are moved.
+        moment: When it failed (UTC).
+
+    Returns:
+        The directory; `None` when there was nothing to keep, or it could not be kept.
+    """
+    name = f"{model_slug(run.config.model)}_{run.config.backend}_{timestamp_slug(moment)}_failed"
+    try:
+        if not any(log.stat().st_size for log in logs):
+            return None
+        directory = make_unique_directory(study_dir, name)
+        for log in logs:
+            shutil.move(log, directory / log.name)
+    except (OSError, PersistenceError) as error:
+        _log.warning("Could not keep the log of %s, cycle %d: %s", run.title, run.cycle, error)
+        return None
+    return directory
+
+
+def write_study(
+    study: StudyConfig,
+    study_dir: Path,
+    entries: Sequence[ExperimentManifestEntry],
+    *,
+    gaps: Gaps,
+    started_at: datetime,
+    completed_at: datetime | None,
+    export_csv: bool = False,
+) -> StudyResult:
+    """Write what a study yielded: `study_summary.json`, `results.parquet`, and on request `results.csv`.
+
+    Args:
+        study: The study.
+        study_dir: Its directory.
+        entries: Every run, in order of execution.
+        gaps: The gaps that held.
+        started_at: When the study began (UTC).
+        completed_at: When it ended; `None` when it was stopped before its end.
+        export_csv: Also write the CSV.
+
+    Raises:
+        PersistenceError: A file cannot be written, or a result not read; names it.
+    """
+    totals = _Totals()
+    files = [entry.result_file for entry in entries if entry.status == "completed" and entry.result_file]
+
+    def results() -> Iterator[ExperimentResult]:
+        return (load_result(study_dir / file) for file in files)
+
+    statistics = summarise_configurations(totals.counting(results()))
+    result = StudyResult(
+        study_id=study_dir.name,
+        name=study.name,
+        study_design_hash=design_hash_of(study),
+        started_at=started_at,
+        completed_at=completed_at,
+        measurement_protocol=_protocol(study, gaps),
+        summary=StudySummary(
+            total_experiments=len(entries),
+            completed=len(files),
+            failed=sum(entry.status == "failed" for entry in entries),
+            skipped=len(study.skipped_configs),
+            total_wall_time_s=_wall_time_s(entries, started_at, completed_at),
+            total_energy_j=totals.energy_j,
+        ),
+        skipped=[
+            SkippedExperiment(config=point.get("raw_config", point), reason=str(point.get("reason", "not valid")))
+            for point in study.skipped_configs
+        ],
+        failed=list(_failures(study, entries)),
+        result_files=files,
+        statistics=statistics,
+    )
+    to_json(result, study_dir / STUDY_FILE)
+    if files:
+        to_parquet(results(), study_dir / TABLE_FILE)
+    if files and export_csv:
+        to_csv(results(), study_dir / CSV_FILE)
+    return result
+
+
+class _Totals:
+    """Sums over results as they pass by, each cut down to what statistics need: a large study must fit in memory."""
+
+    def __init__(self) -> None:
+        self.energy_j: float | None = None
+
+    def counting(self, results: Iterable[ExperimentResult]) -> Iterator[ExperimentResult]:
+        for result in results:
+            if result.total_energy_j is not None:
+                self.energy_j = (self.energy_j or 0.0) + result.total_energy_j
+            yield result.model_copy(update=_NOT_FOR_STATISTICS)
+
+
+def _protocol(study: StudyConfig, gaps: Gaps) -> MeasurementProtocol:
+    return MeasurementProtocol(
+        n_cycles=study.execution.n_cycles,
+        cycle_order=study.execution.cycle_order,
+        config_gap_seconds=gaps.config_s,
+        cycle_gap_seconds=gaps.cycle_s,
+        shuffle_seed=study.execution.shuffle_seed,
+    )
+
+
+def _failures(study: StudyConfig, entries: Iterable[ExperimentManifestEntry]) -> Iterator[FailedExperiment]:
+    configs = {run.key: run.config for run in plan_runs(study)}
+    for entry in entries:
+        if entry.status == "failed":
+            yield FailedExperiment(
+                config=configs[entry.config_hash, entry.cycle].model_dump(mode="json", exclude_none=True),
+                reason=entry.error_message or "unknown",
+                cycle=entry.cycle,
+                error_type=entry.error_type,
+            )
+
+
+def _wall_time_s(entries: Iterable[ExperimentManifestEntry], started_at: datetime, ended_at: datetime | None) -> float:
+    ends = [entry.completed_at for entry in entries if entry.completed_at is not None]
+    last = ended_at or max(ends, default=started_at)
+    return max(0.0, (last - started_at).total_seconds())
