@@ -69,11 +69,7 @@ def write_trace(energy: EnergyMeasurement, path: Path) -> Path:
             for device in energy.telemetry.devices:
                 samples = energy.telemetry.samples(device)
                 while group := list(islice(samples, ROWS_PER_GROUP)):
-                    columns: list[Any] = [pa.array([device] * len(group), pa.string())]
-                    columns += [
-                        pa.array([getattr(s, name) for s in group], schema.field(name).type) for name in _COLUMNS
-                    ]
-                    writer.write_batch(pa.record_batch(columns, schema=schema))
+                    writer.write_batch(_batch(device, group, schema))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
