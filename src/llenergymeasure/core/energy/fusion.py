@@ -44,17 +44,19 @@ them."""
 MIN_SAMPLES: Final = 2
 """Fewer samples than this stand for nothing."""
 
-SPREAD_MARGIN: Final = 0.15
-SPREAD_MARGIN_PER_S: Final = 3.5
+SPREAD_MARGIN: Final = 0.08
+SPREAD_MARGIN_PER_S: Final = 2.0
 """How much farther than the samples show the power may have gone, as a share of their spread: a part for what fell
 between the samples, and a part per second of the sensor's averaging window for what the average hid."""
 
-RIPPLE_SHARE: Final = 0.07
-RIPPLE_MIN_S: Final = 0.05
-RIPPLE_MAX_S: Final = 0.1
-"""Allowance for load that swings within the averaging window: this share of the mean power over that window, taken as
-at least and at most so many seconds. These sizes and the two margins above make at least 95 % of the stated intervals
-cover the truth for loads with periods of 30 to 700 ms (benchmarks/energy_accuracy.py)."""
+RIPPLE_S: Final = 0.003
+RIPPLE_PER_S: Final = 0.1
+"""Allowance for load that swings faster than the sensor follows, as seconds of mean power: a part for every sensor, and
+a part per second of its averaging window. These sizes and the two margins above make at least 95 % of the stated
+intervals cover the truth over loads with periods of 20 ms to 5 s (benchmarks/energy_accuracy.py)."""
+
+RIPPLE_SPREAD_S: Final = 0.03
+"""The same as seconds of the samples' spread, where that is less: steady samples leave little room for a swing."""
 
 SMOOTHED_S: Final = 0.2
 """Samples averaged over more than this many seconds say nothing about the power at one moment."""
@@ -85,9 +87,9 @@ class SensorDescription:
 
     counter_period_s: float | None = None
     counter_period_tolerance_s: float = 0.003
-    counter_jitter_s: float = 0.001
+    counter_jitter_s: float = 0.0005
     averaging_window_s: float = 0.1
-    power_margin: float = 0.02
+    power_margin: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,15 @@ def fuse_energy(
         side = "before" if start_step is None else "after"
         return FusedEnergy(
             energy_j=plain_j,
-            half_width_j=plain_half_width(before[-1], after[0], seen.peak_inside_w, start_s, end_s, sensor),
+            half_width_j=plain_half_width(
+                before[-1],
+                after[0],
+                seen.peak_inside_w,
+                start_s,
+                end_s,
+                sensor,
+                _watched_s(before if start_step is None else after),
+            ),
             start_step_s=start_step.time_s if start_step else None,
             end_step_s=end_step.time_s if end_step else None,
             used_fallback=True,
@@ -164,19 +174,26 @@ def plain_half_width(
     start_s: float,
     end_s: float,
     sensor: SensorDescription,
+    watched_s: float = 0.0,
 ) -> float:
     """95 % half-width in joules of the plain counter difference of two reads around a window.
 
     Each read misses what flowed since the counter's last step and counts what flowed between it and the window's edge:
     rectangular between nothing and all of it (JCGM 100:2008, 4.3.7). What power each edge met is not known; the
-    highest sample of the window stands for it, or the mean power where there are no samples.
+    highest sample of the window stands for it, or the mean power where there are no samples. A counter that was watched
+    for longer than its period without moving has a longer one, taken as twice that time.
     """
     duration_s = max(end_s - start_s, 1e-9)
     mean_w = (after.energy_j - before.energy_j) / duration_s
     power_w = max(mean_w, peak_power_w or 0.0)
     period_s = (sensor.counter_period_s or DEFAULT_PERIOD_S) + sensor.counter_period_tolerance_s
+    period_s = max(period_s, 2.0 * watched_s)
     spans_s = (period_s + start_s - before.asked_s, period_s + after.answered_s - end_s)
     return 1.96 * power_w * math.hypot(*spans_s) / math.sqrt(12.0) + COUNTER_RESOLUTION_J
+
+
+def _watched_s(reads: Sequence[CounterRead]) -> float:
+    return reads[-1].answered_s - reads[0].asked_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,8 +373,8 @@ def _ripple_j(seen: _Seen, mean_power_w: float, sensor: SensorDescription) -> fl
     if seen.anywhere is None:
         return 0.0
     spread_w = seen.anywhere.high - seen.anywhere.low
-    window_s = min(max(sensor.averaging_window_s, RIPPLE_MIN_S), RIPPLE_MAX_S)
-    return window_s * min(0.5 * spread_w, RIPPLE_SHARE * mean_power_w)
+    ripple_s = RIPPLE_S + RIPPLE_PER_S * min(sensor.averaging_window_s, SMOOTHED_S)
+    return min(ripple_s * mean_power_w, RIPPLE_SPREAD_S * spread_w)
 
 
 def _step_power_w(step: CounterStep, sensor: SensorDescription) -> float:

@@ -1,0 +1,248 @@
+"""The error budget of an energy figure: 95 % half-widths in joules, each from one cause.
+
+The components of one figure are independent and add in quadrature (GUM, JCGM 100:2008, 5.1.2); with the gain they give
+the *absolute* uncertainty, without it the *comparative* one, because two runs on one board share the gain
+(`domain.energy.combine_budget`). Several boards have sensors of their own: their time errors are independent and add in
+quadrature, their gains may share a cause and add linearly (5.2.2, note 1).
+
+| component            | of                | where it comes from                                                      |
+|----------------------|-------------------|--------------------------------------------------------------------------|
+| gain                 | every meter       | the sensor's proportional error; only an external meter can better it    |
+| counter resolution   | hardware counter  | the counter's steps at the window's edges (fusion.py)                    |
+| sampling             | integral          | where, between two samples, the power changed                            |
+| aliasing             | integral          | a load in step with the sampling makes the same error again and again    |
+| sensor               | integral          | a sample is older than its time stamp and an average over the past       |
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final
+
+from llenergymeasure.core.energy.fusion import FusedEnergy
+from llenergymeasure.core.energy.types import UncertaintyComponent
+
+Z95: Final = 1.96
+"""Half-width of 95 % in standard deviations of a normal distribution (JCGM 100:2008, table G.1)."""
+
+SENSOR_NOISE_W: Final = 2.0
+"""Scatter of single readings that no averaging removes, in watts, where the samples show as much."""
+
+RECTANGULAR: Final = 1.0 / 12.0
+"""Variance of a rectangular distribution of width 1 (JCGM 100:2008, 4.3.7)."""
+
+MIN_UNSEEN_SHARE: Final = 0.1
+"""Even a sensor that averages all the time misses some: sampler and sensor do not run in step."""
+
+LONGEST_LAG: Final = 20
+"""A load is taken to be in step with the sampling when it repeats within so many samples."""
+
+FEWEST_REPEATS: Final = 3
+"""A pattern must repeat so often to be called one."""
+
+REPEAT_TOLERANCE: Final = 0.05
+"""Mean square difference of a repeated stretch up to which it is the same pattern, as a share of twice the variance."""
+
+PATTERN_SAMPLES: Final = 2000
+"""So many samples at the end of the window are searched for a pattern."""
+
+
+@dataclass(frozen=True, slots=True)
+class PowerSampling:
+    """How power samples come about.
+
+    Args:
+        averaging_window_s: Over which time a sample is an average, in seconds.
+        update_s: How often the sensor publishes a new value, in seconds.
+    """
+
+    averaging_window_s: float = 0.1
+    update_s: float = 0.1
+
+
+def gain_component(energy_j: float, gain_uncertainty_pct: float) -> UncertaintyComponent:
+    """The sensor's proportional error.
+
+    Args:
+        energy_j: The figure in joules.
+        gain_uncertainty_pct: 95 % half-width of the gain in per cent. NVIDIA states ±5 %; single boards were found
+            between -5.5 % and +11 % (arXiv 2312.02741).
+    """
+    return UncertaintyComponent(
+        name="sensor gain",
+        half_width_j=abs(energy_j) * gain_uncertainty_pct / 100.0,
+        kind="gain",
+        note=f"{gain_uncertainty_pct:g} % of the energy; cancels when runs on one board are compared",
+    )
+
+
+def counter_component(fused: FusedEnergy) -> UncertaintyComponent:
+    """The counter's steps at the window's edges, as the fusion (or its fallback) left them."""
+    note = "counter steps bounded by the power samples at the window's edges"
+    if fused.used_fallback:
+        note = f"plain counter difference: {fused.reason}"
+    return UncertaintyComponent("counter resolution", fused.half_width_j, "counter_resolution", note)
+
+
+def counter_edges_component(peak_power_w: float, counter_period_s: float) -> UncertaintyComponent:
+    """The counter's steps at the edges of a window whose counter was read once on each side.
+
+    Each edge misses what flowed since the last step: rectangular between nothing and a period at peak power.
+
+    Args:
+        peak_power_w: Highest power near the edges in watts.
+        counter_period_s: Time between two steps of the counter in seconds.
+    """
+    half_width_j = Z95 * math.sqrt(2.0 * RECTANGULAR) * peak_power_w * counter_period_s
+    note = f"one reading on each side of a counter that moves every {counter_period_s:g} s"
+    return UncertaintyComponent("counter resolution", half_width_j, "counter_resolution", note)
+
+
+def integral_components(
+    times_s: Sequence[float], power_w: Sequence[float], start_s: float, end_s: float, sampling: PowerSampling
+) -> tuple[UncertaintyComponent, ...]:
+    """What the integral of power samples cannot know, estimated from the samples themselves.
+
+    *Sampling.* A change of power `d` between samples `h` apart happened at an unknown moment: an error of up to
+    `d h / 2` either way, rectangular. Fluctuations faster than the samples show as neighbouring changes of opposite
+    sign; one sample then stands for an interval it says little about, with the fluctuation's own variance. Both shrink
+    by the share of time that the sensor sees. *Aliasing.* When the samples repeat a pattern from one end of the window
+    to the other, these errors repeat too and add linearly. *Sensor.* Samples lag behind; a lag moves energy across the
+    edges of the window where the power there differs.
+
+    A load that swings (almost) exactly with the sensor's updates looks steady; only the counter can tell, and the audit
+    of both does.
+
+    Args:
+        times_s: When each sample was taken, in seconds, in order.
+        power_w: Power of each sample in watts.
+        start_s: Start of the window on the same clock.
+        end_s: End of the window.
+        sampling: How the samples come about.
+    """
+    first, last = max(0, bisect_right(times_s, start_s) - 1), bisect_left(times_s, end_s)
+    times, power = _thinned(times_s[first : last + 1], power_w[first : last + 1], sampling.update_s)
+    variance_j2 = _sampling_variance(times, power, sampling)
+    half_width_j = coverage_factor(len(times) - 1) * math.sqrt(variance_j2)
+    sees_all = sampling.averaging_window_s >= (1.0 - MIN_UNSEEN_SHARE) * _mean_step_s(times)
+    repeats = 0 if sees_all or variance_j2 == 0.0 else _repeats(power)
+    lag_j = _lag_half_width(times_s, power_w, start_s, end_s, sampling)
+    return (
+        UncertaintyComponent(
+            name="sampling",
+            half_width_j=half_width_j,
+            kind="sampling",
+            note=f"changes between {len(times)} samples",
+        ),
+        UncertaintyComponent(
+            name="aliasing",
+            half_width_j=half_width_j * math.sqrt(max(0, repeats - 1)),
+            kind="aliasing",
+            note=f"the load repeats {repeats} times in step with the sampling" if repeats else "no pattern in step",
+        ),
+        UncertaintyComponent("sensor lag", lag_j, "sensor", "samples are averages over the past"),
+    )
+
+
+def combine_boards(budgets: Iterable[Sequence[UncertaintyComponent]]) -> tuple[UncertaintyComponent, ...]:
+    """The budget of a sum over boards: equal names in quadrature, gains linearly.
+
+    Args:
+        budgets: The budget of each board.
+    """
+    total: dict[str, UncertaintyComponent] = {}
+    for part in (component for budget in budgets for component in budget):
+        known = total.get(part.name)
+        if known is None:
+            total[part.name] = part
+        elif part.kind == "gain":
+            total[part.name] = replace(known, half_width_j=known.half_width_j + part.half_width_j)
+        else:
+            total[part.name] = replace(known, half_width_j=math.hypot(known.half_width_j, part.half_width_j))
+    return tuple(total.values())
+
+
+def comparative_half_width(components: Iterable[UncertaintyComponent]) -> float:
+    """95 % half-width in joules without the gain: for runs compared on one board, or two readings of one sensor."""
+    return math.hypot(*(part.half_width_j for part in components if part.kind != "gain"))
+
+
+def absolute_half_width(components: Iterable[UncertaintyComponent]) -> float:
+    """95 % half-width in joules with the gain: for publishing."""
+    return math.hypot(*(part.half_width_j for part in components))
+
+
+def coverage_factor(degrees_of_freedom: int) -> float:
+    """Half-width of 95 % in standard deviations that were themselves estimated from few values.
+
+    Student's t by a series in the degrees of freedom, within 2 % of JCGM 100:2008, table G.2, from 3 on.
+    """
+    freedom = max(1, degrees_of_freedom)
+    return Z95 + 2.5 / freedom + 3.0 / freedom**2
+
+
+def _thinned(times_s: Sequence[float], power_w: Sequence[float], update_s: float) -> tuple[list[float], list[float]]:
+    """Samples at least an update apart: what was read in between is the same value again."""
+    times: list[float] = []
+    power: list[float] = []
+    for t, w in zip(times_s, power_w, strict=True):
+        if not times or t - times[-1] >= 0.9 * update_s:
+            times.append(t)
+            power.append(w)
+    return times, power
+
+
+def _sampling_variance(times: Sequence[float], power: Sequence[float], sampling: PowerSampling) -> float:
+    """Variance in J² of the integral for what happened between the samples."""
+    if len(times) < 2:
+        return 0.0
+    steps_s = [b - a for a, b in pairwise(times)]
+    changes_w = [b - a for a, b in pairwise(power)]
+    unseen = max(MIN_UNSEEN_SHARE, 1.0 - sampling.averaging_window_s / _mean_step_s(times))
+    opposed = [-a * b for a, b in pairwise(changes_w)]
+    fluctuation_w2 = max(0.0, math.fsum(opposed) / len(opposed)) if opposed else 0.0
+    edges_j2 = math.fsum((d * h) ** 2 for d, h in zip(changes_w, steps_s, strict=True)) * RECTANGULAR
+    noise_w2 = max(unseen * fluctuation_w2, min(fluctuation_w2, SENSOR_NOISE_W**2))
+    return unseen * edges_j2 + noise_w2 * math.fsum(h * h for h in steps_s)
+
+
+def _mean_step_s(times: Sequence[float]) -> float:
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else math.inf
+
+
+def _repeats(power: Sequence[float]) -> int:
+    """How often a pattern of at most `LONGEST_LAG` samples repeats in the trace; 0: there is none that holds."""
+    searched = power[-PATTERN_SAMPLES:]
+    mean = math.fsum(searched) / len(searched)
+    same_w2 = REPEAT_TOLERANCE * 2.0 * math.fsum((w - mean) ** 2 for w in searched) / len(searched)
+    for lag in range(2, min(LONGEST_LAG, len(searched) // FEWEST_REPEATS) + 1):
+        # A pattern that drifts against the sampling still looks like its neighbour, but not like one far away.
+        far = lag * max(1, len(searched) // (2 * lag))
+        if _mean_square_change(searched, lag) <= same_w2 and _mean_square_change(searched, far) <= same_w2:
+            return len(power) // lag
+    return 0
+
+
+def _mean_square_change(power: Sequence[float], lag: int) -> float:
+    count = len(power) - lag
+    return math.fsum((power[i + lag] - power[i]) ** 2 for i in range(count)) / count
+
+
+def _lag_half_width(
+    times_s: Sequence[float], power_w: Sequence[float], start_s: float, end_s: float, sampling: PowerSampling
+) -> float:
+    """Energy in joules that a lag of the samples moves across the edges of the window."""
+    lag_s = sampling.averaging_window_s + sampling.update_s
+
+    def near(edge_s: float) -> Sequence[float]:
+        first = max(0, bisect_left(times_s, edge_s - lag_s) - 1)
+        return power_w[first : bisect_right(times_s, edge_s + lag_s) + 1]
+
+    at_start, at_end = near(start_s), near(end_s)
+    if not at_start or not at_end:
+        return 0.0
+    return lag_s * max(max(at_start) - min(at_end), max(at_end) - min(at_start))

@@ -1,0 +1,128 @@
+"""Stated 95 % intervals against the truth, on boards, loads, phases and gains drawn at random.
+
+The estimators see counter reads and samples, never the script. A few hundred draws here; thousands in
+benchmarks/energy_accuracy.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+from tests.nvml.virtual import Counter
+from tests.nvml.virtual_run import VirtualWindow, quantile, random_board, run_window
+from tests.nvml.waveform import Waveform, constant, noise, square
+
+from llenergymeasure.core.energy.integrate import integrate_power
+from llenergymeasure.core.energy.types import UncertaintyComponent
+from llenergymeasure.core.metrics.uncertainty import (
+    PowerSampling,
+    absolute_half_width,
+    comparative_half_width,
+    counter_component,
+    gain_component,
+    integral_components,
+)
+
+GAIN_PCT = 5.0
+DRAWS = 120
+
+
+def _steady(draw: random.Random) -> Waveform:
+    return constant(draw.uniform(80.0, 600.0))
+
+
+def _square(draw: random.Random) -> Waveform:
+    period_s = draw.uniform(0.25, 1.5)
+    return square(draw.uniform(60.0, 200.0), draw.uniform(300.0, 600.0), period_s, phase_s=draw.uniform(0.0, period_s))
+
+
+def _slow_square(draw: random.Random) -> Waveform:
+    return square(120.0, 500.0, 5.0, phase_s=draw.uniform(0.0, 5.0))
+
+
+def _pulses(draw: random.Random) -> Waveform:
+    return square(100.0, 400.0, 0.23, duty=0.3, phase_s=draw.uniform(0.0, 0.23))
+
+
+def _fast(draw: random.Random) -> Waveform:
+    period_s = draw.uniform(0.02, 0.2)
+    return square(120.0, 500.0, period_s, phase_s=draw.uniform(0.0, period_s))
+
+
+def _noise(draw: random.Random) -> Waveform:
+    return noise(350.0, draw.uniform(20.0, 80.0), draw.uniform(0.02, 0.3), 12.0, draw.getrandbits(30))
+
+
+SAMPLED: Sequence[Callable[[random.Random], Waveform]] = (_steady, _square, _slow_square, _noise)
+"""Loads that power samples can follow at all."""
+
+LOADS: Sequence[Callable[[random.Random], Waveform]] = (*SAMPLED, _pulses, _fast)
+
+
+@dataclass(frozen=True)
+class Draw:
+    error_j: float
+    half_width_j: float
+
+
+def _counter(window: VirtualWindow) -> tuple[float, tuple[UncertaintyComponent, ...]]:
+    fused = window.fused()
+    return fused.energy_j, (counter_component(fused),)
+
+
+def _integral(window: VirtualWindow) -> tuple[float, tuple[UncertaintyComponent, ...]]:
+    times, power = [t for t, _ in window.samples], [w for _, w in window.samples]
+    energy_j = integrate_power(times, power, window.start_s, window.end_s)
+    sampling = PowerSampling(window.sensor.averaging_window_s, 0.1)
+    return energy_j, integral_components(times, power, window.start_s, window.end_s, sampling)
+
+
+def _draws(
+    architecture: str,
+    method: Callable[[VirtualWindow], tuple[float, tuple[UncertaintyComponent, ...]]],
+    *,
+    loads: Sequence[Callable[[random.Random], Waveform]],
+    random_gain: bool,
+    seed: int,
+) -> list[Draw]:
+    draw = random.Random(seed)
+    results = []
+    for i in range(DRAWS):
+        gain = draw.gauss(1.0, GAIN_PCT / 100.0 / 1.96) if random_gain else 1.0
+        board = random_board(architecture, loads[i % len(loads)](draw), draw, gain=gain)
+        board.counter = board.counter or Counter(phase_s=draw.uniform(0.0, 0.1))
+        window = run_window(board, draw.uniform(0.5, 8.0), draw)
+        energy_j, parts = method(window)
+        budget = (*parts, gain_component(energy_j, GAIN_PCT))
+        half_width_j = absolute_half_width(budget) if random_gain else comparative_half_width(budget)
+        results.append(Draw(abs(energy_j - window.true_j), half_width_j))
+    return results
+
+
+def _check(draws: Sequence[Draw]) -> None:
+    covered = sum(d.error_j <= d.half_width_j for d in draws)
+    assert covered >= 0.95 * len(draws)
+    # Not wider than twice the errors that really occur.
+    assert sum(d.half_width_j for d in draws) / len(draws) <= 2.0 * quantile([d.error_j for d in draws], 0.95)
+
+
+@pytest.mark.parametrize("architecture", ["volta", "turing", "a100", "ampere", "hopper"])
+def test_the_counters_comparative_interval_covers_and_is_not_too_wide(architecture: str) -> None:
+    _check(_draws(architecture, _counter, loads=LOADS, random_gain=False, seed=21))
+
+
+@pytest.mark.parametrize("architecture", ["volta", "hopper"])
+def test_the_counters_absolute_interval_covers_gains_drawn_at_random(architecture: str) -> None:
+    _check(_draws(architecture, _counter, loads=LOADS, random_gain=True, seed=22))
+
+
+@pytest.mark.parametrize("architecture", ["pascal", "turing", "hopper"])
+def test_the_integrals_comparative_interval_covers_and_is_not_too_wide(architecture: str) -> None:
+    _check(_draws(architecture, _integral, loads=SAMPLED, random_gain=False, seed=23))
+
+
+def test_the_integrals_absolute_interval_covers_gains_drawn_at_random() -> None:
+    _check(_draws("pascal", _integral, loads=SAMPLED, random_gain=True, seed=24))
