@@ -22,37 +22,39 @@ def describe_validation_error(
     document: LoadedDocument | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """One sentence per problem: `experiment.yaml, line 7: n: must be at least 1, got 0`.
+    """One sentence per problem, in the order of the file: `experiment.yaml, line 7: n: must be at least 1, got 0`.
 
     Args:
         error: What validating a configuration model raised.
         document: The file the values came from, for its name and lines.
         overrides: Where values came from that did not come from the file, by dotted path: `{"n": "-n"}`.
     """
-    lines = []
     sources = overrides or {}
-    for path, message in _problems(error):
-        shown = dotted(path)
-        source = next((sources[name] for name in sources if f"{shown}.".startswith(f"{name}.")), None)
+    lines: list[tuple[int, str]] = []
+    for location, message in _problems(error):
+        written = f"{dotted(_written_location(location))}."
+        source = next((sources[name] for name in sources if written.startswith(f"{name}.")), None)
         if source is not None:
-            lines.append(f"{source}: {message}")
+            lines.append((0, f"{source}: {message}"))
         elif document is not None:
-            lines.append(f"{document.where(path)}: {message}")
+            lines.append((document.source_map.line(location) or 0, f"{document.where(location)}: {message}"))
         else:
-            lines.append(message)
-    return lines
+            lines.append((0, message))
+    return [line for _, line in sorted(lines, key=lambda numbered: numbered[0])]
 
 
 def _problems(error: ValidationError) -> list[tuple[Path, str]]:
+    """Location, as Pydantic gives it, and sentence of every problem."""
     found: list[tuple[Path, str]] = []
     for details in error.errors(include_url=False):
-        location = _written_location(details["loc"])
+        location = details["loc"]
         if details["type"] == COMBINATION_ERROR:
             found += [
                 ((*location, *problem["path"].split(".")), problem["message"]) for problem in details["ctx"]["problems"]
             ]
         else:
-            found.append((location, f"{dotted(location) or 'configuration'}: {_explain(details)}"))
+            name = dotted(_written_location(location)) or "configuration"
+            found.append((location, f"{name}: {_explain(details)}"))
     return found
 
 

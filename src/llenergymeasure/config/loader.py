@@ -66,6 +66,23 @@ def load_study_config(path: str | Path, cli_overrides: Mapping[str, Any] | None 
     return resolve_study(load_document(path), cli_overrides or {})
 
 
+def with_overrides(config: ExperimentConfig, overrides: Mapping[str, Any]) -> ExperimentConfig:
+    """`config` with some fields changed, validated anew.
+
+    Args:
+        config: An experiment; not changed.
+        overrides: Fields by (dotted) name; mappings are merged, `None` is no override.
+
+    Raises:
+        ConfigError: A name is unknown.
+        pydantic.ValidationError: A value or a combination of values is wrong.
+    """
+    data = config.model_dump(exclude_unset=True)
+    return ExperimentConfig.model_validate(
+        deep_merge(data, nest_overrides(overrides, backend_of=_backend_chooser(data)))
+    )
+
+
 def load_experiment_document(path: str | Path) -> LoadedDocument:
     """Read an experiment file, check its keys, and keep its lines for whoever reports an error later.
 
