@@ -21,7 +21,7 @@ from llenergymeasure.core.energy.boards import board_warnings, find_boards
 from llenergymeasure.core.energy.select import BackendName, MeterHost, select_energy_backend
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
 from llenergymeasure.core.host.devices import visible_gpus
-from llenergymeasure.core.host.gpu_facts import GpuFacts, read_gpu_facts
+from llenergymeasure.core.host.gpu_facts import GpuFacts, free_memory_mb, read_gpu_facts
 from llenergymeasure.core.host.nvml import NvmlError
 from llenergymeasure.core.host.vram import OVERHEAD, estimate_vram
 from llenergymeasure.datasets.loader import load_raw_prompts
@@ -229,7 +229,8 @@ def check_memory(case: Case) -> Iterator[Finding]:
 
     The estimate's reserve is not a reason to refuse a run that may well fit, so it is only told.
     """
-    free_mb = _free_for_one_copy_mb(case)
+    section = case.config.pytorch
+    free_mb = free_memory_mb(case.gpus, one_copy_each=section is not None and (section.num_processes or 1) > 1)
     if free_mb is None:
         return
     cache_home = Path(case.machine.output.model_cache_dir)
@@ -308,15 +309,6 @@ def check_power_limit(case: Case) -> Iterator[Finding]:
                 f"The power limit of {gpu.uuid} is {limit_w:.0f} W, below its default of {default_w:.0f} W: "
                 "figures will not compare with those of a board at its default."
             )
-
-
-def _free_for_one_copy_mb(case: Case) -> float | None:
-    """Free memory that one copy of the model can use, in MB; `None`: not told, or there is no GPU."""
-    known = [gpu.memory_free_mb for gpu in case.gpus if gpu.memory_free_mb is not None]
-    if not known or len(known) < len(case.gpus):
-        return None
-    one_copy_per_gpu = case.config.pytorch is not None and (case.config.pytorch.num_processes or 1) > 1
-    return min(known) if one_copy_per_gpu else sum(known)
 
 
 CHECKS: Final[tuple[Callable[[Case], Iterator[Finding]], ...]] = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -86,3 +86,19 @@ def read_gpu_facts(nvml: Nvml, uuid: str, board_uuid: str) -> GpuFacts:
         temperature_c=ask(nvml.temperature_c),
         fan_speed_pct=ask(nvml.fan_speed_pct),
     )
+
+
+def free_memory_mb(gpus: Sequence[GpuFacts], *, one_copy_each: bool) -> float | None:
+    """Memory that one copy of a model can use, in MB.
+
+    Args:
+        gpus: The GPUs it is for.
+        one_copy_each: Each GPU gets a whole copy, rather than all of them one copy together.
+
+    Returns:
+        `None` where a GPU does not tell, or there is none.
+    """
+    known = [gpu.memory_free_mb for gpu in gpus if gpu.memory_free_mb is not None]
+    if not known or len(known) < len(gpus):
+        return None
+    return min(known) if one_copy_each else sum(known)

@@ -1,0 +1,223 @@
+"""`llem run --dry-run`: what one experiment would do and need, found without loading anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.core.backends.registry import package_versions
+from llenergymeasure.core.host.devices import visible_gpus
+from llenergymeasure.core.host.gpu_facts import GpuFacts, free_memory_mb, read_gpu_facts
+from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.host.vram import OVERHEAD, VramEstimate, estimate_vram
+from llenergymeasure.datasets.hub import HUB_PREFIX
+from llenergymeasure.datasets.loader import load_raw_prompts
+from llenergymeasure.exceptions import BackendError
+
+if TYPE_CHECKING:
+    from llenergymeasure.config.user_config import UserConfig
+
+LABEL_WIDTH: Final = 13
+
+
+@dataclass(frozen=True, slots=True)
+class DryRunProbes:
+    """How the machine is looked at; tests pass their own.
+
+    Args:
+        environ: Environment of the run.
+        open_nvml: Gives the machine's NVML or raises `NvmlError`.
+        package_versions: Versions of an engine's packages; raises `BackendError`.
+    """
+
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    open_nvml: Callable[[], Nvml] = open_nvml
+    package_versions: Callable[[str], Mapping[str, str]] = package_versions
+
+
+@dataclass(frozen=True, slots=True)
+class DryRunReport:
+    """What an experiment would do and need.
+
+    Args:
+        config: The experiment.
+        engine: Versions of its engine's packages, or why it cannot be used here.
+        prompts: Where its prompts come from, and whether that was checked.
+        vram: Estimate of the GPU memory it needs.
+        gpus: The GPUs it would use; empty on the CPU, and where there are none.
+        device_note: What to know about its device.
+        waits: Waiting that the config asks for: what for, and how many seconds.
+        energy_backend: What would measure its energy; `None`: nothing.
+    """
+
+    config: ExperimentConfig
+    engine: str
+    prompts: str
+    vram: VramEstimate
+    gpus: tuple[GpuFacts, ...]
+    device_note: str | None
+    waits: tuple[tuple[str, float], ...]
+    energy_backend: str | None
+
+
+def dry_run_experiment(
+    config: ExperimentConfig, machine: UserConfig, probes: DryRunProbes | None = None
+) -> DryRunReport:
+    """Find out what `config` would do. Loads no model, uses no network and needs neither a GPU nor an engine.
+
+    Args:
+        config: A valid experiment.
+        machine: The user's settings.
+        probes: How to look at the machine.
+
+    Raises:
+        ConfigError: Its prompts cannot be read, or are too few.
+    """
+    probes = probes or DryRunProbes()
+    gpus, device_note = _devices(config, probes)
+    wanted_meter = config.energy.backend
+    return DryRunReport(
+        config=config,
+        engine=_engine(config.backend, probes),
+        prompts=_prompts(config),
+        vram=estimate_vram(config, environ=probes.environ, cache_home=Path(machine.output.model_cache_dir)),
+        gpus=gpus,
+        device_note=device_note,
+        waits=tuple(known_waits(config)),
+        energy_backend=machine.measurement.energy_backend if wanted_meter == "auto" else wanted_meter,
+    )
+
+
+def known_waits(config: ExperimentConfig) -> Iterator[tuple[str, float]]:
+    """The seconds that a run of `config` takes whatever the model and the machine: what for, and how many."""
+    if config.baseline.enabled and config.energy.backend is not None:
+        yield "baseline", config.baseline.duration_seconds
+    if config.warmup.enabled and config.warmup.thermal_floor_seconds:
+        yield "thermal floor", config.warmup.thermal_floor_seconds
+    if config.measurement.min_duration_seconds:
+        yield "window", config.measurement.min_duration_seconds
+
+
+def render_dry_run(report: DryRunReport) -> str:
+    """The report as text."""
+    config = report.config
+    lines = [f"Dry run: {experiment_title(config)}", *_entry("Config", "valid"), *_entry("Engine", report.engine)]
+    lines += _entry("Prompts", report.prompts)
+    lines += _entry("Tokens", _tokens(config))
+    lines += _entry("GPU memory", *_memory(report))
+    if report.device_note is not None:
+        lines += _entry("Device", report.device_note)
+    lines += _entry("Energy", _energy(report.energy_backend))
+    lines += _entry("Time", *_time(report))
+    lines += _entry("Results", config.output_dir or "not saved")
+    return "\n".join([*lines, "Nothing was run."])
+
+
+def _engine(backend: str, probes: DryRunProbes) -> str:
+    try:
+        return ", ".join(f"{package} {version}" for package, version in probes.package_versions(backend).items())
+    except BackendError as error:
+        return f"not usable here: {error}"
+
+
+def _prompts(config: ExperimentConfig) -> str:
+    """Where the prompts come from; a data set on the Hub is not looked up, because that takes a network."""
+    if isinstance(config.dataset, str) and config.dataset.startswith(HUB_PREFIX):
+        return f"{config.n:,} of {config.dataset} (not looked up)"
+    load_raw_prompts(config.dataset, config.n)
+    return f"{config.n:,} of {config.dataset if isinstance(config.dataset, str) else 'synthetic prompts'}"
+
+
+def _devices(config: ExperimentConfig, probes: DryRunProbes) -> tuple[tuple[GpuFacts, ...], str | None]:
+    """The GPUs that the run would use, and what to know about them."""
+    device = config.pytorch.device if config.pytorch else None
+    if device == "cpu":
+        return (), "the CPU, as pytorch.device says"
+    try:
+        nvml = probes.open_nvml()
+        visible = visible_gpus(probes.environ, nvml)
+        gpus = tuple(read_gpu_facts(nvml, gpu.uuid, gpu.board_uuid) for gpu in visible)
+    except NvmlError:
+        gpus = ()
+    if not gpus:
+        return (), "the CPU: there is no GPU here" if device == "auto" else _no_gpu(config.backend)
+    wanted = _gpu_count(config, len(gpus))
+    if wanted > len(gpus):
+        return gpus, f"the config asks for {wanted} GPUs, and this machine shows {len(gpus)}"
+    return gpus[:wanted], None
+
+
+def _no_gpu(backend: str) -> str:
+    flag = " (or pass --device cpu)" if backend == "pytorch" else ""
+    return f"there is no GPU here: run it on a machine that has one{flag}"
+
+
+def _gpu_count(config: ExperimentConfig, available: int) -> int:
+    if config.pytorch is not None:
+        return available if config.pytorch.device_map is not None else config.pytorch.num_processes or 1
+    if config.vllm is not None:
+        return (config.vllm.tensor_parallel_size or 1) * (config.vllm.pipeline_parallel_size or 1)
+    if config.tensorrt is not None:
+        return (config.tensorrt.tp_size or 1) * (config.tensorrt.pp_size or 1)
+    return 1
+
+
+def _tokens(config: ExperimentConfig) -> str:
+    most_in, most_out = config.n * config.max_input_tokens, config.n * config.max_output_tokens
+    return (
+        f"at most {most_in:,} in ({config.n:,} × {config.max_input_tokens:,}) "
+        f"and {most_out:,} out ({config.n:,} × {config.max_output_tokens:,})"
+    )
+
+
+def _memory(report: DryRunReport) -> Iterator[str]:
+    vram = report.vram
+    if vram.total_mb is not None and vram.weights_mb is not None and vram.kv_cache_mb is not None:
+        yield (
+            f"about {_gb(vram.total_mb)}: weights {_gb(vram.weights_mb)}, key-value cache {_gb(vram.kv_cache_mb)}, "
+            f"and {OVERHEAD:.0%} in reserve{_verdict(vram.total_mb, report)}"
+        )
+    elif vram.weights_mb is not None:
+        yield f"at least {_gb(vram.weights_mb)} for the weights{_verdict(vram.weights_mb, report)}"
+    yield from vram.notes
+
+
+def _verdict(needed_mb: float, report: DryRunReport) -> str:
+    section = report.config.pytorch
+    free_mb = free_memory_mb(report.gpus, one_copy_each=section is not None and (section.num_processes or 1) > 1)
+    if free_mb is None:
+        return ""
+    names = ", ".join(dict.fromkeys(gpu.name for gpu in report.gpus))
+    return f"; {'fits' if needed_mb <= free_mb else 'DOES NOT FIT'} in the {_gb(free_mb)} free on {names}"
+
+
+def _energy(backend: str | None) -> str:
+    if backend is None:
+        return "not measured (energy.backend: null)"
+    return "auto: the best energy backend that works when it runs" if backend == "auto" else backend
+
+
+def _time(report: DryRunReport) -> Iterator[str]:
+    parts = ", ".join(f"{seconds:g} s {what}" for what, seconds in report.waits)
+    if parts:
+        yield f"at least {_duration(sum(seconds for _, seconds in report.waits))} of waiting: {parts}"
+    yield "loading and generating come on top; how long they take is not known before a first run"
+
+
+def _gb(megabytes: float) -> str:
+    return f"{megabytes / 1000:.1f} GB" if megabytes >= 100 else f"{megabytes:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} m {rest} s" if minutes else f"{rest} s"
+
+
+def _entry(label: str, *lines: str) -> list[str]:
+    indent = " " * (2 + LABEL_WIDTH)
+    return [f"  {label:<{LABEL_WIDTH}}{line}" if index == 0 else indent + line for index, line in enumerate(lines)]
