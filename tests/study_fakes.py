@@ -13,7 +13,7 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.progress import Observer, StepStarted
 from llenergymeasure.domain.environment import EnvironmentSnapshot
-from llenergymeasure.domain.experiment import DatasetInfo, ExperimentResult, compute_measurement_config_hash
+from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.launcher import ExperimentJob, JobOutcome
 from llenergymeasure.runners.local import MeasuredRun
@@ -47,7 +47,6 @@ def result_of(config: ExperimentConfig, **changes: Any) -> ExperimentResult:
         "model_name": config.model,
         "backend": config.backend,
         "environment_snapshot": ENVIRONMENT,
-        "dataset": DatasetInfo(name="aienergyscore", sha256="a" * 64, prompt_count=100),
     }
     return make_result(**{**fields, **changes})
 

@@ -11,7 +11,8 @@ from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
-from llenergymeasure.exceptions import StudyError
+from llenergymeasure.exceptions import PersistenceError, StudyError
+from llenergymeasure.results.persistence import load_study
 from llenergymeasure.runners.worker import ProcessLauncher
 from llenergymeasure.study.events import RunFinished, StudyEvent, StudyNotice, StudyObserver, ignore_study_events
 from llenergymeasure.study.gaps import enter_key
@@ -20,10 +21,12 @@ from llenergymeasure.study.manifest import create_study_dir
 from llenergymeasure.study.preflight import check_backends
 from llenergymeasure.study.resume import Resumption, plan_resumption
 from llenergymeasure.study.runner import StudyRunner, StudyStoppedError, Surroundings
+from llenergymeasure.study.sequence import plan_runs
 from llenergymeasure.study.webhook import send_summary
 
 if TYPE_CHECKING:
     from llenergymeasure.config.user_config import UserConfig
+    from llenergymeasure.runners.launcher import Launcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ def execute_study(
     machine: UserConfig,
     on_result: Callable[[ExperimentResult], None],
     observer: StudyObserver | None = None,
+    launcher: Launcher | None = None,
 ) -> StudyResult:
     """Run a study, or what is left of it.
 
@@ -58,6 +62,10 @@ def execute_study(
         machine: The user's settings for this machine.
         on_result: Receives each result as soon as it exists.
         observer: Who is told what happens.
+        launcher: Runs each experiment in isolation; by default in a child process on this machine.
+
+    Returns:
+        What the study yielded; of a finished one that is resumed, what it had yielded.
 
     Raises:
         PreFlightError: The study cannot run on this machine.
@@ -74,47 +82,62 @@ def execute_study(
 
     if study is not None:
         check_backends(study, machine)
-    directory = place.resume
-    if directory is None:
-        if study is None:
-            raise StudyError("nothing to run: give a study, or the directory of one to go on with")
-        directory = create_study_dir(study.name, place.parent)
-    elif not directory.is_dir():
-        raise StudyError(f"there is no study to go on with: {directory} is not a directory")
+    directory = _directory_for(study, place)
     with locked(directory):
-        if place.resume is None and study is not None:
-            result = _run(study, directory, place, machine, follow, None)
-        else:
-            resumption = plan_resumption(directory, study, dataset_sha256)
+        resumption = None
+        if place.resume is not None:
+            resumption = plan_resumption(directory, study, dataset_hashes())
             for notice in resumption.notices:
                 follow(StudyNotice(notice))
-            result = _run(resumption.study, directory, place, machine, follow, resumption)
-    return result
+            finished = _finished_result(directory, resumption)
+            if finished is not None:
+                follow(StudyNotice(f"The study in {directory} is finished; nothing to do."))
+                return finished
+            study = resumption.study
+            check_backends(study, machine)
+        around = Surroundings(
+            launcher=launcher or ProcessLauncher(),
+            observer=follow,
+            skip_gap=enter_key() if place.interactive else None,
+        )
+        runner = StudyRunner(
+            _given(study), directory, machine, around, resumption=resumption, export_csv=place.export_csv
+        )
+        return _run(runner, machine)
 
 
-def dataset_sha256(config: ExperimentConfig) -> str | None:
-    """SHA-256 that identifies the prompts of an experiment, as the data set is now.
+def dataset_hashes() -> Callable[[ExperimentConfig], str | None]:
+    """A function that tells the SHA-256 of the prompts an experiment would use now, and reads each data set once.
 
-    Raises:
-        DatasetError: They cannot be read.
+    It raises `DatasetError` where they cannot be read.
     """
-    return load_raw_prompts(config.dataset, config.n).identity.sha256
+    known: dict[tuple[str, int], str] = {}
+
+    def sha256(config: ExperimentConfig) -> str:
+        key = (str(config.dataset), config.n)
+        if key not in known:
+            known[key] = load_raw_prompts(config.dataset, config.n).identity.sha256
+        return known[key]
+
+    return sha256
 
 
-def _run(
-    study: StudyConfig,
-    directory: Path,
-    place: StudyPlace,
-    machine: UserConfig,
-    observer: StudyObserver,
-    resumption: Resumption | None,
-) -> StudyResult:
-    around = Surroundings(
-        launcher=ProcessLauncher(),
-        observer=observer,
-        skip_gap=enter_key() if place.interactive else None,
-    )
-    runner = StudyRunner(study, directory, machine, around, resumption=resumption, export_csv=place.export_csv)
+def _directory_for(study: StudyConfig | None, place: StudyPlace) -> Path:
+    """The directory to go on in, or a new one."""
+    if place.resume is None:
+        return create_study_dir(_given(study).name, place.parent)
+    if not place.resume.is_dir():
+        raise StudyError(f"there is no study to go on with: {place.resume} is not a directory")
+    return place.resume
+
+
+def _given(study: StudyConfig | None) -> StudyConfig:
+    if study is None:
+        raise StudyError("nothing to run: give a study, or the directory of one to go on with")
+    return study
+
+
+def _run(runner: StudyRunner, machine: UserConfig) -> StudyResult:
     try:
         result = runner.run()
     except StudyStoppedError as error:
@@ -123,6 +146,17 @@ def _run(
         raise
     _announce(result, "completed", machine)
     return result
+
+
+def _finished_result(directory: Path, resumption: Resumption) -> StudyResult | None:
+    """The summary of a study with nothing left to do; `None` where a run, or the summary itself, is to be made yet."""
+    if resumption.started_at is None or len(resumption.kept) < len(plan_runs(resumption.study)):
+        return None
+    try:
+        result = load_study(directory)
+    except PersistenceError:  # killed between its last run and its summary
+        return None
+    return result if result.completed_at is not None and result.summary.completed == len(resumption.kept) else None
 
 
 def _announce(result: StudyResult, status: str, machine: UserConfig) -> None:

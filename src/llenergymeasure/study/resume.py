@@ -175,9 +175,9 @@ class _Done:
             return str(error)
         if result.measurement_config_hash != entry.config_hash:
             return f"{entry.result_file} is the result of another configuration"
-        now = self._hash_now(entry.config_hash, study)
         then = entry.dataset_sha256
-        if now is not None and then is not None and now != then:
+        now = None if then is None else self._hash_now(entry.config_hash, study)
+        if then is not None and now is not None and now != then:
             return f"its data set has changed since (SHA-256 {then[:12]}… -> {now[:12]}…)"
         self.environment = self.environment or result.environment_snapshot
         return None
