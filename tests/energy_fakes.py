@@ -1,0 +1,75 @@
+"""Power samples made by hand, and a powercap tree on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, TelemetrySample
+
+
+class ListedTelemetry:
+    """Telemetry that holds the samples it was given."""
+
+    def __init__(self, samples: Mapping[DeviceId, Sequence[TelemetrySample]]) -> None:
+        self._samples = samples
+        self.closed = False
+
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        return tuple(device for device, samples in self._samples.items() if samples)
+
+    def samples(self, device: DeviceId) -> Iterator[TelemetrySample]:
+        return iter(self._samples[device])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def steady(power_w: float, start_s: float, end_s: float, step_s: float = 0.1, **more: float) -> list[TelemetrySample]:
+    """Samples of the same power from just before to just after a window."""
+    count = round((end_s - start_s) / step_s) + 2
+    return [TelemetrySample(start_s + (i - 0.5) * step_s, power_w, **more) for i in range(count)]  # type: ignore[arg-type]
+
+
+def measured(
+    samples: Mapping[DeviceId, Sequence[TelemetrySample]] | None,
+    start_s: float = 0.0,
+    end_s: float = 20.0,
+    total_j: float | None = None,
+) -> EnergyMeasurement:
+    """A window with these samples."""
+    telemetry = None if samples is None else ListedTelemetry(samples)
+    return EnergyMeasurement(
+        start_s=start_s,
+        end_s=end_s,
+        total_j=total_j,
+        method="hardware_counter",
+        scope="gpu",
+        telemetry=telemetry,
+        meter="nvml",
+    )
+
+
+class PowercapTree:
+    """A made-up `/sys/class/powercap`, whose counters a test moves."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    def zone(self, zone: str, name: str, *, joules: float = 0.0, range_j: float = 262_143.0) -> Path:
+        """Add a zone: `intel-rapl:0` at the root, `intel-rapl:0:1` inside its package."""
+        parts = zone.split(":")
+        directory = self.root / ":".join(parts[:2]) / zone if len(parts) > 2 else self.root / zone
+        directory.mkdir(parents=True)
+        (directory / "name").write_text(f"{name}\n")
+        (directory / "max_energy_range_uj").write_text(f"{round(range_j * 1e6)}\n")
+        self.set(directory, joules)
+        return directory
+
+    def set(self, zone: Path, joules: float) -> None:
+        """Let a counter show so many joules; like the kernel, never half a number."""
+        partial = zone / "energy_uj.partial"
+        partial.write_text(f"{round(joules * 1e6)}\n")
+        partial.replace(zone / "energy_uj")

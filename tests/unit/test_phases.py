@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from energy_fakes import measured, steady
+from llenergymeasure.core.backends.protocol import RequestOutput
+from llenergymeasure.core.energy.types import TelemetrySample
+from llenergymeasure.core.metrics.phases import phase_breakdown, phase_spans, typical_stretch_s
+from llenergymeasure.domain.warnings import WarningCode
+
+
+def output(started_s: float, times_s: list[float] | None, input_tokens: int = 100) -> RequestOutput:
+    count = len(times_s) if times_s is not None else 3
+    return RequestOutput(
+        index=0,
+        input_tokens=input_tokens,
+        token_ids=(7,) * count,
+        finish_reason="length",
+        started_s=started_s,
+        token_times_s=times_s,
+    )
+
+
+def two_level_trace(prefill_w: float, decode_w: float, switch_s: float, end_s: float) -> list[TelemetrySample]:
+    """10 ms samples of a step, with a knot on each side of it."""
+    times = [i / 100 for i in range(-1, round(end_s * 100) + 2)]
+    return [TelemetrySample(t, prefill_w if t < switch_s else decode_w) for t in times]
+
+
+def test_prefill_and_decode_of_one_batch_get_their_own_time_tokens_and_joules() -> None:
+    batch = [output(0.0, [4.0, 8.0, 12.0, 20.0]), output(0.0, [4.0, 8.0, 12.0, 20.0])]
+    energy = measured({"GPU-0": two_level_trace(600.0, 300.0, 4.0, 20.0)}, total_j=7200.0)
+    breakdown, notes = phase_breakdown(batch, energy)
+    assert breakdown is not None
+    assert breakdown.prefill is not None
+    assert breakdown.decode is not None
+    assert (breakdown.prefill.time_sec, breakdown.prefill.tokens) == (4.0, 200)
+    assert (breakdown.decode.time_sec, breakdown.decode.tokens) == (16.0, 6)
+    assert breakdown.prefill.energy_j == pytest.approx(2400.0, rel=0.002)
+    assert breakdown.decode.energy_j == pytest.approx(4800.0, rel=0.002)
+    assert breakdown.residual_j == pytest.approx(0.0, abs=1e-6)
+    assert not notes
+
+
+def test_time_in_which_nothing_is_generated_is_residual() -> None:
+    energy = measured({"GPU-0": steady(100.0, 0.0, 20.0, 0.01)}, total_j=2000.0)
+    breakdown, _ = phase_breakdown([output(5.0, [10.0, 15.0])], energy)
+    assert breakdown is not None
+    assert breakdown.residual_j == pytest.approx(1000.0)
+
+
+@given(st.floats(0.5, 2.0))
+def test_the_parts_and_the_residual_make_what_the_meter_counted(ratio: float) -> None:
+    energy = measured({"GPU-0": steady(100.0, 0.0, 20.0, 0.05)}, total_j=2000.0 * ratio)
+    breakdown, _ = phase_breakdown([output(0.0, [5.0, 18.0])], energy)
+    assert breakdown is not None
+    assert breakdown.prefill is not None
+    assert breakdown.decode is not None
+    parts = (breakdown.prefill.energy_j, breakdown.decode.energy_j, breakdown.residual_j)
+    assert sum(part for part in parts if part is not None) == pytest.approx(2000.0 * ratio)
+
+
+def test_boards_are_added() -> None:
+    trace = steady(100.0, 0.0, 20.0, 0.05)
+    breakdown, _ = phase_breakdown([output(0.0, [5.0, 20.0])], measured({"a": trace, "b": trace}, total_j=4000.0))
+    assert breakdown is not None
+    assert breakdown.prefill is not None
+    assert breakdown.prefill.energy_j == pytest.approx(1000.0)
+
+
+def test_a_prefill_too_short_for_the_sensor_has_time_and_tokens_but_no_joules() -> None:
+    energy = measured({"GPU-0": steady(100.0, 0.0, 20.0, 0.1)}, total_j=2000.0)
+    breakdown, (note,) = phase_breakdown([output(0.0, [0.05, 10.0, 20.0])], energy)
+    assert breakdown is not None
+    assert breakdown.prefill is not None
+    assert breakdown.decode is not None
+    assert breakdown.prefill.energy_j is None
+    assert breakdown.prefill.time_sec == pytest.approx(0.05)
+    assert breakdown.decode.energy_j == pytest.approx(1995.0)
+    assert breakdown.residual_j is None
+    assert note.code is WarningCode.PHASES_NOT_RESOLVED
+    assert "50 ms" in note.message
+    assert note.message == breakdown.reason
+
+
+def test_a_sensor_read_faster_than_it_updates_resolves_no_more() -> None:
+    """Twenty reads of each of a 1 s sensor's values do not make 300 ms visible."""
+    samples = [TelemetrySample(float(i // 20) - 1, 100.0) for i in range(460)]
+    breakdown, notes = phase_breakdown([output(0.0, [0.3, 20.0])], measured({"GPU-0": samples}, total_j=2000.0))
+    assert breakdown is not None
+    assert breakdown.prefill is not None
+    assert breakdown.prefill.energy_j is None
+    assert notes
+
+
+@pytest.mark.parametrize("total_j", [None, 2000.0])
+def test_without_energy_or_samples_the_reason_is_told(total_j: float | None) -> None:
+    breakdown, notes = phase_breakdown([output(0.0, [5.0, 20.0])], measured(None, total_j=total_j))
+    assert breakdown is not None
+    assert breakdown.reason
+    assert notes
+
+
+def test_an_engine_without_token_times_has_no_phases() -> None:
+    assert phase_breakdown([output(0.0, None)], measured(None)) == (None, ())
+
+
+def test_decode_steps_inside_another_requests_prefill_belong_to_no_phase() -> None:
+    first = output(0.0, [2.0, 4.0, 6.0, 8.0])
+    second = output(3.0, [7.0, 9.0])
+    prefill, decode = phase_spans([first, second], (0.0, 20.0))
+    assert prefill == [(0.0, 2.0), (3.0, 7.0)]
+    assert decode == [(2.0, 3.0), (7.0, 9.0)]
+    breakdown, _ = phase_breakdown([first, second], measured({"g": steady(1.0, 0.0, 20.0, 0.01)}, total_j=20.0))
+    assert breakdown is not None
+    assert breakdown.decode is not None
+    assert breakdown.decode.tokens == 2  # those at 8 s and 9 s; the ones at 4 s and 6 s fell into a prefill
+
+
+requests = st.lists(
+    st.tuples(st.integers(0, 15), st.lists(st.integers(0, 6), min_size=1, max_size=6)), min_size=1, max_size=8
+)
+
+
+@given(requests)
+def test_no_moment_is_in_two_phases(drawn: list[tuple[int, list[int]]]) -> None:
+    outputs = []
+    for started_s, gaps in drawn:
+        times, now_s = [], float(started_s)
+        for gap in gaps:
+            now_s += gap
+            times.append(now_s)
+        outputs.append(output(float(started_s), times))
+    prefill, decode = phase_spans(outputs, (0.0, 20.0))
+    spans = sorted([*prefill, *decode])
+    assert all(start_s < end_s for start_s, end_s in spans)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+    assert all(start_s >= 0.0 and end_s <= 20.0 for start_s, end_s in spans)
+
+
+def test_the_typical_stretch_is_where_half_of_the_time_lies() -> None:
+    assert typical_stretch_s([(0, 1), (2, 3), (4, 14)]) == 10
+    assert typical_stretch_s([]) == 0.0

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from energy_fakes import measured, steady
+from llenergymeasure.core.energy.integrate import integrate_power
+from llenergymeasure.core.energy.types import TelemetrySample
+from llenergymeasure.core.timeseries import timeseries_rows, write_timeseries
+
+COLUMNS = [
+    "timestamp_s",
+    "gpu_index",
+    "power_w",
+    "temperature_c",
+    "memory_used_mb",
+    "sm_utilisation_pct",
+    "sm_clock_mhz",
+    "throttle_reasons",
+]
+
+
+def test_there_is_a_row_per_second_and_gpu_and_the_last_one_covers_the_rest(tmp_path: Path) -> None:
+    readings = {"temperature_c": 61.0, "memory_used_mb": 900.0, "sm_clock_mhz": 1500.0, "sm_utilisation_pct": 98.0}
+    samples = steady(300.0, 0.0, 2.5, throttle_reasons=4, **readings)
+    energy = measured({"GPU-a": samples, "GPU-b": steady(70.0, 0.0, 2.5)}, end_s=2.5)
+    table = pq.read_table(write_timeseries(energy, tmp_path / "timeseries.parquet"))
+    assert table.column_names == COLUMNS
+    rows = table.to_pylist()
+    assert [(row["timestamp_s"], row["gpu_index"]) for row in rows] == [(t, g) for g in (0, 1) for t in (0.0, 1.0, 2.0)]
+    assert [row["power_w"] for row in rows] == pytest.approx([300.0] * 3 + [70.0] * 3)
+    assert {name: rows[1][name] for name in readings} == pytest.approx(readings)
+    assert rows[0]["throttle_reasons"] == 4
+    assert rows[3]["throttle_reasons"] is None
+
+
+def test_units_and_devices_are_in_the_file(tmp_path: Path) -> None:
+    energy = measured({"GPU-a": steady(1.0, 0.0, 2.0)}, end_s=2.0)
+    schema = pq.read_schema(write_timeseries(energy, tmp_path / "timeseries.parquet"))
+    assert schema.field("power_w").metadata == {b"unit": b"W"}
+    assert json.loads(schema.metadata[b"units"])["memory_used_mb"] == "MB"
+    assert json.loads(schema.metadata[b"devices"]) == ["GPU-a"]
+
+
+def test_the_processor_has_no_gpu_index_and_a_window_without_samples_has_no_rows(tmp_path: Path) -> None:
+    energy = measured({"cpu": steady(40.0, 0.0, 1.0)}, end_s=1.0)
+    assert pq.read_table(write_timeseries(energy, tmp_path / "a.parquet"))["gpu_index"].to_pylist() == [None]
+    empty = pq.read_table(write_timeseries(measured(None), tmp_path / "b.parquet"))
+    assert (empty.num_rows, empty.column_names) == (0, COLUMNS)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "timeseries.parquet").mkdir()
+    with pytest.raises(OSError, match="timeseries"):
+        write_timeseries(measured({"GPU-a": steady(1.0, 0.0, 2.0)}, end_s=2.0), tmp_path / "timeseries.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["timeseries.parquet"]
+
+
+traces = st.lists(st.tuples(st.floats(0.01, 1.7), st.floats(1.0, 1000.0)), min_size=2, max_size=60)
+
+
+@given(traces, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_power_times_time_adds_up_to_the_integral(steps: list[tuple[float, float]], a: float, b: float) -> None:
+    times, power, now_s = [], [], 100.0
+    for step_s, power_w in steps:
+        now_s += step_s
+        times.append(now_s)
+        power.append(power_w)
+    start_s, end_s = sorted(times[0] + share * (times[-1] - times[0]) for share in (a, b))
+    samples = [TelemetrySample(t, w) for t, w in zip(times, power, strict=True)]
+    rows = list(timeseries_rows(samples, start_s, end_s, 0))
+    lengths = [min(1.0, end_s - start_s - row.timestamp_s) for row in rows]
+    joules = sum((row.power_w or 0.0) * length for row, length in zip(rows, lengths, strict=True))
+    assert joules == pytest.approx(integrate_power(times, power, start_s, end_s), rel=1e-9, abs=1e-6)
+
+
+def test_throttle_reasons_of_a_second_are_united_and_other_readings_averaged() -> None:
+    samples = [
+        TelemetrySample(-0.1, 100.0),
+        TelemetrySample(0.2, 100.0, temperature_c=60.0, throttle_reasons=4),
+        TelemetrySample(0.7, 100.0, temperature_c=62.0, throttle_reasons=0x40),
+        TelemetrySample(1.1, 100.0),
+    ]
+    (row,) = timeseries_rows(samples, 0.0, 1.0, 0)
+    assert (row.temperature_c, row.throttle_reasons) == (61.0, 0x44)
+
+
+def test_a_second_without_a_sample_shows_the_latest_one_and_the_line_through_it() -> None:
+    samples = [TelemetrySample(0.0, 100.0, temperature_c=50.0), TelemetrySample(4.0, 500.0, temperature_c=60.0)]
+    rows = list(timeseries_rows(samples, 0.0, 4.0, 0))
+    assert [row.power_w for row in rows] == pytest.approx([150.0, 250.0, 350.0, 450.0])
+    assert [row.temperature_c for row in rows] == [50.0] * 4
+
+
+def test_a_device_that_fell_silent_has_rows_without_power() -> None:
+    samples = [TelemetrySample(0.0, 100.0), TelemetrySample(1.0, 100.0), TelemetrySample(1.5, None)]
+    rows = list(timeseries_rows(samples, 0.0, 3.0, 0))
+    assert [row.power_w for row in rows] == [100.0, None, None]
