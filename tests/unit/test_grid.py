@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llenergymeasure.config.grid import SkippedConfig, compute_study_design_hash, expand_grid
+from llenergymeasure.config.grid import SkippedConfig, compute_study_design_hash, expand_grid, resolve_study
 from llenergymeasure.config.loader import load_study_config
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
+from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 from llenergymeasure.exceptions import ConfigError
 
@@ -304,6 +305,54 @@ def test_a_sweep_beyond_all_reason_is_refused_before_it_is_spanned() -> None:
 )
 def test_a_mistake_in_the_description_is_named(study: dict[str, Any], message: str) -> None:
     assert message in _config_error(study)
+
+
+_KEYS = st.sampled_from(
+    [
+        "model",
+        "n",
+        "backend",
+        "pytorch",
+        "vllm",
+        "decoder",
+        "dataset",
+        "synthetic",
+        "sweep",
+        "experiments",
+        "execution",
+        "base",
+        "name",
+        "version",
+        "precision",
+        "pytorch.batch_size",
+        "decoder.temperature",
+        "dataset.n",
+        "passthrough_kwargs",
+        "passthrough_kwargs.x",
+        "preset",
+        "lora",
+        "..",
+        "x",
+    ]
+)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(["pytorch", "vllm", "fp16", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(study=st.dictionaries(_KEYS, _VALUES, max_size=6), overrides=st.dictionaries(_KEYS, _VALUES, max_size=2))
+def test_any_description_is_resolved_or_refused_with_a_message(
+    study: dict[str, Any], overrides: dict[str, Any]
+) -> None:
+    document = LoadedDocument(study, SourceMap(), Path("study.yaml"))
+    try:
+        resolved = resolve_study(document, overrides)
+    except (ConfigError, ValidationError):
+        return
+    assert resolved.experiments
 
 
 def test_all_mistakes_are_reported_at_once_with_their_lines(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -53,7 +53,7 @@ class SkippedConfig:
 
     raw_config: dict[str, Any]
     reason: str
-    errors: list[dict[str, Any]]
+    errors: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The form kept in `StudyConfig.skipped_configs`."""

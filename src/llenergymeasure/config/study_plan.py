@@ -186,7 +186,7 @@ class _Reader:
         if not isinstance(sweep, Mapping) or (not sweep and "sweep" in self.raw):
             self._problem(("sweep",), "sweep: must map fields to lists of values, e.g. `precision: [fp16, bf16]`.")
             return ()
-        return tuple(axis for key, values in sweep.items() if (axis := self._axis(key, values)) is not None)
+        return tuple(axis for key, values in sweep.items() if (axis := self._axis(str(key), values)) is not None)
 
     def _axis(self, key: str, values: Any) -> Axis | None:
         at = ("sweep", key)
@@ -317,8 +317,8 @@ class _Reader:
 
     def _check_overrides(self, plan: StudyPlan) -> None:
         swept = {axis.parts: f"sweep.{axis.key}" for axis in plan.axes}
-        named = self.raw.get("backend")
-        if isinstance(named, list) or "backend" in (self.raw.get("sweep") or {}):
+        sweep = self.raw.get("sweep")
+        if isinstance(self.raw.get("backend"), list) or (isinstance(sweep, Mapping) and "backend" in sweep):
             swept[("backend",)] = "the list of backends"
         for name in self.overrides:
             fields = list(BATCH_SIZE_FIELD.values()) if name == BATCH_SIZE_OVERRIDE else [name]
