@@ -127,7 +127,8 @@ def _on_the_hub(
 ) -> ModelSource:
     cache_dir = hub_cache_dir(cache_home)
 
-    @retry_on_error(exceptions=(OSError,), is_transient=_is_transient, sleep=sleep)
+    # Recent clients try again by themselves (huggingface_hub 1.0 on), so one more attempt is enough.
+    @retry_on_error(max_retries=1, exceptions=(OSError,), is_transient=_is_transient, sleep=sleep)
     def fetch() -> str:
         return download(model, filename, revision=revision, cache_dir=cache_dir, etag_timeout=HUB_TIMEOUT_S)
 

@@ -16,6 +16,9 @@ from llenergymeasure.core.metrics.architecture import experts
 from llenergymeasure.core.metrics.flops import ParameterCount, count_from_config
 
 _EXPERT_IN_LIST: Final = re.compile(r"(?:^|\.)experts\.\d+(?:\.|$)")
+_ELEMENTWISE: Final = frozenset({"A_log"})
+"""Tensors of two dimensions that multiply element by element: the decay rates of state-space layers."""
+
 UNCLASSIFIED_LIMIT: Final = 0.01
 """Share of parameters that may stay unclassified before a count is no longer called certain."""
 
@@ -73,7 +76,7 @@ def _module_weights(module: Any, expert_count: int | None) -> tuple[int, int, bo
             size, stacked = size + parameter.numel(), True
         elif _is_convolution(module) or (name == "weight" and parameter.ndim == 2):
             size += parameter.numel()
-        elif not name.endswith("bias"):
+        elif not name.endswith("bias") and name not in _ELEMENTWISE:
             other += parameter.numel()
     return size, other, stacked
 

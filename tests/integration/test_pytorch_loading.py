@@ -1,0 +1,242 @@
+"""Models and adapters that are there, half there, or not there at all; what pre-flight finds without loading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+from llenergymeasure.core.backends.conformance import check_backend  # noqa: E402
+from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, InferenceBackend  # noqa: E402
+from llenergymeasure.core.backends.pytorch import PyTorchBackend  # noqa: E402
+from llenergymeasure.core.clock import SystemClock  # noqa: E402
+from llenergymeasure.exceptions import BackendError  # noqa: E402
+from pytorch_models import EOS, experiment, ids, loaded, requests, save_model  # noqa: E402
+
+TEXTS = ("the quick brown fox", "why?")
+
+
+def backend() -> PyTorchBackend:
+    return PyTorchBackend(SystemClock())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("llama"))
+
+
+def save_adapter(directory: Path, base: Path, **settings: object) -> Path:
+    """A LoRA adapter with weights large enough to change every text."""
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **settings})
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+    adapted.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(tmp_path_factory.mktemp("adapter"), model)
+
+
+# --- adapters ----------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_changes_the_text_and_merging_it_does_not_change_it_again(model: Path, adapter: Path) -> None:
+    with loaded(experiment(model)) as engine:
+        plain = ids(engine.generate(requests(*TEXTS)))
+    with loaded(experiment(model, lora={"adapter_path": str(adapter)})) as engine:
+        kept = ids(engine.generate(requests(*TEXTS)))
+        assert engine.parts.adapter is not None
+        assert engine.parts.adapter.active_peft_config.r == 4
+        described = engine.describe()
+        assert described.settings["lora.rank"] == 4
+        assert described.settings["lora.target_modules"] == ["down_proj", "q_proj"]
+        kept_params = described.active_matmul_params
+    with loaded(experiment(model, lora={"adapter_path": str(adapter), "merge_weights": True})) as engine:
+        merged = ids(engine.generate(requests(*TEXTS)))
+        assert engine.parts.adapter is None
+        assert not [name for name, _ in engine.parts.model.named_parameters() if "lora" in name]
+        merged_params = engine.describe().active_matmul_params
+    assert kept != plain
+    assert merged == kept
+    # two layers, rank 4: q_proj is 64 -> 64, down_proj 128 -> 64
+    assert kept_params == (merged_params or 0) + 2 * 4 * ((64 + 64) + (128 + 64))
+
+
+def test_adapter_weights_have_the_precision_of_the_experiment(model: Path, adapter: Path) -> None:
+    with loaded(experiment(model, precision="bf16", lora={"adapter_path": str(adapter)})) as engine:
+        assert {parameter.dtype for parameter in engine.parts.model.parameters()} == {torch.bfloat16}
+
+
+def test_an_adapter_for_a_wider_model_is_refused_with_both_names(model: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", hidden_size=32, intermediate_size=64)
+    misfit = save_adapter(tmp_path / "adapter", other)
+    with pytest.raises(BackendError, match=rf"lora: {misfit} does not fit {model}.* it was made for {other}"):
+        backend().load(experiment(model, lora={"adapter_path": str(misfit)}))
+
+
+def test_an_adapter_for_a_deeper_model_is_refused_although_its_tensors_fit(model: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", num_hidden_layers=3)
+    misfit = save_adapter(tmp_path / "adapter", other)
+    with pytest.raises(BackendError, match=r"does not fit .*4 tensors have no counterpart"):
+        backend().load(experiment(model, lora={"adapter_path": str(misfit)}))
+
+
+def test_an_adapter_for_other_layers_is_refused(model: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "gpt2", model_type="gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=64)
+    misfit = save_adapter(tmp_path / "adapter", other, target_modules=["c_attn"], fan_in_fan_out=True)
+    with pytest.raises(BackendError, match=r"lora: .* does not fit"):
+        backend().load(experiment(model, lora={"adapter_path": str(misfit)}))
+
+
+def test_an_adapter_that_lengthens_the_prompt_is_refused(model: Path, tmp_path: Path) -> None:
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(tmp_path)
+    with pytest.raises(BackendError, match="PROMPT_TUNING adapter, not a low-rank one"):
+        backend().load(experiment(model, lora={"adapter_path": str(tmp_path)}))
+
+
+def test_an_adapter_directory_without_an_adapter_is_found_before_loading(model: Path, tmp_path: Path) -> None:
+    (found,) = backend().preflight(experiment(model, lora={"adapter_path": str(tmp_path)}))
+    assert found.startswith(f"lora.adapter_path: {tmp_path} holds no adapter_config.json")
+    (found,) = backend().preflight(experiment(model, lora={"adapter_path": str(tmp_path / "gone")}))
+    assert found == f"lora.adapter_path: no such directory: {tmp_path / 'gone'}"
+
+
+# --- models ------------------------------------------------------------------------------------------------------
+
+
+def test_weights_missing_from_the_checkpoint_are_not_made_up(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackendError, match=r"lacks 1 weights \(first: model.layers.1.mlp.up_proj.weight\)"):
+        backend().load(experiment(tmp_path))
+
+
+def test_a_model_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    save_model(tmp_path, tokenizer=False)
+    with pytest.raises(BackendError, match=rf"model: {tmp_path} has no tokenizer that can be loaded"):
+        backend().tokenizer(experiment(tmp_path))
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_directory_that_holds_no_model_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    (found,) = backend().preflight(experiment(tmp_path))
+    assert found.startswith("model: ")
+    assert "config.json" in found
+    with pytest.raises(BackendError, match=r"config.json"):
+        backend().load(experiment(tmp_path))
+
+
+def test_damaged_weights_are_an_error_and_leave_nothing_loaded(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
+    engine = backend()
+    with pytest.raises(BackendError, match=r"cannot be loaded"):
+        engine.load(experiment(tmp_path))
+    with pytest.raises(BackendError, match="no model loaded"):
+        engine.describe()
+
+
+def test_an_unknown_built_in_model_is_found_in_preflight() -> None:
+    (found,) = backend().preflight(experiment("builtin/tiny-lama"))
+    assert "Did you mean 'builtin/tiny-llama'?" in found
+
+
+def test_preflight_gives_every_reason_at_once(tmp_path: Path) -> None:
+    section = {"load_in_4bit": True, "attn_implementation": "flash_attention_2", "cache_implementation": "offloaded"}
+    config = experiment(tmp_path / "gone", pytorch=section, lora={"adapter_path": str(tmp_path / "lost")})
+    found = backend().preflight(config)
+    for start in ("model:", "lora.adapter_path:", "pytorch.load_in_4bit:", "pytorch.attn_implementation:"):
+        assert [problem for problem in found if problem.startswith(start)], start
+    assert any(problem.startswith("pytorch.cache_implementation:") for problem in found)
+
+
+def test_preflight_compares_lengths_with_the_models_context(model: Path) -> None:
+    (found,) = backend().preflight(experiment(model, max_input_tokens=200, max_output_tokens=100))
+    assert "max_input_tokens (200) + max_output_tokens (100) = 300" in found
+    assert "takes 256 tokens in all" in found
+    assert "max_input_tokens: 156" in found
+
+
+def test_preflight_refuses_encoder_decoder_models(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
+    (found,) = backend().preflight(experiment(tmp_path))
+    assert "encoder-decoder" in found
+
+
+def test_preflight_of_a_good_experiment_finds_nothing_and_loads_nothing(model: Path) -> None:
+    engine = backend()
+    assert engine.preflight(experiment(model)) == []
+    with pytest.raises(BackendError, match="no model loaded"):
+        engine.describe()
+
+
+def test_the_tokenizer_speaks_the_models_ids(model: Path) -> None:
+    tokenizer = backend().tokenizer(experiment(model))
+    assert tokenizer.vocab_size == 258
+    assert tokenizer.special_ids == {0, EOS}
+    assert tokenizer.decode(tokenizer.encode("naïve ☃")) == "naïve ☃"
+
+
+# --- conformance -------------------------------------------------------------------------------------------------
+
+
+def test_the_pytorch_backend_conforms(model: Path) -> None:
+    assert check_backend(backend, experiment(model, pytorch={"batch_size": 3})) == []
+
+
+def test_the_pytorch_backend_conforms_with_the_built_in_model_and_beams() -> None:
+    config = experiment("builtin/tiny-llama", pytorch={"batch_size": 4, "num_beams": 2})
+    assert check_backend(backend, config) == []
+
+
+class CarelessBackend(PyTorchBackend):
+    """Counts padding as input, forgets minimum lengths, has its own idea of time, and prints."""
+
+    def generate(self, requests: list[GenerationRequest]) -> GenerationOutput:
+        from dataclasses import replace
+
+        torch.rand(1)
+        print("generating…")
+        width = max(len(request.token_ids) for request in requests)
+        output = super().generate([replace(request, max_new_tokens=6, min_new_tokens=0) for request in requests])
+        return GenerationOutput(
+            tuple(replace(one, input_tokens=width, started_s=one.started_s - 1000.0) for one in output.requests)
+        )
+
+    def plan_devices(self, config: object) -> tuple[str, ...]:
+        return ("GPU-0",)
+
+
+def test_a_careless_engine_is_told_everything_it_does_wrong(model: Path) -> None:
+    def careless() -> InferenceBackend:
+        return CarelessBackend(SystemClock())
+
+    failures = check_backend(careless, experiment(model, pytorch={"batch_size": 4}))
+    found = {failure.check for failure in failures}
+    assert found == {"devices", "outputs", "forced_lengths", "row_limits", "timestamps", "side_effects"}
+    assert any("is padding counted?" in str(failure) for failure in failures)
+
+
+def test_an_engine_that_cannot_load_is_reported_not_raised(tmp_path: Path) -> None:
+    save_model(tmp_path, tokenizer=False)
+    failures = check_backend(backend, experiment(tmp_path))
+    assert [failure.check for failure in failures] == ["load"]
