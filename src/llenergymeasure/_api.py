@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from llenergymeasure.config.loader import load_experiment_config
+from llenergymeasure.config.loader import load_experiment_config, load_study_config
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.core.progress import Observer, ignore_events
@@ -26,6 +26,8 @@ from llenergymeasure.exceptions import ConfigError, PersistenceError
 
 if TYPE_CHECKING:
     from llenergymeasure.runners.local import MeasuredRun
+    from llenergymeasure.study.events import StudyObserver
+    from llenergymeasure.study.execute import StudyPlace
 
 OnResult = Callable[[ExperimentResult], None]
 
@@ -95,31 +97,84 @@ def with_default_backend(config: ExperimentConfig) -> ExperimentConfig:
     return ExperimentConfig.model_validate({**config.model_dump(exclude_unset=True), "backend": backend})
 
 
+def run_study(
+    config: str | Path | StudyConfig,
+    *,
+    output_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+) -> StudyResult:
+    """Run a study: every experiment in every cycle, each in a process of its own.
+
+    Its directory, with the manifest and every result, is always written; results are named by path, not returned.
+
+    Args:
+        config: A YAML or JSON file, or a resolved study.
+        output_dir: Where the study's directory is made; by default what the study's experiments say, else the user
+            configuration's `output.results_dir`.
+        resume: Directory of an earlier execution to go on with; `config` must be the same study, more cycles allowed.
+
+    Returns:
+        What the study yielded. Runs that failed are in `failed`, and do not raise.
+
+    Raises:
+        ConfigError: The file is missing, does not parse, has unknown keys, or yields no valid experiment.
+        pydantic.ValidationError: A value under `execution:` is wrong.
+        PreFlightError: The study cannot run on this machine.
+        StudyError: It cannot be resumed, or gave up because experiment after experiment failed.
+        PersistenceError: Nothing can be written.
+    """
+    study = config if isinstance(config, StudyConfig) else load_study_config(config)
+    machine = load_user_config()
+    from llenergymeasure.study.execute import StudyPlace
+
+    parent = Path(output_dir) if output_dir is not None else study_parent(study, machine)
+    place = StudyPlace(parent=parent, resume=None if resume is None else Path(resume))
+    return _run(study, _ignore_result, machine=machine, place=place)
+
+
+def study_parent(study: StudyConfig, machine: UserConfig) -> Path:
+    """Where the study's directory goes: what all its experiments say, else the machine's own place."""
+    named = {config.output_dir for config in study.experiments}
+    common = named.pop() if len(named) == 1 else None
+    return Path(common or machine.output.results_dir)
+
+
 def _run(
     study: StudyConfig,
     on_result: OnResult,
     *,
     machine: UserConfig | None = None,
-    observer: Observer = ignore_events,
+    observer: StudyObserver | None = None,
+    place: StudyPlace | None = None,
 ) -> StudyResult:
-    """Run a study of one in this process.
+    """Run a study: in this process if it is a single experiment, in isolation and on disk if it has a place there.
 
     Args:
-        study: One experiment.
-        on_result: Receives the result as soon as it exists, also when it then cannot be saved.
+        study: What to run.
+        on_result: Receives each result as soon as it exists, also when it then cannot be saved.
         machine: The user's settings; loaded from their place unless given.
         observer: Who is told what happens.
+        place: Where the study is kept; `None` for a single experiment, which is kept only where its config says.
 
     Raises:
-        LLEMError: The experiment failed.
-        PersistenceError: It ran, but could not be saved where it should be (`ResultRescuedError`: but elsewhere).
+        LLEMError: The experiment failed, or the study cannot go on.
     """
     machine = machine or load_user_config()
-    started_at = datetime.now(timezone.utc)
-    (config,) = study.experiments
+    if place is None:
+        (config,) = study.experiments
+        return _run_here(study, config, on_result, machine, observer or ignore_events)
+    from llenergymeasure.study.execute import execute_study
+
+    return execute_study(study, place, machine, on_result, observer)
+
+
+def _run_here(
+    study: StudyConfig, config: ExperimentConfig, on_result: OnResult, machine: UserConfig, observer: Observer
+) -> StudyResult:
     from llenergymeasure.runners.local import new_experiment_id, run_local  # the engines' side: only when one runs
     from llenergymeasure.runners.tracking import tracked
 
+    started_at = datetime.now(timezone.utc)
     experiment_id = new_experiment_id(config, started_at)
     output_dir = None if config.output_dir is None else Path(config.output_dir)
     with (
@@ -132,6 +187,10 @@ def _run(
     if problem is not None:
         raise problem
     return _study_of_one(study, run.result, saved, started_at)
+
+
+def _ignore_result(result: ExperimentResult) -> None:
+    """For callers who take results from disk."""
 
 
 def _save(run: MeasuredRun, output_dir: Path | None) -> tuple[Path | None, PersistenceError | None]:

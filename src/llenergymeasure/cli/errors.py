@@ -38,10 +38,9 @@ def exit_code_of(action: Callable[[], int], *, verbose: bool, stream: TextIO | N
     stream = stream or sys.stderr
     try:
         return action()
-    except KeyboardInterrupt:
-        return _report(
-            stream, "Interrupted. Finished results are kept; nothing half-written is left.", EXIT_INTERRUPTED
-        )
+    except KeyboardInterrupt as interrupt:
+        message = str(interrupt) or "Interrupted. Finished results are kept; nothing half-written is left."
+        return _report(stream, message, EXIT_INTERRUPTED)
     except (UsageError, ConfigError) as error:
         message, code = str(error), EXIT_USAGE
     except ValidationError as error:

@@ -15,7 +15,7 @@ from llenergymeasure.cli.logs import configured_logging
 from llenergymeasure.cli.progress import experiment_observer
 from llenergymeasure.cli.signals import sigterm_as_interrupt
 from llenergymeasure.config.errors import describe_validation_error
-from llenergymeasure.config.loader import load_experiment_config
+from llenergymeasure.config.loader import is_study_document, load_experiment_config
 from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
@@ -112,6 +112,10 @@ def _with_verbosity(request: RunRequest, machine: UserConfig) -> RunRequest:
 
 def _run(request: RunRequest, machine: UserConfig) -> int:
     document = load_document(request.config) if request.config is not None else None
+    if request.resume is not None or (document is not None and is_study_document(document.data)):
+        from llenergymeasure.cli.study import run_study_command
+
+        return run_study_command(request, document, machine)
     if request.study_flags():
         raise UsageError(f"{', '.join(request.study_flags())}: for studies only (a file with sweep: or experiments:)")
     return _run_experiment(request, document, machine)
