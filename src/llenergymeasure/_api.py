@@ -26,10 +26,12 @@ from llenergymeasure.exceptions import ConfigError, PersistenceError
 
 if TYPE_CHECKING:
     from llenergymeasure.runners.local import MeasuredRun
-    from llenergymeasure.study.events import StudyObserver
     from llenergymeasure.study.execute import StudyPlace
 
 OnResult = Callable[[ExperimentResult], None]
+
+AnyObserver = Callable[[Any], None]
+"""An `Observer` for a single experiment, a `StudyObserver` for a study."""
 
 
 @overload
@@ -144,7 +146,7 @@ def _run(
     on_result: OnResult,
     *,
     machine: UserConfig | None = None,
-    observer: StudyObserver | None = None,
+    observer: AnyObserver | None = None,
     place: StudyPlace | None = None,
 ) -> StudyResult:
     """Run a study: in this process if it is a single experiment, in isolation and on disk if it has a place there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -82,7 +83,7 @@ def _order(study: StudyConfig, runs: Sequence[PlannedRun]) -> str:
 
 def _time(study: StudyConfig, runs: Sequence[PlannedRun], machine: UserConfig) -> Iterator[str]:
     gaps = gaps_of(study.execution, machine)
-    gap_s = sum(gaps.between(before, after)[1] for before, after in zip(runs, runs[1:], strict=False))
+    gap_s = sum(gaps.between(before, after)[1] for before, after in pairwise(runs))
     wait_s = sum(seconds for run in runs for _, seconds in known_waits(run.config))
     yield f"Time           at least {duration(gap_s + wait_s)}: {duration(gap_s)} of gaps, {duration(wait_s)} of waits"
     yield "               loading and generating come on top; how long they take is not known before a first run"
