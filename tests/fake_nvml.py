@@ -85,6 +85,7 @@ class FakeNvml:
             "compute_pids": (),
             "persistence_mode": True,
             "energy_includes_module": False,
+            "compute_capability": "9.0",
         }
         if method not in defaults:
             raise AttributeError(method)

@@ -14,21 +14,34 @@ from llenergymeasure.exceptions import EnergyError
 logger = logging.getLogger(__name__)
 
 
-def import_meter_package(package: str, extra: str) -> ModuleType:
-    """Import `package`; what it prints meanwhile goes to the log.
+def require_meter_package(package: str, extra: str) -> None:
+    """Make sure that a package is installed, without importing it.
 
     Args:
         package: Import name, also the name of the energy backend that needs it.
         extra: The extra of this package that installs it.
 
     Raises:
-        EnergyError: It is not installed, or cannot be imported.
+        EnergyError: It is not installed.
     """
     if importlib.util.find_spec(package) is None:
         raise EnergyError(
             f"the {package} energy backend needs the package {package}, which is not installed. "
             f'Install it with: pip install "llenergymeasure[{extra}]"'
         )
+
+
+def import_meter_package(package: str, extra: str) -> ModuleType:
+    """Import a package; what it prints meanwhile goes to the log.
+
+    Args:
+        package: The package, or a module of it.
+        extra: See `require_meter_package`.
+
+    Raises:
+        EnergyError: It is not installed, or cannot be imported.
+    """
+    require_meter_package(package.partition(".")[0], extra)
     chatter = io.StringIO()
     try:
         with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter):

@@ -27,7 +27,7 @@ from llenergymeasure.core.energy.gpu_sampling import (
     with_notes,
 )
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
-from llenergymeasure.core.energy.optional import import_meter_package
+from llenergymeasure.core.energy.optional import import_meter_package, require_meter_package
 from llenergymeasure.core.energy.proof import is_proven
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
@@ -75,6 +75,7 @@ class ZeusBackend:
         options: MeterOptions,
         environ: MutableMapping[str, str] = os.environ,
     ) -> None:
+        require_meter_package("zeus", extra="zeus")
         self._nvml = nvml
         self._clock = clock
         self._options = options
@@ -206,13 +207,11 @@ class ZeusBackend:
 
 
 def _monitor(indices: Sequence[int], board_count: int, environ: MutableMapping[str, str]) -> Any:
-    zeus = import_meter_package("zeus", extra="zeus")
+    zeus_monitor = import_meter_package("zeus.monitor", extra="zeus")
     with _zeus_errors("start"), _all_boards_visible(board_count, environ):
-        from zeus.monitor import ZeusMonitor
-
-        monitor = ZeusMonitor(gpu_indices=list(indices), cpu_indices=[])
+        monitor = zeus_monitor.ZeusMonitor(gpu_indices=list(indices), cpu_indices=[])
     if monitor.power_monitor is not None:
-        raise EnergyError(f"Zeus {zeus.__version__} would integrate power samples here instead of using the counter")
+        raise EnergyError("Zeus would integrate power samples here instead of using the energy counter")
     return monitor
 
 
