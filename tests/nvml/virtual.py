@@ -55,7 +55,7 @@ class Architecture:
 
     nvml_id: int
     compute_capability: tuple[int, int]
-    instant: Sensor | None
+    instant: Sensor
     average: Sensor | None
     usage: Literal["instant", "average"]
     instant_field: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -99,10 +100,11 @@ def run_window(
         clock.sleep(read_s)
         return board.counter_reading_j(clock.now())
 
-    period = measure_counter_periods({"gpu": read_j}, clock, poll_s=2 * POLL_S).get("gpu")
+    readers = {"gpu": read_j} if board.counter else {}
+    period = measure_counter_periods(readers, clock, poll_s=2 * POLL_S).get("gpu")
     clock.sleep(draw.uniform(0.0, 1.0))
     asked_s = clock.now()
-    before = find_counter_steps({"gpu": read_j}, clock, FIRST_BURST_TIMEOUT_S if find_start else 0.0, POLL_S)["gpu"]
+    before = find_counter_steps(readers, clock, FIRST_BURST_TIMEOUT_S if find_start else 0.0, POLL_S)
     start_s = clock.now()
     if load_w is not None:
         board.set_power(load_w, start_s)
@@ -110,28 +112,28 @@ def run_window(
     end_s = clock.now()
     if load_w is not None:
         board.set_power(idle_w, end_s)
-    after = find_counter_steps({"gpu": read_j}, clock, BURSTS_TIMEOUT_S - (start_s - asked_s), POLL_S)["gpu"]
-    plain_error_j = (
-        board.counter_reading_j(asked_s + length_s)
-        - board.counter_reading_j(asked_s)
-        - board.gain * board.true_energy_j(asked_s, asked_s + length_s)
-    )
+    after = find_counter_steps(readers, clock, BURSTS_TIMEOUT_S - (start_s - asked_s), POLL_S)
     true_j = board.true_energy_j(start_s, end_s)
     return VirtualWindow(
         start_s=start_s,
         end_s=end_s,
-        before=before,
-        after=after,
+        before=before.get("gpu", ()),
+        after=after.get("gpu", ()),
         sensor=SensorDescription(
             counter_period_s=period.period_s if period else None,
             counter_period_tolerance_s=period.tolerance_s if period else 0.0,
             averaging_window_s=board.instant.window_s if board.instant else 1.0,
         ),
-        samples=tuple(_sample(board, asked_s - draw.uniform(0.2, 0.3), end_s, clock.now())),
+        samples=tuple(_sample(board, asked_s - draw.uniform(0.2, 0.3), end_s, clock.now() + 0.02)),
         true_j=true_j,
-        plain_j=true_j + plain_error_j,
+        plain_j=true_j + _plain_error_j(board, asked_s, asked_s + length_s) if board.counter else math.nan,
         outside_s=(start_s - asked_s) + (clock.now() - end_s),
     )
+
+
+def _plain_error_j(board: Board, start_s: float, end_s: float) -> float:
+    counted_j = board.counter_reading_j(end_s) - board.counter_reading_j(start_s)
+    return counted_j - board.gain * board.true_energy_j(start_s, end_s)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
