@@ -172,19 +172,17 @@ def test_problems_are_told_in_plain_english_with_their_lines(tmp_path: Path) -> 
     with pytest.raises(ValidationError) as caught:
         load_experiment_config(path)
 
-    assert sorted(describe_validation_error(caught.value, load_experiment_document(path))) == sorted(
-        [
-            f"{path}, line 1: model: must be text, got 7. Put it in quotes if it is meant as text",
-            f"{path}, line 2: n: must be at least 1, got 0",
-            f"{path}, line 3: precision: must be one of fp32, fp16, bf16, got 'fp61' (text). Did you mean 'fp16'?",
-            f"{path}, line 5: decoder.temperature: must be a number, got 'hot' (text)",
-            f"{path}, line 6: decoder.top_p: must be a finite number, got nan",
-            f"{path}, line 8: dataset.n: must be a whole number, got True (a switch)",
-            f"{path}, line 9: vllm: must be a mapping of its fields, got [] (a list)",
-            f"{path}, line 10: warmup.cv_threshold: must be at most 0.5, got 0.6",
-            f"{path}, line 11: baseline.enabled: must be true or false, got 'maybe' (text)",
-        ]
-    )
+    assert describe_validation_error(caught.value, load_experiment_document(path)) == [
+        f"{path}, line 1: model: must be text, got 7. Put it in quotes if it is meant as text",
+        f"{path}, line 2: n: must be at least 1, got 0",
+        f"{path}, line 3: precision: must be one of fp32, fp16, bf16, got 'fp61' (text). Did you mean 'fp16'?",
+        f"{path}, line 5: decoder.temperature: must be a number, got 'hot' (text)",
+        f"{path}, line 6: decoder.top_p: must be a finite number, got nan",
+        f"{path}, line 8: dataset.n: must be a whole number, got True (a switch)",
+        f"{path}, line 9: vllm: must be a mapping of its fields, got [] (a list)",
+        f"{path}, line 10: warmup.cv_threshold: must be at most 0.5, got 0.6",
+        f"{path}, line 11: baseline.enabled: must be true or false, got 'maybe' (text)",
+    ]
 
 
 def test_each_combination_problem_has_the_line_of_its_own_field(tmp_path: Path) -> None:
