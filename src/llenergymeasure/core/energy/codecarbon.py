@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.optional import import_meter_package
+from llenergymeasure.core.energy.boards import Board, find_boards
+from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
+from llenergymeasure.core.energy.optional import import_meter_package, require_meter_package
 from llenergymeasure.core.energy.proof import is_proven
-from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, TrackingHandle
+from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, TrackingHandle
+from llenergymeasure.core.host.nvml import Nvml
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -28,43 +31,99 @@ JOULES_PER_KWH: Final = 3.6e6
 PROOF_S: Final = 0.2
 """Length of the trial window that proves availability."""
 
-ESTIMATE_NOTE: Final = (
+ESTIMATED: Final = MeasurementWarning(
+    WarningCode.ENERGY_IS_ESTIMATED,
     "CPU and memory energy come from CodeCarbon's model of this machine (rated power and load), not from a sensor; "
-    "use them to compare runs on one machine, not to publish joules"
+    "use them to compare runs on one machine, not to publish joules",
 )
 
 
-class CodeCarbonBackend:
-    """Windows of CodeCarbon's offline tracker.
+def codecarbon_gpu_backend(
+    devices: Sequence[DeviceId], nvml: Nvml, clock: Clock, options: MeterOptions
+) -> ExternalGpuBackend:
+    """The meter of GPUs, by CodeCarbon.
 
     Args:
+        devices: UUIDs of the GPUs that the run uses, and of no others.
+        nvml: The machine's NVML.
         clock: The measurement clock.
-        gpus: UUIDs of the run's GPUs; empty for a run on the CPU.
-        nvml_indices: Their boards' indices in NVML's order, which is how CodeCarbon names GPUs.
+        options: How meters work on this machine.
+
+    Raises:
+        EnergyError: CodeCarbon is missing or does not work for these devices.
+    """
+    require_meter_package("codecarbon", extra="codecarbon")
+    boards = find_boards(devices, nvml)
+    require_counters(boards, "codecarbon")
+    return ExternalGpuBackend(CodeCarbonSource(boards), boards, nvml, clock, options)
+
+
+class CodeCarbonSource:
+    """Tasks of one CodeCarbon tracker per board: a tracker tells only the sum over its GPUs.
+
+    Args:
+        boards: The boards to measure.
+
+    Raises:
+        EnergyError: CodeCarbon is missing or failed.
     """
 
     name = "codecarbon"
 
-    def __init__(self, clock: Clock, gpus: Sequence[DeviceId] = (), nvml_indices: Sequence[int] = ()) -> None:
-        self._clock = clock
-        self._gpus = tuple(gpus)
-        self._nvml_indices = list(nvml_indices)
-        self._tracker: Any = None
-        self._task_numbers = itertools.count(1)
+    def __init__(self, boards: Sequence[Board]) -> None:
+        self._trackers = {board.index: _offline_tracker([board.index]) for board in boards}
 
-    def prove(self) -> str:
-        """Measure a fifth of a second.
+    def begin(self, key: str) -> None:
+        """Open a task on every tracker. The first call sets them up, which takes seconds.
 
         Raises:
-            EnergyError: CodeCarbon is missing, failed, or gave 0 J.
+            EnergyError: CodeCarbon failed.
+        """
+        for tracker in self._trackers.values():
+            _start_task(tracker, key)
+
+    def end(self, key: str) -> SourceReading:
+        """Close them. A board for which CodeCarbon found no sensor has 0 J, which the caller does not believe.
+
+        Raises:
+            EnergyError: CodeCarbon failed.
+        """
+        closed = {index: _stop_task(tracker, key) for index, tracker in self._trackers.items()}
+        host = next(iter(closed.values()))  # every tracker models the same host
+        return SourceReading(
+            per_board_j={index: emissions.gpu_energy * JOULES_PER_KWH for index, emissions in closed.items()},
+            cpu_j=_joules(host.cpu_energy),
+            dram_j=_joules(host.ram_energy),
+            notes=(ESTIMATED,),
+        )
+
+
+class CodeCarbonBackend:
+    """The estimate for a run on the CPU.
+
+    Args:
+        clock: The measurement clock.
+    """
+
+    name = "codecarbon"
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._tracker = _offline_tracker([])
+        self._keys = (f"llenergymeasure {number}" for number in itertools.count(1))
+
+    def prove(self) -> str:
+        """Estimate a fifth of a second.
+
+        Raises:
+            EnergyError: CodeCarbon failed, or gave 0 J.
         """
         handle = self.start_tracking()
         self._clock.sleep(PROOF_S)
         trial = self.stop_tracking(handle)
         if trial.total_j is None:
             raise EnergyError("; ".join(note.message for note in trial.notes))
-        watts = trial.total_j / trial.duration_sec
-        return f"{'measures' if self._gpus else 'estimates'} {watts:.1f} W now"
+        return f"estimates {trial.total_j / trial.duration_sec:.1f} W now"
 
     def is_available(self) -> bool:
         """Whether a short trial window gives joules."""
@@ -74,14 +133,11 @@ class CodeCarbonBackend:
         """Open a window. The first call sets the tracker up, which takes seconds.
 
         Raises:
-            EnergyError: CodeCarbon is missing or failed.
+            EnergyError: CodeCarbon failed.
         """
-        if self._tracker is None:
-            self._tracker = _offline_tracker(self._nvml_indices)
-        task = f"window {next(self._task_numbers)}"
-        with _codecarbon_errors("start measuring"):
-            self._tracker.start_task(task)
-        return TrackingHandle(start_s=self._clock.now(), state=task)
+        key = next(self._keys)
+        _start_task(self._tracker, key)
+        return TrackingHandle(start_s=self._clock.now(), state=key)
 
     def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
         """Close the window.
@@ -90,43 +146,21 @@ class CodeCarbonBackend:
             EnergyError: CodeCarbon failed.
         """
         end_s = self._clock.now()
-        with _codecarbon_errors("end a window"):
-            emissions: EmissionsData | None = self._tracker.stop_task(handle.state)
-        if emissions is None:
-            raise EnergyError("CodeCarbon lost its measurement task; repeat the run")
-        return self._measurement(handle.start_s, end_s, emissions)
-
-    def _measurement(self, start_s: float, end_s: float, emissions: EmissionsData) -> EnergyMeasurement:
-        cpu_j = _joules(emissions.cpu_energy)
-        dram_j = _joules(emissions.ram_energy)
-        estimated = MeasurementWarning(WarningCode.ENERGY_IS_ESTIMATED, ESTIMATE_NOTE)
-        if self._gpus:
-            gpu_j = _joules(emissions.gpu_energy)
-            # CodeCarbon sums over its GPUs: with several, none has a figure of its own.
-            per_gpu_j = {self._gpus[0]: gpu_j} if len(self._gpus) == 1 else {}
-            return EnergyMeasurement(
-                start_s=start_s,
-                end_s=end_s,
-                total_j=gpu_j,
-                method=None if gpu_j is None else "hardware_counter",
-                scope=None if gpu_j is None else "gpu",
-                per_gpu_j=per_gpu_j,
-                cpu_j=cpu_j,
-                dram_j=dram_j,
-                counter_j=gpu_j,
-                notes=(estimated,) if gpu_j is not None else (estimated, _no_gpu_energy()),
-                meter=self.name,
-            )
+        emissions = _stop_task(self._tracker, str(handle.state))
+        cpu_j, dram_j = _joules(emissions.cpu_energy), _joules(emissions.ram_energy)
         parts = [part for part in (cpu_j, dram_j) if part is not None]
+        nothing = MeasurementWarning(
+            WarningCode.ENERGY_UNAVAILABLE, "CodeCarbon estimated 0 J for CPU and memory: the window was too short"
+        )
         return EnergyMeasurement(
-            start_s=start_s,
+            start_s=handle.start_s,
             end_s=end_s,
             total_j=sum(parts) if parts else None,
             method="model_estimate" if parts else None,
             scope="machine_model" if parts else None,
             cpu_j=cpu_j,
             dram_j=dram_j,
-            notes=(estimated,) if parts else (_no_machine_energy(),),
+            notes=(ESTIMATED,) if parts else (nothing,),
             meter=self.name,
         )
 
@@ -134,18 +168,6 @@ class CodeCarbonBackend:
 def _joules(kwh: float) -> float | None:
     """Joules, or `None` for CodeCarbon's 0, with which it means "not found" (no part of a machine draws nothing)."""
     return kwh * JOULES_PER_KWH if kwh > 0 else None
-
-
-def _no_gpu_energy() -> MeasurementWarning:
-    return MeasurementWarning(
-        WarningCode.ENERGY_UNAVAILABLE,
-        "CodeCarbon reported 0 J for the GPUs: it found no working sensor (it also needs nvidia-smi on the PATH), or "
-        "the window was shorter than one counter update",
-    )
-
-
-def _no_machine_energy() -> MeasurementWarning:
-    return MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, "CodeCarbon reported 0 J for CPU and memory")
 
 
 def _offline_tracker(nvml_indices: Sequence[int]) -> Any:
@@ -166,6 +188,19 @@ def _offline_tracker(nvml_indices: Sequence[int]) -> Any:
     codecarbon_logger.handlers.clear()  # its own handler writes to the terminal; the program's logging decides instead
     codecarbon_logger.propagate = True
     return tracker
+
+
+def _start_task(tracker: Any, key: str) -> None:
+    with _codecarbon_errors("open a window"):
+        tracker.start_task(key)
+
+
+def _stop_task(tracker: Any, key: str) -> EmissionsData:
+    with _codecarbon_errors("close a window"):
+        emissions: EmissionsData | None = tracker.stop_task(key)
+    if emissions is None:
+        raise EnergyError("CodeCarbon lost its measurement task; repeat the run")
+    return emissions
 
 
 @contextmanager

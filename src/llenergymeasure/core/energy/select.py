@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.boards import find_boards
-from llenergymeasure.core.energy.codecarbon import CodeCarbonBackend
+from llenergymeasure.core.energy.codecarbon import CodeCarbonBackend, codecarbon_gpu_backend
 from llenergymeasure.core.energy.host_energy import WithHostEnergy
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.proof import Meter
 from llenergymeasure.core.energy.rapl import POWERCAP_ROOT, RaplBackend
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
-from llenergymeasure.core.energy.zeus import ZeusBackend
+from llenergymeasure.core.energy.zeus import zeus_backend
 from llenergymeasure.core.host.nvml import Nvml, open_nvml
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.protocols import EnergyBackend
@@ -134,7 +133,7 @@ class _Workshop:
 
     def _zeus(self) -> Meter:
         nvml = self._host.open_nvml()
-        return self._with_host_energy(ZeusBackend(self._devices, nvml, self._clock, self._options))
+        return self._with_host_energy(zeus_backend(self._devices, nvml, self._clock, self._options))
 
     def _nvml(self) -> Meter:
         nvml = self._host.open_nvml()
@@ -152,8 +151,7 @@ class _Workshop:
     def _codecarbon(self) -> Meter:
         if self.on_cpu:
             return CodeCarbonBackend(self._clock)
-        indices = sorted({board.index for board in find_boards(self._devices, self._host.open_nvml())})
-        return CodeCarbonBackend(self._clock, self._devices, indices)
+        return codecarbon_gpu_backend(self._devices, self._host.open_nvml(), self._clock, self._options)
 
 
 @dataclass(frozen=True, slots=True)
