@@ -16,13 +16,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from llenergymeasure.config.loader import load_experiment_config, load_study_config
+from llenergymeasure.config.loader import load_experiment_config, load_study_config, with_overrides
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.core.progress import Observer, ignore_events
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import MeasurementProtocol, StudyResult, StudySummary
 from llenergymeasure.exceptions import ConfigError, PersistenceError
+from llenergymeasure.protocols import ResultsRepository
 
 if TYPE_CHECKING:
     from llenergymeasure.runners.local import MeasuredRun
@@ -77,9 +78,7 @@ def resolve_experiment(config: str | Path | ExperimentConfig | None, overrides: 
     if config is None and "model" not in overrides:
         raise ConfigError('nothing to run: give a config, or at least a model: run_experiment(model="gpt2")')
     if isinstance(config, ExperimentConfig):
-        if not overrides:
-            return config
-        return load_experiment_config(None, {**config.model_dump(exclude_unset=True), **overrides})
+        return with_overrides(config, overrides)
     return load_experiment_config(None if config is None else Path(config), overrides)
 
 
@@ -199,11 +198,12 @@ def _save(run: MeasuredRun, output_dir: Path | None) -> tuple[Path | None, Persi
     """Save a run where it belongs; a failure is returned, because the figures must reach the caller first."""
     if output_dir is None:
         return None, None
-    from llenergymeasure.results.persistence import save_result_or_rescue
+    from llenergymeasure.results.repository import DirectoryRepository
 
+    repository: ResultsRepository = DirectoryRepository(output_dir)
     extra = [path for path in (run.artefacts.trace, run.artefacts.outputs) if path is not None]
     try:
-        return save_result_or_rescue(run.result, output_dir, run.artefacts.timeseries, extra), None
+        return repository.save(run.result, run.artefacts.timeseries, extra), None
     except PersistenceError as problem:
         return None, problem
 

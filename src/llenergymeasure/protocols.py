@@ -6,6 +6,7 @@ Whoever needs one of these takes it as a parameter; tests pass their own. All ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from llenergymeasure.config.models import ExperimentConfig
     from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest
     from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
+    from llenergymeasure.core.observations import Observations
     from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 
 
@@ -38,10 +40,16 @@ class InferenceEngine(Protocol):
 
 @runtime_checkable
 class MetricsCollector(Protocol):
-    """Turns what was seen in a window into a record."""
+    """Turns what was seen of an experiment into a record."""
 
-    def collect(self, output: GenerationOutput, energy: EnergyMeasurement) -> RawProcessResult:
-        """Compute one process's record."""
+    def collect(
+        self, seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0
+    ) -> RawProcessResult:
+        """Compute one process's record.
+
+        Raises:
+            ExperimentError: The counted part of the window holds no output token.
+        """
 
 
 @runtime_checkable
@@ -66,8 +74,12 @@ class EnergyBackend(Protocol):
 class ResultsRepository(Protocol):
     """Keeps results."""
 
-    def save(self, result: ExperimentResult) -> Path:
-        """Store a result and say where."""
+    def save(self, result: ExperimentResult, timeseries: Path | None = None, extra_files: Sequence[Path] = ()) -> Path:
+        """Store a result with the files that belong beside it, and say where.
+
+        Raises:
+            PersistenceError: It could not be stored where it should be.
+        """
 
     def load(self, path: Path) -> ExperimentResult:
         """Read a stored result back."""

@@ -43,6 +43,16 @@ OUTSIDE_THE_WINDOW = (
 Warnings = tuple[MeasurementWarning, ...]
 
 
+class RecordCollector:
+    """The `MetricsCollector` of this package."""
+
+    def collect(
+        self, seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0
+    ) -> RawProcessResult:
+        """See `assemble`."""
+        return assemble(seen, experiment_id, ended_at, process_index)
+
+
 def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0) -> RawProcessResult:
     """The record of one process.
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import Artefacts, write_artefacts
-from llenergymeasure.core.assemble import assemble
+from llenergymeasure.core.assemble import RecordCollector
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
@@ -31,7 +31,7 @@ from llenergymeasure.datasets.types import PromptSet
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning
-from llenergymeasure.protocols import EnergyBackend
+from llenergymeasure.protocols import EnergyBackend, MetricsCollector
 
 
 class PendingEnvironment(Protocol):
@@ -50,6 +50,7 @@ class Bench:
         preflight: Checks the config against this machine; returns warnings, raises `PreFlightError`.
         meter_for: Gives the meter for a set of devices.
         environment: Starts the environment snapshot.
+        collector: Turns what was seen into the record.
         baselines: This session's idle measurements.
         clock: The measurement clock.
         observer: Who is told what happens.
@@ -60,6 +61,7 @@ class Bench:
     preflight: Callable[[ExperimentConfig, InferenceBackend], Sequence[MeasurementWarning]]
     meter_for: Callable[[Sequence[DeviceId]], EnergyBackend]
     environment: Callable[[], AbstractContextManager[PendingEnvironment]]
+    collector: MetricsCollector = field(default_factory=RecordCollector)
     baselines: BaselineCache = field(default_factory=BaselineCache)
     clock: Clock = field(default_factory=SystemClock)
     observer: Observer = ignore_events
@@ -101,7 +103,7 @@ def measure(
     try:
         bench.observer(StepStarted("finish"))
         artefacts = write_artefacts(seen, work_dir)
-        record = assemble(seen, experiment_id, bench.clock.wall(), process_index)
+        record = bench.collector.collect(seen, experiment_id, bench.clock.wall(), process_index)
     finally:
         if seen.window.energy.telemetry is not None:
             seen.window.energy.telemetry.close()

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend, RequestOutput
+from llenergymeasure.core.batching import BatchedEngine
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted
-from llenergymeasure.protocols import EnergyBackend
+from llenergymeasure.protocols import EnergyBackend, InferenceEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,49 +61,49 @@ def measure_window(
     Raises:
         BackendError: The engine failed; the meter has been stopped.
     """
-    batches = split_into_batches(requests, engine.batch_size)
     outputs: list[RequestOutput] = []
-    passes = output_tokens = 0
+    tally = _Tally(len(requests), clock, observer)
+    batched: InferenceEngine = BatchedEngine(engine, tally.add)
     observer(StepStarted("measure", len(requests)))
     engine.reset_peak_memory()
     if wait_for_others is not None:
         wait_for_others()
     engine.synchronize()
     handle = meter.start_tracking()
+    tally.start_s = handle.start_s
     started_at = clock.wall()
     try:
-        while passes == 0 or clock.now() - handle.start_s < min_duration_s:
-            for batch in batches:
-                produced = engine.generate(batch).requests
-                outputs.extend(produced)
-                output_tokens += sum(request.output_tokens for request in produced)
-                observer(
-                    PromptsDone(
-                        "measure",
-                        len(outputs),
-                        (passes + 1) * len(requests),
-                        output_tokens,
-                        clock.now() - handle.start_s,
-                    )
-                )
-            passes += 1
+        while not outputs or clock.now() - handle.start_s < min_duration_s:
+            outputs.extend(batched.run(requests).requests)
         engine.synchronize()
     except BaseException:  # the meter's threads must end whatever happened, Ctrl-C included
         _discard(meter.stop_tracking(handle))
         raise
     energy = meter.stop_tracking(handle)
     ended_at = clock.wall()
-    speed = output_tokens / energy.duration_sec
+    speed = tally.output_tokens / energy.duration_sec
     observer(StepFinished("measure", f"{len(outputs)} prompts  [{energy.duration_sec:.1f} s, {speed:.0f} tok/s]"))
-    return Window(tuple(outputs), energy, passes, started_at, ended_at)
+    return Window(tuple(outputs), energy, len(outputs) // len(requests), started_at, ended_at)
 
 
-def split_into_batches(
-    requests: Sequence[GenerationRequest], batch_size: int | None
-) -> list[Sequence[GenerationRequest]]:
-    """The requests in order, `batch_size` at a time; all at once for `None`, where the engine batches by itself."""
-    size = batch_size or len(requests)
-    return [requests[start : start + size] for start in range(0, len(requests), size)]
+class _Tally:
+    """Counts what is done and tells the observer, once per batch."""
+
+    def __init__(self, per_pass: int, clock: Clock, observer: Observer) -> None:
+        self._per_pass = per_pass
+        self._clock = clock
+        self._observer = observer
+        self._done = 0
+        self.output_tokens = 0
+        self.start_s = 0.0
+
+    def add(self, produced: Sequence[RequestOutput]) -> None:
+        """Count one batch."""
+        passes_begun = self._done // self._per_pass + 1
+        self._done += len(produced)
+        self.output_tokens += sum(request.output_tokens for request in produced)
+        elapsed_s = self._clock.now() - self.start_s
+        self._observer(PromptsDone("measure", self._done, passes_begun * self._per_pass, self.output_tokens, elapsed_s))
 
 
 def _discard(energy: EnergyMeasurement) -> None:
