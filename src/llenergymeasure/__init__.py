@@ -41,14 +41,26 @@ _HOMES = {
 }
 
 
+_DEPRECATED: dict[str, tuple[str, str]] = {}
+"""Exports that left `__all__` in the last minor release: where each still is, and what to use instead. A name stays here
+for one minor release and is gone in the next."""
+
+
 def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
+    if name in _DEPRECATED:
+        home, advice = _DEPRECATED[name]
+        from warnings import warn
+
+        warn(f"llenergymeasure.{name} will be removed in the next minor release; {advice}", DeprecationWarning, 2)
+    elif name in _HOMES:
+        home = _HOMES[name]
+    else:
         raise AttributeError(f"module 'llenergymeasure' has no attribute {name!r}")
     from importlib import import_module
 
     value = getattr(import_module(home), name)
-    globals()[name] = value
+    if name not in _DEPRECATED:  # a deprecated name warns every time it is asked for
+        globals()[name] = value
     return value
 
 
