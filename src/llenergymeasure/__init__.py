@@ -42,8 +42,8 @@ _HOMES = {
 
 
 _DEPRECATED: dict[str, tuple[str, str]] = {}
-"""Exports that left `__all__` in the last minor release: where each still is, and what to use instead. A name stays here
-for one minor release and is gone in the next."""
+"""Exports that left `__all__` in the last minor release: where each still is, and what to use instead. A name stays
+here for one minor release and is gone in the next."""
 
 
 def __getattr__(name: str) -> object:
