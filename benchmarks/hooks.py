@@ -30,6 +30,7 @@ from llenergymeasure.core.backends.protocol import GenerationRequest  # noqa: E4
 from llenergymeasure.core.backends.pytorch import PyTorchBackend  # noqa: E402
 from llenergymeasure.core.backends.pytorch_generate import StepHook, pad_left  # noqa: E402
 from llenergymeasure.core.backends.pytorch_timing import DeviceStepTimer, HostStepTimer, StepTimer  # noqa: E402
+from llenergymeasure.core.batching import split_into_batches  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
 from llenergymeasure.core.energy.gpu_reader import GpuReader  # noqa: E402
 from llenergymeasure.core.energy.nvml import NVMLBackend  # noqa: E402
@@ -38,7 +39,7 @@ from llenergymeasure.core.energy.sampler import PowerSampler  # noqa: E402
 from llenergymeasure.core.energy.types import MeterOptions  # noqa: E402
 from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml  # noqa: E402
 from llenergymeasure.core.progress import ignore_events  # noqa: E402
-from llenergymeasure.core.window import measure_window, split_into_batches  # noqa: E402
+from llenergymeasure.core.window import measure_window  # noqa: E402
 from llenergymeasure.datasets.loader import load_prompts  # noqa: E402
 from llenergymeasure.protocols import EnergyBackend  # noqa: E402
 from report import Figure, main  # noqa: E402
