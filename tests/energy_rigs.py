@@ -1,0 +1,118 @@
+"""Scripted hardware under every energy backend, with the truth beside what it measured; GPUs in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.nvml.scripted import Counter, ScriptedGpu, ScriptedNvml
+from tests.nvml.waveform import Waveform, constant, square
+
+from energy_fakes import PowercapTree
+from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.energy.select import MeterHost, select_energy_backend
+from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyMeasurement, MeterOptions, TelemetrySample
+
+CHILD = Path(__file__).parent / "integration" / "energy_child.py"
+
+
+@dataclass(frozen=True)
+class RigWindow:
+    """One window, as measured and in truth."""
+
+    asked_s: float
+    stop_asked_s: float
+    returned_s: float
+    energy: EnergyMeasurement
+    samples: dict[str, list[TelemetrySample]]
+    true_j: float
+
+
+@dataclass(frozen=True)
+class RigRun:
+    """What a backend did on its rig."""
+
+    name: str
+    available: bool
+    threads_left: int
+    device: str
+    windows: tuple[RigWindow, ...]
+    edge_j: float
+    """What one unread counter update at each edge of a window can be worth, in joules."""
+
+
+def run_on_gpus(
+    backend: str,
+    directory: Path,
+    lengths_s: Sequence[float],
+    *,
+    waveform: Waveform | None = None,
+    visible: str | None = None,
+) -> tuple[RigRun, ScriptedNvml]:
+    """Measure on the second of two scripted boards."""
+    used = ScriptedGpu.of(
+        "hopper", waveform=waveform or square(200.0, 400.0, 0.7), counter=Counter(0.1, phase_s=0.037), name="H"
+    )
+    other = ScriptedGpu.of("hopper", waveform=constant(650.0), name="H")
+    nvml = ScriptedNvml([other, used], directory)
+    (directory / "nvidia-smi").write_text("#!/bin/sh\nexit 0\n")  # CodeCarbon asks whether there is one
+    (directory / "nvidia-smi").chmod(0o755)
+    environment = {**os.environ, **nvml.environment()}
+    environment["PATH"] = f"{directory}:{environment['PATH']}"
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    if visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+    out = directory / "seen.pickle"
+    command = [sys.executable, str(CHILD), str(out), backend, used.uuid, *map(str, lengths_s)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode != 0:
+        raise RuntimeError(f"{backend} failed:\n{done.stdout}\n{done.stderr}")
+    seen = pickle.loads(out.read_bytes())
+    windows = tuple(
+        RigWindow(*window, true_j=used.energy_between_j(window[3].start_s, window[3].end_s))
+        for window in seen["windows"]
+    )
+    run = RigRun(seen["name"], seen["available"], seen["threads_left"], used.uuid, windows, edge_j=2 * 0.1 * 400.0)
+    return run, nvml
+
+
+def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
+    """Measure a made-up processor that draws 80 W and whose counter wraps every second and a quarter."""
+    tree = PowercapTree(directory / "powercap")
+    package = tree.zone("intel-rapl:0", "package-0", range_j=100.0)
+    tree.zone("intel-rapl:1", "psys", joules=5.0)
+    power_w, stop, began_s = 80.0, threading.Event(), time.monotonic()
+
+    def play() -> None:
+        while not stop.wait(0.002):
+            tree.set(package, (power_w * (time.monotonic() - began_s)) % 100.0)
+
+    player = threading.Thread(target=play)
+    player.start()
+    try:
+        clock = SystemClock()
+        meter = select_energy_backend(
+            "rapl", [CPU_DEVICE], clock=clock, options=MeterOptions(), host=MeterHost(powercap_root=tree.root)
+        )
+        threads_before, windows = threading.active_count(), []
+        for length_s in lengths_s:
+            asked_s = clock.now()
+            handle = meter.start_tracking()
+            clock.sleep(length_s)
+            stop_asked_s = clock.now()
+            energy = meter.stop_tracking(handle)
+            samples = {} if energy.telemetry is None else {CPU_DEVICE: list(energy.telemetry.samples(CPU_DEVICE))}
+            true_j = power_w * (energy.end_s - energy.start_s)
+            windows.append(RigWindow(asked_s, stop_asked_s, clock.now(), energy, samples, true_j))
+        left = threading.active_count() - threads_before
+        return RigRun(meter.name, meter.is_available(), left, CPU_DEVICE, tuple(windows), edge_j=2 * 0.01 * power_w)
+    finally:
+        stop.set()
+        player.join()

@@ -1,0 +1,124 @@
+"""One set of expectations for every energy backend, on hardware whose true energy is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.nvml.scripted import have_compiler
+
+from energy_rigs import RigRun, run_on_gpus, run_on_rapl
+from llenergymeasure.core.metrics.uncertainty import absolute_half_width
+
+LENGTHS_S = (1.5, 0.7, 3.0)
+
+needs_gcc = pytest.mark.skipif(not have_compiler(), reason="the scripted NVML is built with gcc, which is missing")
+
+
+@pytest.fixture(scope="module", params=["nvml", "zeus", "codecarbon", "rapl"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RigRun:
+    directory = tmp_path_factory.mktemp(request.param)
+    if request.param == "rapl":
+        return run_on_rapl(directory, LENGTHS_S)
+    if not have_compiler():
+        pytest.skip("the scripted NVML is built with gcc, which is not installed")
+    if request.param != "nvml":
+        pytest.importorskip(request.param)
+    return run_on_gpus(request.param, directory, LENGTHS_S)[0]
+
+
+def test_it_proves_itself_available(run: RigRun) -> None:
+    assert run.available
+
+
+def test_the_window_opens_and_closes_when_it_is_asked_to(run: RigRun) -> None:
+    for window in run.windows:
+        assert window.asked_s <= window.energy.start_s
+        assert window.stop_asked_s <= window.energy.end_s <= window.stop_asked_s + 0.05
+
+
+def test_opening_and_closing_take_little_time_outside_the_window(run: RigRun) -> None:
+    for window in run.windows:
+        outside_s = (window.energy.start_s - window.asked_s) + (window.returned_s - window.energy.end_s)
+        assert outside_s < 1.0
+
+
+def test_joules_are_true_but_for_what_the_counter_hides_at_the_edges(run: RigRun) -> None:
+    for window in run.windows:
+        assert window.energy.total_j == pytest.approx(window.true_j, abs=run.edge_j)
+
+
+def test_the_truth_lies_inside_the_stated_interval(run: RigRun) -> None:
+    for window in run.windows:
+        assert window.energy.total_j is not None
+        stated_j = absolute_half_width(window.energy.components)
+        assert stated_j > 0
+        assert abs(window.energy.total_j - window.true_j) <= stated_j
+
+
+def test_windows_do_not_add_up(run: RigRun) -> None:
+    first, second, third = (window.energy.total_j for window in run.windows)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert second < first < third
+
+
+def test_method_scope_and_meter_say_how_it_was_done(run: RigRun) -> None:
+    for window in run.windows:
+        assert window.energy.meter == run.name
+        assert window.energy.method == "hardware_counter"
+        assert window.energy.scope == ("cpu_package" if run.name == "rapl" else "gpu")
+
+
+def test_only_the_device_it_was_given_is_in_the_figures(run: RigRun) -> None:
+    for window in run.windows:
+        energy = window.energy
+        if run.name == "rapl":
+            assert energy.cpu_j == energy.total_j
+            assert not energy.per_gpu_j
+        else:
+            assert energy.per_gpu_j == {run.device: energy.total_j}
+
+
+def test_there_are_power_samples_before_during_and_after(run: RigRun) -> None:
+    for window in run.windows:
+        assert set(window.samples) == {run.device}
+        times = [s.time_s for s in window.samples[run.device] if s.power_w is not None]
+        assert times[0] <= window.energy.start_s + (0.15 if run.name == "rapl" else 0.0)
+        assert times[-1] >= window.energy.end_s
+        assert len(times) >= 5 * window.energy.duration_sec
+
+
+def test_no_thread_is_left(run: RigRun) -> None:
+    assert run.threads_left == 0
+
+
+@needs_gcc
+def test_nvml_agrees_with_the_truth_within_one_per_cent_over_ten_seconds(tmp_path: Path) -> None:
+    """Two boards, of which one is used; its counter is not read inside the window, the other one's never."""
+    run, nvml = run_on_gpus("nvml", tmp_path, [10.0], visible="1,0")
+    (window,) = run.windows
+    assert window.energy.total_j == pytest.approx(window.true_j, rel=0.01)
+    other, used = nvml.gpus
+    assert used.counter_reads_between(window.energy.start_s, window.energy.end_s) == 0
+    assert used.counter_reads_between(window.asked_s, window.returned_s) > 0
+    assert other.counter_reads_between(window.asked_s, window.returned_s) == 0
+
+
+@needs_gcc
+@pytest.mark.parametrize(
+    "visible", [pytest.param("GPU-00000001-5c21-4e60-9d3a-0123456789ab", id="uuid"), pytest.param("1", id="index")]
+)
+def test_zeus_measures_the_right_board_however_it_was_made_visible(visible: str, tmp_path: Path) -> None:
+    pytest.importorskip("zeus")
+    run, _nvml = run_on_gpus("zeus", tmp_path, [2.0], visible=visible)
+    (window,) = run.windows
+    assert run.name == "zeus"
+    assert window.energy.total_j == pytest.approx(window.true_j, abs=run.edge_j)  # the other board draws twice as much
+
+
+@needs_gcc
+def test_auto_prefers_zeus(tmp_path: Path) -> None:
+    pytest.importorskip("zeus")
+    assert run_on_gpus("auto", tmp_path, [0.5])[0].name == "zeus"
