@@ -116,11 +116,15 @@ class CounterPeriod:
 
 
 def measure_counter_periods(
-    readers: Mapping[DeviceId, Callable[[], float]], clock: Clock, timeout_s: float = 0.5, poll_s: float = POLL_S
+    readers: Mapping[DeviceId, Callable[[], float]],
+    clock: Clock,
+    timeout_s: float = 0.5,
+    poll_s: float = POLL_S,
+    wanted_steps: int = PERIOD_STEPS,
 ) -> dict[DeviceId, CounterPeriod]:
-    """Watch counters until each has moved `PERIOD_STEPS` times or the time is up; done once per device, not per window.
+    """Watch counters until each has moved `wanted_steps` times or the time is up; once per device, not per window.
 
-    A counter that moved fewer than three times is left out. See `find_counter_steps` for the arguments.
+    A counter that moved fewer than three times is left out. See `find_counter_steps` for the other arguments.
     """
     deadline_s = clock.now() + timeout_s
     reads: dict[DeviceId, list[CounterRead]] = {device: [] for device in readers}
@@ -128,7 +132,7 @@ def measure_counter_periods(
         for device, read_j in readers.items():
             _append(reads[device], read_counter(read_j, clock))
         steps = {device: _steps(seen) for device, seen in reads.items()}
-        done = all(len(found) >= PERIOD_STEPS for found in steps.values())
+        done = all(len(found) >= wanted_steps for found in steps.values())
         if done or clock.now() + poll_s >= deadline_s:
             return {device: _period(found) for device, found in steps.items() if len(found) >= 3}
         clock.sleep(poll_s)

@@ -1,0 +1,148 @@
+"""A sensor's behaviour in time is found from its response to a load, for every architecture with known sensors."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.nvml.virtual import ARCHITECTURES, Board, Sensor
+from tests.nvml.virtual_run import VirtualClock, random_board
+from tests.nvml.waveform import constant
+
+from llenergymeasure.core.energy.calibrate import CalibratedBoard, calibrate, describe
+from llenergymeasure.core.energy.calibration import SensorCalibration, load_calibration, save_calibration
+from llenergymeasure.core.energy.sensor_response import ResponseError, find_updates
+from llenergymeasure.exceptions import EnergyError
+
+IDLE_W, LOAD_W = 70.0, 420.0
+CALL_S = 20e-6
+
+
+class SwitchedLoad:
+    """Sets a virtual board's power a moment after it is told to."""
+
+    def __init__(self, board: Board, clock: VirtualClock, latency_s: float = 0.002) -> None:
+        self._board, self._clock, self._latency_s = board, clock, latency_s
+
+    def start(self) -> None:
+        self._board.set_power(LOAD_W, self._clock.now() + self._latency_s)
+
+    def stop(self) -> None:
+        self._board.set_power(IDLE_W, self._clock.now() + self._latency_s)
+
+
+def _calibrate(board: Board, clock: VirtualClock, *, load: bool = True, latency_s: float = 0.002) -> SensorCalibration:
+    def power_w() -> float:
+        clock.sleep(CALL_S)
+        return board.power_reading_w(clock.now())
+
+    def counter_j() -> float:
+        clock.sleep(CALL_S)
+        return board.counter_reading_j(clock.now())
+
+    seen = CalibratedBoard("GPU-1", "550.54", "power_instant", power_w, counter_j if board.counter else None)
+    switched = SwitchedLoad(board, clock, latency_s) if load else SwitchedLoad(Board(), clock)
+    return calibrate(seen, switched, clock, draw=random.Random(1))
+
+
+def _board(sensor: Sensor, seed: int, counter_of: str = "hopper") -> Board:
+    board = random_board(counter_of, constant(IDLE_W), random.Random(seed))
+    board.instant = replace(sensor, phase_s=random.Random(seed).uniform(0.0, sensor.update_s), noise_w=1.5)
+    return board
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_every_architectures_sensor_is_recovered(architecture: str) -> None:
+    kind = ARCHITECTURES[architecture]
+    found = _calibrate(_board(kind.instant, 3, architecture), VirtualClock(10.0))
+    assert found.update_s == pytest.approx(kind.instant.update_s, rel=0.002)
+    assert found.averaging_window_s == pytest.approx(kind.instant.window_s, rel=0.1, abs=0.002)
+    assert found.sampled_share == pytest.approx(min(1.0, kind.instant.window_s / kind.instant.update_s), abs=0.1)
+    assert found.noise_w == pytest.approx(1.5, rel=0.3)
+    assert found.idle_power_w == pytest.approx(IDLE_W, abs=1.0)
+    assert found.load_power_w == pytest.approx(LOAD_W, abs=1.0)
+    if kind.counter:
+        assert found.counter_period_s == pytest.approx(0.1, rel=0.01)
+    else:
+        assert found.counter_period_s is None
+
+
+def test_an_average_over_a_second_is_recognised() -> None:
+    found = _calibrate(_board(Sensor(1.0, 0.1), 4), VirtualClock(10.0))
+    assert found.averaging_window_s == pytest.approx(1.0, rel=0.1)
+    assert found.sampled_share == 1.0
+
+
+def test_a_slow_load_does_not_pass_for_a_long_average() -> None:
+    found = _calibrate(_board(Sensor(0.025, 0.1), 5), VirtualClock(10.0), latency_s=0.015)
+    assert found.averaging_window_s == pytest.approx(0.025, abs=0.004)
+
+
+def test_the_gain_is_not_found_and_the_report_says_so() -> None:
+    honest = _calibrate(_board(Sensor(0.025, 0.1), 6), VirtualClock(10.0))
+    board = _board(Sensor(0.025, 0.1), 6)
+    board.gain = 1.10
+    wrong = _calibrate(board, VirtualClock(10.0))
+    assert wrong.averaging_window_s == pytest.approx(honest.averaging_window_s, rel=0.01)
+    assert "gain cannot be found" in describe(wrong)
+
+
+def test_a_load_that_does_not_reach_the_board_is_an_error() -> None:
+    with pytest.raises(EnergyError, match=r"GPU-1 cannot be calibrated: the load makes no clear steps"):
+        _calibrate(_board(Sensor(0.025, 0.1), 7), VirtualClock(10.0), load=False)
+
+
+def test_readings_that_never_change_are_an_error() -> None:
+    with pytest.raises(ResponseError, match="changed only 0 times"):
+        find_updates([(0.001 * i, 70.0) for i in range(3000)])
+
+
+def test_readings_that_change_at_odd_moments_are_an_error() -> None:
+    draw = random.Random(8)
+    with pytest.raises(ResponseError, match="does not change at regular times"):
+        find_updates([(0.001 * i, draw.choice([70.0, 71.0])) for i in range(6000) if draw.random() < 0.5])
+
+
+def _calibration(tmp_path: Path, edit: Callable[[dict[str, object]], None] | None = None) -> SensorCalibration:
+    calibration = SensorCalibration(
+        "GPU-1", "550.54", "2026-01-01T00:00:00+00:00", "power_instant", 0.1, 0.025, 1.0, 70.0, 420.0, 0.1, 0.001
+    )
+    path = save_calibration(calibration, tmp_path)
+    if edit is not None:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        edit(content)
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return calibration
+
+
+def test_a_calibration_is_kept_per_board_and_driver(tmp_path: Path) -> None:
+    calibration = _calibration(tmp_path)
+    assert load_calibration(tmp_path, "GPU-1", "550.54") == calibration
+    assert load_calibration(tmp_path, "GPU-1", "570.00") is None
+    assert load_calibration(tmp_path, "GPU-2", "550.54") is None
+
+
+def test_it_describes_the_sensor_to_fusion_and_uncertainty(tmp_path: Path) -> None:
+    calibration = _calibration(tmp_path)
+    assert calibration.sensor.counter_period_s == 0.1
+    assert calibration.sensor.averaging_window_s == 0.025
+    assert (calibration.sampling.averaging_window_s, calibration.sampling.update_s) == (0.025, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda content: content.update(update_s="often"), "is not a sensor calibration"),
+        (lambda content: content.update(uuid="GPU-9"), "is the calibration of GPU-9"),
+    ],
+)
+def test_a_file_that_is_no_calibration_of_this_board_is_an_error(
+    tmp_path: Path, edit: Callable[[dict[str, object]], None], message: str
+) -> None:
+    _calibration(tmp_path, edit)
+    with pytest.raises(EnergyError, match=message):
+        load_calibration(tmp_path, "GPU-1", "550.54")
