@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llenergymeasure.domain.energy import EnergyBreakdown
 from llenergymeasure.domain.metrics import PhaseBreakdown
-from llenergymeasure.domain.summary import duration, joules, quantity
+from llenergymeasure.domain.summary import duration, joules, quantity, render_summary
 from result_samples import make_result, make_rich_result, results
 
 GOLDEN = """\
@@ -22,7 +22,7 @@ Warnings       none
 Result         results/run/result.json"""
 
 WITHOUT_ENERGY = """\
-Energy         not measured            no sensor can be read here
+Energy         not measured            see the warning below
 Throughput     20.0 output tok/s       300 tokens in and out
 Duration       10.0 s window, 1 m 00 s in all
 FLOPs          6.0e+09
@@ -48,10 +48,7 @@ def test_what_was_not_measured_is_said_with_its_reason() -> None:
 
 def test_an_estimate_is_called_one_and_the_cpus_scope_is_named() -> None:
     estimated = EnergyBreakdown(raw_j=100.0, method="model_estimate", scope="machine_model")
-    assert (
-        "100 J raw, CPU and RAM, modelled, an estimate, not a measurement"
-        in make_result(energy_breakdown=estimated).summary()
-    )
+    assert "100 J raw, CPU and RAM, estimated, not measured" in make_result(energy_breakdown=estimated).summary()
     metered = EnergyBreakdown(raw_j=100.0, method="hardware_counter", scope="cpu_package_and_dram")
     assert "100 J raw, CPU packages and DRAM\n" in make_result(energy_breakdown=metered).summary()
 
@@ -59,7 +56,7 @@ def test_an_estimate_is_called_one_and_the_cpus_scope_is_named() -> None:
 def test_phases_that_were_not_resolved_give_the_reason_and_no_share() -> None:
     phases = PhaseBreakdown(reason="prefill lasted 12 ms, the sensor updates every 100 ms")
     lines = make_rich_result(phases=phases).summary().splitlines()
-    assert "Phases         not resolved (prefill lasted 12 ms, the sensor updates every 100 ms)" in lines
+    assert "Phases         not resolved            prefill lasted 12 ms, the sensor updates every 100 ms" in lines
 
 
 def test_a_footprint_is_shown_with_the_factors_it_came_from() -> None:
@@ -95,6 +92,30 @@ def test_figures_have_three_digits(value: float, text: str) -> None:
 )
 def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+WRAPPED = """\
+Warnings       thermal_floor_disabled: no wait between warm-up and
+                 measurement (warmup.thermal_floor_seconds is 0); the device's
+                 temperature at the start depends on what ran before
+               short_measurement_duration: 4 s
+Result         results/a-directory-with-a-name-that-is-longer-than-a-line/result.json"""
+
+
+def test_long_warnings_are_wrapped_at_the_terminals_edge_and_a_path_is_never_broken() -> None:
+    warnings = [
+        "thermal_floor_disabled: no wait between warm-up and measurement (warmup.thermal_floor_seconds is 0); "
+        "the device's temperature at the start depends on what ran before",
+        "short_measurement_duration: 4 s",
+    ]
+    path = Path("results/a-directory-with-a-name-that-is-longer-than-a-line/result.json")
+    text = render_summary(make_rich_result(measurement_warnings=warnings), path, width=78)
+    assert text.endswith(WRAPPED), text
+
+
+@given(results, st.integers(min_value=1, max_value=200))
+def test_wrapping_moves_words_and_changes_none(result, width) -> None:  # type: ignore[no-untyped-def]
+    assert render_summary(result, width=width).split() == render_summary(result).split()
 
 
 @given(results, st.booleans())

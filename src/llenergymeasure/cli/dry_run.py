@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llenergymeasure.cli.devices import gpu_count
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.core.backends.registry import package_versions
@@ -146,7 +147,7 @@ def _devices(config: ExperimentConfig, probes: DryRunProbes) -> tuple[tuple[GpuF
         gpus = ()
     if not gpus:
         return (), "the CPU: there is no GPU here" if device == "auto" else _no_gpu(config.backend)
-    wanted = _gpu_count(config, len(gpus))
+    wanted = gpu_count(config, len(gpus))
     if wanted > len(gpus):
         return gpus, f"the config asks for {wanted} GPUs, and this machine shows {len(gpus)}"
     return gpus[:wanted], None
@@ -155,16 +156,6 @@ def _devices(config: ExperimentConfig, probes: DryRunProbes) -> tuple[tuple[GpuF
 def _no_gpu(backend: str) -> str:
     flag = " (or pass --device cpu)" if backend == "pytorch" else ""
     return f"there is no GPU here: run it on a machine that has one{flag}"
-
-
-def _gpu_count(config: ExperimentConfig, available: int) -> int:
-    if config.pytorch is not None:
-        return available if config.pytorch.device_map is not None else config.pytorch.num_processes or 1
-    if config.vllm is not None:
-        return (config.vllm.tensor_parallel_size or 1) * (config.vllm.pipeline_parallel_size or 1)
-    if config.tensorrt is not None:
-        return (config.tensorrt.tp_size or 1) * (config.tensorrt.pp_size or 1)
-    return 1
 
 
 def _tokens(config: ExperimentConfig) -> str:

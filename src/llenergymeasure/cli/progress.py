@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TextIO
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, TextIO
 
 from llenergymeasure.core.progress import Event, Observer, PromptsDone, Step, StepFinished, StepStarted, Waiting
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
     from typing_extensions import Never
 
-LABELS: dict[Step, str] = {
+LABELS: Final[dict[Step, str]] = {
     "preflight": "Pre-flight",
     "baseline": "Baseline",
     "load": "Model",
@@ -21,15 +22,24 @@ LABELS: dict[Step, str] = {
     "finish": "Results",
 }
 
+WITHOUT_LINE: Final = frozenset({"load", "thermal_floor", "finish"})
+"""Steps that end without a line of their own: the header names the device, warm-up's line the thermal floor."""
+
+BUSY_WITH: Final[dict[Step, str]] = {"preflight": "checking", "load": "loading", "finish": "evaluating"}
+"""What a terminal shows of a step whose length nobody knows."""
+
 REDRAW_INTERVAL_S = 0.5
 """Shortest time between two redraws of a bar; drawing inside the measurement window must stay negligible."""
 
 BAR_FORMAT = "{desc} {n:.0f}/{total:.0f} |{bar:24}| [{elapsed}<{remaining}]{postfix}"
 WAIT_FORMAT = "{desc} |{bar:24}| {postfix}"
+BUSY_FORMAT = "{desc}"
 
 
 class ExperimentProgress:
     """Draws the events of one experiment.
+
+    A stream that breaks (a closed pipe, a terminal that is gone, a full disk) ends the drawing, not the measurement.
 
     Args:
         stream: Where to draw.
@@ -38,44 +48,68 @@ class ExperimentProgress:
 
     def __init__(self, stream: TextIO, title: str) -> None:
         self._stream = stream
+        self._broken = False
         self._live = stream.isatty()
         self._bar: tqdm[Never] | None = None
-        self._bar_step: Step | None = None
-        self._write(title)
+        self._draw(title)
 
     def __call__(self, event: Event) -> None:
         """Draw one event."""
-        if isinstance(event, StepStarted):
-            self._start(event)
-        elif isinstance(event, StepFinished):
-            self.close()
-            self._write(f"  {LABELS[event.step]:<14}{event.detail}")
-        elif isinstance(event, Waiting):
-            self._tick(event)
-        else:
-            self._advance(event)
+        self._draw(event)
 
     def close(self) -> None:
         """Remove the bar, if one is drawn; safe to call twice."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with suppress(OSError):
+                bar.close()
+
+    def end(self) -> None:
+        """Close, and set off what follows by an empty line."""
+        self._draw("")
+
+    def _draw(self, what: Event | str) -> None:
+        if self._broken:
+            return
+        try:
+            if isinstance(what, str):
+                self.close()
+                self._write(what)
+            elif isinstance(what, StepStarted):
+                self._start(what)
+            elif isinstance(what, StepFinished):
+                self._finish(what)
+            elif isinstance(what, Waiting):
+                self._tick(what)
+            else:
+                self._advance(what)
+        except OSError:
+            self._broken = True
 
     def _start(self, event: StepStarted) -> None:
         self.close()
-        if not self._live or not event.total:
+        if not self._live:
             return
         from tqdm import tqdm
 
-        self._bar_step = event.step
+        label, total = f"  {LABELS[event.step]:<12}", event.total
+        if total:
+            layout = WAIT_FORMAT if event.step in ("baseline", "thermal_floor") else BAR_FORMAT
+        else:
+            label, layout = f"{label} {BUSY_WITH.get(event.step, '')} …", BUSY_FORMAT
         self._bar = tqdm(
-            total=event.total,
-            desc=f"  {LABELS[event.step]:<13}",
+            total=total or None,
+            desc=label,
             file=self._stream,
             leave=False,
             mininterval=REDRAW_INTERVAL_S,
-            bar_format=WAIT_FORMAT if event.step in ("baseline", "thermal_floor") else BAR_FORMAT,
+            bar_format=layout,
         )
+
+    def _finish(self, event: StepFinished) -> None:
+        self.close()
+        if event.step not in WITHOUT_LINE:
+            self._write(f"  {LABELS[event.step]:<13}{event.detail}")
 
     def _tick(self, event: Waiting) -> None:
         if self._bar is not None and self._bar.total is not None:

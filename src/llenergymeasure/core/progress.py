@@ -64,3 +64,10 @@ Observer = Callable[[Event], None]
 
 def ignore_events(event: Event) -> None:
     """The observer of a caller who asked for none."""
+
+
+def clock_face(seconds: float) -> str:
+    """A length of time as a clock shows it: `00:41`, `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

@@ -82,7 +82,8 @@ def warm_up(
         return (after_s - before_s) * 1000.0
 
     result = warmup_until_converged(run_one, config)
-    observer(StepFinished("warmup", f"{result.iterations_completed}/{total} prompts"))
+    floor = f", then {config.thermal_floor_seconds:g} s thermal floor" if config.thermal_floor_seconds > 0 else ""
+    observer(StepFinished("warmup", f"{result.iterations_completed}/{total} prompts{floor}"))
     result, idle_w = _hold_thermal_floor(result, config, meter, clock, observer)
     if config.thermal_floor_seconds > 0:
         run_one()  # wakes clocks that went to sleep during the wait

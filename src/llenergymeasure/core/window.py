@@ -14,7 +14,7 @@ from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceB
 from llenergymeasure.core.batching import BatchedEngine
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.types import EnergyMeasurement
-from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted
+from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, clock_face
 from llenergymeasure.protocols import EnergyBackend, InferenceEngine
 
 
@@ -82,7 +82,8 @@ def measure_window(
     energy = meter.stop_tracking(handle)
     ended_at = clock.wall()
     speed = tally.output_tokens / energy.duration_sec
-    observer(StepFinished("measure", f"{len(outputs)} prompts  [{energy.duration_sec:.1f} s, {speed:.0f} tok/s]"))
+    done = f"{len(outputs)}/{len(outputs)} prompts"
+    observer(StepFinished("measure", f"{done}  [{clock_face(energy.duration_sec)}, {speed:.0f} tok/s]"))
     return Window(tuple(outputs), energy, len(outputs) // len(requests), started_at, ended_at)
 
 

@@ -7,6 +7,7 @@ Throughput     310 output tok/s        12,800 tokens out, 36,900 in
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,39 +25,36 @@ _SCOPE_NAMES = {
     "gpu_board": "whole board of a MIG slice",
     "cpu_package": "CPU packages",
     "cpu_package_and_dram": "CPU packages and DRAM",
-    "machine_model": "CPU and RAM, modelled",
+    "machine_model": "CPU and RAM",
 }
 """What is said beside the energy; plain GPU energy goes without saying."""
 
 
-def render_summary(result: ExperimentResult, path: Path | None = None) -> str:
+def render_summary(result: ExperimentResult, path: Path | None = None, width: int | None = None) -> str:
     """The summary block of one result.
 
     Args:
         result: The result.
         path: Where it was saved; named in the last line.
+        width: Columns to wrap at; `None` keeps every entry on one line. A path is never broken.
 
     Returns:
         Lines without a final newline.
     """
-    lines = [
-        _line("Energy", _energy_per_token(result), _energy_detail(result)),
-        _line("Throughput", f"{quantity(result.avg_tokens_per_second)} output tok/s", _tokens(result)),
-    ]
-    latency = list(_latencies(result))
-    if latency:
-        lines.append(_line("Latency", *latency))
-    optional = (
+    entries = [
+        ("Energy", _cells(_energy_per_token(result), _energy_detail(result))),
+        ("Throughput", _cells(f"{quantity(result.avg_tokens_per_second)} output tok/s", _tokens(result))),
+        ("Latency", _cells(*_latencies(result))),
         ("Phases", _phases(result)),
         ("Footprint", _footprint(result)),
         ("Duration", f"{duration(result.total_inference_time_sec)} window, {duration(result.duration_sec)} in all"),
         ("FLOPs", _flops(result)),
-    )
-    lines += [_line(label, text) for label, text in optional if text is not None]
+    ]
+    lines = [_entry(label, text, width) for label, text in entries if text]
     for index, warning in enumerate(result.measurement_warnings or ["none"]):
-        lines.append(_line("" if index else "Warnings", warning))
+        lines.append(_entry("" if index else "Warnings", warning, width))
     if path is not None:
-        lines.append(_line("Result", str(path)))
+        lines.append(_entry("Result", str(path), None))
     return "\n".join(lines)
 
 
@@ -101,9 +99,24 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
 
 
-def _line(label: str, first: str, second: str = "") -> str:
-    cell = f"{first:<{_CELL_WIDTH - 2}}  " if second else first
-    return f"{label:<{_LABEL_WIDTH}}{cell}{second}"
+def _cells(first: str = "", second: str = "") -> str:
+    """Two columns, the second one aligned with that of the other lines."""
+    return f"{first:<{_CELL_WIDTH - 2}}  {second}" if second else first
+
+
+def _entry(label: str, text: str, width: int | None) -> str:
+    """A label and its text; what does not fit into `width` goes on below, a little further in."""
+    first = f"{label:<{_LABEL_WIDTH}}"
+    if width is None or len(first) + len(text) <= width or not text.strip():
+        return first + text
+    return textwrap.fill(
+        text,
+        max(width, _LABEL_WIDTH + _CELL_WIDTH),
+        initial_indent=first,
+        subsequent_indent=" " * (_LABEL_WIDTH + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _energy_per_token(result: ExperimentResult) -> str:
@@ -115,7 +128,7 @@ def _energy_per_token(result: ExperimentResult) -> str:
 
 def _energy_detail(result: ExperimentResult) -> str:
     if result.total_energy_j is None:
-        return _reason(result) or ""
+        return _reason(result, WarningCode.ENERGY_UNAVAILABLE)
     parts = [f"{joules(result.total_energy_j)} raw"]
     if result.energy_adjusted_j is not None:
         idle = f" ({quantity(result.baseline_power_w)} W)" if result.baseline_power_w is not None else ""
@@ -124,15 +137,14 @@ def _energy_detail(result: ExperimentResult) -> str:
     if breakdown and breakdown.scope in _SCOPE_NAMES:
         parts.append(_SCOPE_NAMES[breakdown.scope])
     if breakdown and breakdown.method == "model_estimate":
-        parts.append("an estimate, not a measurement")
+        parts.append("estimated, not measured")
     return ", ".join(parts)
 
 
-def _reason(result: ExperimentResult) -> str | None:
-    """Why there is no energy, from the warning that says so."""
-    prefix = f"{WarningCode.ENERGY_UNAVAILABLE.value}: "
-    found = (warning.removeprefix(prefix) for warning in result.measurement_warnings if warning.startswith(prefix))
-    return next(found, None)
+def _reason(result: ExperimentResult, code: WarningCode) -> str:
+    """Where the reader finds why a figure is missing."""
+    said = any(warning.startswith(f"{code.value}:") for warning in result.measurement_warnings)
+    return "see the warning below" if said else ""
 
 
 def _tokens(result: ExperimentResult) -> str:
@@ -164,7 +176,8 @@ def _phases(result: ExperimentResult) -> str | None:
     prefill_j = phases.prefill.energy_j if phases.prefill else None
     decode_j = phases.decode.energy_j if phases.decode else None
     if prefill_j is None or decode_j is None or not result.total_energy_j:
-        return f"not resolved ({phases.reason})" if phases.reason else None
+        pointer = _reason(result, WarningCode.PHASES_NOT_RESOLVED)
+        return _cells("not resolved", pointer or phases.reason) if phases.reason else None
     prefill, decode = (100 * part / result.total_energy_j for part in (prefill_j, decode_j))
     return f"prefill {prefill:.0f} % of energy, decode {decode:.0f} %"
 

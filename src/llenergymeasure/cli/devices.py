@@ -1,0 +1,58 @@
+"""Where an experiment would run, told without an engine: for headers and previews, before anything slow is imported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.host.cpu import read_cpu
+from llenergymeasure.core.host.devices import visible_gpus
+from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.domain.environment import CPUEnvironment
+
+
+def device_title(
+    config: ExperimentConfig,
+    environ: Mapping[str, str],
+    nvml_opener: Callable[[], Nvml] = open_nvml,
+    cpu_reader: Callable[[], CPUEnvironment] = read_cpu,
+) -> str | None:
+    """What the run's devices are called, e.g. `2 × NVIDIA A100-SXM4-80GB`; `None` where there is none for it.
+
+    Args:
+        config: The experiment.
+        environ: Environment of the run.
+        nvml_opener: Gives the machine's NVML or raises `NvmlError`.
+        cpu_reader: Describes the processor.
+    """
+    device = config.pytorch.device if config.pytorch is not None else None
+    names: list[str] = []
+    if device != "cpu":
+        try:
+            names = [gpu.name for gpu in visible_gpus(environ, nvml_opener())]
+        except NvmlError:
+            names = []
+    if names:
+        return _counted(names[: gpu_count(config, len(names))])
+    return (cpu_reader().model or "the CPU") if device in ("cpu", "auto") else None
+
+
+def gpu_count(config: ExperimentConfig, available: int) -> int:
+    """How many GPUs the config asks for.
+
+    Args:
+        config: The experiment.
+        available: How many there are, for settings that take them all.
+    """
+    if config.pytorch is not None:
+        return available if config.pytorch.device_map is not None else config.pytorch.num_processes or 1
+    if config.vllm is not None:
+        return (config.vllm.tensor_parallel_size or 1) * (config.vllm.pipeline_parallel_size or 1)
+    if config.tensorrt is not None:
+        return (config.tensorrt.tp_size or 1) * (config.tensorrt.pp_size or 1)
+    return 1
+
+
+def _counted(names: Sequence[str]) -> str:
+    return " + ".join(f"{count} × {name}" if count > 1 else name for name, count in Counter(names).items())
