@@ -95,9 +95,9 @@ def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
 
 
 WRAPPED = """\
-Warnings       thermal_floor_disabled: no wait between warm-up and
-                 measurement (warmup.thermal_floor_seconds is 0); the device's
-                 temperature at the start depends on what ran before
+Warnings       thermal_floor_disabled: no wait between warm-up and measurement
+                 (warmup.thermal_floor_seconds is 0); the device's temperature
+                 at the start depends on what ran before
                short_measurement_duration: 4 s
 Result         results/a-directory-with-a-name-that-is-longer-than-a-line/result.json"""
 
