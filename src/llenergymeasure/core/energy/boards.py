@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, TypeVar
 
+from llenergymeasure.core.energy.calibration import SensorCalibration, load_calibration
 from llenergymeasure.core.energy.types import DeviceId, PowerSource
 from llenergymeasure.core.host.gpu_processes import foreign_pids, process_exists, relatives
 from llenergymeasure.core.host.nvml import (
@@ -51,6 +53,7 @@ class Board:
         includes_module: Whether its counter covers a whole superchip.
         power_limit_w: Its enforced power limit in watts, where it tells.
         compute_capability: CUDA compute capability, where it tells.
+        calibration: What was found out about its sensors with this driver; `None`: it was not calibrated.
     """
 
     device: DeviceId
@@ -61,6 +64,7 @@ class Board:
     includes_module: bool
     power_limit_w: float | None
     compute_capability: str | None
+    calibration: SensorCalibration | None = None
 
     @property
     def is_mig(self) -> bool:
@@ -68,7 +72,9 @@ class Board:
         return self.device != self.uuid
 
     def sampling(self, source: PowerSource | None) -> PowerSampling:
-        """How power samples from `source` come about on this board."""
+        """How power samples from `source` come about on this board: as calibrated, or as known of its kind."""
+        if self.calibration is not None and self.calibration.power_source == source:
+            return self.calibration.sampling
         capability = self.compute_capability or ""
         if source == "power_usage" and _version(capability) > LAST_FOLLOWING:
             return AVERAGED
@@ -82,15 +88,16 @@ def _version(capability: str) -> tuple[int, int]:
     return (int(major), int(minor or 0)) if major.isdigit() else (99, 0)
 
 
-def find_boards(devices: Sequence[DeviceId], nvml: Nvml) -> tuple[Board, ...]:
+def find_boards(devices: Sequence[DeviceId], nvml: Nvml, calibration_dir: Path | None = None) -> tuple[Board, ...]:
     """The boards behind `devices`, each once, in the order of the devices.
 
     Args:
         devices: UUIDs of GPUs or MIG instances.
         nvml: The machine's NVML.
+        calibration_dir: Where sensor calibrations lie; `None`: none are used.
 
     Raises:
-        EnergyError: A device is not one of this machine's, or NVML failed.
+        EnergyError: A device is not one of this machine's, NVML failed, or a calibration is broken.
     """
     indices = {nvml.uuid(handle): index for index, handle in enumerate(nvml.device_handles())}
     found: dict[DeviceId, Board] = {}
@@ -104,7 +111,12 @@ def find_boards(devices: Sequence[DeviceId], nvml: Nvml) -> tuple[Board, ...]:
         uuid = nvml.uuid(handle)
         if uuid not in found:
             found[uuid] = _describe(device, uuid, indices[uuid], handle, nvml)
-    return tuple(found.values())
+    if calibration_dir is None:
+        return tuple(found.values())
+    driver = nvml.driver_version()
+    return tuple(
+        replace(board, calibration=load_calibration(calibration_dir, board.uuid, driver)) for board in found.values()
+    )
 
 
 def board_warnings(boards: Sequence[Board], nvml: Nvml) -> Iterator[MeasurementWarning]:

@@ -53,7 +53,7 @@ def codecarbon_gpu_backend(
         EnergyError: CodeCarbon is missing or does not work for these devices.
     """
     require_meter_package("codecarbon", extra="codecarbon")
-    boards = find_boards(devices, nvml)
+    boards = find_boards(devices, nvml, options.calibration_dir)
     require_counters(boards, "codecarbon")
     return ExternalGpuBackend(CodeCarbonSource(boards), boards, nvml, clock, options)
 

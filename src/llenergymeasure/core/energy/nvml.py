@@ -86,7 +86,7 @@ class NVMLBackend:
         self._nvml = nvml
         self._clock = clock
         self._options = options
-        self._boards = find_boards(devices, nvml)
+        self._boards = find_boards(devices, nvml, options.calibration_dir)
         self._periods: Mapping[DeviceId, CounterPeriod] = {}
 
     def prove(self) -> str:

@@ -43,7 +43,7 @@ def zeus_backend(
         EnergyError: Zeus is missing or does not work for these devices.
     """
     require_meter_package("zeus", extra="zeus")
-    boards = find_boards(devices, nvml)
+    boards = find_boards(devices, nvml, options.calibration_dir)
     require_counters(boards, "zeus")
     source = ZeusSource(boards, nvml, environ)
     return ExternalGpuBackend(source, boards, nvml, clock, options)
