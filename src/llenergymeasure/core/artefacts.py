@@ -25,11 +25,18 @@ class Artefacts:
         timeseries: 1 Hz rows per device.
         trace: Every sample at full rate, from which the energy can be computed again.
         outputs: Prompts, generated texts and token counts, one JSON object per line.
+        further: Whatever else belongs beside the result: the traces of further processes.
     """
 
     timeseries: Path | None = None
     trace: Path | None = None
     outputs: Path | None = None
+    further: tuple[Path, ...] = ()
+
+    @property
+    def beside_timeseries(self) -> tuple[Path, ...]:
+        """Every file but the time series."""
+        return (*(path for path in (self.trace, self.outputs) if path is not None), *self.further)
 
 
 def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:

@@ -24,6 +24,7 @@ from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.types import DeviceId
 from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
+from llenergymeasure.core.sharing import WHOLE, Share
 from llenergymeasure.core.warmup import warm_up
 from llenergymeasure.core.window import measure_window
 from llenergymeasure.datasets.loader import load_prompts
@@ -54,7 +55,8 @@ class Bench:
         baselines: This session's idle measurements.
         clock: The measurement clock.
         observer: Who is told what happens.
-        wait_for_others: Called right before the window opens: the barrier of a run on several processes.
+        share: This process's part of an experiment that several processes run.
+        wait_for_others: The barrier of such a run: called after the baseline, and again right before the window.
     """
 
     engine: InferenceBackend
@@ -65,6 +67,7 @@ class Bench:
     baselines: BaselineCache = field(default_factory=BaselineCache)
     clock: Clock = field(default_factory=SystemClock)
     observer: Observer = ignore_events
+    share: Share = WHOLE
     wait_for_others: Callable[[], None] | None = None
 
 
@@ -81,9 +84,7 @@ class Measurement:
     artefacts: Artefacts
 
 
-def measure(
-    config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir: Path, process_index: int = 0
-) -> Measurement:
+def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir: Path) -> Measurement:
     """Measure one experiment on this process's devices.
 
     Args:
@@ -91,7 +92,6 @@ def measure(
         bench: What to run it on.
         experiment_id: Identity of the measurement.
         work_dir: Where the files beside the result are written.
-        process_index: Index of this process among the experiment's.
 
     Raises:
         PreFlightError: The config cannot run on this machine; nothing was loaded.
@@ -103,7 +103,7 @@ def measure(
     try:
         bench.observer(StepStarted("finish"))
         artefacts = write_artefacts(seen, work_dir)
-        record = bench.collector.collect(seen, experiment_id, bench.clock.wall(), process_index)
+        record = bench.collector.collect(seen, experiment_id, bench.clock.wall(), bench.share.index)
     finally:
         if seen.window.energy.telemetry is not None:
             seen.window.energy.telemetry.close()
@@ -127,12 +127,14 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     preflight_warnings = _run_preflight(config, bench)
     with bench.environment() as environment:
         tokenizer = engine.tokenizer(config)
-        prompts = load_prompts(config, tokenizer)
+        prompts = bench.share.of(load_prompts(config, tokenizer))
         snapshot = environment.result()
     planned = engine.plan_devices(config)
     meter = bench.meter_for(planned)
     baseline = measure_baseline(config.baseline, meter, planned, bench.baselines, clock, observer)
     requests = make_requests(prompts, config)
+    if bench.wait_for_others is not None:
+        bench.wait_for_others()  # one process's loading must not be in another's idle power
     with loaded(engine, config, observer) as devices:
         if set(devices) != set(planned):
             meter, baseline = bench.meter_for(devices), baseline.restricted_to(devices)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -93,6 +93,45 @@ def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    return path
+
+
+def merge_timeseries(paths: Sequence[Path], path: Path) -> Path:
+    """Put the time series of processes whose windows began together into one file, each device once.
+
+    Args:
+        paths: One file per process. A device that several of them sampled is taken from the first.
+        path: Where to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: A file cannot be read or written.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    devices: list[str] = []
+    parts: list[pa.Table] = []
+    window_s = 0.0
+    for source in paths:
+        table = pq.read_table(source)
+        metadata = table.schema.metadata
+        window_s = max(window_s, float(metadata[b"window_s"]))
+        for index, device in enumerate(json.loads(metadata[b"devices"])):
+            if device in devices:
+                continue
+            column = table["gpu_index"]
+            own = table.filter(pc.is_null(column) if device == CPU_DEVICE else pc.equal(column, index))
+            number = None if device == CPU_DEVICE else len(devices)
+            renumbered = pa.array([number] * own.num_rows, pa.int32())
+            parts.append(own.set_column(own.schema.get_field_index("gpu_index"), "gpu_index", renumbered))
+            devices.append(device)
+    schema = _schema(tuple(devices), window_s)
+    merged = pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
+    pq.write_table(merged, path, compression="zstd")
     return path
 
 

@@ -107,12 +107,19 @@ class _Terminated(SystemExit):
 _END: Final = object()
 
 
-def child_main(function: str, preload: Sequence[str], log_level: int, channels: Channels) -> None:
+def child_main(
+    function: str,
+    preload: Sequence[str],
+    environment: Sequence[tuple[str, str]],
+    log_level: int,
+    channels: Channels,
+) -> None:
     """Life of a child: tie to the parent, import, say so, take the task, do it, report.
 
     Args:
         function: `module:name` of a `ChildFunction`.
         preload: Modules that the task will need; one that is missing is the task's to complain about.
+        environment: Variables to set before these are imported.
         log_level: Level of the log kept for this run.
         channels: Pipes to the parent.
     """
@@ -122,6 +129,7 @@ def child_main(function: str, preload: Sequence[str], log_level: int, channels: 
     logging.basicConfig(
         stream=sys.stderr, level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    os.environ.update(environment)
     link = ParentLink(channels)
     outcome: Done | Failed
     try:

@@ -22,6 +22,7 @@ from llenergymeasure.core.harness import Bench, Measurement, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.preflight import Preflight
 from llenergymeasure.core.progress import Observer, ignore_events
+from llenergymeasure.core.sharing import WHOLE, Share
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.footprint import FootprintFactors
 from llenergymeasure.protocols import EnergyBackend
@@ -68,6 +69,13 @@ def run_local(
         LLEMError: See `core.harness.measure`.
     """
     experiment_id = experiment_id or new_experiment_id(config, datetime.now(timezone.utc))
+    processes = config.pytorch.num_processes if config.pytorch is not None else None
+    if processes is not None and processes > 1:
+        from llenergymeasure.runners.parallel import run_parallel  # it builds on this module
+
+        return run_parallel(
+            config, machine, experiment_id, work_dir, processes=processes, observer=observer, baselines=baselines
+        )
     measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
     result = aggregate_results(experiment_id, [measurement.record], footprint=footprint_factors(machine))
     return MeasuredRun(result, measurement.artefacts)
@@ -81,7 +89,7 @@ def measure_here(
     *,
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
-    process_index: int = 0,
+    share: Share = WHOLE,
     wait_for_others: Callable[[], None] | None = None,
 ) -> Measurement:
     """Measure this process's share of an experiment with the machine's real engine, meters and clock.
@@ -93,8 +101,8 @@ def measure_here(
         work_dir: An existing directory for the run's files.
         observer: Who is told what happens.
         baselines: Idle measurements that may be reused; a fresh one is added.
-        process_index: Index of this process among the experiment's.
-        wait_for_others: Called right before the window opens.
+        share: This process's part, where several run the experiment together.
+        wait_for_others: Their barrier.
 
     Raises:
         LLEMError: See `core.harness.measure`.
@@ -121,9 +129,10 @@ def measure_here(
         baselines=baselines,
         clock=clock,
         observer=observer,
+        share=share,
         wait_for_others=wait_for_others,
     )
-    return measure(config, bench, experiment_id, work_dir, process_index)
+    return measure(config, bench, experiment_id, work_dir)
 
 
 def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> BackendName | None:

@@ -49,6 +49,7 @@ class ChildTask:
         work_dir: Existing directory for the child's log, and for a result too large for the pipe.
         name: Names the process and its log file.
         preload: Modules to import before the task is handed over.
+        environment: Environment variables to set before anything of the task is imported.
     """
 
     function: str
@@ -56,6 +57,7 @@ class ChildTask:
     work_dir: Path
     name: str = "child"
     preload: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def log_path(self) -> Path:
@@ -95,7 +97,7 @@ class Child:
         self._child_log = ChildLog(log_in, task.log_path)
         self._process = context.Process(
             target=child_main,
-            args=(task.function, task.preload, logging.INFO, Channels(*self._childs_ends)),
+            args=(task.function, task.preload, task.environment, logging.INFO, Channels(*self._childs_ends)),
             name=f"llem-{task.name}",
             daemon=False,
         )

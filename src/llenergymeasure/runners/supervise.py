@@ -90,7 +90,7 @@ class ChildGroup:
         self._interrupt = Interrupt()
         self._started_s: float | None = None
         self._task_began_s = 0.0
-        self._going: set[Child] = set()
+        self._ready: set[Child] = set()
         self._at_barrier: set[Child] = set()
         self._results: dict[Child, Any] = {}
         self._reported: set[Child] = set()
@@ -134,7 +134,7 @@ class ChildGroup:
             for child in self._children:
                 if not child.wait(self._patience.exit_s, lambda: self._interrupt.requested):
                     _log.warning("%s gave its result and did not end; killing it", child.task.name)
-        except (ExperimentError, KeyboardInterrupt):
+        except BaseException:  # also Ctrl-C and SIGTERM, where this process is a child itself
             self._tear_down()
             raise
         finally:
@@ -148,9 +148,11 @@ class ChildGroup:
 
     def _take(self, child: Child, message: object) -> None:
         if isinstance(message, Ready):
-            self._going.add(child)
-            self._task_began_s = time.monotonic()
-            child.go()
+            self._ready.add(child)
+            if len(self._ready) == len(self._children):  # one child's imports must not disturb another's baseline
+                self._task_began_s = time.monotonic()
+                for each in self._children:
+                    each.go()
         elif isinstance(message, AtBarrier):
             self._at_barrier.add(child)
             self._open_barrier_if_all_are_there()
@@ -176,7 +178,7 @@ class ChildGroup:
 
     def _check_time(self) -> None:
         now_s = time.monotonic()
-        if len(self._going) < len(self._children):
+        if len(self._ready) < len(self._children):
             if now_s - (self._started_s or now_s) > self._patience.imports_s:
                 raise ChildFailedError("Timeout", f"its imports took longer than {self._patience.imports_s:.0f} s")
         elif self._task_s is not None and now_s - self._task_began_s > self._task_s:

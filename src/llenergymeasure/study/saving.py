@@ -68,8 +68,9 @@ def save_run(run: MeasuredRun, study_dir: Path, logs: Sequence[Path]) -> Path:
         ResultRescuedError: It had to be saved elsewhere; says where.
         PersistenceError: It could not be saved at all.
     """
-    beside = [path for path in (run.artefacts.trace, run.artefacts.outputs) if path is not None]
-    return save_result_or_rescue(run.result, study_dir, run.artefacts.timeseries, [*beside, *logs])
+    return save_result_or_rescue(
+        run.result, study_dir, run.artefacts.timeseries, [*run.artefacts.beside_timeseries, *logs]
+    )
 
 
 def rescue_run(run: MeasuredRun, study_dir: Path, reason: str) -> NoReturn:
