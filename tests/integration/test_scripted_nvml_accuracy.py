@@ -1,0 +1,78 @@
+"""The NVML meter in real time on scripted boards: a few windows through the real binding, sampler and clock."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from tests.nvml.fixtures import ScriptedNvmlFactory
+from tests.nvml.scripted import NVML_NOT_SUPPORTED, ScriptedGpu, fault_of
+from tests.nvml.virtual import Counter
+from tests.nvml.waveform import Waveform, constant, square
+
+from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.energy.select import select_energy_backend
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
+from llenergymeasure.core.metrics.uncertainty import comparative_half_width
+
+
+def _measure(*gpus: ScriptedGpu, seconds: float) -> EnergyMeasurement:
+    meter = select_energy_backend("nvml", [gpu.uuid for gpu in gpus], clock=SystemClock(), options=MeterOptions())
+    handle = meter.start_tracking()
+    time.sleep(seconds)
+    energy = meter.stop_tracking(handle)
+    assert energy.telemetry is not None
+    energy.telemetry.close()
+    return energy
+
+
+def _truth_j(energy: EnergyMeasurement, *gpus: ScriptedGpu) -> float:
+    return sum(gpu.energy_between_j(energy.start_s, energy.end_s) for gpu in gpus)
+
+
+def test_the_counter_is_not_read_inside_the_window(scripted_nvml: ScriptedNvmlFactory) -> None:
+    gpu = scripted_nvml.gpu(power_w=300.0, counter_period_s=0.1)
+    energy = _measure(gpu, seconds=1.0)
+    assert gpu.counter_reads_between(energy.start_s, energy.end_s) == 0
+    assert energy.total_j == pytest.approx(_truth_j(energy, gpu), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "waveform",
+    [constant(300.0), square(120.0, 500.0, 0.7), square(100.0, 400.0, 0.23, duty=0.3)],
+    ids=["steady", "square", "pulses"],
+)
+def test_short_windows_hold_the_truth_in_their_stated_interval(
+    scripted_nvml: ScriptedNvmlFactory, waveform: Waveform
+) -> None:
+    gpu = scripted_nvml.gpu(waveform=waveform, counter=Counter(0.1, phase_s=0.037))
+    energy = _measure(gpu, seconds=1.63)
+    assert energy.total_j is not None
+    stated_j = comparative_half_width(energy.components)
+    assert abs(energy.total_j - _truth_j(energy, gpu)) <= stated_j < 0.05 * energy.total_j
+
+
+def test_two_boards_with_counters_out_of_step_are_both_met(scripted_nvml: ScriptedNvmlFactory) -> None:
+    first = ScriptedGpu.of("hopper", waveform=constant(300.0), counter=Counter(0.1, phase_s=0.01))
+    second = ScriptedGpu.of("hopper", waveform=square(120.0, 500.0, 0.7), counter=Counter(0.1, phase_s=0.06))
+    scripted_nvml.play(first, second)
+    energy = _measure(first, second, seconds=1.5)
+    assert energy.total_j is not None
+    assert abs(energy.total_j - _truth_j(energy, first, second)) <= comparative_half_width(energy.components)
+    assert energy.per_gpu_j[first.uuid] == pytest.approx(_truth_j(energy, first), rel=0.02)
+
+
+def test_without_a_counter_the_integral_is_the_answer(scripted_nvml: ScriptedNvmlFactory) -> None:
+    gpu = ScriptedGpu.of("pascal", waveform=constant(180.0))
+    scripted_nvml.play(gpu)
+    energy = _measure(gpu, seconds=1.2)
+    assert energy.method == "power_integration"
+    assert energy.total_j == pytest.approx(_truth_j(energy, gpu), rel=0.001)
+
+
+def test_a_counter_that_is_refused_is_not_zero(scripted_nvml: ScriptedNvmlFactory) -> None:
+    refused = [fault_of("nvmlDeviceGetTotalEnergyConsumption", NVML_NOT_SUPPORTED)]
+    gpu = scripted_nvml.gpu(power_w=300.0, faults=refused)
+    energy = _measure(gpu, seconds=0.8)
+    assert energy.counter_j is None
+    assert energy.total_j == pytest.approx(_truth_j(energy, gpu), rel=0.001)
