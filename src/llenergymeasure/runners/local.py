@@ -107,6 +107,36 @@ def measure_here(
     Raises:
         LLEMError: See `core.harness.measure`.
     """
+    bench = bench_here(
+        config, machine, work_dir, observer=observer, baselines=baselines, share=share, wait_for_others=wait_for_others
+    )
+    return measure(config, bench, experiment_id, work_dir)
+
+
+def bench_here(
+    config: ExperimentConfig,
+    machine: UserConfig,
+    work_dir: Path,
+    *,
+    observer: Observer = ignore_events,
+    baselines: BaselineCache = SESSION_BASELINES,
+    share: Share = WHOLE,
+    wait_for_others: Callable[[], None] | None = None,
+) -> Bench:
+    """This machine's real engine, meters and clock, as the user has set them up.
+
+    Args:
+        config: What will be run on it.
+        machine: The user's settings for this machine.
+        work_dir: An existing directory for the run's files.
+        observer: Who is told what happens.
+        baselines: Idle measurements that may be reused; a fresh one is added.
+        share: This process's part, where several run the experiment together.
+        wait_for_others: Their barrier.
+
+    Raises:
+        BackendError: The engine is not installed, or not in a version that works.
+    """
     clock = SystemClock()
     cache_dir = Path(machine.output.model_cache_dir).expanduser()
     options = MeterOptions(
@@ -121,7 +151,7 @@ def measure_here(
             return NoEnergyBackend(clock)
         return select_energy_backend(meter_name, devices, clock=clock, options=options)
 
-    bench = Bench(
+    return Bench(
         engine=get_backend(config.backend, clock=clock, model_cache_dir=cache_dir),
         preflight=Preflight(machine, meter_name),
         meter_for=meter_for,
@@ -132,7 +162,6 @@ def measure_here(
         share=share,
         wait_for_others=wait_for_others,
     )
-    return measure(config, bench, experiment_id, work_dir)
 
 
 def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> BackendName | None:
