@@ -91,7 +91,7 @@ def test_an_argument_the_model_does_not_take_is_an_error_that_names_it(model: Pa
 def test_passthrough_may_not_set_what_a_field_sets(model: Path, key: str) -> None:
     config = experiment(model, passthrough_kwargs={key: "auto"})
     with pytest.raises(BackendError, match=rf"passthrough_kwargs.{key}: set by"):
-        loader_arguments(config, CPU)
+        PyTorchBackend(SystemClock()).load(config)
     assert any(f"passthrough_kwargs.{key}" in problem for problem in PyTorchBackend(SystemClock()).preflight(config))
 
 
@@ -104,7 +104,7 @@ def test_quantisation_needs_bitsandbytes_and_a_gpu(model: Path, field: str) -> N
     assert problems(model, GPU, "bitsandbytes", pytorch=section | {"device": "cuda"}) == []
     found = " ".join(problems(model, CPU, pytorch=section))
     assert f"pytorch.{field}: needs bitsandbytes, which is not installed" in found
-    assert "need a CUDA GPU" in found
+    assert "supported on CUDA GPUs only" in found
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again(model: Path) -> None:
@@ -309,9 +309,11 @@ def test_switching_top_k_off_reaches_the_engine(model: Path) -> None:
 @pytest.mark.parametrize("decoder", [{"temperature": 0}, {"do_sample": False}, {"preset": "deterministic"}])
 def test_greedy_decoding_has_no_sampling_parameters(model: Path, decoder: dict[str, Any]) -> None:
     with loaded(experiment(model, decoder=decoder)) as engine:
-        generation = engine.parts.model.generation_config
+        generation, described = engine.parts.model.generation_config, engine.describe().settings
         assert generation.do_sample is False
-        assert (generation.temperature, generation.top_p, generation.top_k) == (None, None, None)
+        for name, unset in (("temperature", (None, 1.0)), ("top_p", (None, 1.0)), ("top_k", (None, 50))):
+            assert getattr(generation, name) in unset
+            assert f"decoder.{name}" not in described
 
 
 def test_a_checkpoints_own_generation_file_adds_nothing_but_its_end_tokens(tmp_path: Path) -> None:
@@ -324,7 +326,7 @@ def test_a_checkpoints_own_generation_file_adds_nothing_but_its_end_tokens(tmp_p
     )
     with loaded(experiment(tmp_path)) as engine:
         generation = engine.parts.model.generation_config
-        assert generation.repetition_penalty is None
+        assert generation.repetition_penalty in (None, 1.0)
         assert generation.suppress_tokens is None
         assert engine.parts.decoding.eos_token_ids == (1, 200)
         assert engine.parts.decoding.pad_token_id == 5
@@ -367,7 +369,7 @@ def test_compiling_switched_off_also_switches_off_what_generate_would_compile(mo
         assert not engine.parts.is_compiled
         assert engine.parts.model.generation_config.disable_compile is True
     with loaded(experiment(model)) as engine:
-        assert engine.parts.model.generation_config.disable_compile is None
+        assert not engine.parts.model.generation_config.disable_compile
 
 
 def test_unset_compiler_settings_are_not_passed() -> None:

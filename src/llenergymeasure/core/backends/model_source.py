@@ -11,12 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from llenergymeasure.builtin_models.store import materialise
 from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
+from llenergymeasure.core.backends.explain import explain_hub_error, is_transient_hub_error
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.resilience import retry_on_error
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CONFIG_FILE: Final = "config.json"
 ADAPTER_FILE: Final = "adapter_config.json"
@@ -25,8 +29,6 @@ CLIENT_HOME: Final = Path("~/.cache/huggingface")
 
 HUB_TIMEOUT_S: Final = 10.0
 """How long the Hub may take to tell about one file, in seconds."""
-
-_TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,12 @@ class ModelSource:
         if self.cache_dir is not None:
             arguments["cache_dir"] = self.cache_dir
         return arguments
+
+    def patiently(self, load: Callable[P, T]) -> Callable[P, T]:
+        """`load`, tried once more where it fetches from the Hub and the network fails."""
+        if self.revision is None:
+            return load
+        return retry_on_error(max_retries=1, exceptions=(Exception,), is_transient=is_transient_hub_error)(load)
 
 
 class Download(Protocol):
@@ -128,13 +136,13 @@ def _on_the_hub(
     cache_dir = hub_cache_dir(cache_home)
 
     # Recent clients try again by themselves (huggingface_hub 1.0 on), so one more attempt is enough.
-    @retry_on_error(max_retries=1, exceptions=(OSError,), is_transient=_is_transient, sleep=sleep)
+    @retry_on_error(max_retries=1, exceptions=(Exception,), is_transient=is_transient_hub_error, sleep=sleep)
     def fetch() -> str:
         return download(model, filename, revision=revision, cache_dir=cache_dir, etag_timeout=HUB_TIMEOUT_S)
 
     try:
         path = Path(fetch())
-    except (OSError, ValueError) as error:  # the client's errors are OSErrors; a malformed id is a ValueError
+    except Exception as error:  # the client raises some forty types of its own and of its HTTP library
         raise BackendError(f"{what}: {explain_hub_error(model, revision, filename, error)}") from error
     return ModelSource(model, revision=path.parent.name, config=_read(path, what), cache_dir=cache_dir)
 
@@ -149,53 +157,11 @@ def hub_cache_dir(cache_home: Path | None) -> str | None:
     return str(cache_home.expanduser() / "hub")
 
 
-def explain_hub_error(model: str, revision: str | None, filename: str, error: Exception) -> str:
-    """One sentence on why `model` cannot be had from the Hub, with the fix.
-
-    The client's errors go by name: the classes moved between its releases, and one stands for several causes.
-    """
-    names = {base.__name__ for cause in _chain(error) for base in type(cause).__mro__}
-    if "OfflineModeIsEnabled" in names:
-        return (
-            f"{model} is not in the local cache, and HF_HUB_OFFLINE forbids asking the Hub. Unset it once to fetch it."
-        )
-    if "GatedRepoError" in names:
-        return f"{model} is gated. Accept its terms on the Hub and set HF_TOKEN to a token of that account."
-    if "RevisionNotFoundError" in names:
-        return f"{model} has no revision {revision!r}. Name a branch, tag or commit it has, or remove revision."
-    if "RepositoryNotFoundError" in names:
-        return f"{model} is neither a directory here nor on the Hub. Check the spelling; a private one needs HF_TOKEN."
-    if "RemoteEntryNotFoundError" in names or (
-        "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names
-    ):
-        return f"{model} is on the Hub but has no {filename}: it is not in the format transformers loads."
-    if "HFValidationError" in names:
-        return f"{model!r} is neither a directory here nor an id of the form owner/name."
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{model} cannot be fetched from the Hub now and is not in the local cache ({reason})"
-
-
 def _hub_download() -> Download:
     from huggingface_hub import hf_hub_download
 
     fetch: Download = hf_hub_download
     return fetch
-
-
-def _is_transient(error: Exception) -> bool:
-    """Whether another attempt can help: the Hub is overloaded, or the network failed while the file is not cached."""
-    names = {type(cause).__name__ for cause in _chain(error)}
-    if "OfflineModeIsEnabled" in names:
-        return False
-    statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in _chain(error)} - {None}
-    return bool(statuses & _TRANSIENT_STATUS) if statuses else isinstance(error, FileNotFoundError | ConnectionError)
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
-    return causes
 
 
 def _read(path: Path, what: str) -> Mapping[str, Any]:

@@ -18,8 +18,10 @@ from transformers import (
 )
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
-from llenergymeasure.config.models import ExperimentConfig, LoRAConfig
-from llenergymeasure.core.backends.model_source import ADAPTER_FILE, ModelSource, find_directory, find_model
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.explain import first_line
+from llenergymeasure.core.backends.model_source import ModelSource, find_model
+from llenergymeasure.core.backends.pytorch_adapter import apply_adapter, find_adapter
 from llenergymeasure.core.backends.pytorch_devices import Placement
 from llenergymeasure.core.backends.pytorch_generate import Decoding, decoder_parameters
 from llenergymeasure.exceptions import BackendError
@@ -35,6 +37,7 @@ OWNED_ARGUMENTS: Final[Mapping[str, str]] = {
     "device_map": "pytorch.device and pytorch.device_map",
     "config": "model",
     "state_dict": "model",
+    "cache_dir": "output.model_cache_dir of the user config",
     "output_loading_info": "nothing (it is always on)",
 }
 """Arguments of `from_pretrained` that passthrough_kwargs may not set, and what sets them instead."""
@@ -105,12 +108,12 @@ def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedT
         BackendError: The model comes without one, or it cannot be read.
     """
     try:
-        return AutoTokenizer.from_pretrained(
+        return source.patiently(AutoTokenizer.from_pretrained)(
             source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
         )
     except Exception as error:  # what a tokenizer's files can fail with is open-ended
         raise BackendError(
-            f"model: {config.model} has no tokenizer that can be loaded ({_first_line(error)}). "
+            f"model: {config.model} has no tokenizer that can be loaded ({first_line(error)}). "
             "Put the tokenizer's files beside the weights (save_pretrained into the same directory)."
         ) from error
 
@@ -121,20 +124,23 @@ def load_weights(config: ExperimentConfig, source: ModelSource, placement: Place
     Raises:
         BackendError: It fails, does not fit, or leaves weights that nothing filled.
     """
-    arguments = loader_arguments(config, placement)
+    check_passthrough(config)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source.location, **source.loader_arguments, **arguments, output_loading_info=True
+        model, report = source.patiently(AutoModelForCausalLM.from_pretrained)(
+            source.location,
+            **source.loader_arguments,
+            **loader_arguments(config, placement),
+            output_loading_info=True,
         )
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise BackendError(
             f"model: {config.model} does not fit into the memory of {placement.device_map} as {config.precision} "
-            f"({_first_line(error)}). Use a smaller model, a lower precision, pytorch.load_in_4bit, or more GPUs with "
+            f"({first_line(error)}). Use a smaller model, a lower precision, pytorch.load_in_4bit, or more GPUs with "
             "pytorch.device_map: auto."
         ) from error
     except Exception as error:  # loaders of a hundred architectures raise whatever they like
         hint = _passthrough_hint(config)
-        raise BackendError(f"model: {config.model} cannot be loaded: {_first_line(error)}{hint}") from error
+        raise BackendError(f"model: {config.model} cannot be loaded: {first_line(error)}{hint}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise BackendError(
@@ -145,17 +151,20 @@ def load_weights(config: ExperimentConfig, source: ModelSource, placement: Place
     return model
 
 
-def loader_arguments(config: ExperimentConfig, placement: Placement) -> dict[str, Any]:
-    """What `from_pretrained` gets beside the model's place.
+def check_passthrough(config: ExperimentConfig) -> None:
+    """Refuse `passthrough_kwargs` that would set what a field of the config sets.
 
     Raises:
-        BackendError: `passthrough_kwargs` sets what a field of the config sets.
+        BackendError: One of them does.
     """
-    section = config.pytorch or PyTorchConfig()
-    extra = config.passthrough_kwargs or {}
-    for key in OWNED_ARGUMENTS:
-        if key in extra:
+    for key in config.passthrough_kwargs or {}:
+        if key in OWNED_ARGUMENTS:
             raise BackendError(f"passthrough_kwargs.{key}: set by {OWNED_ARGUMENTS[key]}. Remove it.")
+
+
+def loader_arguments(config: ExperimentConfig, placement: Placement) -> dict[str, Any]:
+    """What `from_pretrained` gets beside the model's place on disk."""
+    section = config.pytorch or PyTorchConfig()
     arguments: dict[str, Any] = {
         "dtype": DTYPES[config.precision],
         "device_map": placement.device_map,
@@ -165,7 +174,7 @@ def loader_arguments(config: ExperimentConfig, placement: Placement) -> dict[str
         arguments["attn_implementation"] = section.attn_implementation
     if section.load_in_4bit or section.load_in_8bit:
         arguments["quantization_config"] = _bitsandbytes_config(section)
-    return {**arguments, **extra}
+    return {**arguments, **(config.passthrough_kwargs or {})}
 
 
 def compile_arguments(section: PyTorchConfig) -> dict[str, Any]:
@@ -176,52 +185,6 @@ def compile_arguments(section: PyTorchConfig) -> dict[str, Any]:
         "dynamic": section.torch_compile_dynamic,
     }
     return {name: value for name, value in chosen.items() if value is not None}
-
-
-def find_adapter(lora: LoRAConfig, cache_home: Path | None) -> ModelSource:
-    """Where the adapter's files are.
-
-    Raises:
-        BackendError: See `find_model`.
-    """
-    if lora.adapter_path is not None:
-        return find_directory(Path(lora.adapter_path), "lora.adapter_path", ADAPTER_FILE)
-    return find_model(lora.adapter_id or "", None, cache_home=cache_home, what="lora.adapter_id", filename=ADAPTER_FILE)
-
-
-def apply_adapter(
-    model: PreTrainedModel, lora: LoRAConfig, source: ModelSource
-) -> tuple[PreTrainedModel, PeftModel | None]:
-    """Put the adapter's layers into `model`, or merge its weights into the model's.
-
-    Returns:
-        The model to generate with, and the adapter around it (`None` once merged).
-
-    Raises:
-        BackendError: The adapter was made for another model, or is not of a kind that lives in the model's layers.
-    """
-    from peft import PeftModel
-
-    where = lora.adapter_id or lora.adapter_path
-    try:
-        # Adapter weights stay in the experiment's precision; peft would train, and so widen, them in fp32.
-        adapter = PeftModel.from_pretrained(
-            model, source.location, autocast_adapter_dtype=False, **source.loader_arguments
-        )
-    except Exception as error:  # shape mismatches are RuntimeErrors, absent layers ValueErrors, and so on
-        made_for = source.config.get("base_model_name_or_path") or "another model"
-        raise BackendError(
-            f"lora: {where} does not fit {model.name_or_path} ({_first_line(error)}); it was made for {made_for}."
-        ) from error
-    if adapter.active_peft_config.is_prompt_learning:
-        raise BackendError(
-            f"lora: {where} is a {adapter.active_peft_config.peft_type.value} adapter, not a low-rank one. "
-            "Adapters that lengthen the prompt are not supported."
-        )
-    _check_adapter_is_complete(adapter, source, str(where), model.name_or_path)
-    if lora.merge_weights:
-        return adapter.merge_and_unload(), None
-    return adapter.get_base_model(), adapter
 
 
 def build_decoding(
@@ -286,19 +249,19 @@ def load_assistant(config: ExperimentConfig, placement: Placement, cache_home: P
     source = find_model(section.assistant_model, None, cache_home=cache_home, what="pytorch.assistant_model")
     device = "cuda:0" if placement.on_gpu else "cpu"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = source.patiently(AutoModelForCausalLM.from_pretrained)(
             source.location,
             dtype=DTYPES[config.precision],
             device_map=device,
             trust_remote_code=config.trust_remote_code,
             **source.loader_arguments,
         )
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = source.patiently(AutoTokenizer.from_pretrained)(
             source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
         )
     except Exception as error:  # see load_weights
         raise BackendError(
-            f"pytorch.assistant_model: {section.assistant_model} cannot be loaded: {_first_line(error)}"
+            f"pytorch.assistant_model: {section.assistant_model} cannot be loaded: {first_line(error)}"
         ) from error
     drafting = {
         name: value
@@ -331,22 +294,6 @@ def _refuse_offloading(model: PreTrainedModel, placement: Placement) -> None:
         )
 
 
-def _check_adapter_is_complete(adapter: PeftModel, source: ModelSource, where: str, model: str) -> None:
-    """Every tensor of the adapter must have found its layer, and every adapter layer its tensor."""
-    from peft import get_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
-    saved = set(load_peft_weights(source.location, device="cpu", **source.loader_arguments))
-    loaded = set(get_peft_model_state_dict(adapter))
-    if saved != loaded:
-        odd = sorted(saved ^ loaded)
-        made_for = source.config.get("base_model_name_or_path") or "another model"
-        raise BackendError(
-            f"lora: {where} does not fit {model}: {len(odd)} tensors have no counterpart (first: {odd[0]}); "
-            f"it was made for {made_for}."
-        )
-
-
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that end a text: what the checkpoint says about generation, else what its tokenizer says."""
     for found in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
@@ -370,8 +317,3 @@ def _passthrough_hint(config: ExperimentConfig) -> str:
     if not config.passthrough_kwargs:
         return ""
     return f" (passthrough_kwargs sent along: {', '.join(sorted(config.passthrough_kwargs))})"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

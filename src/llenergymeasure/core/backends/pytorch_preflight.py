@@ -11,8 +11,9 @@ from typing import Final, TypeVar
 from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.model_source import ModelSource, find_model
+from llenergymeasure.core.backends.pytorch_adapter import find_adapter
 from llenergymeasure.core.backends.pytorch_devices import Placement, placement_here
-from llenergymeasure.core.backends.pytorch_loading import context_length, find_adapter, loader_arguments
+from llenergymeasure.core.backends.pytorch_loading import check_passthrough, context_length
 from llenergymeasure.exceptions import BackendError, ConfigError
 
 T = TypeVar("T")
@@ -55,8 +56,7 @@ def preflight_problems(config: ExperimentConfig, cache_home: Path | None) -> lis
         _attempt(lambda: find_adapter(adapter, cache_home), problems)
     if assistant is not None:
         _attempt(lambda: find_model(assistant, None, cache_home=cache_home, what="pytorch.assistant_model"), problems)
-    if placement is not None:
-        _attempt(lambda: loader_arguments(config, placement), problems)
+    _attempt(lambda: check_passthrough(config), problems)
     return problems + combination_problems(config, Surroundings(placement, source, _is_installed))
 
 
@@ -106,7 +106,7 @@ def _quantisation_is_possible(config: ExperimentConfig, here: Surroundings) -> I
     if not here.is_installed("bitsandbytes"):
         yield f"pytorch.{name}: needs bitsandbytes, which is not installed. Install it with: pip install bitsandbytes"
     if here.placement is not None and not here.placement.on_gpu:
-        yield f"pytorch.{name}: bitsandbytes' kernels need a CUDA GPU. Remove {name}, or run on a GPU."
+        yield f"pytorch.{name}: supported on CUDA GPUs only. Remove {name}, or run on a GPU."
     if here.source is not None and "quantization_config" in here.source.config:
         yield f"pytorch.{name}: {config.model} is quantised already. Remove {name}."
 

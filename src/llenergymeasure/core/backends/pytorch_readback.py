@@ -61,7 +61,8 @@ def _engine_settings(parts: LoadedParts) -> Iterator[tuple[str, Any]]:
 
 
 def _generation_settings(generation: GenerationConfig) -> Iterator[tuple[str, Any]]:
-    for name in ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+    sampling = ("temperature", "top_k", "top_p", "min_p") if generation.do_sample else ()
+    for name in ("do_sample", *sampling, "repetition_penalty"):
         value = getattr(generation, name, None)
         if value is not None:
             yield f"decoder.{name}", value
