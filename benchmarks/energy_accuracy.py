@@ -130,7 +130,7 @@ def page(cells: Sequence[Cell], found: Sequence[Figure], draws: int) -> str:
     parts = [
         "# Energy against the truth",
         "Written by `python -m benchmarks.energy_accuracy --markdown`: sensors as published for each architecture, "
-        "with phases, loads and window edges drawn at random, on a virtual clock, measured by the estimators that measure. "
+        "with phases, loads and window edges drawn at random, on a virtual clock, read by the estimators that measure. "
         f"{draws} windows per line, each up to 0.1 s longer than its nominal length. *Error*: 95th percentile of the "
         "error. *States*: mean half-width of the stated 95 % interval, without the sensor's gain. *Covers*: share of "
         "windows whose stated interval holds the truth. The plain counter is what reading the counter once at each "
