@@ -170,6 +170,15 @@ def _full_batch_needs_continuous_batching(config: ExperimentConfig) -> Iterator[
         )
 
 
+def _trace_needs_energy(config: ExperimentConfig) -> Iterator[Problem]:
+    """A trace is made of the meter's power samples."""
+    if config.measurement.save_trace and config.energy.backend is None:
+        yield Problem(
+            "measurement.save_trace",
+            "measurement.save_trace: True keeps power samples, and energy.backend: null takes none. Remove one.",
+        )
+
+
 def _tf32_needs_fp32(config: ExperimentConfig) -> Iterator[Problem]:
     """TensorFloat-32 stands in for fp32 only."""
     if config.pytorch is not None and config.pytorch.allow_tf32 is not None and config.precision != "fp32":
@@ -201,6 +210,7 @@ CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
     _passthrough_is_portable,
     _lora_is_supported,
     _full_batch_needs_continuous_batching,
+    _trace_needs_energy,
     _tf32_needs_fp32,
 )
 """Every rule across fields; the first line of each docstring says it in words."""

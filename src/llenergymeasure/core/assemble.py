@@ -138,6 +138,7 @@ def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process
             window_warnings(energy),
             phase_notes,
             _truncation_warning(seen),
+            _trace_warning(seen),
             _adjusted_warning(breakdown),
         ),
     )
@@ -283,6 +284,13 @@ def _truncation_warning(seen: Observations) -> Warnings:
         f"{cut} of {total} prompts were longer than max_input_tokens = {seen.config.max_input_tokens} and were cut"
     )
     return (MeasurementWarning(WarningCode.PROMPTS_TRUNCATED, message),)
+
+
+def _trace_warning(seen: Observations) -> Warnings:
+    if not seen.config.measurement.save_trace or seen.window.energy.telemetry is not None:
+        return ()
+    message = "no trace was saved (measurement.save_trace): what measured this run takes no power samples"
+    return (MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, message),)
 
 
 def _adjusted_warning(breakdown: EnergyBreakdown | None) -> Warnings:

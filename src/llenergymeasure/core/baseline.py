@@ -14,6 +14,7 @@ from typing import Literal
 
 from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, Telemetry
 from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted
 from llenergymeasure.core.waiting import wait
@@ -146,7 +147,7 @@ def measure_baseline(
         clock: Where time comes from.
         observer: Who is told about the wait.
     """
-    if not config.enabled:
+    if not config.enabled or isinstance(meter, NoEnergyBackend):  # without a meter there is nothing to wait for
         return Baseline(power_w=None, method=None)
     observer(StepStarted("baseline", config.duration_seconds))
     baseline = cache.get(devices, meter.name, config.duration_seconds, clock.wall())

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llenergymeasure.config.dormant import dormant_settings
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.clock import Clock, SystemClock
@@ -216,6 +217,11 @@ def check_runner(case: Case) -> Iterator[Finding]:
         )
 
 
+def check_dormant_settings(case: Case) -> Iterator[Finding]:
+    """What was written and does nothing should not be believed to have done something."""
+    yield from (Advice(f"{told}.") for told in dormant_settings(case.config))
+
+
 def check_dataset(case: Case) -> Iterator[Finding]:
     """The prompts must be readable, and enough of them."""
     try:
@@ -314,6 +320,7 @@ def check_power_limit(case: Case) -> Iterator[Finding]:
 CHECKS: Final[tuple[Callable[[Case], Iterator[Finding]], ...]] = (
     check_engine,
     check_runner,
+    check_dormant_settings,
     check_dataset,
     check_memory,
     check_energy,
