@@ -48,7 +48,7 @@ def test_what_was_not_measured_is_said_with_its_reason() -> None:
 
 def test_an_estimate_is_called_one_and_the_cpus_scope_is_named() -> None:
     estimated = EnergyBreakdown(raw_j=100.0, method="model_estimate", scope="machine_model")
-    assert "100 J raw, CPU and RAM, estimated, not measured" in make_result(energy_breakdown=estimated).summary()
+    assert "100 J raw, CPU and RAM, estimated" in make_result(energy_breakdown=estimated).summary()
     metered = EnergyBreakdown(raw_j=100.0, method="hardware_counter", scope="cpu_package_and_dram")
     assert "100 J raw, CPU packages and DRAM\n" in make_result(energy_breakdown=metered).summary()
 

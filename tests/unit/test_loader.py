@@ -120,6 +120,7 @@ def test_all_unknown_keys_are_reported_at_once_with_line_and_suggestion(tmp_path
         f"{path}, line 8: unknown field 'decoder.top_p'. Write it nested: `decoder: {{top_p: …}}`.",
         f"{path}, line 9: unknown field 'execution': it belongs to a study, which has sweep: or experiments:.",
         f"{path}, line 10: unknown field 'zzzzzzzz'.",
+        "8 problems; nothing was run.",
     ]
 
 

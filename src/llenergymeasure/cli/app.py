@@ -19,9 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-SHORTEST_RUN = "llem run --model builtin/tiny-llama --device cpu -n 20"
-"""The shortest command that works on any machine; shown to whoever typed too little."""
-
 
 def run_app(arguments: list[str]) -> int:
     """Run the command line and return its exit code.
@@ -37,6 +34,13 @@ def run_app(arguments: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"must be a whole number, got {text!r}.") from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -78,10 +82,15 @@ def run(
         str | None,
         typer.Option("--dataset", "-d", help="aienergyscore, a .jsonl file, or hf:<dataset>."),
     ] = None,
-    n: Annotated[int | None, typer.Option("-n", help="Prompts to run.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", parser=_whole_number, metavar="<int>", help="Prompts to run."),
+    ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", help="Batch setting of the chosen backend."),
+        typer.Option(
+            "--batch-size", parser=_whole_number, metavar="<int>", help="Batch setting of the chosen backend."
+        ),
     ] = None,
     precision: Annotated[
         str | None,
@@ -98,7 +107,12 @@ def run(
     export_csv: Annotated[bool, typer.Option("--export-csv", help="Also write a CSV beside the result.")] = False,
     cycles: Annotated[
         int | None,
-        typer.Option("--cycles", help="Study: how often to run each experiment (3 unless the file says)."),
+        typer.Option(
+            "--cycles",
+            parser=_whole_number,
+            metavar="<int>",
+            help="Study: how often to run each experiment (3 unless the file says).",
+        ),
     ] = None,
     order: Annotated[
         str | None,
@@ -133,7 +147,6 @@ def run(
         no_gaps=no_gaps,
         resume=resume,
     )
-    _check_usage(request.contradictions())
     raise typer.Exit(run_command(request))
 
 
@@ -145,8 +158,3 @@ def config_command(
     from llenergymeasure.cli.config import config_text
 
     typer.echo(config_text(verbose=verbose))
-
-
-def _check_usage(contradictions: list[str]) -> None:
-    if contradictions:
-        raise typer.BadParameter("; ".join(contradictions))

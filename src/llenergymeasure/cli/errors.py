@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TextIO
 
 EXIT_OK: Final = 0
@@ -30,38 +31,43 @@ def exit_code_of(action: Callable[[], int], *, verbose: bool, stream: TextIO | N
         verbose: Print the traceback too.
         stream: Where messages go; stderr by default.
     """
-    from pydantic import ValidationError
-
-    from llenergymeasure.config.errors import describe_validation_error
-    from llenergymeasure.exceptions import ConfigError, LLEMError
-
     stream = stream or sys.stderr
     try:
         return action()
     except KeyboardInterrupt as interrupt:
         message = str(interrupt) or "Interrupted. Finished results are kept; nothing half-written is left."
         return _report(stream, message, EXIT_INTERRUPTED)
-    except (UsageError, ConfigError) as error:
-        message, code = str(error), EXIT_USAGE
-    except ValidationError as error:
-        problems = describe_validation_error(error)
-        noun = "problem" if len(problems) == 1 else "problems"
-        message, code = "\n".join([*problems, f"{len(problems)} {noun}; nothing was run."]), EXIT_USAGE
-    except LLEMError as error:
-        message, code = str(error), EXIT_FAILED
-    except OSError as error:
-        message, code = f"{error.strerror or error}: {error.filename}" if error.filename else str(error), EXIT_FAILED
-    except Exception as error:  # noqa: BLE001 -- the last line of defence: a fault of ours, told as one
-        message = (
-            f"Internal error, {type(error).__name__}: {error}\n"
-            "This is a fault of llenergymeasure. Run again with --verbose for the traceback, and please report it."
-        )
-        code = EXIT_FAILED
-    if verbose:
-        traceback.print_exc(file=stream)
-    return _report(stream, message, code)
+    except UsageError as error:
+        return _report(stream, str(error), EXIT_USAGE)
+    except Exception as error:  # noqa: BLE001 -- the last line of defence
+        message, code = _explained(error)
+        return _report(stream, message, code, error if verbose else None)
 
 
-def _report(stream: TextIO, message: str, code: int) -> int:
-    stream.write(f"{message}\n")
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to tell about an error, and the exit code it stands for."""
+    from pydantic import ValidationError
+
+    from llenergymeasure.config.errors import describe_validation_error, problem_report
+    from llenergymeasure.exceptions import ConfigError, LLEMError
+
+    if isinstance(error, ValidationError):
+        return problem_report(describe_validation_error(error)), EXIT_USAGE
+    if isinstance(error, LLEMError):
+        return str(error), EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error}.", EXIT_FAILED
+    return (
+        f"Internal error, {type(error).__name__}: {error}\n"
+        "This is a fault of llenergymeasure. Run again with --verbose for the traceback, and please report it."
+    ), EXIT_FAILED
+
+
+def _report(stream: TextIO, message: str, code: int, traced: Exception | None = None) -> int:
+    """Tell `message`, after the traceback of `traced`."""
+    with suppress(OSError):  # the terminal may be gone, and with it whoever would read this
+        if traced is not None:
+            traceback.print_exception(traced, file=stream)
+        stream.write(f"{message}\n")
+        stream.flush()
     return code

@@ -5,9 +5,25 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, TextIO
 
 PACKAGE_LOGGER = "llenergymeasure"
+
+
+if TYPE_CHECKING:
+    _StderrHandler = logging.StreamHandler[TextIO]
+else:
+    _StderrHandler = logging.StreamHandler  # not generic at run time before Python 3.11
+
+
+class _BesideBars(_StderrHandler):
+    """Writes above a progress bar instead of into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")  # not loaded: no bar was ever drawn
+        with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 @contextmanager
@@ -19,7 +35,7 @@ def configured_logging(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
         quiet: Show errors only.
     """
     logger = logging.getLogger(PACKAGE_LOGGER)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _BesideBars(sys.stderr)
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(message)s")
     )

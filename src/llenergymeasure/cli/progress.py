@@ -64,9 +64,11 @@ class ExperimentProgress:
             with suppress(OSError):
                 bar.close()
 
-    def end(self) -> None:
-        """Close, and set off what follows by an empty line."""
-        self._draw("")
+    def end(self, *, spaced: bool) -> None:
+        """Close; `spaced` sets off what follows by an empty line."""
+        self.close()
+        if spaced:
+            self._draw("")
 
     def _draw(self, what: Event | str) -> None:
         if self._broken:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
-from llenergymeasure.cli.app import SHORTEST_RUN
+from llenergymeasure.cli.devices import device_title
 from llenergymeasure.cli.errors import EXIT_OK, UsageError, exit_code_of
 from llenergymeasure.cli.logs import configured_logging
+from llenergymeasure.cli.output import output_width, print_result, result_json
 from llenergymeasure.cli.progress import experiment_observer
-from llenergymeasure.cli.signals import sigterm_as_interrupt
-from llenergymeasure.config.errors import describe_validation_error
+from llenergymeasure.cli.signals import signals_as_interrupt
+from llenergymeasure.config.errors import describe_validation_error, problem_report
 from llenergymeasure.config.loader import is_study_document, load_experiment_config
 from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
 from llenergymeasure.exceptions import ConfigError
@@ -24,6 +27,23 @@ from llenergymeasure.exceptions import ConfigError
 if TYPE_CHECKING:
     from llenergymeasure.config.models import ExperimentConfig
     from llenergymeasure.domain.experiment import ExperimentResult
+
+SHORTEST_RUN: Final = "llem run --model builtin/tiny-llama --device cpu -n 20"
+"""The shortest command that works on any machine; shown to whoever typed too little."""
+
+FLAGS: Final = {
+    "model": "--model",
+    "backend": "--backend",
+    "pytorch.device": "--device",
+    "dataset": "--dataset",
+    "n": "-n",
+    "precision": "--precision",
+    "output_dir": "--output",
+    "execution.n_cycles": "--cycles",
+    "execution.cycle_order": "--order",
+    **dict.fromkeys(BATCH_SIZE_FIELD.values(), "--batch-size"),
+}
+"""Config field → the flag that sets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +74,10 @@ class RunRequest:
         found = []
         if self.config is None and self.model is None and self.resume is None:
             found.append(
-                f"nothing to run: give a config file or --model. The shortest command that works: {SHORTEST_RUN}"
+                f"Nothing to run: give a config file or --model. The shortest command that works:\n  {SHORTEST_RUN}"
             )
         if self.quiet and self.verbose:
-            found.append("--quiet and --verbose contradict each other; give one of them")
+            found.append("--quiet and --verbose contradict each other. Give one of them.")
         return found
 
     def study_flags(self) -> list[str]:
@@ -83,6 +103,17 @@ class RunRequest:
             "output_dir": None if self.output is None else str(self.output),
         }
 
+    def sources(self) -> dict[str, str]:
+        """The flags given, by the config field each sets."""
+        execution = {"execution.n_cycles": self.cycles, "execution.cycle_order": self.order}
+        given = {name for name, value in {**self.overrides(), **execution}.items() if value is not None}
+        if "batch_size" in given:
+            given |= set(BATCH_SIZE_FIELD.values())
+        sources = {field: flag for field, flag in FLAGS.items() if field in given}
+        if self.device is not None and self.config is None:
+            sources["pytorch"] = "--device"  # a section that nobody else wrote
+        return sources
+
 
 def run_command(request: RunRequest) -> int:
     """Carry out `llem run`.
@@ -95,9 +126,11 @@ def run_command(request: RunRequest) -> int:
     """
 
     def action() -> int:
+        if contradictions := request.contradictions():
+            raise UsageError("\n".join(contradictions))
         machine = load_user_config()
         wanted = _with_verbosity(request, machine)
-        with configured_logging(verbose=wanted.verbose, quiet=wanted.quiet), sigterm_as_interrupt():
+        with configured_logging(verbose=wanted.verbose, quiet=wanted.quiet), signals_as_interrupt():
             return _run(wanted, machine)
 
     return exit_code_of(action, verbose=request.verbose)
@@ -111,14 +144,29 @@ def _with_verbosity(request: RunRequest, machine: UserConfig) -> RunRequest:
 
 
 def _run(request: RunRequest, machine: UserConfig) -> int:
-    document = load_document(request.config) if request.config is not None else None
+    document = _read(request.config) if request.config is not None else None
     if request.resume is not None or (document is not None and is_study_document(document.data)):
         from llenergymeasure.cli.study import run_study_command
 
         return run_study_command(request, document, machine)
     if request.study_flags():
-        raise UsageError(f"{', '.join(request.study_flags())}: for studies only (a file with sweep: or experiments:)")
+        raise UsageError(
+            f"{', '.join(request.study_flags())}: for studies only (a file with sweep: or experiments:), and this is a "
+            "single experiment. Leave it out."
+        )
     return _run_experiment(request, document, machine)
+
+
+def _read(path: Path) -> LoadedDocument:
+    """The config file.
+
+    Raises:
+        UsageError: There is no such file, and it looks as if a model was meant.
+        ConfigError: See `load_document`.
+    """
+    if not path.suffix and not path.exists():
+        raise UsageError(f"{path}: no such file. To measure a model of that name: llem run --model {path}")
+    return load_document(path)
 
 
 def _run_experiment(request: RunRequest, document: LoadedDocument | None, machine: UserConfig) -> int:
@@ -130,22 +178,27 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
     if request.dry_run:
         from llenergymeasure.cli.dry_run import dry_run_experiment, render_dry_run
 
-        sys.stdout.write(render_dry_run(dry_run_experiment(config, machine)) + "\n")
+        print_result(render_dry_run(dry_run_experiment(config, machine)))
         return EXIT_OK
     results: list[ExperimentResult] = []
-    observer, progress = experiment_observer(f"Experiment: {experiment_title(config)}", quiet=request.quiet)
+    observer, progress = experiment_observer(_title(config), quiet=request.quiet)
     saved: Path | None = None
     try:
         study = run_study_of(StudyConfig(experiments=[config]), results.append, machine=machine, observer=observer)
         saved = next(map(Path, study.result_files), None)
     finally:
         if progress is not None:
-            progress.close()
+            progress.end(spaced=bool(results))
         for result in results:  # measured, so shown: also when it could not be saved
-            sys.stdout.write(_shown(result, saved, as_json=request.as_json))
+            print_result(_shown(result, saved, as_json=request.as_json))
     if request.export_csv and saved is not None:
         _export_csv(results[0], saved.with_suffix(".csv"))
     return EXIT_OK
+
+
+def _title(config: ExperimentConfig) -> str:
+    device = device_title(config, os.environ)
+    return f"Experiment: {experiment_title(config)}{f' on {device}' if device is not None else ''}"
 
 
 def _load(request: RunRequest, document: LoadedDocument | None, machine: UserConfig) -> ExperimentConfig:
@@ -154,26 +207,22 @@ def _load(request: RunRequest, document: LoadedDocument | None, machine: UserCon
     Raises:
         ConfigError: A key is unknown or a value wrong; every problem with its line, or the flag it came from.
     """
-    overrides = request.overrides()
     try:
-        return load_experiment_config(request.config, overrides, {"output_dir": machine.output.results_dir})
+        return load_experiment_config(request.config, request.overrides(), {"output_dir": machine.output.results_dir})
     except ValidationError as error:
-        flags = {name: "command line" for name, value in overrides.items() if value is not None}
-        problems = describe_validation_error(error, document, flags)
-        noun = "problem" if len(problems) == 1 else "problems"
-        raise ConfigError("\n".join([*problems, f"{len(problems)} {noun}; nothing was run."])) from error
+        raise ConfigError(problem_report(describe_validation_error(error, document, request.sources()))) from error
 
 
 def _shown(result: ExperimentResult, saved: Path | None, *, as_json: bool) -> str:
     if as_json:
-        return result.model_dump_json(indent=2) + "\n"
+        return result_json(result)
     from llenergymeasure.domain.summary import render_summary
 
-    return "\n" + render_summary(result, saved) + "\n"
+    return render_summary(result, saved, output_width())
 
 
 def _export_csv(result: ExperimentResult, path: Path) -> None:
     from llenergymeasure.results.export import to_csv
 
     to_csv([result], path)
-    sys.stderr.write(f"  {'CSV':<14}{path}\n")
+    sys.stderr.write(f"{'CSV':<15}{path}\n")

@@ -1,4 +1,4 @@
-"""SIGTERM ends a command as Ctrl-C does: orderly, with everything torn down."""
+"""SIGTERM and a closed terminal end a command as Ctrl-C does: orderly, with everything torn down."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from types import FrameType
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Turn SIGTERM into `KeyboardInterrupt` for the length of a `with` block; to be used in the main thread."""
+def signals_as_interrupt() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into `KeyboardInterrupt` for the length of a `with` block; for the main thread only.
+
+    A signal that is ignored stays so: that is how `nohup` works.
+    """
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    endings = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) == signal.SIG_DFL]
+    for name in endings:
+        signal.signal(name, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name in endings:
+            signal.signal(name, signal.SIG_DFL)

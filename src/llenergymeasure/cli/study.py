@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from llenergymeasure._api import _ignore_result, study_parent
 from llenergymeasure._api import _run as run_placed
 from llenergymeasure.cli.errors import EXIT_FAILED, EXIT_OK, UsageError
+from llenergymeasure.cli.output import print_result, result_json
 from llenergymeasure.cli.study_progress import study_progress
 from llenergymeasure.cli.study_summary import render_study
-from llenergymeasure.config.errors import describe_validation_error
+from llenergymeasure.config.errors import describe_validation_error, problem_report
 from llenergymeasure.config.loader import load_study_config
 from llenergymeasure.config.models import ExecutionConfig, StudyConfig
 from llenergymeasure.exceptions import ConfigError, PersistenceError
@@ -57,7 +58,7 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
     if request.dry_run:
         from llenergymeasure.cli.dry_run_study import render_study_preview
 
-        sys.stdout.write(render_study_preview(study, machine, list_all=request.verbose) + "\n")
+        print_result(render_study_preview(study, machine, list_all=request.verbose))
         return EXIT_OK
     place = StudyPlace(parent=parent, resume=resume, export_csv=request.export_csv, interactive=asks)
     return _run(study, place, request, machine)
@@ -78,12 +79,12 @@ def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: Us
         result = run_placed(study, _ignore_result, machine=machine, observer=observer, place=place)
     except StudyStoppedError as error:
         if error.result is not None:
-            sys.stdout.write(_shown(error.result, error.study_dir, as_json=request.as_json))
+            print_result(_shown(error.result, error.study_dir, as_json=request.as_json))
         raise
     finally:
         if progress is not None:
             progress.close()
-    sys.stdout.write(_shown(result, directory, as_json=request.as_json))
+    print_result(_shown(result, directory, as_json=request.as_json))
     return EXIT_OK if result.summary.failed == 0 else EXIT_FAILED
 
 
@@ -96,7 +97,7 @@ def load_study(path: Path, request: RunRequest, document: LoadedDocument | None)
     try:
         return load_study_config(path, {**request.overrides(), **execution_overrides(request)})
     except ValidationError as error:
-        raise ConfigError("\n".join(describe_validation_error(error, document))) from error
+        raise ConfigError(problem_report(describe_validation_error(error, document, request.sources()))) from error
 
 
 def execution_overrides(request: RunRequest) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _complete(named: StudyConfig | None, resume: Path | None, request: RunReques
     try:
         execution = ExecutionConfig.model_validate({**before.execution.model_dump(), **flags})
     except ValidationError as error:
-        raise ConfigError("\n".join(describe_validation_error(error))) from error
+        raise ConfigError(problem_report(describe_validation_error(error, None, request.sources()))) from error
     return before.model_copy(update={"execution": execution})
 
 
@@ -165,4 +166,4 @@ def _offer_to_resume(study: StudyConfig, parent: Path) -> Path | None:
 
 
 def _shown(result: StudyResult, directory: Path, *, as_json: bool) -> str:
-    return result.model_dump_json(indent=2) + "\n" if as_json else "\n" + render_study(result, directory) + "\n"
+    return result_json(result) if as_json else render_study(result, directory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -15,6 +15,12 @@ from llenergymeasure.config.yaml_io import LoadedDocument
 
 _UNION_TAGS: Final = {("dataset", "name"), ("dataset", "synthetic")}
 """Parts Pydantic puts into a location to name a union's branch; nobody writes them."""
+
+
+def problem_report(problems: Sequence[str]) -> str:
+    """All problems, one a line, and how many there are."""
+    noun = "problem" if len(problems) == 1 else "problems"
+    return "\n".join([*problems, f"{len(problems)} {noun}; nothing was run."])
 
 
 def describe_validation_error(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from llenergymeasure.config.errors import problem_report
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.schema import UnknownField, unknown_fields
 from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
@@ -170,7 +171,7 @@ def reject_unknown(unknown: list[UnknownField], document: LoadedDocument | None 
         ConfigError: There are any; one line each, with file and line where there is a file.
     """
     if unknown:
-        raise ConfigError("\n".join(_unknown_line(field, document) for field in unknown))
+        raise ConfigError(problem_report([_unknown_line(field, document) for field in unknown]))
 
 
 def _unknown_line(field: UnknownField, document: LoadedDocument | None) -> str:

@@ -137,7 +137,7 @@ def _energy_detail(result: ExperimentResult) -> str:
     if breakdown and breakdown.scope in _SCOPE_NAMES:
         parts.append(_SCOPE_NAMES[breakdown.scope])
     if breakdown and breakdown.method == "model_estimate":
-        parts.append("estimated, not measured")
+        parts.append("estimated")
     return ", ".join(parts)
 
 
