@@ -239,7 +239,7 @@ detect_default_backend = registry.detect_default_backend
 installed_backends = registry.installed_backends
 
 
-@register("pytorch", extra="pytorch", needs="torch>=2.4 transformers>=4.56 accelerate>=1.0 peft>=0.13")
+@register("pytorch", extra="pytorch", needs="torch>=2.4 transformers>=5.0 accelerate>=1.0 peft>=0.13")
 def pytorch_backend() -> BackendFactory:
     """Hugging Face transformers on PyTorch."""
     from llenergymeasure.core.backends.pytorch import PyTorchBackend  # the heavy import happens only here
