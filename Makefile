@@ -28,8 +28,11 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/hooks.py
 
+docs: $(VENV)-docs/.docs
+	$(VENV)-docs/bin/mkdocs build
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache tests/nvml/_build
+	rm -rf $(VENV) $(VENV)-docs site .pytest_cache .mypy_cache .ruff_cache tests/nvml/_build
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "The pinned environment needs Python 3.11 to 3.13; this is %d.%d. Name another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -45,4 +48,9 @@ $(VENV)/.demo: $(VENV)/.python requirements/run.txt pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo requirements/test.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements/test.txt
+	touch $@
+
+$(VENV)-docs/.docs: requirements/docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --disable-pip-version-check --quiet -r requirements/docs.txt
 	touch $@
