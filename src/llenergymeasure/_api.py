@@ -201,9 +201,8 @@ def _save(run: MeasuredRun, output_dir: Path | None) -> tuple[Path | None, Persi
     from llenergymeasure.results.repository import DirectoryRepository
 
     repository: ResultsRepository = DirectoryRepository(output_dir)
-    extra = [path for path in (run.artefacts.trace, run.artefacts.outputs) if path is not None]
     try:
-        return repository.save(run.result, run.artefacts.timeseries, extra), None
+        return repository.save(run.result, run.artefacts.timeseries, run.artefacts.beside_timeseries), None
     except PersistenceError as problem:
         return None, problem
 

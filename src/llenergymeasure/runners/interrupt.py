@@ -1,10 +1,10 @@
-"""SIGINT and SIGTERM as something a loop can look at: the first asks for an orderly end, the second for a quick one."""
+"""Signals as something a loop can look at: the first asks for an orderly end, the second for a quick one."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
@@ -12,7 +12,7 @@ from typing import Any, Final
 POLL_INTERVAL_S: Final = 0.25
 """How often whoever waits looks at an `Interrupt`, in seconds."""
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupt:
@@ -37,15 +37,14 @@ class Interrupt:
 
 
 @contextmanager
-def signals_as(interrupt: Interrupt, notify: Callable[[Interrupt], None] | None = None) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into requests to `interrupt` for the length of a `with` block.
+def signals_as(interrupt: Interrupt) -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into requests to `interrupt` for the length of a `with` block.
 
-    Outside the main thread Python cannot install handlers; there the block runs without them, and whoever owns the main
-    thread keeps its own.
+    A signal that is ignored stays so: that is how `nohup` works. Outside the main thread Python cannot install
+    handlers; there the block runs without them, and whoever owns the main thread keeps its own.
 
     Args:
         interrupt: Who is asked.
-        notify: Called after each request, inside the signal handler: must be quick.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -53,10 +52,9 @@ def signals_as(interrupt: Interrupt, notify: Callable[[Interrupt], None] | None 
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         interrupt.request()
-        if notify is not None:
-            notify(interrupt)
 
-    previous: dict[signal.Signals, Any] = {name: signal.signal(name, on_signal) for name in _SIGNALS}
+    heard = [name for name in _SIGNALS if signal.getsignal(name) != signal.SIG_IGN]
+    previous: dict[signal.Signals, Any] = {name: signal.signal(name, on_signal) for name in heard}
     try:
         yield
     finally:

@@ -1,0 +1,30 @@
+"""The experiment of the study benchmark: nothing is loaded, nothing runs, and a result comes back."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from llenergymeasure.core.artefacts import Artefacts
+from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
+from llenergymeasure.runners.child import ParentLink
+from llenergymeasure.runners.launcher import ExperimentJob, JobOutcome
+from llenergymeasure.runners.local import MeasuredRun
+
+
+def measure_nothing(job: ExperimentJob, link: ParentLink) -> JobOutcome:
+    now = datetime.now(timezone.utc)
+    result = ExperimentResult(
+        experiment_id="noop",
+        measurement_config_hash=compute_measurement_config_hash(job.config),
+        measurement_methodology="total",
+        model_name=job.config.model,
+        total_tokens=2,
+        total_energy_j=1.0,
+        total_inference_time_sec=1.0,
+        avg_tokens_per_second=1.0,
+        avg_energy_per_token_j=1.0,
+        total_flops=1.0,
+        start_time=now,
+        end_time=now,
+    )
+    return JobOutcome(MeasuredRun(result, Artefacts()), job.baselines)
