@@ -19,7 +19,7 @@ from llenergymeasure.domain.warnings import WarningCode
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -66,7 +66,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_in_the_navigation() -> None:
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
 
-    assert sorted(leaves(navigation)) == [page.name for page in PAGES]
+    assert sorted(leaves(navigation)) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
 
 
 def leaves(navigation: object) -> Iterator[str]:
