@@ -15,6 +15,7 @@ from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.backends.registry import get_backend
 from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.energy.calibration import default_calibration_dir
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
 from llenergymeasure.core.energy.types import DeviceId, MeterOptions
@@ -143,6 +144,7 @@ def bench_here(
         poll_interval_ms=machine.advanced.nvml_poll_interval_ms,
         power_gain_uncertainty_pct=machine.advanced.power_gain_uncertainty_pct,
         spill_dir=work_dir,
+        calibration_dir=default_calibration_dir(),
     )
     meter_name = energy_backend_name(config, machine)
 
