@@ -27,6 +27,8 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/hooks.py
+	$(BIN)/python benchmarks/study.py
+	$(BIN)/python -m benchmarks.energy_accuracy --quick
 
 docs: $(VENV)-docs/.docs
 	$(VENV)-docs/bin/mkdocs build
