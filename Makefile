@@ -25,8 +25,8 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/hooks.py
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.hooks
 	$(BIN)/python benchmarks/study.py
 	$(BIN)/python -m benchmarks.energy_accuracy --quick
 

@@ -5,6 +5,8 @@ of a loop that a person would write by hand is compared with that of the harness
 it: the same bare loop twice. A machine whose control is off by a per cent cannot tell a ratio of 0.99 from 1.
 
 The sampler reads the GPU's real NVML where there is one, else the scripted one of the tests through the real binding.
+
+    python -m benchmarks.hooks [--quick] [--check]
 """
 
 from __future__ import annotations
@@ -19,30 +21,27 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from benchmarks.report import Figure, main
+from tests.nvml.scripted import ScriptedGpu, ScriptedNvml, have_compiler
 
-import torch  # noqa: E402
-from tests.nvml.scripted import ScriptedGpu, ScriptedNvml, have_compiler  # noqa: E402
-
-from llenergymeasure.config.models import ExperimentConfig  # noqa: E402
-from llenergymeasure.core.backends.protocol import GenerationRequest  # noqa: E402
-from llenergymeasure.core.backends.pytorch import PyTorchBackend  # noqa: E402
-from llenergymeasure.core.backends.pytorch_generate import StepHook, pad_left  # noqa: E402
-from llenergymeasure.core.backends.pytorch_timing import DeviceStepTimer, HostStepTimer, StepTimer  # noqa: E402
-from llenergymeasure.core.batching import split_into_batches  # noqa: E402
-from llenergymeasure.core.clock import SystemClock  # noqa: E402
-from llenergymeasure.core.energy.gpu_reader import GpuReader  # noqa: E402
-from llenergymeasure.core.energy.nvml import NVMLBackend  # noqa: E402
-from llenergymeasure.core.energy.off import NoEnergyBackend  # noqa: E402
-from llenergymeasure.core.energy.sampler import PowerSampler  # noqa: E402
-from llenergymeasure.core.energy.types import MeterOptions  # noqa: E402
-from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml  # noqa: E402
-from llenergymeasure.core.progress import ignore_events  # noqa: E402
-from llenergymeasure.core.window import measure_window  # noqa: E402
-from llenergymeasure.datasets.loader import load_prompts  # noqa: E402
-from llenergymeasure.protocols import EnergyBackend  # noqa: E402
-from report import Figure, main  # noqa: E402
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.protocol import GenerationRequest
+from llenergymeasure.core.backends.pytorch import PyTorchBackend
+from llenergymeasure.core.backends.pytorch_generate import StepHook, pad_left
+from llenergymeasure.core.backends.pytorch_timing import DeviceStepTimer, HostStepTimer, StepTimer
+from llenergymeasure.core.batching import split_into_batches
+from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.energy.gpu_reader import GpuReader
+from llenergymeasure.core.energy.nvml import NVMLBackend
+from llenergymeasure.core.energy.off import NoEnergyBackend
+from llenergymeasure.core.energy.sampler import PowerSampler
+from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.progress import ignore_events
+from llenergymeasure.core.window import measure_window
+from llenergymeasure.datasets.loader import load_prompts
+from llenergymeasure.protocols import EnergyBackend
 
 BATCH_SIZE = 8
 PROMPTS = 8

@@ -2,6 +2,8 @@
 
 Every command is run in turn, round after round, so that a noisy neighbour hits all of them alike; the medians are
 compared. Ratios say more than milliseconds: they hardly change from machine to machine.
+
+    python -m benchmarks.startup [--quick] [--check]
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from report import Figure, main
+from benchmarks.report import Figure, main
 
 ROUNDS = 15
 QUICK_ROUNDS = 2
