@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from llenergymeasure.core.progress import Event, StepFinished, StepStarted, ignore_events
 from llenergymeasure.core.state import ExperimentPhase, StateManager
+from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.runners.tracking import tracked
 
 HASH = "0123456789abcdef"
@@ -55,3 +57,33 @@ def test_without_an_output_directory_events_pass_and_nothing_is_written(tmp_path
         follow(StepFinished("preflight", "ok"))
     assert events == [StepFinished("preflight", "ok")]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_after_the_state_was_created_costs_the_state_and_not_the_experiment(tmp_path: Path) -> None:
+    with tracked(tmp_path, "run-1", HASH, ignore_events) as follow:
+        follow(StepFinished("preflight", "ok"))
+        shutil.rmtree(tmp_path / ".state")
+        (tmp_path / ".state").write_text("nothing can be written in here")
+        follow(StepStarted("measure", 10))
+        follow(StepStarted("finish"))
+
+
+def test_the_error_of_an_experiment_is_told_also_when_its_state_cannot_be(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="CUDA error"),
+        tracked(tmp_path, "run-1", HASH, ignore_events) as follow,
+    ):
+        follow(StepFinished("preflight", "ok"))
+        shutil.rmtree(tmp_path / ".state")
+        (tmp_path / ".state").write_text("nothing can be written in here")
+        raise RuntimeError("CUDA error")
+
+
+def test_a_place_that_cannot_hold_a_state_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    place = tmp_path / "results"
+    place.write_text("a file")
+    with (
+        pytest.raises(PersistenceError, match=r"Cannot create .*results.\.state"),
+        tracked(place, "run-1", HASH, ignore_events) as follow,
+    ):
+        follow(StepFinished("preflight", "ok"))

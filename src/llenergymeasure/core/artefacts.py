@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from llenergymeasure.core.trace import write_trace
 TIMESERIES_FILE = "timeseries.parquet"
 TRACE_FILE = "trace.parquet"
 OUTPUTS_FILE = "outputs.jsonl"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +44,25 @@ class Artefacts:
 
 
 def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
-    """Write the files that belong beside the result.
+    """Write the files that belong beside the result. One that the disk refuses is left out, and the log says so.
 
     Args:
         seen: What was observed.
         work_dir: Where to write; must exist.
-
-    Raises:
-        OSError: A file cannot be written.
     """
     energy, wanted = seen.window.energy, seen.config.measurement
+
+    def write_outputs(path: Path) -> None:
+        with path.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in output_rows(seen))
+
     timeseries = trace = outputs = None
     if energy.telemetry is not None:
-        timeseries = write_timeseries(energy, work_dir / TIMESERIES_FILE)
+        timeseries = _written(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path))
         if wanted.save_trace:
-            trace = write_trace(energy, work_dir / TRACE_FILE)
+            trace = _written(work_dir / TRACE_FILE, lambda path: write_trace(energy, path))
     if wanted.save_outputs:
-        outputs = work_dir / OUTPUTS_FILE
-        with outputs.open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in output_rows(seen))
+        outputs = _written(work_dir / OUTPUTS_FILE, write_outputs)
     return Artefacts(timeseries, trace, outputs)
 
 
@@ -76,3 +80,15 @@ def output_rows(seen: Observations) -> Iterator[dict[str, Any]]:
             "output_tokens": output.output_tokens,
             "finish_reason": output.finish_reason,
         }
+
+
+def _written(path: Path, write: Callable[[Path], object]) -> Path | None:
+    """`path` when `write` could fill it, else `None`: what was measured must outlive a full disk."""
+    try:
+        write(path)
+    except OSError as error:
+        logger.warning("%s could not be written, so the result goes without it: %s", path.name, error)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
+    return path

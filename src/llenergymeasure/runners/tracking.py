@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llenergymeasure.core.progress import Event, Observer, StepFinished, StepStarted
 from llenergymeasure.core.state import STATE_DIR_NAME, ExperimentPhase, ExperimentState, StateManager
+from llenergymeasure.exceptions import PersistenceError
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
 
     The state appears when pre-flight has passed, becomes `MEASURING` right before the window and `DONE` after it. It is
     removed when the block ends well: from then on the saved result speaks for itself. An experiment that fails or is
-    interrupted leaves its state, marked as failed.
+    interrupted leaves its state, marked as failed. Once the state exists, a disk that runs full costs it, and never the
+    experiment.
 
     Args:
         output_dir: Where the result will go; `None`: nothing is written.
@@ -31,7 +33,7 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
         The observer to run the experiment with.
 
     Raises:
-        PersistenceError: The state cannot be written.
+        PersistenceError: The state cannot be created, so a result could not be saved either.
     """
     if output_dir is None:
         yield observer
@@ -43,10 +45,15 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
         nonlocal state
         if isinstance(event, StepFinished) and event.step == "preflight":
             _tell_interrupted(manager)
-            state = manager.create(experiment_id, config_hash)
+            try:
+                state = manager.create(experiment_id, config_hash)
+            except PersistenceError:
+                _remove_if_empty(output_dir / STATE_DIR_NAME)
+                raise
         elif state is not None and isinstance(event, StepStarted) and event.step in _PHASES:
             state.transition_to(_PHASES[event.step])
-            manager.save(state)
+            with _never_fatal():
+                manager.save(state)
         observer(event)
 
     try:
@@ -54,16 +61,30 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
     except BaseException as error:
         if state is not None:
             state.mark_failed(str(error) or type(error).__name__)
-            manager.save(state)
+            with _never_fatal():
+                manager.save(state)
         raise
     if state is not None:
-        manager.delete(experiment_id)
-        with suppress(OSError):  # other experiments' states may still be in it
-            (output_dir / STATE_DIR_NAME).rmdir()
+        with _never_fatal():
+            manager.delete(experiment_id)
+        _remove_if_empty(output_dir / STATE_DIR_NAME)
 
 
 _PHASES = {"measure": ExperimentPhase.MEASURING, "finish": ExperimentPhase.DONE}
 """The steps that begin a new phase."""
+
+
+@contextmanager
+def _never_fatal() -> Iterator[None]:
+    try:
+        yield
+    except PersistenceError as error:
+        _log.warning("The state of the experiment on disk is out of date: %s", error)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):  # other experiments' states may still be in it
+        directory.rmdir()
 
 
 def _tell_interrupted(manager: StateManager) -> None:
