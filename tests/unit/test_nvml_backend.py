@@ -7,9 +7,10 @@ import pytest
 from energy_fakes import ListedTelemetry, steady
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.core.energy.boards import Board, find_boards
-from llenergymeasure.core.energy.counter import CounterRead
+from llenergymeasure.core.energy.counter import CounterPeriod, CounterRead
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
+from llenergymeasure.core.energy.nvml import counter_fault
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
 from llenergymeasure.core.host.nvml import NvmlError
 from llenergymeasure.domain.warnings import WarningCode
@@ -176,6 +177,25 @@ def test_a_long_hole_in_the_trace_is_not_bridged() -> None:
 def test_the_scope_says_what_the_joules_include(record: BoardRecord, scope: str) -> None:
     telemetry = {record.device.replace("-", "_"): trace(300.0)}
     assert measure(record, **telemetry).scope == scope
+
+
+PERIOD = CounterPeriod(period_s=0.1, tolerance_s=0.002)
+
+
+def test_a_counter_that_moves_and_answers_at_once_is_beyond_reproach() -> None:
+    assert counter_fault(reads(0.0, [1.0] * 8 + [2.0]), PERIOD) is None
+    assert counter_fault(reads(0.0, [1.0] * 9), PERIOD) is None  # 80 ms without a move are nothing
+    assert counter_fault(reads(0.0, [1.0] * 30), None) is None  # and who knows how often this one moves
+
+
+def test_a_counter_that_misses_its_next_move_stands_still() -> None:
+    fault = counter_fault(reads(0.0, [1.0] * 13), PERIOD)
+    assert fault == "the energy counter stood still for 120 ms, and it moves every 100 ms otherwise"
+
+
+def test_a_counter_that_takes_long_to_answer_says_too_little() -> None:
+    fault = counter_fault((CounterRead(0.0, 0.3, 1.0), CounterRead(0.3, 0.301, 2.0)), PERIOD)
+    assert fault == "reading the energy counter took 300 ms"
 
 
 def test_boards_are_found_by_uuid_and_each_once() -> None:

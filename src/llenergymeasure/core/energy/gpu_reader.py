@@ -79,11 +79,12 @@ class GpuReader:
         )
 
     def problems(self) -> Sequence[str]:
-        """Failed readings, each kind once, with how often it failed and why at first."""
-        return [
-            f"{self.device}: {what} could not be read {failures.count} times ({failures.first_reason})"
-            for what, failures in self._failures.items()
-        ]
+        """Which readings failed, how often, and why the first one did; one line or none."""
+        if not self._failures:
+            return ()
+        listed = ", ".join(f"{what} ({failures.count} times)" for what, failures in self._failures.items())
+        first = next(iter(self._failures.values()))
+        return (f"{self.device}: could not be read: {listed}; first because {first.first_reason}",)
 
     def _power(self) -> tuple[float, float | None, PowerSource | None]:
         """Time of validity, watts and their source: the instantaneous field, else `nvmlDeviceGetPowerUsage`."""

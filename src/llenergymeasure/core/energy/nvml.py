@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.boards import Board, board_warnings, find_boards
@@ -26,6 +27,7 @@ from llenergymeasure.core.energy.counter import (
     CounterPeriod,
     CounterRead,
     find_counter_steps,
+    first_step,
     measure_counter_periods,
 )
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
@@ -47,6 +49,12 @@ from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.exceptions import EnergyError
 
 logger = logging.getLogger(__name__)
+
+SLOW_READ_S: Final = 0.05
+"""A single counter read that takes longer says too little about when the counter had its value."""
+
+SLACK_S: Final = 0.005
+"""Delay of one step that is still nothing to worry about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,7 @@ class NVMLBackend:
         self._clock = clock
         self._options = options
         self._boards = find_boards(devices, nvml, options.calibration_dir)
+        self._boards_counted = [board for board in self._boards if board.has_counter]
         self._periods: Mapping[DeviceId, CounterPeriod] = {}
 
     def prove(self) -> str:
@@ -161,13 +170,16 @@ class NVMLBackend:
         return {board.device: partial(_read_counter, self._nvml, board) for board in self._boards if board.has_counter}
 
     def _burst(self, timeout_s: float) -> _Reads:
+        """Read all counters until each has moved, and see whether they behave."""
         counters = self._counters()
         if not counters:
             return _Reads({})
         try:
-            return _Reads(find_counter_steps(counters, self._clock, timeout_s))
+            reads = find_counter_steps(counters, self._clock, timeout_s)
         except NvmlError as error:
             return _Reads({}, str(error))
+        faults = (counter_fault(reads[board.device], self._periods.get(board.device)) for board in self._boards_counted)
+        return _Reads(reads, next((fault for fault in faults if fault is not None), None))
 
     def _record(self, board: Board, before: _Reads, after: _Reads, telemetry: SampledTelemetry) -> BoardRecord:
         sampling = power_sampling(board, telemetry)
@@ -183,6 +195,25 @@ class NVMLBackend:
             sensor=describe_sensor(sampling, self._periods.get(board.device)),
             sampling=sampling,
         )
+
+
+def counter_fault(reads: Sequence[CounterRead], period: CounterPeriod | None) -> str | None:
+    """What a burst of reads says against a counter; `None` where nothing does.
+
+    Args:
+        reads: The burst.
+        period: How often the counter moves, where that is known.
+    """
+    slowest_s = max(read.answered_s - read.asked_s for read in reads)
+    if slowest_s > SLOW_READ_S:
+        return f"reading the energy counter took {1000 * slowest_s:.0f} ms"
+    watched_s = reads[-1].asked_s - reads[0].answered_s
+    if period is not None and first_step(reads) is None and watched_s > period.period_s + period.tolerance_s + SLACK_S:
+        return (
+            f"the energy counter stood still for {1000 * watched_s:.0f} ms, and it moves every "
+            f"{1000 * period.period_s:.0f} ms otherwise"
+        )
+    return None
 
 
 def _read_counter(nvml: Nvml, board: Board) -> float:

@@ -20,8 +20,8 @@ from llenergymeasure.exceptions import EnergyError
 FIRST_SAMPLE_TIMEOUT_S: Final = 5.0
 """How long `start` waits for the first round. A driver that is loaded on demand takes a second or two to wake."""
 
-LAST_SAMPLE_TIMEOUT_S: Final = 2.0
-"""How long `stop` waits for a sample from past the window's end; twenty updates of any known sensor."""
+LAST_SAMPLE_TIMEOUT_S: Final = 0.5
+"""How long `stop` waits for a sample from past the window's end; five updates of any known sensor."""
 
 CLOSING_INTERVAL_S: Final = 0.02
 """Time between rounds while `stop` waits."""
