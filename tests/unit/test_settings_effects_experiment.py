@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -19,35 +18,16 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from fakes import ConstantMeter, ListedTelemetry, StepEngine, VirtualClock
+from effects_bench import POWER_W, STEP_S, ExperimentBench
+from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.dormant import dormant_settings
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.artefacts import Artefacts
-from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, InferenceBackend
+from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest
 from llenergymeasure.core.energy.off import NoEnergyBackend
-from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyMeasurement, TelemetrySample, TrackingHandle
-from llenergymeasure.core.harness import Bench, measure
+from llenergymeasure.core.energy.types import CPU_DEVICE
 from llenergymeasure.core.preflight import run_preflight
-from llenergymeasure.core.progress import Event, StepStarted
-from llenergymeasure.domain.environment import EnvironmentSnapshot
-from llenergymeasure.domain.experiment import RawProcessResult
-from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-
-POWER_W = 200.0
-STEP_S = 0.01
-
-
-@dataclass
-class SampledMeter(ConstantMeter):
-    """A meter that also keeps a power sample every 10 ms, a little beyond the window at both ends."""
-
-    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
-        energy = super().stop_tracking(handle)
-        count = round(energy.duration_sec * 100) + 3
-        times_s = [energy.start_s + (index - 1) / 100 for index in range(count)]
-        samples = [TelemetrySample(time_s, self.power_w) for time_s in times_s]
-        return replace(energy, telemetry=ListedTelemetry(dict.fromkeys(self.devices, samples)))
+from llenergymeasure.domain.warnings import WarningCode
 
 
 @dataclass
@@ -61,104 +41,21 @@ class SettlingEngine(StepEngine):
         return super().generate(requests)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One measured experiment and everything that was asked of the engine."""
-
-    record: RawProcessResult
-    artefacts: Artefacts
-    events: list[Event]
-    batches: list[list[GenerationRequest]]
-    took_s: float
-
-    @property
-    def steps(self) -> list[str]:
-        return [event.step for event in self.events if isinstance(event, StepStarted)]
-
-
-def codes(run: Run) -> set[str]:
-    """Codes of the warnings in the record."""
-    return {warning.partition(":")[0] for warning in run.record.warnings}
-
-
-class ReadySnapshot:
-    def result(self) -> EnvironmentSnapshot:
-        return EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux")
-
-
-@contextmanager
-def snapshot() -> Iterator[ReadySnapshot]:
-    yield ReadySnapshot()
-
-
-def no_warnings(config: ExperimentConfig, engine: InferenceBackend) -> Sequence[MeasurementWarning]:
-    return ()
-
-
 @pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": "x" * length}) + "\n" for length in (3, 5, 7, 9)))
-    return path
-
-
-@dataclass
-class Bench4:
-    """Runs experiments on four prompts of 3, 5, 7 and 9 bytes, without warm-up and baseline unless asked for."""
-
-    prompts: Path
-    work_dir: Path
-
-    def run(
-        self,
-        *,
-        engine: type[StepEngine] = StepEngine,
-        engine_name: str = "pytorch",
-        meter: type[ConstantMeter] = SampledMeter,
-        **fields: Any,
-    ) -> Run:
-        config = ExperimentConfig.model_validate(
-            {
-                "model": "somebody/model",
-                "dataset": str(self.prompts),
-                "n": 4,
-                "max_output_tokens": 10,
-                "warmup": {"enabled": False},
-                "baseline": {"enabled": False},
-                **fields,
-            }
-        )
-        clock = VirtualClock()
-        fake = engine(clock, step_s=STEP_S, name=engine_name)
-        events: list[Event] = []
-        bench = Bench(
-            engine=fake,
-            preflight=no_warnings,
-            meter_for=lambda devices: meter(clock, power_w=POWER_W, devices=tuple(devices)),
-            environment=snapshot,
-            clock=clock,
-            observer=events.append,
-        )
-        before_s = clock.now()
-        measured = measure(config, bench, "id", self.work_dir)
-        return Run(measured.record, measured.artefacts, events, fake.batches, clock.now() - before_s)
-
-
-@pytest.fixture
-def bench(prompts: Path, tmp_path: Path) -> Bench4:
-    return Bench4(prompts, tmp_path)
+def bench(tmp_path: Path) -> ExperimentBench:
+    return ExperimentBench(tmp_path)
 
 
 # --- what is run -------------------------------------------------------------------------------------------------
 
 
-def test_model_and_backend_name_the_record(bench: Bench4) -> None:
+def test_model_and_backend_name_the_record(bench: ExperimentBench) -> None:
     record = bench.run(model="somebody/other").record
     assert (record.model_name, record.backend) == ("somebody/other", "pytorch")
     assert record.measurement_config_hash != bench.run().record.measurement_config_hash
 
 
-def test_n_is_the_number_of_prompts_in_the_window(bench: Bench4) -> None:
+def test_n_is_the_number_of_prompts_in_the_window(bench: ExperimentBench) -> None:
     for n in (1, 3):
         run = bench.run(n=n)
         assert [request.index for batch in run.batches for request in batch] == list(range(n))
@@ -166,7 +63,7 @@ def test_n_is_the_number_of_prompts_in_the_window(bench: Bench4) -> None:
         assert run.record.dataset.prompt_count == n
 
 
-def test_dataset_is_where_the_prompts_come_from(bench: Bench4, tmp_path: Path) -> None:
+def test_dataset_is_where_the_prompts_come_from(bench: ExperimentBench, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "hello"}\n')
     run = bench.run(dataset=str(other), n=1)
@@ -175,7 +72,7 @@ def test_dataset_is_where_the_prompts_come_from(bench: Bench4, tmp_path: Path) -
     assert run.record.dataset.name != bench.run().record.dataset.name  # type: ignore[union-attr]
 
 
-def test_synthetic_prompts_have_the_number_and_the_lengths_asked_for(bench: Bench4) -> None:
+def test_synthetic_prompts_have_the_number_and_the_lengths_asked_for(bench: ExperimentBench) -> None:
     def run(**dataset: int) -> list[GenerationRequest]:
         synthetic = {"n": 3, "input_len": 20, "output_len": 6, **dataset}
         config = {"dataset": synthetic, "n": synthetic["n"], "max_output_tokens": synthetic["output_len"]}
@@ -190,21 +87,21 @@ def test_synthetic_prompts_have_the_number_and_the_lengths_asked_for(bench: Benc
     assert [r.token_ids for r in run()] == [r.token_ids for r in requests]
 
 
-def test_max_input_tokens_cuts_prompts_and_counts_the_cut_ones(bench: Bench4) -> None:
+def test_max_input_tokens_cuts_prompts_and_counts_the_cut_ones(bench: ExperimentBench) -> None:
     run = bench.run(max_input_tokens=6)  # BOS counts: the prompts are 4, 6, 8 and 10 tokens long
     assert [len(batch[0].token_ids) for batch in run.batches] == [4, 6, 6, 6]
     assert run.record.truncated_prompts == 2
-    assert WarningCode.PROMPTS_TRUNCATED.value in codes(run)
+    assert WarningCode.PROMPTS_TRUNCATED.value in run.warning_codes
     assert bench.run(max_input_tokens=10).record.truncated_prompts == 0
 
 
-def test_max_output_tokens_bounds_every_request(bench: Bench4) -> None:
+def test_max_output_tokens_bounds_every_request(bench: ExperimentBench) -> None:
     run = bench.run(max_output_tokens=25)
     assert {request.max_new_tokens for batch in run.batches for request in batch} == {25}
     assert run.record.inference_metrics.output_tokens == 4 * 25
 
 
-def test_min_new_tokens_is_asked_of_the_engine_for_every_request(bench: Bench4) -> None:
+def test_min_new_tokens_is_asked_of_the_engine_for_every_request(bench: ExperimentBench) -> None:
     run = bench.run(decoder={"min_new_tokens": 10})
     assert {request.min_new_tokens for batch in run.batches for request in batch} == {10}
     assert {request.min_new_tokens for batch in bench.run().batches for request in batch} == {0}
@@ -215,7 +112,7 @@ def test_min_new_tokens_is_asked_of_the_engine_for_every_request(bench: Bench4) 
 WARM = {"enabled": True, "thermal_floor_seconds": 0.0}
 
 
-def test_warmup_enabled_runs_prompts_before_the_window_and_names_the_methodology(bench: Bench4) -> None:
+def test_warmup_enabled_runs_prompts_before_the_window_and_names_the_methodology(bench: ExperimentBench) -> None:
     on, off = bench.run(warmup=WARM), bench.run(warmup={"enabled": False})
     assert (on.record.measurement_methodology, off.record.measurement_methodology) == ("steady_state", "total")
     assert (on.record.warmup_excluded_samples, off.record.warmup_excluded_samples) == (5, None)
@@ -224,14 +121,14 @@ def test_warmup_enabled_runs_prompts_before_the_window_and_names_the_methodology
 
 
 @pytest.mark.parametrize("n_warmup", [1, 7])
-def test_n_warmup_is_the_number_of_iterations(bench: Bench4, n_warmup: int) -> None:
+def test_n_warmup_is_the_number_of_iterations(bench: ExperimentBench, n_warmup: int) -> None:
     run = bench.run(warmup={**WARM, "n_warmup": n_warmup})
     assert run.record.warmup_result is not None
     assert run.record.warmup_result.iterations_completed == n_warmup
     assert len(run.batches) == n_warmup + 4
 
 
-def test_thermal_floor_seconds_are_waited_before_the_window(bench: Bench4) -> None:
+def test_thermal_floor_seconds_are_waited_before_the_window(bench: ExperimentBench) -> None:
     cold, held = bench.run(warmup=WARM), bench.run(warmup={"thermal_floor_seconds": 45.0})
     assert "thermal_floor" not in cold.steps
     assert "thermal_floor" in held.steps
@@ -239,44 +136,44 @@ def test_thermal_floor_seconds_are_waited_before_the_window(bench: Bench4) -> No
     assert held.record.warmup_result.thermal_floor_wait_s == pytest.approx(45.0)
     assert held.took_s - cold.took_s == pytest.approx(45.0 + 10 * STEP_S)  # and the batch that wakes the clocks
     assert held.record.idle_resident_power_w == pytest.approx(POWER_W)
-    assert codes(cold) - codes(held) == {WarningCode.THERMAL_FLOOR_DISABLED.value}
+    assert cold.warning_codes - held.warning_codes == {WarningCode.THERMAL_FLOOR_DISABLED.value}
 
 
-def iterations(bench: Bench4, **warmup: Any) -> int:
+def iterations(bench: ExperimentBench, **warmup: Any) -> int:
     """Warm-up iterations of an engine whose batches get faster and settle with the fifth."""
     run = bench.run(engine=SettlingEngine, warmup={**WARM, "convergence_detection": True, "n_warmup": 1, **warmup})
     assert run.record.warmup_result is not None
     return run.record.warmup_result.iterations_completed
 
 
-def test_convergence_detection_goes_on_until_latency_has_settled(bench: Bench4) -> None:
+def test_convergence_detection_goes_on_until_latency_has_settled(bench: ExperimentBench) -> None:
     assert iterations(bench, convergence_detection=False) == 1
     assert iterations(bench) == 9  # the first five latencies that agree are the fifth to the ninth
 
 
-def test_cv_threshold_decides_what_counts_as_settled(bench: Bench4) -> None:
+def test_cv_threshold_decides_what_counts_as_settled(bench: ExperimentBench) -> None:
     assert iterations(bench, cv_threshold=0.5) < iterations(bench, cv_threshold=0.01)
 
 
-def test_window_size_is_how_many_latencies_must_agree(bench: Bench4) -> None:
+def test_window_size_is_how_many_latencies_must_agree(bench: ExperimentBench) -> None:
     assert iterations(bench, window_size=3) == 7
     assert iterations(bench, window_size=8) == 12
 
 
-def test_min_prompts_is_the_least(bench: Bench4) -> None:
+def test_min_prompts_is_the_least(bench: ExperimentBench) -> None:
     assert iterations(bench, min_prompts=15) == 15
 
 
-def test_max_prompts_is_the_most_and_giving_up_is_told(bench: Bench4) -> None:
+def test_max_prompts_is_the_most_and_giving_up_is_told(bench: ExperimentBench) -> None:
     assert iterations(bench, max_prompts=6, window_size=5) == 6
     run = bench.run(engine=SettlingEngine, warmup={**WARM, "convergence_detection": True, "max_prompts": 6})
-    assert WarningCode.WARMUP_NOT_CONVERGED.value in codes(run)
+    assert WarningCode.WARMUP_NOT_CONVERGED.value in run.warning_codes
 
 
 # --- baseline ----------------------------------------------------------------------------------------------------
 
 
-def test_baseline_enabled_gives_energy_above_idle(bench: Bench4) -> None:
+def test_baseline_enabled_gives_energy_above_idle(bench: ExperimentBench) -> None:
     on, off = bench.run(baseline={"enabled": True}), bench.run(baseline={"enabled": False})
     assert on.record.baseline_power_w == pytest.approx(POWER_W)
     assert on.record.energy_breakdown is not None
@@ -287,7 +184,7 @@ def test_baseline_enabled_gives_energy_above_idle(bench: Bench4) -> None:
 
 
 @pytest.mark.parametrize("seconds", [5.0, 80.0])
-def test_baseline_duration_seconds_are_spent_idling(bench: Bench4, seconds: float) -> None:
+def test_baseline_duration_seconds_are_spent_idling(bench: ExperimentBench, seconds: float) -> None:
     without = bench.run(baseline={"enabled": False}).took_s
     assert bench.run(baseline={"duration_seconds": seconds}).took_s - without == pytest.approx(seconds)
 
@@ -295,21 +192,21 @@ def test_baseline_duration_seconds_are_spent_idling(bench: Bench4, seconds: floa
 # --- the window --------------------------------------------------------------------------------------------------
 
 
-def test_min_duration_seconds_goes_through_the_prompts_again(bench: Bench4) -> None:
+def test_min_duration_seconds_goes_through_the_prompts_again(bench: ExperimentBench) -> None:
     one_pass_s = 4 * 10 * STEP_S
     run = bench.run(measurement={"min_duration_seconds": 2.5 * one_pass_s})
     assert [batch[0].index for batch in run.batches] == [0, 1, 2, 3] * 3
     assert run.record.timestamps.duration_sec == pytest.approx(3 * one_pass_s)
 
 
-def test_skip_first_seconds_leaves_out_the_beginning(bench: Bench4) -> None:
+def test_skip_first_seconds_leaves_out_the_beginning(bench: ExperimentBench) -> None:
     run = bench.run(measurement={"skip_first_seconds": 0.1})
     assert run.record.measurement_methodology == "windowed"
     assert run.record.inference_metrics.output_tokens == 30
     assert run.record.energy_metrics.total_energy_j == pytest.approx(POWER_W * 0.3)
 
 
-def test_skip_last_seconds_leaves_out_the_end(bench: Bench4) -> None:
+def test_skip_last_seconds_leaves_out_the_end(bench: ExperimentBench) -> None:
     run = bench.run(measurement={"skip_last_seconds": 0.2})
     assert run.record.measurement_methodology == "windowed"
     assert run.record.inference_metrics.output_tokens == 20
@@ -337,7 +234,7 @@ class ContinuousEngine(StepEngine):
         return GenerationOutput(tuple(outputs))
 
 
-def test_full_batch_only_counts_while_the_batch_is_full(bench: Bench4) -> None:
+def test_full_batch_only_counts_while_the_batch_is_full(bench: ExperimentBench) -> None:
     common: dict[str, Any] = {"engine": ContinuousEngine, "engine_name": "vllm", "backend": "vllm"}
     whole = bench.run(**common)
     full = bench.run(**common, measurement={"full_batch_only": True})
@@ -349,7 +246,7 @@ def test_full_batch_only_counts_while_the_batch_is_full(bench: Bench4) -> None:
     assert full.record.inference_metrics.tokens_per_second > whole.record.inference_metrics.tokens_per_second
 
 
-def test_save_outputs_keeps_prompts_and_texts(bench: Bench4) -> None:
+def test_save_outputs_keeps_prompts_and_texts(bench: ExperimentBench) -> None:
     assert bench.run().artefacts.outputs is None
     outputs = bench.run(measurement={"save_outputs": True}).artefacts.outputs
     assert outputs is not None
@@ -358,7 +255,7 @@ def test_save_outputs_keeps_prompts_and_texts(bench: Bench4) -> None:
     assert {row["output_tokens"] for row in rows} == {10}
 
 
-def test_save_trace_keeps_every_power_sample(bench: Bench4) -> None:
+def test_save_trace_keeps_every_power_sample(bench: ExperimentBench) -> None:
     assert bench.run().artefacts.trace is None
     trace = bench.run(measurement={"save_trace": True}).artefacts.trace
     assert trace is not None
@@ -367,11 +264,11 @@ def test_save_trace_keeps_every_power_sample(bench: Bench4) -> None:
     assert set(samples["power_w"].to_pylist()) == {POWER_W}
 
 
-def test_save_trace_without_power_samples_is_told(bench: Bench4) -> None:
+def test_save_trace_without_power_samples_is_told(bench: ExperimentBench) -> None:
     run = bench.run(meter=ConstantMeter, measurement={"save_trace": True})
     assert run.artefacts.trace is None
-    assert WarningCode.TELEMETRY_UNAVAILABLE.value in codes(run)
-    assert WarningCode.TELEMETRY_UNAVAILABLE.value not in codes(bench.run(meter=ConstantMeter))
+    assert WarningCode.TELEMETRY_UNAVAILABLE.value in run.warning_codes
+    assert WarningCode.TELEMETRY_UNAVAILABLE.value not in bench.run(meter=ConstantMeter).warning_codes
 
 
 def test_save_trace_of_energy_that_is_switched_off_is_refused() -> None:
@@ -388,11 +285,11 @@ def unmetered(clock: VirtualClock, **_: object) -> NoEnergyBackend:
     return NoEnergyBackend(clock)
 
 
-def test_energy_that_is_switched_off_is_not_waited_for(bench: Bench4) -> None:
+def test_energy_that_is_switched_off_is_not_waited_for(bench: ExperimentBench) -> None:
     run = bench.run(meter=unmetered, energy={"backend": None}, baseline={"enabled": True})  # type: ignore[arg-type]
     assert run.record.energy_metrics.total_energy_j is None
     assert run.took_s == pytest.approx(4 * 10 * STEP_S)
-    assert WarningCode.BASELINE_UNAVAILABLE.value not in codes(run)
+    assert WarningCode.BASELINE_UNAVAILABLE.value not in run.warning_codes
 
 
 @pytest.mark.parametrize(

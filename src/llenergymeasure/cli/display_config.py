@@ -111,8 +111,10 @@ def _settings(settings: EffectiveSettings, *, verbose: bool) -> list[str]:
     value_width = max(len(setting.value) for setting in settings.settings)
     for setting in settings.settings:
         told = verbose or setting.source != FROM_DEFAULT
-        source = f"({setting.source})" if told else ""
-        lines.append(f"  {setting.path:<{name_width}}  {setting.value:<{value_width}}  {source}".rstrip())
+        remarks = [setting.source] if told else []
+        remarks += [] if setting.is_used else ["not used by this release"]
+        remark = f"({'; '.join(remarks)})" if remarks else ""
+        lines.append(f"  {setting.path:<{name_width}}  {setting.value:<{value_width}}  {remark}".rstrip())
     return lines
 
 

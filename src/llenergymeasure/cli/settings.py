@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from llenergymeasure.config.user_config import UserConfig, environment_settings, load_user_config
+from llenergymeasure.config.user_config import NOT_USED_YET, UserConfig, environment_settings, load_user_config
 from llenergymeasure.config.yaml_io import load_document
 from llenergymeasure.exceptions import ConfigError
 
@@ -24,11 +24,13 @@ class Setting:
         path: Its dotted path in the file.
         value: As it may be shown: a secret part is replaced.
         source: `default`, `file`, or the environment variable that set it.
+        is_used: Whether this release acts on it.
     """
 
     path: str
     value: str
     source: str
+    is_used: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,12 @@ def effective_settings(file: Path, environ: Mapping[str, str]) -> EffectiveSetti
     except ConfigError as error:
         return EffectiveSettings(file, file.exists(), (), str(error))
     settings = tuple(
-        Setting(path, _shown(path, value), variables.get(path, FROM_FILE if path in in_file else FROM_DEFAULT))
+        Setting(
+            path,
+            _shown(path, value),
+            source=variables.get(path, FROM_FILE if path in in_file else FROM_DEFAULT),
+            is_used=path not in NOT_USED_YET,
+        )
         for path, value in _settings_of(config)
     )
     return EffectiveSettings(file, file.exists(), settings)

@@ -37,6 +37,9 @@ def _check_url(value: str) -> str:
     return value
 
 
+NOT_USED_YET: Final = ("cluster.address", "cluster.hardware")
+"""Settings that a file may hold already and that this release does not act on; whoever sets one is told."""
+
 Runner = Annotated[NonBlankStr, AfterValidator(_check_runner)]
 HttpUrl = Annotated[NonBlankStr, AfterValidator(_check_url)]
 
@@ -134,6 +137,12 @@ def load_user_config(config_path: str | Path | None = None, environ: Mapping[str
         raise ConfigError("\n".join(describe_validation_error(error, document, sources))) from error
 
 
+def settings_without_effect(config: UserConfig) -> list[str]:
+    """What the user has set and this release does not use, by dotted path."""
+    default = UserConfig()
+    return [path for path in NOT_USED_YET if _value(config, path) != _value(default, path)]
+
+
 def get_user_config_path() -> Path:
     """Where the user's settings are on this platform; nothing is created."""
     return platformdirs.user_config_path(APP_NAME) / "config.yaml"
@@ -159,6 +168,11 @@ def environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], di
             set_dotted(settings, path, parse(variable, text))
             sources[path] = f"environment variable {variable}"
     return settings, sources
+
+
+def _value(config: UserConfig, path: str) -> Any:
+    section, name = path.split(".")
+    return getattr(getattr(config, section), name)
 
 
 def _read(path: Path) -> LoadedDocument:

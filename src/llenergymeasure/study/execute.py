@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
+from llenergymeasure.config.user_config import UserConfig, settings_without_effect
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
@@ -25,7 +26,6 @@ from llenergymeasure.study.sequence import plan_runs
 from llenergymeasure.study.webhook import send_summary
 
 if TYPE_CHECKING:
-    from llenergymeasure.config.user_config import UserConfig
     from llenergymeasure.runners.launcher import Launcher
 
 
@@ -83,6 +83,8 @@ def execute_study(
     if study is not None:
         check_backends(study, machine)
     directory = _directory_for(study, place)
+    for path in settings_without_effect(machine):
+        follow(StudyNotice(f"{path} is set, and this release does not use it: every run is on this machine."))
     with locked(directory):
         resumption = None
         if place.resume is not None:

@@ -1,0 +1,293 @@
+"""Where each of the user's settings acts: what changes when it is set, in the file or by its variable.
+
+What needs a real engine, a real meter or a terminal is in tests/integration/test_settings_effects_*.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from effects_bench import ExperimentBench
+from fakes import StepEngine, VirtualClock
+from llenergymeasure._api import study_parent
+from llenergymeasure.cli.app import run_app
+from llenergymeasure.cli.display_config import render_capabilities
+from llenergymeasure.cli.dry_run import DryRunProbes, dry_run_experiment
+from llenergymeasure.cli.settings import effective_settings
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.user_config import UserConfig, load_user_config
+from llenergymeasure.core.energy.select import MeterHost
+from llenergymeasure.core.energy.types import CPU_DEVICE
+from llenergymeasure.core.host.capabilities import CapabilityProbes, collect_capabilities
+from llenergymeasure.core.host.nvml import Nvml, NvmlLibraryMissingError
+from llenergymeasure.core.preflight import PreflightHost, PreFlightReport, run_preflight
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.summary import render_summary
+from llenergymeasure.exceptions import PreFlightError
+from llenergymeasure.results.aggregation import aggregate_results
+from llenergymeasure.runners.local import energy_backend_name, footprint_factors
+from llenergymeasure.study.events import GapStarted, StudyEvent, StudyNotice
+from llenergymeasure.study.execute import StudyPlace, execute_study
+from study_fakes import ScriptedLauncher, Stage, study_of
+
+
+def machine(**sections: Any) -> UserConfig:
+    return UserConfig.model_validate(sections)
+
+
+@pytest.fixture
+def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's own configuration file, where every command looks for it."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    path = tmp_path / "config" / "llenergymeasure" / "config.yaml"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def no_driver() -> Nvml:
+    raise NvmlLibraryMissingError("no NVIDIA driver")
+
+
+# --- output ------------------------------------------------------------------------------------------------------
+
+
+def test_results_dir_is_where_an_experiment_lands(
+    user_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user_file.write_text(f"output: {{results_dir: {tmp_path}/mine}}\n")
+    prompts = ExperimentBench(tmp_path).prompts
+    assert run_app(["run", "-m", "somebody/model", "--device", "cpu", "-d", str(prompts), "-n", "1", "--dry-run"]) == 0
+    assert f"{tmp_path}/mine" in capsys.readouterr().out
+
+
+def test_results_dir_is_where_a_study_lands_that_names_no_place() -> None:
+    settings = machine(output={"results_dir": "/data/results"})
+    assert study_parent(study_of("a", "b"), settings) == Path("/data/results")
+    named = study_of("a")
+    own = named.model_copy(update={"experiments": [ExperimentConfig(model="a", output_dir="/elsewhere")]})
+    assert study_parent(own, settings) == Path("/elsewhere")
+
+
+def test_model_cache_dir_is_where_a_models_files_are_looked_for(tmp_path: Path) -> None:
+    snapshot = tmp_path / "hf" / "hub" / "models--somebody--model" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (snapshot / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 100, **shape}))
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [1000, 1000], "data_offsets": [0, 0]}}).encode()
+    (snapshot / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123abc")
+
+    def weights_mb(settings: UserConfig) -> float | None:
+        config = ExperimentConfig.model_validate({"model": "somebody/model", "dataset": {"synthetic": {"n": 1}}})
+        probes = DryRunProbes(environ={"HF_HOME": str(tmp_path / "empty")}, open_nvml=no_driver)
+        return dry_run_experiment(config, settings, probes).vram.weights_mb
+
+    assert weights_mb(machine(output={"model_cache_dir": str(tmp_path / "hf")})) == pytest.approx(2.0)
+    assert weights_mb(UserConfig()) is None
+
+
+class Listener(http.server.BaseHTTPRequestHandler):
+    """Takes what is posted; answers with `status`."""
+
+    status = 200
+    received: list[dict[str, Any]]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).received.append(json.loads(body))
+        self.send_response(type(self).status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
+        pass
+
+
+@pytest.fixture
+def listener() -> Iterator[str]:
+    """The address of a server that takes a webhook."""
+    pytest.importorskip("httpx", reason="webhooks need httpx")
+    Listener.status, Listener.received = 200, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/t0ken"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def run_study(directory: Path, settings: UserConfig) -> list[StudyEvent]:
+    events: list[StudyEvent] = []
+    launcher = ScriptedLauncher(VirtualClock())
+    place = StudyPlace(parent=directory)
+    execute_study(study_of("a", "b"), place, settings, lambda result: None, events.append, launcher)
+    return events
+
+
+def test_webhook_url_gets_the_summary_when_a_study_ends(listener: str, tmp_path: Path) -> None:
+    run_study(tmp_path, machine(output={"webhook_url": listener}))
+    (message,) = Listener.received
+    assert (message["event"], message["status"]) == ("study", "completed")
+    assert (message["study"]["summary"]["completed"], message["study"]["name"]) == (2, "demo")
+
+
+def test_without_a_webhook_url_nobody_is_called(listener: str, tmp_path: Path) -> None:
+    run_study(tmp_path, UserConfig())
+    assert Listener.received == []
+
+
+def test_a_webhook_that_refuses_costs_the_study_nothing_and_keeps_its_secret(
+    listener: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Listener.status = 403
+    with caplog.at_level(logging.WARNING):
+        run_study(tmp_path, machine(output={"webhook_url": listener}))
+    assert (next(tmp_path.glob("demo_*")) / "study_summary.json").exists()
+    assert "did not reach 127.0.0.1: the server answered 403" in caplog.text
+    assert "t0ken" not in caplog.text
+
+
+# --- runners -----------------------------------------------------------------------------------------------------
+
+
+def preflight(settings: UserConfig, tmp_path: Path, **fields: Any) -> PreFlightReport:
+    host = PreflightHost(
+        environ={},
+        meters=MeterHost(open_nvml=no_driver, powercap_root=tmp_path / "no-powercap"),
+        clock=VirtualClock(),
+    )
+    config = ExperimentBench(tmp_path).config(**fields)
+    engine = StepEngine(VirtualClock(), used_devices=(CPU_DEVICE,), name=config.backend)
+    return run_preflight(config, engine, settings, energy_backend_name(config, settings), host)
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "vllm", "tensorrt"])
+def test_a_docker_runner_is_refused_plainly_for_its_own_backend_alone(backend: str, tmp_path: Path) -> None:
+    settings = machine(runners={backend: "docker:llenergymeasure/image:1"})
+    with pytest.raises(PreFlightError, match=rf"runners\.{backend}: .*not supported yet by this version"):
+        preflight(settings, tmp_path, backend=backend)
+    other = "vllm" if backend == "pytorch" else "pytorch"
+    preflight(settings, tmp_path, backend=other)
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "vllm", "tensorrt"])
+def test_the_runner_variable_beats_the_file(backend: str, user_file: Path, tmp_path: Path) -> None:
+    user_file.write_text(f"runners: {{{backend}: 'docker:image:1'}}\n")
+    variable = f"LLEM_RUNNER_{backend.upper()}"
+    with pytest.raises(PreFlightError, match="not supported yet"):
+        preflight(load_user_config(environ={}), tmp_path, backend=backend)
+    preflight(load_user_config(environ={variable: "local"}), tmp_path, backend=backend)
+    with pytest.raises(PreFlightError, match="docker:other"):
+        preflight(load_user_config(environ={variable: "docker:other"}), tmp_path, backend=backend)
+
+
+# --- measurement -------------------------------------------------------------------------------------------------
+
+
+def test_energy_backend_is_used_where_the_experiment_says_auto(tmp_path: Path) -> None:
+    settings = machine(measurement={"energy_backend": "rapl"})
+    with pytest.raises(PreFlightError, match=r"rapl does not work here"):
+        preflight(settings, tmp_path)
+    preflight(UserConfig(), tmp_path)
+    assert energy_backend_name(ExperimentConfig(model="m"), settings) == "rapl"
+    own = ExperimentConfig.model_validate({"model": "m", "energy": {"backend": "codecarbon"}})
+    assert energy_backend_name(own, settings) == "codecarbon"
+    off = ExperimentConfig.model_validate({"model": "m", "energy": {"backend": None}})
+    assert energy_backend_name(off, settings) is None
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Any:
+    """Makes the result of a run that spent 80 J, on a machine with these settings."""
+    record = ExperimentBench(tmp_path).run().record
+
+    def on(settings: UserConfig) -> ExperimentResult:
+        return aggregate_results("id", [record], footprint=footprint_factors(settings))
+
+    return on
+
+
+KWH = 80.0 / 3.6e6  # the run takes 0.4 s at 200 W
+
+
+def test_without_factors_there_is_neither_co2_nor_cost(measured: Any) -> None:
+    result = measured(UserConfig())
+    assert result.total_energy_j == pytest.approx(80.0)
+    assert (result.co2_g, result.cost) == (None, None)
+    assert "Footprint" not in render_summary(result)
+
+
+def test_carbon_intensity_gives_co2(measured: Any) -> None:
+    result = measured(machine(measurement={"carbon_intensity_gco2_kwh": 400.0}))
+    assert result.co2_g == pytest.approx(KWH * 400)
+    assert result.carbon_intensity_gco2_kwh == 400.0
+    assert result.cost is None
+    assert "g CO2e, 400 g/kWh" in render_summary(result)
+
+
+def test_datacenter_pue_multiplies_co2_and_cost_and_leaves_energy_alone(measured: Any) -> None:
+    factors = {"carbon_intensity_gco2_kwh": 400.0, "electricity_price_kwh": 0.5}
+    result = measured(machine(measurement={**factors, "datacenter_pue": 1.5}))
+    assert result.co2_g == pytest.approx(1.5 * KWH * 400)
+    assert result.cost == pytest.approx(1.5 * KWH * 0.5)
+    assert result.pue == 1.5
+    assert result.total_energy_j == pytest.approx(80.0)
+    assert "PUE 1.5" in render_summary(result)
+
+
+def test_electricity_price_gives_the_cost_in_the_currency(measured: Any) -> None:
+    result = measured(machine(measurement={"electricity_price_kwh": 0.5, "currency": "EUR"}))
+    assert result.cost == pytest.approx(KWH * 0.5)
+    assert (result.currency, result.co2_g) == ("EUR", None)
+    assert "EUR" in render_summary(result)
+    assert measured(machine(measurement={"electricity_price_kwh": 0.5})).currency == "USD"
+
+
+def test_the_variables_of_carbon_and_pue_beat_the_file(measured: Any, user_file: Path) -> None:
+    user_file.write_text("measurement: {carbon_intensity_gco2_kwh: 400, datacenter_pue: 1.1}\n")
+    environ = {"LLEM_CARBON_INTENSITY": "20", "LLEM_DATACENTER_PUE": "2"}
+    assert measured(load_user_config(environ={})).co2_g == pytest.approx(1.1 * KWH * 400)
+    assert measured(load_user_config(environ=environ)).co2_g == pytest.approx(2 * KWH * 20)
+
+
+# --- gaps --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("config_s", "cycle_s"), [(60.0, 300.0), (7.0, 11.0), (0.0, 0.0)])
+def test_gaps_of_the_machine_are_waited_where_the_study_names_none(
+    tmp_path: Path, config_s: float, cycle_s: float
+) -> None:
+    stage = Stage(tmp_path)
+    settings = machine(execution={"config_gap_seconds": config_s, "cycle_gap_seconds": cycle_s})
+    study = study_of("a", "b", cycles=2, cycle_order="interleaved", config_gap_seconds=None, cycle_gap_seconds=None)
+    began_s = stage.clock.now()
+    stage.runner(study, settings).run()
+    runs_s = 4 * stage.launcher.duration_s
+    assert stage.clock.now() - began_s - runs_s == pytest.approx(2 * config_s + cycle_s)
+    assert [gap.duration_s for gap in stage.of(GapStarted)] == [s for s in (config_s, cycle_s, config_s) if s]
+
+
+# --- cluster -----------------------------------------------------------------------------------------------------
+
+
+def test_cluster_settings_are_shown_as_not_used_yet_and_a_study_says_so(user_file: Path, tmp_path: Path) -> None:
+    user_file.write_text("cluster: {address: 'ray://head:10001', hardware: [NVIDIA H100]}\n")
+    probes = CapabilityProbes(environ={"PATH": ""}, open_nvml=no_driver, read_meters=lambda devices: [])
+    page = render_capabilities(collect_capabilities(probes), effective_settings(user_file, {}), verbose=False)
+    shown = [line for line in page.splitlines() if "cluster." in line]
+    assert [line.endswith("(file; not used by this release)") for line in shown] == [True, True]
+    assert page.count("not used by this release") == 2
+
+    notices = [event.message for event in run_study(tmp_path, load_user_config()) if isinstance(event, StudyNotice)]
+    assert [notice.split()[0] for notice in notices] == ["cluster.address", "cluster.hardware"]
+    assert not any(isinstance(event, StudyNotice) for event in run_study(tmp_path, UserConfig()))
