@@ -248,7 +248,7 @@ def test_killed_study_loses_one_experiment_and_leaves_no_orphan(tmp_path: Path) 
     assert before.items() <= finished_results(study_dir).items()
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_signal_tears_down_and_the_study_can_go_on(tmp_path: Path, name: signal.Signals) -> None:
     parent = start_parent(tmp_path, "good-1", "hang", "good-2")
     study_dir = study_dir_in(tmp_path)
