@@ -12,9 +12,11 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.naming import model_short_name
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.artefacts import Artefacts
+from llenergymeasure.core.backends.missing import MissingBackend
+from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.backends.registry import get_backend
 from llenergymeasure.core.baseline import BaselineCache
-from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.calibration import default_calibration_dir
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
@@ -26,6 +28,7 @@ from llenergymeasure.core.progress import Observer, ignore_events
 from llenergymeasure.core.sharing import WHOLE, Share
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.footprint import FootprintFactors
+from llenergymeasure.exceptions import BackendError
 from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.security import sanitize_experiment_id
@@ -135,8 +138,6 @@ def bench_here(
         share: This process's part, where several run the experiment together.
         wait_for_others: Their barrier.
 
-    Raises:
-        BackendError: The engine is not installed, or not in a version that works.
     """
     clock = SystemClock()
     cache_dir = Path(machine.output.model_cache_dir).expanduser()
@@ -154,7 +155,7 @@ def bench_here(
         return select_energy_backend(meter_name, devices, clock=clock, options=options)
 
     return Bench(
-        engine=get_backend(config.backend, clock=clock, model_cache_dir=cache_dir),
+        engine=engine_or_reason(config.backend, clock, cache_dir),
         preflight=Preflight(machine, meter_name),
         meter_for=meter_for,
         environment=environment_in_background,
@@ -164,6 +165,20 @@ def bench_here(
         share=share,
         wait_for_others=wait_for_others,
     )
+
+
+def engine_or_reason(name: str, clock: Clock, model_cache_dir: Path) -> InferenceBackend:
+    """The engine, or, where it cannot be had, a stand-in whose pre-flight says why.
+
+    Args:
+        name: The name a config uses.
+        clock: The measurement clock.
+        model_cache_dir: Where downloaded models are kept.
+    """
+    try:
+        return get_backend(name, clock=clock, model_cache_dir=model_cache_dir)
+    except BackendError as error:
+        return MissingBackend(name, str(error))
 
 
 def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> BackendName | None:
