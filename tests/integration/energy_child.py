@@ -32,6 +32,9 @@ def main(out: Path, name: str, devices: list[str], lengths_s: list[float]) -> No
             samples = {device: list(energy.telemetry.samples(device)) for device in energy.telemetry.devices}
             energy.telemetry.close()
         windows.append((asked_s, stop_asked_s, clock.now(), replace(energy, telemetry=None), samples))
+    patience_s = clock.now() + 1.0  # a thread that was told to end may need a moment
+    while threading.active_count() > threads_before and clock.now() < patience_s:
+        clock.sleep(0.01)
     seen = {
         "name": meter.name,
         "available": meter.is_available(),

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tests.nvml.scripted import have_compiler
 
-from energy_rigs import RigRun, run_on_gpus, run_on_rapl
+from energy_rigs import CHILD, RigRun, run_on_gpus, run_on_rapl
+from llenergymeasure.core.energy.types import CPU_DEVICE
 from llenergymeasure.core.metrics.uncertainty import absolute_half_width
+from llenergymeasure.domain.warnings import WarningCode
 
 LENGTHS_S = (1.5, 0.7, 3.0)
 
 needs_gcc = pytest.mark.skipif(not have_compiler(), reason="the scripted NVML is built with gcc, which is missing")
+
+
+def require(package: str) -> None:
+    """Skip where a package is missing, without importing it: that takes seconds and belongs into the child."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
 
 
 @pytest.fixture(scope="module", params=["nvml", "zeus", "codecarbon", "rapl"])
@@ -23,7 +35,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if not have_compiler():
         pytest.skip("the scripted NVML is built with gcc, which is not installed")
     if request.param != "nvml":
-        pytest.importorskip(request.param)
+        require(request.param)
     return run_on_gpus(request.param, directory, LENGTHS_S)[0]
 
 
@@ -111,7 +123,7 @@ def test_nvml_agrees_with_the_truth_within_one_per_cent_over_ten_seconds(tmp_pat
     "visible", [pytest.param("GPU-00000001-5c21-4e60-9d3a-0123456789ab", id="uuid"), pytest.param("1", id="index")]
 )
 def test_zeus_measures_the_right_board_however_it_was_made_visible(visible: str, tmp_path: Path) -> None:
-    pytest.importorskip("zeus")
+    require("zeus")
     run, _nvml = run_on_gpus("zeus", tmp_path, [2.0], visible=visible)
     (window,) = run.windows
     assert run.name == "zeus"
@@ -120,5 +132,25 @@ def test_zeus_measures_the_right_board_however_it_was_made_visible(visible: str,
 
 @needs_gcc
 def test_auto_prefers_zeus(tmp_path: Path) -> None:
-    pytest.importorskip("zeus")
+    require("zeus")
     assert run_on_gpus("auto", tmp_path, [0.5])[0].name == "zeus"
+
+
+def test_codecarbon_estimates_a_run_on_the_cpu_and_says_so(tmp_path: Path) -> None:
+    """Nothing is written, nothing is printed, and the joules are labelled as a model's."""
+    require("codecarbon")
+    out, work = tmp_path / "seen.pickle", tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, str(CHILD), str(out), "codecarbon", CPU_DEVICE, "1.0", "2.0"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert list(work.iterdir()) == []
+    seen = pickle.loads(out.read_bytes())
+    assert seen["threads_left"] == 0
+    first, second = (window[3] for window in seen["windows"])
+    for energy in (first, second):
+        assert (energy.method, energy.scope) == ("model_estimate", "machine_model")
+        assert energy.total_j == pytest.approx((energy.cpu_j or 0.0) + (energy.dram_j or 0.0))
+        assert energy.counter_j is None
+        assert [note.code for note in energy.notes] == [WarningCode.ENERGY_IS_ESTIMATED]
+    assert second.total_j > 1.3 * first.total_j

@@ -1,0 +1,184 @@
+"""Joules from other packages, believed only as far as the power samples bear them out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from fake_nvml import FakeGpu, FakeNvml
+from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.energy.boards import board_warnings, find_boards
+from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
+from llenergymeasure.core.energy.nvml import NVMLBackend
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
+from llenergymeasure.core.host.nvml import NvmlError
+from llenergymeasure.domain.warnings import WarningCode
+from llenergymeasure.exceptions import EnergyError
+
+CLOCK = SystemClock()
+POWER_W = 100.0
+
+
+class ScriptedSource:
+    """A package that answers `closing(seconds since it was opened)`."""
+
+    name = "package"
+
+    def __init__(self, closing: Callable[[float], SourceReading], opening: Callable[[], None] = lambda: None) -> None:
+        self._closing = closing
+        self._opening = opening
+        self._opened_s = 0.0
+
+    def begin(self, key: str) -> None:
+        self._opening()
+        self._opened_s = CLOCK.now()
+
+    def end(self, key: str) -> SourceReading:
+        return self._closing(CLOCK.now() - self._opened_s)
+
+
+def backend(closing: Callable[[float], SourceReading], **more: Callable[[], None]) -> ExternalGpuBackend:
+    nvml = FakeNvml(FakeGpu("GPU-0", readings={"total_energy_j": 1.0}))
+    source = ScriptedSource(closing, **more)
+    return ExternalGpuBackend(source, find_boards(["GPU-0"], nvml), nvml, CLOCK, MeterOptions(poll_interval_ms=20))
+
+
+def window(closing: Callable[[float], SourceReading], seconds: float = 0.3) -> EnergyMeasurement:
+    meter = backend(closing)
+    handle = meter.start_tracking()
+    CLOCK.sleep(seconds)
+    return meter.stop_tracking(handle)
+
+
+def joules(factor: float) -> Callable[[float], SourceReading]:
+    return lambda seconds: SourceReading({0: factor * POWER_W * seconds})
+
+
+def failing(seconds: float) -> SourceReading:
+    raise EnergyError("the package is confused")
+
+
+def test_joules_that_the_samples_bear_out_are_the_answer() -> None:
+    energy = window(joules(1.0))
+    assert (energy.method, energy.scope, energy.meter) == ("hardware_counter", "gpu", "package")
+    assert energy.total_j == pytest.approx(POWER_W * energy.duration_sec, rel=0.05)
+    assert energy.audit is not None
+    assert not energy.notes
+
+
+@pytest.mark.parametrize(
+    "closing",
+    [joules(0.0), joules(-1.0), joules(1000.0), failing, lambda seconds: SourceReading({})],
+    ids=["zero", "backwards", "jumped", "failed", "nothing"],
+)
+def test_joules_that_cannot_be_are_replaced_by_the_integral(closing: Callable[[float], SourceReading]) -> None:
+    energy = window(closing)
+    assert energy.method == "power_integration"
+    assert energy.total_j == pytest.approx(POWER_W * energy.duration_sec, rel=0.01)
+    assert "integral of power samples" in energy.notes[0].message
+
+
+def test_joules_that_contradict_the_samples_leave_no_figure() -> None:
+    energy = window(joules(3.0), seconds=1.0)
+    assert energy.total_j is None
+    assert energy.notes[0].code is WarningCode.ENERGY_METHODS_DISAGREE
+
+
+def test_host_energy_of_the_package_is_carried_along() -> None:
+    energy = window(lambda seconds: SourceReading({0: POWER_W * seconds}, cpu_j=7.0, dram_j=2.0))
+    assert (energy.cpu_j, energy.dram_j) == (7.0, 2.0)
+
+
+def test_a_package_without_joules_is_not_available_and_says_why() -> None:
+    meter = backend(joules(0.0))
+    assert not meter.is_available()
+    with pytest.raises(EnergyError, match="stood still"):
+        meter.prove()
+
+
+def test_boards_without_a_counter_are_refused() -> None:
+    boards = find_boards(["GPU-0"], FakeNvml(FakeGpu("GPU-0")))
+    with pytest.raises(EnergyError, match=r"GPU 0 has no energy counter for zeus to read; use energy\.backend: nvml"):
+        require_counters(boards, "zeus")
+
+
+def sampler_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "llem-power-sampler"]
+
+
+def interrupt(*_: object) -> SourceReading:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_a_window_opens_leaves_no_thread() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        backend(joules(1.0), opening=interrupt).start_tracking()  # type: ignore[arg-type]
+    assert not sampler_threads()
+
+
+def test_an_interrupt_while_a_window_closes_leaves_no_thread() -> None:
+    meter = backend(interrupt)
+    handle = meter.start_tracking()
+    with pytest.raises(KeyboardInterrupt):
+        meter.stop_tracking(handle)
+    assert not sampler_threads()
+
+
+@pytest.mark.parametrize("interrupted", ["opening", "closing"])
+def test_an_interrupt_during_a_burst_of_nvml_reads_leaves_no_thread(interrupted: str) -> None:
+    state = {"armed": False}
+
+    def read() -> float:
+        if state["armed"]:
+            raise KeyboardInterrupt
+        return 1.0
+
+    nvml = FakeNvml(FakeGpu("GPU-0", readings={"total_energy_j": read}))
+    meter = NVMLBackend(["GPU-0"], nvml, CLOCK, MeterOptions(poll_interval_ms=20))
+    if interrupted == "opening":
+        state["armed"] = True
+        with pytest.raises(KeyboardInterrupt):
+            meter.start_tracking()
+    else:
+        handle = meter.start_tracking()
+        state["armed"] = True
+        with pytest.raises(KeyboardInterrupt):
+            meter.stop_tracking(handle)
+    assert not sampler_threads()
+
+
+def test_a_handle_of_another_meter_is_refused() -> None:
+    nvml = FakeNvml(FakeGpu("GPU-0"))
+    other = NVMLBackend(["GPU-0"], nvml, CLOCK, MeterOptions(poll_interval_ms=20))
+    handle = other.start_tracking()
+    with pytest.raises(EnergyError, match="not opened by the package meter"):
+        backend(joules(1.0)).stop_tracking(handle)
+    other.stop_tracking(handle)
+
+
+def codes(**readings: object) -> list[WarningCode]:
+    nvml = FakeNvml(FakeGpu("GPU-0", readings=readings))
+    return [warning.code for warning in board_warnings(find_boards(["GPU-0"], nvml), nvml)]
+
+
+def test_a_board_in_good_order_raises_no_doubt() -> None:
+    assert codes() == []
+    assert codes(persistence_mode=NvmlError("unknown"), compute_pids=NvmlError("unknown")) == []
+
+
+def test_what_spoils_a_measurement_is_told() -> None:
+    assert codes(persistence_mode=False) == [WarningCode.GPU_PERSISTENCE_MODE_OFF]
+    assert codes(compute_pids=(1,)) == [WarningCode.FOREIGN_GPU_PROCESS]  # init is nobody's inference engine
+
+
+def test_a_mig_instance_is_told_to_have_the_whole_boards_joules() -> None:
+    nvml = FakeNvml(FakeGpu("GPU-s", mig=(FakeGpu("MIG-1"),)))
+    meter = NVMLBackend(["MIG-1"], nvml, CLOCK, MeterOptions(poll_interval_ms=20))
+    handle = meter.start_tracking()
+    CLOCK.sleep(0.1)
+    energy = meter.stop_tracking(handle)
+    assert energy.scope == "gpu_board"
+    assert list(energy.per_gpu_j) == ["MIG-1"]
+    assert WarningCode.MIG_PARENT_ENERGY in {note.code for note in energy.notes}
