@@ -32,7 +32,7 @@ REDRAW_INTERVAL_S = 0.5
 """Shortest time between two redraws of a bar; drawing inside the measurement window must stay negligible."""
 
 BAR_FORMAT = "{desc} {n:.0f}/{total:.0f} |{bar:24}| [{elapsed}<{remaining}]{postfix}"
-WAIT_FORMAT = "{desc} |{bar:24}| {postfix}"
+WAIT_FORMAT = "{desc} |{bar:24}|"
 BUSY_FORMAT = "{desc}"
 
 
@@ -44,10 +44,12 @@ class ExperimentProgress:
     Args:
         stream: Where to draw.
         title: First line, which names the experiment.
+        redraw_interval_s: Shortest time between two redraws of a bar, in seconds.
     """
 
-    def __init__(self, stream: TextIO, title: str) -> None:
+    def __init__(self, stream: TextIO, title: str, redraw_interval_s: float = REDRAW_INTERVAL_S) -> None:
         self._stream = stream
+        self._redraw_interval_s = redraw_interval_s
         self._broken = False
         self._live = stream.isatty()
         self._bar: tqdm[Never] | None = None
@@ -104,7 +106,7 @@ class ExperimentProgress:
             desc=label,
             file=self._stream,
             leave=False,
-            mininterval=REDRAW_INTERVAL_S,
+            mininterval=self._redraw_interval_s,
             bar_format=layout,
         )
 
@@ -115,7 +117,8 @@ class ExperimentProgress:
 
     def _tick(self, event: Waiting) -> None:
         if self._bar is not None and self._bar.total is not None:
-            self._bar.set_postfix_str(f"{event.remaining_s:.0f} s left", refresh=False)
+            label = f"  {LABELS[event.step]:<12} {event.remaining_s:.0f} s left"
+            self._bar.set_description_str(label, refresh=False)
             self._bar.update(self._bar.total - event.remaining_s - self._bar.n)
 
     def _advance(self, event: PromptsDone) -> None:
