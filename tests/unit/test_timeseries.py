@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from energy_fakes import measured, steady
 from llenergymeasure.core.energy.integrate import integrate_power
+from llenergymeasure.core.energy.telemetry import SampledTelemetry, SampleLog, SamplerReport
 from llenergymeasure.core.energy.types import TelemetrySample
 from llenergymeasure.core.timeseries import timeseries_rows, write_timeseries
 
@@ -45,6 +47,18 @@ def test_units_and_devices_are_in_the_file(tmp_path: Path) -> None:
     assert schema.field("power_w").metadata == {b"unit": b"W"}
     assert json.loads(schema.metadata[b"units"])["memory_used_mb"] == "MB"
     assert json.loads(schema.metadata[b"devices"]) == ["GPU-a"]
+
+
+def test_what_sampling_cost_is_published_with_the_samples(tmp_path: Path) -> None:
+    log = SampleLog()
+    for sample in steady(1.0, 0.0, 2.0):
+        log.append(sample)
+    report = SamplerReport(ticks=20, missed_deadlines=1, cpu_s=0.004, duration_s=2.0, longest_tick_s=0.003)
+    energy = replace(measured(None, end_s=2.0), telemetry=SampledTelemetry({"GPU-a": log}, report))
+    metadata = pq.read_schema(write_timeseries(energy, tmp_path / "timeseries.parquet")).metadata
+    sampler = json.loads(metadata[b"sampler"])
+    assert (sampler["cpu_us_per_tick"], sampler["share_of_one_core"]) == (200.0, 0.002)
+    assert sampler["missed_deadlines"] == 1
 
 
 def test_the_processor_has_no_gpu_index_and_a_window_without_samples_has_no_rows(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.energy.gpu_window import RecordedWindow
+from llenergymeasure.core.energy.telemetry import SampledTelemetry
+from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyMeasurement, Telemetry, TelemetrySample
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +84,7 @@ def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
     import pyarrow.parquet as pq
 
     devices = energy.telemetry.devices if energy.telemetry is not None else ()
-    schema = _schema(devices, energy.duration_sec)
+    schema = _schema(devices, energy)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
@@ -221,7 +223,24 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _schema(devices: tuple[str, ...], window_s: float) -> pa.Schema:
+def _sampler_metadata(telemetry: Telemetry | None) -> dict[str, str]:
+    """What sampling itself cost and missed, where a sampler took the samples."""
+    recorded = telemetry.telemetry if isinstance(telemetry, RecordedWindow) else telemetry
+    if not isinstance(recorded, SampledTelemetry):
+        return {}
+    report = recorded.report
+    figures = {
+        "ticks": report.ticks,
+        "missed_deadlines": report.missed_deadlines,
+        "cpu_us_per_tick": round(report.us_per_tick, 1),
+        "share_of_one_core": round(report.core_share, 6),
+        "longest_tick_ms": round(1000 * report.longest_tick_s, 3),
+        "problems": list(report.problems),
+    }
+    return {"sampler": json.dumps(figures)}
+
+
+def _schema(devices: tuple[str, ...], energy: EnergyMeasurement) -> pa.Schema:
     import pyarrow as pa
 
     integers = {"gpu_index": pa.int32(), "throttle_reasons": pa.int64()}
@@ -233,6 +252,7 @@ def _schema(devices: tuple[str, ...], window_s: float) -> pa.Schema:
         "llenergymeasure_version": VERSION,
         "units": json.dumps({name: unit for name, unit in UNITS.items() if unit}),
         "devices": json.dumps(list(devices)),
-        "window_s": repr(window_s),
+        "window_s": repr(energy.duration_sec),
+        **_sampler_metadata(energy.telemetry),
     }
     return pa.schema(fields, metadata=metadata)
