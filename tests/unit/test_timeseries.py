@@ -56,7 +56,7 @@ def test_what_sampling_cost_is_published_with_the_samples(tmp_path: Path) -> Non
     report = SamplerReport(ticks=20, missed_deadlines=1, cpu_s=0.004, duration_s=2.0, longest_tick_s=0.003)
     energy = replace(measured(None, end_s=2.0), telemetry=SampledTelemetry({"GPU-a": log}, report))
     metadata = pq.read_schema(write_timeseries(energy, tmp_path / "timeseries.parquet")).metadata
-    sampler = json.loads(metadata[b"sampler"])
+    (sampler,) = json.loads(metadata[b"samplers"])
     assert (sampler["cpu_us_per_tick"], sampler["share_of_one_core"]) == (200.0, 0.002)
     assert sampler["missed_deadlines"] == 1
 

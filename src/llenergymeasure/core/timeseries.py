@@ -84,7 +84,7 @@ def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
     import pyarrow.parquet as pq
 
     devices = energy.telemetry.devices if energy.telemetry is not None else ()
-    schema = _schema(devices, energy)
+    schema = _schema(devices, energy.duration_sec, _sampler_figures(energy.telemetry))
     partial = path.with_name(f".{path.name}.partial")
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
@@ -117,11 +117,13 @@ def merge_timeseries(paths: Sequence[Path], path: Path) -> Path:
 
     devices: list[str] = []
     parts: list[pa.Table] = []
+    samplers: list[dict[str, Any]] = []
     window_s = 0.0
     for source in paths:
         table = pq.read_table(source)
         metadata = table.schema.metadata
         window_s = max(window_s, float(metadata[b"window_s"]))
+        samplers += json.loads(metadata[b"samplers"])
         for index, device in enumerate(json.loads(metadata[b"devices"])):
             if device in devices:
                 continue
@@ -131,7 +133,7 @@ def merge_timeseries(paths: Sequence[Path], path: Path) -> Path:
             renumbered = pa.array([number] * own.num_rows, pa.int32())
             parts.append(own.set_column(own.schema.get_field_index("gpu_index"), "gpu_index", renumbered))
             devices.append(device)
-    schema = _schema(tuple(devices), window_s)
+    schema = _schema(tuple(devices), window_s, samplers)
     merged = pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
     pq.write_table(merged, path, compression="zstd")
     return path
@@ -223,24 +225,25 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _sampler_metadata(telemetry: Telemetry | None) -> dict[str, str]:
+def _sampler_figures(telemetry: Telemetry | None) -> list[dict[str, Any]]:
     """What sampling itself cost and missed, where a sampler took the samples."""
     recorded = telemetry.telemetry if isinstance(telemetry, RecordedWindow) else telemetry
     if not isinstance(recorded, SampledTelemetry):
-        return {}
+        return []
     report = recorded.report
-    figures = {
-        "ticks": report.ticks,
-        "missed_deadlines": report.missed_deadlines,
-        "cpu_us_per_tick": round(report.us_per_tick, 1),
-        "share_of_one_core": round(report.core_share, 6),
-        "longest_tick_ms": round(1000 * report.longest_tick_s, 3),
-        "problems": list(report.problems),
-    }
-    return {"sampler": json.dumps(figures)}
+    return [
+        {
+            "ticks": report.ticks,
+            "missed_deadlines": report.missed_deadlines,
+            "cpu_us_per_tick": round(report.us_per_tick, 1),
+            "share_of_one_core": round(report.core_share, 6),
+            "longest_tick_ms": round(1000 * report.longest_tick_s, 3),
+            "problems": list(report.problems),
+        }
+    ]
 
 
-def _schema(devices: tuple[str, ...], energy: EnergyMeasurement) -> pa.Schema:
+def _schema(devices: tuple[str, ...], window_s: float, samplers: list[dict[str, Any]]) -> pa.Schema:
     import pyarrow as pa
 
     integers = {"gpu_index": pa.int32(), "throttle_reasons": pa.int64()}
@@ -252,7 +255,7 @@ def _schema(devices: tuple[str, ...], energy: EnergyMeasurement) -> pa.Schema:
         "llenergymeasure_version": VERSION,
         "units": json.dumps({name: unit for name, unit in UNITS.items() if unit}),
         "devices": json.dumps(list(devices)),
-        "window_s": repr(energy.duration_sec),
-        **_sampler_metadata(energy.telemetry),
+        "window_s": repr(window_s),
+        "samplers": json.dumps(samplers),
     }
     return pa.schema(fields, metadata=metadata)
