@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.host.cpu import read_cpu
-from llenergymeasure.core.host.devices import visible_gpus
+from llenergymeasure.core.host.devices import order_is_certain, visible_gpus
 from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml
 from llenergymeasure.domain.environment import CPUEnvironment
 
@@ -18,7 +18,9 @@ def device_title(
     nvml_opener: Callable[[], Nvml] = open_nvml,
     cpu_reader: Callable[[], CPUEnvironment] = read_cpu,
 ) -> str | None:
-    """What the run's devices are called, e.g. `2 × NVIDIA A100-SXM4-80GB`; `None` where there is none for it.
+    """What the run's devices are called, e.g. `2 × NVIDIA A100-SXM4-80GB`.
+
+    `None` where there is none for the run, and where CUDA alone knows which of several unlike boards it will be.
 
     Args:
         config: The experiment.
@@ -27,14 +29,14 @@ def device_title(
         cpu_reader: Describes the processor.
     """
     device = config.pytorch.device if config.pytorch is not None else None
-    names: list[str] = []
     if device != "cpu":
         try:
-            names = [gpu.name for gpu in visible_gpus(environ, nvml_opener())]
+            nvml = nvml_opener()
+            names = [gpu.name for gpu in visible_gpus(environ, nvml)]
+            if names:
+                return _counted(names[: gpu_count(config, len(names))]) if order_is_certain(environ, nvml) else None
         except NvmlError:
-            names = []
-    if names:
-        return _counted(names[: gpu_count(config, len(names))])
+            pass  # no driver, so no GPU
     return (cpu_reader().model or "the CPU") if device in ("cpu", "auto") else None
 
 

@@ -1,0 +1,235 @@
+"""What the command line says to input that cannot be meant: the thing at fault, the fix, exit code 2, no traceback.
+
+Nothing here reaches an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from llenergymeasure.cli.app import run_app
+from llenergymeasure.cli.run import SHORTEST_RUN
+
+EXPERIMENT = "model: builtin/tiny-llama\npytorch: {device: cpu}\n"
+
+
+@dataclass(frozen=True)
+class Spoken:
+    code: int
+    out: str
+    err: str
+
+
+class CommandLine:
+    """`llem` in this process, in a directory of its own, with a user config of its own."""
+
+    def __init__(self, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.directory = directory
+        self._capsys = capsys
+
+    def file(self, name: str, text: str) -> str:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return name
+
+    def user_config(self, text: str) -> None:
+        self.file("xdg/llenergymeasure/config.yaml", text)
+
+    def __call__(self, *arguments: str) -> Spoken:
+        code = run_app(list(arguments))
+        out, err = self._capsys.readouterr()
+        return Spoken(code, out, err)
+
+
+@pytest.fixture
+def llem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    for variable in (
+        "LLEM_CARBON_INTENSITY",
+        "LLEM_DATACENTER_PUE",
+        "LLEM_NO_PROMPT",
+        *(f"LLEM_RUNNER_{backend}" for backend in ("PYTORCH", "VLLM", "TENSORRT")),
+    ):
+        monkeypatch.delenv(variable, raising=False)
+    return CommandLine(tmp_path, capsys)
+
+
+def assert_refused(spoken: Spoken, *said: str) -> None:
+    assert spoken.code == 2
+    assert spoken.out == ""
+    assert "Traceback" not in spoken.err
+    assert "Internal error" not in spoken.err
+    for text in said:
+        assert text in spoken.err
+
+
+def test_nothing_to_run_shows_the_shortest_command_that_works(llem: CommandLine) -> None:
+    assert_refused(llem("run"), "Nothing to run: give a config file or --model.", SHORTEST_RUN)
+
+
+def test_no_command_shows_the_help(llem: CommandLine) -> None:
+    spoken = llem()
+    assert spoken.code == 2
+    assert "Commands:" in spoken.out + spoken.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-n", "abc"], ["'-n'", "must be a whole number, got 'abc'"]),
+        (["-n", "2.5"], ["'-n'", "must be a whole number, got '2.5'"]),
+        (["-n", "0"], ["-n: n: must be at least 1, got 0"]),
+        (["-n", "-3"], ["-n: n: must be at least 1, got -3"]),
+        (["--batch-size", "x"], ["'--batch-size'", "must be a whole number, got 'x'"]),
+        (["--batch-size", "0"], ["--batch-size: pytorch.batch_size: must be at least 1, got 0"]),
+        (["--precision", "int8"], ["--precision: precision: must be one of fp32, fp16, bf16, got 'int8'"]),
+        (["--backend", "vlm"], ["--backend: backend: must be one of", "got 'vlm'", "Did you mean 'vllm'?"]),
+        (["--device", "gpu"], ["--device: pytorch.device: must be one of auto, cuda, cpu, got 'gpu'"]),
+        (["--backend", "vllm", "--device", "cpu"], ["--device: pytorch: config section provided but backend='vllm'"]),
+        (["--model", ""], ["--model: model: must not be empty"]),
+        (["--quiet", "--verbose"], ["--quiet and --verbose contradict each other. Give one of them."]),
+        (["--cycles", "3"], ["--cycles: for studies only (a file with sweep: or experiments:)", "Leave it out."]),
+        (["--order", "shuffled", "--no-gaps"], ["--order, --no-gaps: for studies only"]),
+        (["--bogus"], ["No such option", "--bogus"]),
+    ],
+)
+def test_a_flag_that_cannot_be_meant_is_named_with_its_value(
+    llem: CommandLine, arguments: Sequence[str], said: Sequence[str]
+) -> None:
+    assert_refused(llem("run", "--model", "builtin/tiny-llama", *arguments), *said)
+
+
+def test_all_wrong_flags_are_told_at_once(llem: CommandLine) -> None:
+    spoken = llem("run", "-m", "gpt2", "-n", "0", "--precision", "int8", "--device", "gpu", "--batch-size", "0")
+    assert_refused(spoken, "4 problems; nothing was run.")
+
+
+def test_a_flag_beats_the_file_and_only_what_is_wrong_is_blamed(llem: CommandLine) -> None:
+    config = llem.file("q.yaml", EXPERIMENT + "n: many\nprecision: fp8\n")
+    spoken = llem("run", config, "-n", "0")
+    assert_refused(
+        spoken, "-n: n: must be at least 1, got 0", "q.yaml, line 4: precision: must be one of", "2 problems"
+    )
+    assert "many" not in spoken.err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("modle: gpt2\n", ["q.yaml, line 3: unknown field 'modle'. Did you mean 'model'?"]),
+        ("decoder: {temprature: 1}\n", ["line 3: unknown field 'decoder.temprature'. Did you mean 'decoder.temp"]),
+        ("dataset: {synthetic: {n: 2, len: 3}}\n", ["line 3: unknown field 'dataset.synthetic.len'"]),
+        ("n: many\n", ["line 3: n: must be a whole number, got 'many' (text)"]),
+        ("decoder:\n  temperature: hot\n", ["line 4: decoder.temperature: must be a number, got 'hot' (text)"]),
+        ("warmup: {thermal_floor_seconds: 5}\n", ["line 3: warmup.thermal_floor_seconds", "0", "30"]),
+        ("vllm: {max_num_seqs: 4}\n", ["vllm: config section provided but backend='pytorch'", "Remove the vllm:"]),
+        ("n: [1,\n", ["q.yaml, line 4, column 1: invalid YAML"]),
+        ("n: 1\nn: 2\n", ["q.yaml, line 4, column 1: duplicate key 'n'. Keep one of them."]),
+        ("sweep: {precision: []}\n", ["sweep", "precision"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_named_with_the_line_at_fault(llem: CommandLine, text: str, said: Sequence[str]) -> None:
+    assert_refused(llem("run", llem.file("q.yaml", EXPERIMENT + text)), "q.yaml", *said)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "q.yaml: the file is empty."),
+        ("- a\n- b\n", "q.yaml: expected a mapping"),
+        ("model: \xe9".encode("latin-1"), "q.yaml: not UTF-8 text"),
+    ],
+)
+def test_a_file_that_holds_no_configuration_is_refused(llem: CommandLine, content: str | bytes, said: str) -> None:
+    (llem.directory / "q.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert_refused(llem("run", "q.yaml"), said)
+
+
+def test_a_missing_file_is_named(llem: CommandLine) -> None:
+    assert_refused(llem("run", "nope.yaml"), "nope.yaml: no such file.")
+
+
+def test_a_model_given_in_place_of_a_file_gets_its_flag(llem: CommandLine) -> None:
+    assert_refused(llem("run", "openai-community/gpt2"), "llem run --model openai-community/gpt2")
+
+
+def test_a_directory_in_place_of_a_file_is_told(llem: CommandLine) -> None:
+    assert_refused(llem("run", "."), ".: cannot be read: Is a directory.")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("output: {results: x}\n", "line 1: unknown field 'output.results'. Did you mean 'output.results_dir'?"),
+        ("ui:\n  verbosity: loud\n", "line 2: ui.verbosity: must be one of quiet, standard, verbose, got 'loud'"),
+        ("output: [\n", "line 2, column 1: invalid YAML"),
+        ("runners: {pytorch: 'singularity:x.sif'}\n", "runners.pytorch: must be local or docker:<image>; Singularity"),
+    ],
+)
+def test_a_broken_user_config_is_named_with_the_line_at_fault(llem: CommandLine, text: str, said: str) -> None:
+    llem.user_config(text)
+    assert_refused(llem("run", "-m", "builtin/tiny-llama"), "xdg/llenergymeasure/config.yaml, ", said)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("LLEM_CARBON_INTENSITY", "green", "must be a number, got 'green'"),
+        ("LLEM_CARBON_INTENSITY", "-1", "must be at least 0, got -1"),
+        ("LLEM_DATACENTER_PUE", "0.5", "must be at least 1, got 0.5"),
+        ("LLEM_DATACENTER_PUE", "nan", "must be a finite number"),
+        ("LLEM_NO_PROMPT", "maybe", "must be 1 or 0, got 'maybe'"),
+        ("LLEM_RUNNER_PYTORCH", "podman", "must be local or docker:<image>, got 'podman'"),
+        ("LLEM_RUNNER_VLLM", "docker:", "must be local or docker:<image>, got 'docker:'"),
+        ("LLEM_RUNNER_TENSORRT", "singularity:x", "Singularity is not supported yet"),
+    ],
+)
+def test_a_variable_that_does_not_parse_is_named(
+    llem: CommandLine, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert_refused(llem("run", "-m", "builtin/tiny-llama"), f"environment variable {variable}: ", said)
+
+
+def test_verbose_adds_the_traceback_to_the_message(llem: CommandLine) -> None:
+    spoken = llem("run", "nope.yaml", "--verbose")
+    assert spoken.code == 2
+    assert spoken.err.startswith("Traceback")
+    assert spoken.err.endswith("nope.yaml: no such file.\n")
+
+
+def test_a_contradiction_has_no_traceback_even_when_verbose(llem: CommandLine) -> None:
+    assert_refused(llem("run", "-m", "gpt2", "-q", "-v"))
+
+
+def test_refused_input_leaves_nothing_on_disk(llem: CommandLine) -> None:
+    config = llem.file("q.yaml", EXPERIMENT + "n: 0\n")
+    llem("run", config, "--output", "results")
+    assert [path.name for path in llem.directory.iterdir()] == ["q.yaml"]
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "--help"], ["config", "--help"]])
+def test_questions_about_the_command_are_answered_on_stdout(llem: CommandLine, arguments: Sequence[str]) -> None:
+    spoken = llem(*arguments)
+    assert (spoken.code, spoken.err) == (0, "")
+
+
+def test_help_names_every_documented_flag(llem: CommandLine) -> None:
+    text = llem("run", "--help").out
+    flags = (
+        "-m, --model", "-b, --backend", "--device", "-d, --dataset", "-n", "--batch-size", "--precision",
+        "-o, --output", "--dry-run", "-q, --quiet", "-v, --verbose", "--export-csv", "--json",
+        "--cycles", "--order", "--no-gaps", "--resume",
+    )  # fmt: skip
+    assert [flag for flag in flags if flag not in text] == []
+    assert "\x1b" not in text
+
+
+def test_the_version_flag_prints_the_version_alone(llem: CommandLine) -> None:
+    assert llem("--version").out == "llem 2.0.0\n"
