@@ -1,4 +1,4 @@
-"""Scripted hardware under every energy backend, with the truth beside what it measured; GPUs in processes of their own."""
+"""Scripted hardware under every energy backend, with the truth beside what each measured."""
 
 from __future__ import annotations
 
