@@ -64,7 +64,9 @@ def llem(
 def run(
     config: Annotated[
         Path | None,
-        typer.Argument(help="YAML or JSON file of an experiment, or of a study (with sweep: or experiments:)."),
+        typer.Argument(
+            metavar="CONFIG", help="YAML or JSON file of an experiment, or of a study (with sweep: or experiments:)."
+        ),
     ] = None,
     model: Annotated[
         str | None,
