@@ -26,7 +26,7 @@ class Artefacts:
     """Paths of what was written; `None` where there was nothing to write.
 
     Args:
-        timeseries: 1 Hz rows per device.
+        timeseries: 1 Hz rows per device; a file without rows where the meter takes no samples.
         trace: Every sample at full rate, from which the energy can be computed again.
         outputs: Prompts, generated texts and token counts, one JSON object per line.
         further: Whatever else belongs beside the result: the traces of further processes.
@@ -56,11 +56,10 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
         with path.open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in output_rows(seen))
 
-    timeseries = trace = outputs = None
-    if energy.telemetry is not None:
-        timeseries = _written(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path))
-        if wanted.save_trace:
-            trace = _written(work_dir / TRACE_FILE, lambda path: write_trace(energy, path))
+    trace = outputs = None
+    timeseries = _written(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path))
+    if energy.telemetry is not None and wanted.save_trace:
+        trace = _written(work_dir / TRACE_FILE, lambda path: write_trace(energy, path))
     if wanted.save_outputs:
         outputs = _written(work_dir / OUTPUTS_FILE, write_outputs)
     return Artefacts(timeseries, trace, outputs)
