@@ -36,7 +36,6 @@ def train(texts: Iterable[str]) -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A",
-        pair=f"{BOS} $A {BOS} $B",
         special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
     )
     return tokenizer
@@ -44,7 +43,7 @@ def train(texts: Iterable[str]) -> Tokenizer:
 
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a JSON Lines file."""
-    return [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line)["prompt"] for line in path.read_bytes().split(b"\n") if line]
 
 
 def main() -> None:
