@@ -186,8 +186,7 @@ PARENT = """
     from pathlib import Path
     from study_fakes import study_of
     from llenergymeasure.config.user_config import UserConfig
-    from llenergymeasure.runners.descendants import descendants_of
-from llenergymeasure.runners.supervise import Patience
+    from llenergymeasure.runners.supervise import Patience
     from llenergymeasure.runners.worker import ProcessLauncher
     from llenergymeasure.study.execute import StudyPlace, execute_study
     launcher = ProcessLauncher(study_children.measure, preload={{}}, patience=Patience(teardown_s=2, exit_s=2))

@@ -46,10 +46,15 @@ def descendants_of(pid: int, proc: Path = _PROC) -> tuple[ProcessIdentity, ...]:
     return tuple(found)
 
 
+def is_alive(process: ProcessIdentity, proc: Path = _PROC) -> bool:
+    """Whether a process still is the one it was and has not ended; one that waits to be reaped has ended."""
+    fields = _stat_fields(proc / str(process.pid))
+    return fields is not None and int(fields[19]) == process.start_ticks and fields[0] not in "ZX"
+
+
 def kill_process(process: ProcessIdentity, proc: Path = _PROC) -> None:
     """Kill a process if it still is the one it was."""
-    fields = _stat_fields(proc / str(process.pid))
-    if fields is not None and int(fields[19]) == process.start_ticks:
+    if is_alive(process, proc):
         with contextlib.suppress(ProcessLookupError):  # it ended just now
             os.kill(process.pid, signal.SIGKILL)
 

@@ -28,12 +28,12 @@ from typing import Any, Final
 
 from llenergymeasure.runners.child import Channels, ChildFunction, child_main
 from llenergymeasure.runners.childlog import ChildLog
-from llenergymeasure.runners.descendants import ProcessIdentity, descendants_of, kill_process
+from llenergymeasure.runners.descendants import ProcessIdentity, descendants_of, is_alive, kill_process
 from llenergymeasure.runners.exits import describe_exit
 from llenergymeasure.runners.messages import ChildMessage, Go, Open, ParentMessage
 
 DRAIN_TIMEOUT_S: Final = 5.0
-"""How long to wait for the last output of a process group that has been killed, in seconds."""
+"""How long to wait for the end of a process group that has been killed, and for its last output, in seconds."""
 
 _log = logging.getLogger(__name__)
 _start_lock = threading.Lock()
@@ -169,6 +169,7 @@ class Child:
         for process in self._offspring:
             kill_process(process)
         self._process.join()
+        self._wait_for_offspring()
         self._reaped = True
         self._commands.close()
         self._child_log.finish(DRAIN_TIMEOUT_S)
@@ -180,6 +181,15 @@ class Child:
         cause = describe_exit(self._process.exitcode)
         last_line = self._child_log.last_line()
         return f"{cause} (last output: {last_line})" if last_line else cause
+
+    def _wait_for_offspring(self) -> None:
+        """Wait for engine workers to be gone: what they hold on a GPU is free only then."""
+        deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
+        while left := [process.pid for process in self._offspring if is_alive(process)]:
+            if time.monotonic() >= deadline_s:
+                _log.warning("%s has left processes that do not end: %s", self.task.name, left)
+                return
+            time.sleep(0.02)
 
     def _send(self, message: ParentMessage) -> None:
         # A child that died a moment ago: its end is in the mailbox and says more than a broken pipe does.

@@ -15,7 +15,14 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.results.persistence import load_study
 from llenergymeasure.runners.worker import ProcessLauncher
-from llenergymeasure.study.events import RunFinished, StudyEvent, StudyNotice, StudyObserver, ignore_study_events
+from llenergymeasure.study.events import (
+    RunFinished,
+    StudyEvent,
+    StudyNotice,
+    StudyObserver,
+    StudyStarted,
+    ignore_study_events,
+)
 from llenergymeasure.study.gaps import enter_key
 from llenergymeasure.study.lock import locked
 from llenergymeasure.study.manifest import create_study_dir
@@ -93,6 +100,8 @@ def execute_study(
                 follow(StudyNotice(notice))
             finished = _finished_result(directory, resumption)
             if finished is not None:
+                done = finished.summary
+                follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
                 follow(StudyNotice(f"The study in {directory} is finished; nothing to do."))
                 return finished
             study = resumption.study
