@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from fakes import EPOCH, ListedTelemetry
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.counted import counted_part, energy_between
+from llenergymeasure.core.counted import counted_part
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, UncertaintyComponent
 from llenergymeasure.core.window import Window
-from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import ExperimentError
 
 
@@ -68,31 +65,6 @@ def test_skipped_ends_leave_the_tokens_and_joules_in_between() -> None:
     assert part.tokens.input_tokens == 0
     assert part.energy.total_j == pytest.approx(1.05 * 300.0 * 2.5, rel=0.01)
     assert part.energy.method == "power_integration"
-
-
-def test_parts_of_a_window_add_up_to_the_whole() -> None:
-    energy = measured()
-    first, second = energy_between(energy, 0.0, 3.7), energy_between(energy, 3.7, 10.0)
-    assert first.total_j is not None
-    assert second.total_j is not None
-    assert first.total_j + second.total_j == pytest.approx(energy.total_j)
-
-
-def test_the_gain_s_share_shrinks_with_the_part_and_the_edges_do_not() -> None:
-    budget = {c.kind: c.half_width_j for c in energy_between(measured(), 0.0, 5.0).components}
-    assert budget["gain"] == pytest.approx(25.0, rel=0.02)
-    assert budget["counter_resolution"] == 10.0
-
-
-def test_a_meter_without_samples_cannot_tell_a_part_and_says_so() -> None:
-    part = energy_between(measured(telemetry=False), 1.0, 2.0)
-    assert part.total_j is None
-    assert [note.code for note in part.notes] == [WarningCode.ENERGY_UNAVAILABLE]
-
-
-def test_samples_that_do_not_reach_the_part_give_none_never_a_guess() -> None:
-    short = replace(measured(), telemetry=ListedTelemetry({"GPU-0": [TelemetrySample(time_s=4.0, power_w=100.0)]}))
-    assert energy_between(short, 1.0, 2.0).total_j is None
 
 
 def test_skipping_more_than_there_is_names_the_settings() -> None:

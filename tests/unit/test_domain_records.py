@@ -39,6 +39,14 @@ def test_the_baseline_makes_only_the_adjusted_figure_less_certain() -> None:
     assert combine_budget([component("sampling", 3.0)]).absolute_adjusted_j is None
 
 
+def test_the_gain_of_energy_above_idle_is_that_of_what_is_left() -> None:
+    """5 % of 1,000 J is 50 J; of the 100 J above 900 J idle, read with the same gain, it is 5 J."""
+    found = combine_budget([component("gain", 50.0), component("baseline", 0.0)], above_idle=0.1)
+    assert found.absolute_j == 50.0
+    assert found.absolute_adjusted_j == pytest.approx(5.0)
+    assert found.comparative_adjusted_j == 0.0
+
+
 @given(st.lists(st.tuples(st.sampled_from(["gain", "sampling", "sensor", "baseline"]), st.floats(0, 1e6)), max_size=6))
 def test_a_comparison_is_never_less_certain_than_a_publication(lines: list[tuple[str, float]]) -> None:
     found = combine_budget([component(kind, size) for kind, size in lines])

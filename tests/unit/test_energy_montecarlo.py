@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
+from tests.nvml.loads import ALL_LOADS, SAMPLED_LOADS, Load
 from tests.nvml.virtual import Counter
 from tests.nvml.virtual_run import VirtualWindow, quantile, random_board, run_window
-from tests.nvml.waveform import Waveform, constant, noise, square
 
 from llenergymeasure.core.energy.integrate import integrate_power
 from llenergymeasure.core.energy.types import UncertaintyComponent
@@ -28,38 +28,6 @@ from llenergymeasure.core.metrics.uncertainty import (
 
 GAIN_PCT = 5.0
 DRAWS = 120
-
-
-def _steady(draw: random.Random) -> Waveform:
-    return constant(draw.uniform(80.0, 600.0))
-
-
-def _square(draw: random.Random) -> Waveform:
-    period_s = draw.uniform(0.25, 1.5)
-    return square(draw.uniform(60.0, 200.0), draw.uniform(300.0, 600.0), period_s, phase_s=draw.uniform(0.0, period_s))
-
-
-def _slow_square(draw: random.Random) -> Waveform:
-    return square(120.0, 500.0, 5.0, phase_s=draw.uniform(0.0, 5.0))
-
-
-def _pulses(draw: random.Random) -> Waveform:
-    return square(100.0, 400.0, 0.23, duty=0.3, phase_s=draw.uniform(0.0, 0.23))
-
-
-def _fast(draw: random.Random) -> Waveform:
-    period_s = draw.uniform(0.02, 0.2)
-    return square(120.0, 500.0, period_s, phase_s=draw.uniform(0.0, period_s))
-
-
-def _noise(draw: random.Random) -> Waveform:
-    return noise(350.0, draw.uniform(20.0, 80.0), draw.uniform(0.02, 0.3), 12.0, draw.getrandbits(30))
-
-
-SAMPLED: Sequence[Callable[[random.Random], Waveform]] = (_steady, _square, _slow_square, _noise)
-"""Loads that power samples can follow at all."""
-
-LOADS: Sequence[Callable[[random.Random], Waveform]] = (*SAMPLED, _pulses, _fast)
 
 
 @dataclass(frozen=True)
@@ -84,7 +52,7 @@ def _draws(
     architecture: str,
     method: Callable[[VirtualWindow], tuple[float, tuple[UncertaintyComponent, ...]]],
     *,
-    loads: Sequence[Callable[[random.Random], Waveform]],
+    loads: Sequence[Load],
     random_gain: bool,
     seed: int,
 ) -> list[Draw]:
@@ -111,18 +79,18 @@ def _check(draws: Sequence[Draw]) -> None:
 
 @pytest.mark.parametrize("architecture", ["volta", "turing", "a100", "ampere", "hopper"])
 def test_the_counters_comparative_interval_covers_and_is_not_too_wide(architecture: str) -> None:
-    _check(_draws(architecture, _counter, loads=LOADS, random_gain=False, seed=21))
+    _check(_draws(architecture, _counter, loads=ALL_LOADS, random_gain=False, seed=21))
 
 
 @pytest.mark.parametrize("architecture", ["volta", "hopper"])
 def test_the_counters_absolute_interval_covers_gains_drawn_at_random(architecture: str) -> None:
-    _check(_draws(architecture, _counter, loads=LOADS, random_gain=True, seed=22))
+    _check(_draws(architecture, _counter, loads=ALL_LOADS, random_gain=True, seed=22))
 
 
 @pytest.mark.parametrize("architecture", ["pascal", "turing", "hopper"])
 def test_the_integrals_comparative_interval_covers_and_is_not_too_wide(architecture: str) -> None:
-    _check(_draws(architecture, _integral, loads=SAMPLED, random_gain=False, seed=23))
+    _check(_draws(architecture, _integral, loads=SAMPLED_LOADS, random_gain=False, seed=23))
 
 
 def test_the_integrals_absolute_interval_covers_gains_drawn_at_random() -> None:
-    _check(_draws("pascal", _integral, loads=SAMPLED, random_gain=True, seed=24))
+    _check(_draws("pascal", _integral, loads=SAMPLED_LOADS, random_gain=True, seed=24))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from energy_fakes import measured, steady
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.energy.types import TelemetrySample
+from llenergymeasure.core.energy.types import TelemetrySample, UncertaintyComponent
 from llenergymeasure.core.metrics.phases import phase_breakdown, phase_spans, typical_stretch_s
 from llenergymeasure.domain.warnings import WarningCode
 
@@ -119,6 +120,30 @@ def test_decode_steps_inside_another_requests_prefill_belong_to_no_phase() -> No
     assert breakdown is not None
     assert breakdown.decode is not None
     assert breakdown.decode.tokens == 2  # those at 8 s and 9 s; the ones at 4 s and 6 s fell into a prefill
+
+
+def test_requests_that_the_window_cuts_off_count_where_their_first_token_lies() -> None:
+    """Of a part of the generation only what was processed in it counts: here the second of two batches."""
+    before, inside = output(0.0, [2.0, 9.0], input_tokens=300), output(10.0, [13.0, 19.0], input_tokens=40)
+    part = measured({"g": steady(100.0, 0.0, 20.0, 0.05)}, start_s=9.5, end_s=20.0, total_j=1050.0)
+    breakdown, _ = phase_breakdown([before, inside], part)
+    assert breakdown is not None
+    assert breakdown.prefill is not None
+    assert (breakdown.prefill.tokens, breakdown.prefill.time_sec) == (40, 3.0)
+
+
+def test_each_phase_states_how_far_its_joules_can_be_trusted() -> None:
+    """The step from 600 to 300 W lies somewhere within a sensor's lag of the edge between the phases."""
+    energy = measured({"GPU-0": two_level_trace(600.0, 300.0, 4.0, 20.0)}, total_j=7200.0)
+    gain = UncertaintyComponent("sensor gain", 360.0, "gain")
+    breakdown, _ = phase_breakdown([output(0.0, [4.0, 8.0, 20.0])], replace(energy, components=(gain,)))
+    assert breakdown is not None
+    assert breakdown.prefill is not None
+    assert breakdown.prefill.uncertainty is not None
+    budget = {line.kind: line.half_width_j for line in breakdown.prefill.uncertainty.budget}
+    assert budget["gain"] == pytest.approx(120.0, rel=0.01)
+    assert 0.0 < budget["sensor"] < 0.1 * 300.0
+    assert breakdown.prefill.uncertainty.comparative_j < breakdown.prefill.uncertainty.absolute_j
 
 
 requests = st.lists(

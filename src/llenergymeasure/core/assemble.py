@@ -15,9 +15,10 @@ from llenergymeasure.core.metrics.flops import estimate_flops
 from llenergymeasure.core.metrics.latency import request_timings
 from llenergymeasure.core.metrics.phases import phase_breakdown
 from llenergymeasure.core.metrics.throttle import throttle_info
+from llenergymeasure.core.metrics.uncertainty import IdleEnergy, stated_uncertainty
 from llenergymeasure.core.metrics.warnings import window_warnings
 from llenergymeasure.core.observations import Observations
-from llenergymeasure.domain.energy import BudgetComponent, EnergyBreakdown, EnergyUncertainty, combine_budget
+from llenergymeasure.domain.energy import EnergyBreakdown, EnergyUncertainty
 from llenergymeasure.domain.experiment import (
     DatasetInfo,
     MeasurementBoundary,
@@ -177,10 +178,9 @@ def reproducibility_note(energy: EnergyMeasurement) -> str:
             f"Energy measured via {energy.meter} over everything that ran on the processor; it varies with thermal "
             f"state and system load. {same}"
         )
-    return (
-        f"Energy measured via {energy.meter}. Accuracy ±5 % (the sensor's gain); it varies with thermal state and "
-        f"system load. {same}"
-    )
+    gain_j = sum(part.half_width_j for part in energy.components if part.kind == "gain")
+    accuracy = f"Accuracy ±{100.0 * gain_j / energy.total_j:.3g} % (the sensor's gain); it" if gain_j else "It"
+    return f"Energy measured via {energy.meter}. {accuracy} varies with thermal state and system load. {same}"
 
 
 def _inference_metrics(part: CountedPart) -> InferenceMetrics:
@@ -249,31 +249,12 @@ def _breakdown(energy: EnergyMeasurement, baseline: Baseline) -> EnergyBreakdown
 
 
 def _uncertainty(energy: EnergyMeasurement, baseline: Baseline, output_tokens: int) -> EnergyUncertainty | None:
-    if energy.total_j is None or not energy.components:
+    if energy.total_j is None:
         return None
-    total_j = energy.total_j
-    budget = [
-        BudgetComponent(
-            name=part.name,
-            kind=part.kind,
-            half_width_j=part.half_width_j,
-            relative_pct=100.0 * part.half_width_j / total_j if total_j else None,
-            note=part.note,
-        )
-        for part in energy.components
-    ]
+    idle = None
     if baseline.power_w is not None and baseline.half_width_w is not None:
-        half_width_j = baseline.half_width_w * energy.duration_sec
-        budget.append(
-            BudgetComponent(
-                name="idle power",
-                kind="baseline",
-                half_width_j=half_width_j,
-                relative_pct=100.0 * half_width_j / total_j if total_j else None,
-                note="half-width of the idle power times the window's length",
-            )
-        )
-    return combine_budget(budget, output_tokens)
+        idle = IdleEnergy(baseline.power_w * energy.duration_sec, baseline.half_width_w * energy.duration_sec)
+    return stated_uncertainty(energy.total_j, energy.components, output_tokens, idle)
 
 
 def _truncation_warning(seen: Observations) -> Warnings:

@@ -98,27 +98,33 @@ class EnergyUncertainty(Record):
     )
 
 
-def combine_budget(components: Sequence[BudgetComponent], output_tokens: int | None = None) -> EnergyUncertainty:
+def combine_budget(
+    components: Sequence[BudgetComponent], output_tokens: int | None = None, above_idle: float = 1.0
+) -> EnergyUncertainty:
     """Combine independent error components into one statement.
 
     Components add in quadrature (GUM, JCGM 100:2008, 5.1.2, uncorrelated inputs). `gain` is left out of the comparative
-    half-width because it is the same factor in both runs; `baseline` counts only where a baseline was subtracted.
+    half-width because it is the same factor in both runs; `baseline` counts only where a baseline was subtracted. Idle
+    power was read with the same gain, so that of adjusted energy is proportional to adjusted energy.
 
     Args:
         components: The error budget, 95 % half-widths in joules.
         output_tokens: Output tokens of the window, for the figures per token.
+        above_idle: Size of adjusted energy as a share of the raw energy.
     """
     raw = [c for c in components if c.kind != "baseline"]
     absolute_j = _quadrature(raw)
     comparative_j = _quadrature([c for c in raw if c.kind != "gain"])
     has_baseline = len(raw) < len(components)
+    gains_j = [above_idle * c.half_width_j for c in components if c.kind == "gain"]
+    others_j = [c.half_width_j for c in components if c.kind != "gain"]
     return EnergyUncertainty(
         absolute_j=absolute_j,
         comparative_j=comparative_j,
         absolute_per_token_j=absolute_j / output_tokens if output_tokens else None,
         comparative_per_token_j=comparative_j / output_tokens if output_tokens else None,
-        absolute_adjusted_j=_quadrature(components) if has_baseline else None,
-        comparative_adjusted_j=_quadrature([c for c in components if c.kind != "gain"]) if has_baseline else None,
+        absolute_adjusted_j=math.hypot(*gains_j, *others_j) if has_baseline else None,
+        comparative_adjusted_j=math.hypot(*others_j) if has_baseline else None,
         budget=list(components),
     )
 

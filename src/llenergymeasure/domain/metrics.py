@@ -130,6 +130,7 @@ class PhaseMetrics(Record):
     time_sec: float = Field(ge=0, description="Time in this phase, in seconds; summed over processes.")
     tokens: int = Field(ge=0, description="Tokens processed (prefill) or produced (decode).")
     energy_j: float | None = Field(default=None, description="Energy in joules; null: too short for the sensor.")
+    uncertainty: EnergyUncertainty | None = Field(default=None, description="95 % half-widths of `energy_j`.")
 
 
 class PhaseBreakdown(Record):

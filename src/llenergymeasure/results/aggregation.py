@@ -197,7 +197,7 @@ def _energy_detail(records: Sequence[RawProcessResult], attribution: Attribution
         "energy_breakdown": merging.merge_breakdowns(counted, records),
         "energy_audit": merging.merge_audits([record.energy_audit for record in counted]),
         "uncertainty": merging.merge_uncertainties(
-            [record.uncertainty for record in counted], totals.energy_j, totals.output_tokens
+            [record.uncertainty for record in counted], totals.energy_j, totals.adjusted_j, totals.output_tokens
         ),
         "phases": merging.merge_phases([record.phases for record in records], bool(attribution.shared_devices)),
     }

@@ -105,7 +105,10 @@ def merge_audits(audits: Sequence[EnergyAudit | None]) -> EnergyAudit | None:
 
 
 def merge_uncertainties(
-    parts: Sequence[EnergyUncertainty | None], total_energy_j: float | None, output_tokens: int
+    parts: Sequence[EnergyUncertainty | None],
+    energy_j: float | None,
+    adjusted_j: float | None = None,
+    output_tokens: int | None = None,
 ) -> EnergyUncertainty | None:
     """Half-widths of the sum of several boards' energies.
 
@@ -121,7 +124,8 @@ def merge_uncertainties(
     for part in known:
         for component in part.budget:
             lines[component.name, component.kind].append(component)
-    return combine_budget([_merge_line(line, total_energy_j) for line in lines.values()], output_tokens)
+    above_idle = abs(adjusted_j) / energy_j if adjusted_j is not None and energy_j else 1.0
+    return combine_budget([_merge_line(line, energy_j) for line in lines.values()], output_tokens, above_idle)
 
 
 def merge_phases(parts: Sequence[PhaseBreakdown | None], devices_are_shared: bool) -> PhaseBreakdown | None:
@@ -235,10 +239,12 @@ def _merge_phase(parts: Sequence[PhaseMetrics | None], devices_are_shared: bool)
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):
         return None
+    energy_j = None if devices_are_shared else sum_known(part.energy_j for part in known)
     return PhaseMetrics(
         time_sec=math.fsum(part.time_sec for part in known),
         tokens=sum(part.tokens for part in known),
-        energy_j=None if devices_are_shared else sum_known(part.energy_j for part in known),
+        energy_j=energy_j,
+        uncertainty=None if energy_j is None else merge_uncertainties([part.uncertainty for part in known], energy_j),
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from llenergymeasure.domain.energy import EnergyAudit
+from llenergymeasure.domain.energy import BudgetKind, EnergyAudit
 from llenergymeasure.domain.warnings import MeasurementWarning
 
 DeviceId = str
@@ -80,7 +80,7 @@ class UncertaintyComponent:
 
     name: str
     half_width_j: float
-    kind: Literal["gain", "counter_resolution", "sampling", "aliasing", "sensor", "model"]
+    kind: BudgetKind
     note: str = ""
 
 

@@ -9,31 +9,28 @@ belong to no phase's energy and are left out of both.
     request 2                 |--prefill--|------decode------|
     phases       |---- prefill -----------|------decode------|
 
-Joules are the integral of the power trace over each phase, scaled by what the meter counted over the whole window, so
-that the parts and the residual make the whole. A phase whose stretches are shorter than the sensor can tell apart has
-no joules.
+Joules are cut out of the power trace (energy/part.py), so that the parts and the residual make the whole. A phase whose
+stretches are shorter than the sensor can tell apart has no joules.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
-from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, Telemetry
+from llenergymeasure.core.energy.part import PartEnergy, PartUnknownError, Span, TracedWindow
+from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.metrics.throttle import merge_spans
+from llenergymeasure.core.metrics.uncertainty import stated_uncertainty
 from llenergymeasure.domain.metrics import PhaseBreakdown, PhaseMetrics
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MIN_SAMPLES_PER_STRETCH: Final = 3.0
 """Sampling intervals that a stretch of a phase must last for its joules to be told: with fewer, both its edges lie in
 intervals whose power belongs to its neighbours as much as to it."""
-
-Span = tuple[float, float]
 
 
 def phase_breakdown(
@@ -52,15 +49,11 @@ def phase_breakdown(
         return None, ()
     window = (energy.start_s, energy.end_s)
     prefill_spans, decode_spans = phase_spans(outputs, window)
-    prefill_j, decode_j, reason = _phase_energies(energy, prefill_spans, decode_spans)
+    prefill, decode, reason = _phase_energies(energy, prefill_spans, decode_spans)
     breakdown = PhaseBreakdown(
-        prefill=PhaseMetrics(
-            time_sec=_length(prefill_spans), tokens=sum(o.input_tokens for o in outputs), energy_j=prefill_j
-        ),
-        decode=PhaseMetrics(
-            time_sec=_length(decode_spans), tokens=_decode_tokens(outputs, decode_spans), energy_j=decode_j
-        ),
-        residual_j=_residual(energy.total_j, prefill_j, decode_j),
+        prefill=_phase(prefill_spans, _prefill_tokens(outputs, window), prefill),
+        decode=_phase(decode_spans, _decode_tokens(outputs, decode_spans), decode),
+        residual_j=_residual(energy.total_j, prefill, decode),
         reason=reason,
     )
     notes = () if reason is None else (MeasurementWarning(WarningCode.PHASES_NOT_RESOLVED, reason),)
@@ -90,24 +83,25 @@ def typical_stretch_s(spans: Sequence[Span]) -> float:
     return 0.0
 
 
+def _phase(spans: Sequence[Span], tokens: int, energy: PartEnergy | None) -> PhaseMetrics:
+    return PhaseMetrics(
+        time_sec=_length(spans),
+        tokens=tokens,
+        energy_j=None if energy is None else energy.total_j,
+        uncertainty=None if energy is None else stated_uncertainty(energy.total_j, energy.components),
+    )
+
+
 def _phase_energies(
     energy: EnergyMeasurement, prefill: Sequence[Span], decode: Sequence[Span]
-) -> tuple[float | None, float | None, str | None]:
-    """Joules of prefill and decode, and why one is missing."""
-    if energy.total_j is None:
-        return None, None, "no energy was measured"
-    if energy.telemetry is None or not energy.telemetry.devices:
-        return None, None, f"the {energy.meter} meter gives no power samples, and phases are cut out of those"
-    traces = [_trace(energy.telemetry, device) for device in energy.telemetry.devices]
+) -> tuple[PartEnergy | None, PartEnergy | None, str | None]:
+    """Energy of prefill and decode, and why one is missing."""
     try:
-        whole_j = math.fsum(integrate_power(*trace, energy.start_s, energy.end_s) for trace in traces)
-    except TraceTooShortError as error:
+        traced = TracedWindow(energy)
+    except PartUnknownError as error:
         return None, None, str(error)
-    if whole_j <= 0:
-        return None, None, "the power samples of the window add up to nothing"
-    interval_s = max(_sampling_interval_s(times, energy.start_s, energy.end_s) for times, _ in traces)
-    scale = energy.total_j / whole_j
-    figures: list[float | None] = []
+    interval_s = traced.sampling_interval_s
+    figures: list[PartEnergy | None] = []
     reasons = []
     for name, spans in (("prefill", prefill), ("decode", decode)):
         stretch_s = typical_stretch_s(spans)
@@ -115,33 +109,22 @@ def _phase_energies(
             figures.append(None)
             reasons.append(f"{name} comes in stretches of {1000 * stretch_s:.0f} ms")
         else:
-            figures.append(scale * math.fsum(integrate_power(*trace, *span) for trace in traces for span in spans))
+            figures.append(traced.part(spans))
     reason = None
     if reasons:
         reason = f"{' and '.join(reasons)}; power samples every {1000 * interval_s:.0f} ms cannot tell its joules apart"
     return figures[0], figures[1], reason
 
 
-def _trace(telemetry: Telemetry, device: DeviceId) -> tuple[array[float], array[float]]:
-    times, power = array("d"), array("d")
-    for sample in telemetry.samples(device):
-        if sample.power_w is not None:
-            times.append(sample.time_s)
-            power.append(sample.power_w)
-    return times, power
-
-
-def _sampling_interval_s(times_s: Sequence[float], start_s: float, end_s: float) -> float:
-    """Mean time between two samples around the window; equal times (one sensor update read twice) count once."""
-    first, last = bisect_right(times_s, start_s) - 1, bisect_left(times_s, end_s)
-    distinct = len(set(times_s[first : last + 1]))
-    return (times_s[last] - times_s[first]) / (distinct - 1) if distinct > 1 else end_s - start_s
-
-
-def _residual(total_j: float | None, prefill_j: float | None, decode_j: float | None) -> float | None:
-    if total_j is None or prefill_j is None or decode_j is None:
+def _residual(total_j: float | None, prefill: PartEnergy | None, decode: PartEnergy | None) -> float | None:
+    if total_j is None or prefill is None or decode is None:
         return None
-    return total_j - prefill_j - decode_j
+    return total_j - prefill.total_j - decode.total_j
+
+
+def _prefill_tokens(outputs: Sequence[RequestOutput], window: Span) -> int:
+    """Input tokens of the requests whose first output token, and so the end of their prefill, lies in the window."""
+    return sum(output.input_tokens for output in outputs if window[0] < _first_token_s(output) <= window[1])
 
 
 def _decode_tokens(outputs: Sequence[RequestOutput], decode: Sequence[Span]) -> int:

@@ -25,6 +25,7 @@ from typing import Final
 
 from llenergymeasure.core.energy.fusion import FusedEnergy
 from llenergymeasure.core.energy.types import UncertaintyComponent
+from llenergymeasure.domain.energy import BudgetComponent, EnergyUncertainty, combine_budget
 
 Z95: Final = 1.96
 """Half-width of 95 % in standard deviations of a normal distribution (JCGM 100:2008, table G.1)."""
@@ -124,27 +125,53 @@ def integral_components(
         end_s: End of the window.
         sampling: How the samples come about.
     """
-    first, last = max(0, bisect_right(times_s, start_s) - 1), bisect_left(times_s, end_s)
-    times, power = _thinned(times_s[first : last + 1], power_w[first : last + 1], sampling.update_s)
-    variance_j2 = _sampling_variance(times, power, sampling)
-    half_width_j = coverage_factor(len(times) - 1) * math.sqrt(variance_j2)
-    sees_all = sampling.averaging_window_s >= (1.0 - MIN_UNSEEN_SHARE) * _mean_step_s(times)
-    repeats = 0 if sees_all or variance_j2 == 0.0 else _repeats(power)
-    lag_j = _lag_half_width(times_s, power_w, start_s, end_s, sampling)
+    return trace_components(times_s, power_w, ((start_s, end_s),), sampling)
+
+
+def trace_components(
+    times_s: Sequence[float], power_w: Sequence[float], spans: Sequence[tuple[float, float]], sampling: PowerSampling
+) -> tuple[UncertaintyComponent, ...]:
+    """`integral_components` of the sum over several stretches of one trace, whose errors are independent.
+
+    Args:
+        times_s: When each sample was taken, in seconds, in order.
+        power_w: Power of each sample in watts.
+        spans: Start and end of each stretch on the same clock, in seconds.
+        sampling: How the samples come about.
+    """
+    variance_j2 = repeated_j2 = 0.0
+    samples = freedom = repeats = 0
+    for start_s, end_s in spans:
+        first, last = max(0, bisect_right(times_s, start_s) - 1), bisect_left(times_s, end_s)
+        times, power = _thinned(times_s[first : last + 1], power_w[first : last + 1], sampling.update_s)
+        span_j2 = _sampling_variance(times, power, sampling)
+        sees_all = sampling.averaging_window_s >= (1.0 - MIN_UNSEEN_SHARE) * _mean_step_s(times)
+        span_repeats = 0 if sees_all or span_j2 == 0.0 else _repeats(power)
+        variance_j2 += span_j2
+        repeated_j2 += span_j2 * max(0, span_repeats - 1)
+        repeats = max(repeats, span_repeats)
+        samples += len(times)
+        freedom += len(times) - 1
+    factor = coverage_factor(freedom)
     return (
         UncertaintyComponent(
             name="sampling",
-            half_width_j=half_width_j,
+            half_width_j=factor * math.sqrt(variance_j2),
             kind="sampling",
-            note=f"changes between {len(times)} samples",
+            note=f"changes between {samples} samples",
         ),
         UncertaintyComponent(
             name="aliasing",
-            half_width_j=half_width_j * math.sqrt(max(0, repeats - 1)),
+            half_width_j=factor * math.sqrt(repeated_j2),
             kind="aliasing",
             note=f"the load repeats {repeats} times in step with the sampling" if repeats else "no pattern in step",
         ),
-        UncertaintyComponent("sensor lag", lag_j, "sensor", "samples are averages over the past"),
+        UncertaintyComponent(
+            name="sensor lag",
+            half_width_j=math.hypot(*(_lag_half_width(times_s, power_w, *span, sampling) for span in spans)),
+            kind="sensor",
+            note="samples are averages over the past",
+        ),
     )
 
 
@@ -174,6 +201,53 @@ def comparative_half_width(components: Iterable[UncertaintyComponent]) -> float:
 def absolute_half_width(components: Iterable[UncertaintyComponent]) -> float:
     """95 % half-width in joules with the gain: for publishing."""
     return math.hypot(*(part.half_width_j for part in components))
+
+
+@dataclass(frozen=True, slots=True)
+class IdleEnergy:
+    """What idle power amounts to over a window.
+
+    Args:
+        energy_j: Idle power times the window's length, in joules.
+        half_width_j: Its 95 % half-width without the sensor's gain.
+    """
+
+    energy_j: float
+    half_width_j: float
+
+
+def stated_uncertainty(
+    energy_j: float,
+    components: Sequence[UncertaintyComponent],
+    output_tokens: int | None = None,
+    idle: IdleEnergy | None = None,
+) -> EnergyUncertainty | None:
+    """The uncertainty of an energy figure as a result states it; `None` for an estimate, which has no budget.
+
+    Args:
+        energy_j: The figure in joules.
+        components: Its budget.
+        output_tokens: Tokens that it is divided by, for the half-widths per token.
+        idle: What is subtracted from it for the figure above idle; `None`: nothing is.
+    """
+    if not components:
+        return None
+    lines = [*components]
+    if idle is not None:
+        note = "half-width of the idle power times the window's length"
+        lines.append(UncertaintyComponent("idle power", idle.half_width_j, "baseline", note))
+    budget = [
+        BudgetComponent(
+            name=line.name,
+            kind=line.kind,
+            half_width_j=line.half_width_j,
+            relative_pct=100.0 * line.half_width_j / energy_j if energy_j else None,
+            note=line.note,
+        )
+        for line in lines
+    ]
+    above_idle = 1.0 if idle is None or not energy_j else abs(energy_j - idle.energy_j) / energy_j
+    return combine_budget(budget, output_tokens, above_idle)
 
 
 def coverage_factor(degrees_of_freedom: int) -> float:

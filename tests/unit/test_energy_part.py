@@ -1,0 +1,196 @@
+"""Parts of a metered window: their joules by hand, and their stated intervals against the truth."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.nvml.loads import ALL_LOADS, SAMPLED_LOADS, Load
+from tests.nvml.virtual import ARCHITECTURES, Board, Counter
+from tests.nvml.virtual_run import VirtualWindow, quantile, random_board, run_window
+
+from energy_fakes import ListedTelemetry
+from llenergymeasure.core.energy.gpu_energy import gpu_measurement
+from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
+from llenergymeasure.core.energy.part import PartUnknownError, TracedWindow, energy_between
+from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, UncertaintyComponent
+from llenergymeasure.core.metrics.uncertainty import PowerSampling, comparative_half_width
+from llenergymeasure.domain.warnings import WarningCode
+
+STEP = [TelemetrySample(t / 10, 100.0 if t < 50 else 300.0) for t in range(-2, 103)]
+"""100 W for five seconds, then 300 W: 2,000 J in ten seconds, but for the slope between two samples."""
+
+
+def metered(total_j: float = 2100.0, **more: object) -> EnergyMeasurement:
+    """A window of ten seconds by a meter that reads 5 % more than its samples."""
+    energy = EnergyMeasurement(
+        start_s=0.0,
+        end_s=10.0,
+        total_j=total_j,
+        method="hardware_counter",
+        scope="gpu",
+        per_gpu_j={"GPU-0": total_j},
+        counter_j=total_j,
+        components=(
+            UncertaintyComponent("sensor gain", 105.0, "gain"),
+            UncertaintyComponent("counter resolution", 10.0, "counter_resolution"),
+        ),
+        telemetry=ListedTelemetry({"GPU-0": STEP}),
+        meter="nvml",
+    )
+    return replace(energy, **more)  # type: ignore[arg-type]
+
+
+def half_widths(energy: EnergyMeasurement) -> dict[str, float]:
+    return {component.name: component.half_width_j for component in energy.components}
+
+
+def test_a_part_gets_the_share_of_the_meters_joules_that_its_samples_show() -> None:
+    part = energy_between(metered(), 6.0, 8.0)
+    assert part.total_j == pytest.approx(1.05 * 600.0, rel=0.005)
+    assert part.per_gpu_j == {"GPU-0": part.total_j}
+    assert part.integral_j == pytest.approx(600.0)
+    assert (part.method, part.counter_j) == ("power_integration", None)
+
+
+@given(st.floats(0.1, 9.9))
+def test_parts_of_a_window_add_up_to_the_whole(at_s: float) -> None:
+    energy = metered()
+    first, second = energy_between(energy, 0.0, at_s), energy_between(energy, at_s, 10.0)
+    assert first.total_j is not None
+    assert second.total_j is not None
+    assert first.total_j + second.total_j == pytest.approx(energy.total_j)
+
+
+def test_each_board_is_scaled_to_its_own_counter() -> None:
+    two = metered(
+        total_j=3000.0,
+        per_gpu_j={"GPU-0": 2000.0, "GPU-1": 1000.0},
+        telemetry=ListedTelemetry({"GPU-0": STEP, "GPU-1": [replace(s, power_w=200.0) for s in STEP]}),
+    )
+    part = energy_between(two, 8.0, 10.0)
+    assert part.per_gpu_j["GPU-0"] == pytest.approx(600.0, rel=0.005)
+    assert part.per_gpu_j["GPU-1"] == pytest.approx(100.0 * 2)
+
+
+def test_errors_of_the_meter_shrink_with_the_part() -> None:
+    budget = half_widths(energy_between(metered(), 5.5, 10.0))  # 67 % of the energy
+    assert budget["sensor gain"] == pytest.approx(0.67 * 105.0, rel=0.02)
+    assert budget["counter resolution"] == pytest.approx(0.67 * 10.0, rel=0.02)
+
+
+def test_an_edge_where_the_power_changes_makes_a_part_uncertain_by_the_sensors_lag() -> None:
+    """An edge within reach of a step of 200 W, seen through samples that are averages over the 0.1 s before them."""
+    at_the_step, past_it = (energy_between(metered(), start_s, 10.0) for start_s in (5.0, 7.0))
+    assert half_widths(at_the_step)["sensor lag"] > 1.05 * 0.1 * 200.0 * 0.6
+    assert half_widths(past_it)["sensor lag"] < 0.5 * half_widths(at_the_step)["sensor lag"]
+
+
+def test_the_whole_window_as_a_part_is_as_certain_as_the_meter() -> None:
+    energy = metered()
+    whole = energy_between(energy, 0.0, 10.0)
+    assert whole.total_j == pytest.approx(energy.total_j)
+    assert comparative_half_width(whole.components) == pytest.approx(comparative_half_width(energy.components))
+
+
+def test_a_part_of_an_integral_has_the_errors_of_its_own_samples() -> None:
+    own = (UncertaintyComponent("sampling", 50.0, "sampling"), UncertaintyComponent("sensor gain", 100.0, "gain"))
+    budget = half_widths(energy_between(metered(2000.0, method="power_integration", components=own), 6.0, 8.0))
+    assert budget["sampling"] == 0.0  # nothing changes between six and eight seconds
+    assert budget["sensor gain"] == pytest.approx(30.0, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        (None, "gives no power samples"),
+        ({"GPU-0": STEP[:30]}, "do not reach over the window"),
+        ({"GPU-0": [TelemetrySample(s.time_s, None) for s in STEP]}, "no power samples at all"),
+        ({"GPU-1": STEP}, "no power samples of GPU-0"),
+        ({"GPU-0": [replace(s, power_w=0.0) for s in STEP]}, "add up to nothing"),
+    ],
+    ids=["no sampler", "too short", "no power", "another board", "no watts"],
+)
+def test_samples_that_cannot_tell_a_part_give_none_with_the_reason(
+    samples: dict[str, list[TelemetrySample]] | None, reason: str
+) -> None:
+    part = energy_between(metered(telemetry=None if samples is None else ListedTelemetry(samples)), 1.0, 2.0)
+    assert part.total_j is None
+    assert part.components == ()
+    (note,) = part.notes
+    assert note.code is WarningCode.ENERGY_UNAVAILABLE
+    assert reason in note.message
+
+
+def test_without_energy_there_is_nothing_to_divide() -> None:
+    unmeasured = metered(total_j=None)
+    assert energy_between(unmeasured, 1.0, 2.0).total_j is None
+    with pytest.raises(PartUnknownError, match="no energy was measured"):
+        TracedWindow(unmeasured)
+
+
+@dataclass(frozen=True)
+class Draw:
+    error_j: float
+    half_width_j: float
+
+
+def measured(window: VirtualWindow, board: Board, architecture: str) -> EnergyMeasurement:
+    """What the NVML meter makes of a window."""
+    sensor = ARCHITECTURES[architecture].instant
+    record = BoardRecord(
+        device="g",
+        board="g",
+        has_counter=board.counter is not None,
+        before=window.before,
+        after=window.after,
+        sensor=window.sensor,
+        sampling=PowerSampling(sensor.window_s, sensor.update_s),
+    )
+    samples = [TelemetrySample(t, w) for t, w in window.samples]
+    recorded = RecordedWindow(
+        GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml"), ListedTelemetry({"g": samples})
+    )
+    return gpu_measurement(recorded)
+
+
+def draws(architecture: str, loads: Sequence[Load], count: int, *, counter: bool) -> list[Draw]:
+    """Parts of any length and place of windows between 3 and 20 s."""
+    draw, found = random.Random(31), []
+    for i in range(count):
+        board = random_board(architecture, loads[i % len(loads)](draw), draw)
+        board.counter = Counter(phase_s=draw.uniform(0.0, 0.1)) if counter else None
+        window = run_window(board, draw.uniform(3.0, 20.0), draw)
+        energy = measured(window, board, architecture)
+        if energy.total_j is None:  # a fast load that fooled the sensor: the audit has said so
+            continue
+        start_s = window.start_s + draw.choice([0.0, draw.uniform(0.0, 0.4)]) * energy.duration_sec
+        end_s = window.end_s - draw.choice([0.0, draw.uniform(0.0, 0.4)]) * energy.duration_sec
+        part = energy_between(energy, start_s, end_s)
+        assert part.total_j is not None
+        error_j = abs(part.total_j - board.true_energy_j(start_s, end_s))
+        found.append(Draw(error_j, comparative_half_width(part.components)))
+    assert len(found) > 0.9 * count
+    return found
+
+
+def covered_share(found: Sequence[Draw]) -> float:
+    return sum(d.error_j <= d.half_width_j for d in found) / len(found)
+
+
+@pytest.mark.parametrize("counter", [True, False], ids=["counted", "integrated"])
+@pytest.mark.parametrize("architecture", ["pascal", "turing", "hopper"])
+def test_the_stated_interval_of_a_part_covers_the_truth_and_is_not_too_wide(architecture: str, counter: bool) -> None:
+    found = draws(architecture, SAMPLED_LOADS, 120, counter=counter)
+    assert covered_share(found) >= 0.95
+    assert statistics.fmean(d.half_width_j for d in found) <= 2.0 * quantile([d.error_j for d in found], 0.95)
+
+
+@pytest.mark.parametrize("architecture", ["volta", "ampere"])
+def test_it_covers_with_loads_that_samples_cannot_follow_among_them(architecture: str) -> None:
+    assert covered_share(draws(architecture, ALL_LOADS, 120, counter=True)) >= 0.95
