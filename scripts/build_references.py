@@ -12,7 +12,8 @@ import argparse
 import re
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+import settings_reference
 from llenergymeasure.config.introspection import (
     ParamMetadata,
     get_backend_params,
@@ -31,6 +33,7 @@ from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, DECODER_PRESETS
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.study import StudyManifest, StudyResult
 from llenergymeasure.results.export import flat_columns_markdown
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -40,10 +43,10 @@ SECTIONS = ("decoder", "warmup", "baseline", "energy", "measurement", "dataset",
 """Sections of an experiment that every backend shares."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fill the generated parts of the documentation.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where something would change")
-    check_only = parser.parse_args().check
+    check_only = parser.parse_args(arguments).check
     stale = []
     for page in sorted(DOCS.rglob("*.md")):
         before = page.read_text(encoding="utf-8")
@@ -95,10 +98,10 @@ def combinations() -> str:
     return "\n".join(f"- {_escape(rule['rule'])}" for rule in rules)
 
 
-def result_fields() -> str:
-    """Every field of `result.json`, nested records after the field that holds them."""
-    parts = [_record_table(ExperimentResult)]
-    for name, model in _nested_records(ExperimentResult):
+def record_fields(record: type[BaseModel]) -> str:
+    """Every field of a record in a file, nested records after the field that holds them."""
+    parts = [_record_table(record)]
+    for name, model in _nested_records(record):
         parts += [f"### `{name}`", model.__doc__.splitlines()[0] if model.__doc__ else "", _record_table(model)]
     return "\n\n".join(part for part in parts if part)
 
@@ -192,8 +195,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "decoder-presets": decoder_presets,
     "execution-parameters": execution_parameters,
     "user-settings": user_settings,
-    "result-fields": result_fields,
+    "result-fields": partial(record_fields, ExperimentResult),
+    "study-fields": partial(record_fields, StudyResult),
+    "manifest-fields": partial(record_fields, StudyManifest),
     "flat-columns": flat_columns_markdown,
+    **{f"settings-{part}": partial(settings_reference.table, part) for part in settings_reference.PARTS},
 }
 
 if __name__ == "__main__":

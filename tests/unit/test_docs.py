@@ -14,7 +14,7 @@ import yaml
 from llenergymeasure import exceptions
 from llenergymeasure.cli import errors
 from llenergymeasure.config.loader import load_experiment_config, load_study_config
-from llenergymeasure.config.user_config import environment_settings, load_user_config
+from llenergymeasure.config.user_config import UserConfig, environment_settings, load_user_config
 from llenergymeasure.domain.warnings import WarningCode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,10 +88,10 @@ def test_examples_are_valid(page: str, block: str, tmp_path: Path) -> None:
 
     if "sweep" in keys:
         assert load_study_config(file).experiments
-    elif "model" in keys:
-        load_experiment_config(file)
-    else:
+    elif keys <= set(UserConfig.model_fields):
         load_user_config(file, {})
+    else:  # an experiment, or some keys of one
+        load_experiment_config(file, None if "model" in keys else {"model": "somebody/model"})
 
 
 @pytest.mark.parametrize(("page", "block"), code_blocks("python"))

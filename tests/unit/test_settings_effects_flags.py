@@ -12,6 +12,7 @@ import pytest
 from effects_bench import ExperimentBench
 from llenergymeasure.cli.app import run_app
 from llenergymeasure.constants import VERSION
+from study_fakes import Stage, study_of
 
 
 @pytest.fixture
@@ -145,6 +146,29 @@ def test_a_flag_of_studies_on_one_experiment_is_a_usage_error(prompts: str, flag
 def test_resume_of_a_directory_without_a_study_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["run", "--resume", str(tmp_path)]) != 0
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_quiet_leaves_the_progress_out(prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def progress(*flags: str) -> str:
+        run_app(["run", "-m", "/no/model", "-b", "tensorrt", "-d", prompts, "-n", "1", *flags])
+        return capsys.readouterr().err
+
+    assert "Experiment:" in progress()
+    assert "Experiment:" not in progress("--quiet")
+    assert "tensorrt" in progress("--quiet")  # what went wrong is told all the same
+
+
+def test_resume_of_a_finished_study_shows_it_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Stage(tmp_path).runner(study_of("somebody/model", cycles=2)).run()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("result.json")}
+    assert len(before) == 2
+    assert run_app(["run", "--resume", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "nothing to do" in told.err
+    assert "2 completed" in told.out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("result.json")} == before
 
 
 def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,6 +161,7 @@ def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
 
 
 def _full_batch_needs_continuous_batching(config: ExperimentConfig) -> Iterator[Problem]:
+    """Only an engine that batches continuously has a time in which its batch is full."""
     if config.measurement.full_batch_only and config.backend not in CONTINUOUS_BATCHING:
         yield Problem(
             "measurement.full_batch_only",

@@ -166,6 +166,10 @@ class Registry:
             if all(self._is_present(need.package) for need in provider.needs)
         )
 
+    def names(self) -> tuple[str, ...]:
+        """Names of all engines this release has, installed or not, in order of registration."""
+        return tuple(self._providers)
+
     def _provider(self, name: str) -> Provider:
         if name in self._providers:
             return self._providers[name]

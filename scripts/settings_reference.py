@@ -1,0 +1,140 @@
+"""The tables of docs/settings.md, and what keeps them complete and true."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from llenergymeasure.cli.app import app
+from llenergymeasure.config.introspection import get_params_from_model
+from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
+from llenergymeasure.config.ssot import BACKENDS
+from llenergymeasure.config.user_config import NOT_USED_YET, UserConfig
+from llenergymeasure.core.backends.registry import registry
+from settings_map import MAPS, Effect
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "llenergymeasure"
+
+PARTS = {"experiment": "field", "study": "key", "user": "setting", "flags": "flag", "variables": "variable"}
+"""Parts of the page, and what stands in the first column of each."""
+
+NOT_WRITTEN = {"study_design_hash", "skipped_configs"}
+"""Fields of a study that the loader fills in."""
+
+Maps = Mapping[str, Mapping[str, Effect]]
+
+
+def settings() -> dict[str, set[str]]:
+    """Everything a user can set, for each part of the page."""
+    own_keys = set(StudyConfig.model_fields) - NOT_WRITTEN - {"execution"} | {"base", "sweep"}
+    return {
+        "experiment": set(get_params_from_model(ExperimentConfig)),
+        "study": own_keys | set(get_params_from_model(ExecutionConfig, "execution")),
+        "user": set(get_params_from_model(UserConfig)),
+        "flags": set(flags()),
+        "variables": variables_in_the_code(),
+    }
+
+
+def problems(maps: Maps = MAPS) -> list[str]:
+    """Everything that is wrong with the map: settings it lacks or invents, modules and tests that do not exist.
+
+    Args:
+        maps: The map, part by part.
+    """
+    return [*_incomplete(maps), *_dangling(maps), *_untrue_notes(maps)]
+
+
+def table(part: str) -> str:
+    """One part of the page as a Markdown table."""
+    rows = [f"| {PARTS[part]} | acts in | shown by |", "|---|---|---|"]
+    for name, effect in MAPS[part].items():
+        file, _, test = effect.shown_by.partition("::")
+        note = f" ({effect.note})" if effect.note else ""
+        rows.append(f"| `{name}`{note} | `{effect.acts_in}` | `{_test_file(file)}`<br>`{test}` |")
+    return "\n".join(rows)
+
+
+def flags() -> Iterator[str]:
+    """Every flag and argument by its command and longest name, such as `llem run --model`."""
+    group: Any = get_command(app)
+    for name, command in group.commands.items():
+        yield from (f"llem {name} {_flag(parameter)}" for parameter in command.params)
+    yield from (f"llem {_flag(parameter)}" for parameter in group.params)
+
+
+def variables_in_the_code() -> set[str]:
+    """This package's environment variables, from what the user configuration reads and any module names."""
+    named = {
+        variable
+        for path in PACKAGE.rglob("*.py")
+        for variable in re.findall(r"[\"'](LLEM_[A-Z_]+)[\"']", path.read_text(encoding="utf-8"))
+    }
+    return named | {f"LLEM_RUNNER_{backend.upper()}" for backend in BACKENDS}
+
+
+def _flag(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return str(parameter.name).upper()
+    return str(max(parameter.opts, key=len))
+
+
+def _expanded(mapping: Mapping[str, Effect]) -> dict[str, Effect]:
+    """The map with every `section.*` replaced by the section's fields."""
+    paths = get_params_from_model(ExperimentConfig)
+    expanded: dict[str, Effect] = {}
+    for name, effect in mapping.items():
+        section, star, _ = name.partition(".*")
+        fields = [path for path in paths if path.startswith(f"{section}.")] if star else [name]
+        expanded |= dict.fromkeys(fields, effect)
+    return expanded
+
+
+def _incomplete(maps: Maps) -> Iterator[str]:
+    for part, known in settings().items():
+        named = set(_expanded(maps[part]))
+        yield from (f"{part}: {name} has no entry in settings_map" for name in sorted(known - named))
+        yield from (f"{part}: {name} is in settings_map and cannot be set" for name in sorted(named - known))
+
+
+def _dangling(maps: Maps) -> Iterator[str]:
+    for part, mapping in maps.items():
+        for name, effect in mapping.items():
+            if not (PACKAGE / effect.acts_in).is_file():
+                yield f"{part}: {name} acts in {effect.acts_in}, which does not exist"
+            file, _, test = effect.shown_by.partition("::")
+            if test not in _tests_in(file):
+                yield f"{part}: {name} is shown by {effect.shown_by}, which does not exist"
+
+
+def _untrue_notes(maps: Maps) -> Iterator[str]:
+    """A whole section may be passed over only while its engine is missing; unused settings are those the code names."""
+    starred = {name.removesuffix(".*") for name in maps["experiment"] if name.endswith(".*")}
+    missing = {name for name in BACKENDS if name not in registry.names()}
+    for name in sorted(starred ^ missing):
+        yield f"experiment: {name}.* stands for all its fields exactly while this release cannot run {name}"
+    unused = {name for name, effect in maps["user"].items() if effect.note.startswith("not used")}
+    for name in sorted(unused ^ set(NOT_USED_YET)):
+        yield f"user: {name} is called unused either in settings_map or in the code, but not in both"
+
+
+@cache
+def _tests_in(file: str) -> frozenset[str]:
+    """Names of the test functions in a test file, wherever below `tests` it lies."""
+    found = [path for path in ROOT.glob(f"tests/*/{file}") if file]
+    if len(found) != 1:
+        return frozenset()
+    tree = ast.parse(found[0].read_text(encoding="utf-8"))
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def _test_file(file: str) -> str:
+    found = next(ROOT.glob(f"tests/*/{file}"), None)
+    return file if found is None else str(found.relative_to(ROOT))

@@ -1,0 +1,65 @@
+"""docs/settings.md is complete, true and fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+import build_references
+import settings_map
+import settings_reference
+from settings_map import Effect
+
+REAL = settings_map.EXPERIMENT["n"]
+
+
+def problems_with(changes: Mapping[str, Effect | None]) -> list[str]:
+    """The problems of the map with some of its experiment's entries changed or, for `None`, taken out."""
+    merged = {**settings_map.EXPERIMENT, **changes}
+    experiment = {name: entry for name, entry in merged.items() if entry is not None}
+    return settings_reference.problems({**settings_map.MAPS, "experiment": experiment})
+
+
+def test_everything_a_user_can_set_has_an_entry_whose_module_and_test_exist() -> None:
+    assert settings_reference.problems() == []
+
+
+def test_the_pages_are_what_the_code_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert build_references.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_field_without_an_entry_is_noticed() -> None:
+    assert problems_with({"warmup.cv_threshold": None}) == [
+        "experiment: warmup.cv_threshold has no entry in settings_map"
+    ]
+
+
+def test_an_entry_without_a_field_is_noticed() -> None:
+    assert problems_with({"warmup.gone": REAL}) == ["experiment: warmup.gone is in settings_map and cannot be set"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        (replace(REAL, acts_in="core/gone.py"), "n acts in core/gone.py, which does not exist"),
+        (replace(REAL, shown_by="test_gone.py::test_n"), "n is shown by test_gone.py::test_n, which does not exist"),
+        (replace(REAL, shown_by="test_gaps.py::test_n"), "n is shown by test_gaps.py::test_n, which does not exist"),
+        (replace(REAL, shown_by=""), "n is shown by , which does not exist"),
+    ],
+)
+def test_a_module_or_test_that_does_not_exist_is_noticed(entry: Effect, problem: str) -> None:
+    assert problems_with({"n": entry}) == [f"experiment: {problem}"]
+
+
+def test_a_section_is_passed_over_only_while_its_engine_is_missing() -> None:
+    (problem,) = problems_with({"pytorch.*": REAL})
+    assert problem == "experiment: pytorch.* stands for all its fields exactly while this release cannot run pytorch"
+
+
+def test_flags_and_variables_are_those_of_the_program() -> None:
+    assert {"llem run CONFIG", "llem run --batch-size", "llem run -n", "llem --version"} <= set(
+        settings_reference.flags()
+    )
+    assert settings_reference.variables_in_the_code() == set(settings_map.VARIABLES)
