@@ -1,81 +1,81 @@
+"""The raw trace: what is written comes back unchanged, and the same joules come out of it."""
+
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
+import random
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from tests.nvml.virtual_run import random_board, run_window
+from tests.nvml.waveform import square
 
 from energy_fakes import ListedTelemetry, measured, steady
-from llenergymeasure.core.energy.counter import CounterRead
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
+from llenergymeasure.core.energy.part import energy_between
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
 from llenergymeasure.core.trace import read_trace, recompute_energy, write_trace
 from llenergymeasure.exceptions import PersistenceError
 
 
-def recorded(power_w: list[float], edge_s: float) -> EnergyMeasurement:
-    """Two boards with awkward numbers: one counted, one without a counter."""
-    start_s, step_s = 1000.0 + edge_s, 0.1 + edge_s / 1e3
-    end_s = start_s + (len(power_w) - 3) * step_s
-    samples = [
-        TelemetrySample(start_s + (i - 1) * step_s, watts, temperature_c=40.0 + i / 7, throttle_reasons=i)
-        for i, watts in enumerate(power_w)
-    ]
-    energy_j = sum(power_w[1:-1]) * step_s
-    before = (CounterRead(start_s - 0.002, start_s - 0.001, 10.0), CounterRead(start_s - 0.0005, start_s, 10.0 + 1 / 3))
-    after = (
-        CounterRead(end_s, end_s + 1e-4, 10.4 + energy_j),
-        CounterRead(end_s + 0.05, end_s + 0.0501, 50 + energy_j),
-    )
-    counted = BoardRecord("GPU-0", "GPU-0", has_counter=True, before=before, after=after, power_limit_w=None)
-    window = GpuWindow(start_s, end_s, (counted, BoardRecord("GPU-1", "GPU-1", has_counter=False)), 0.1, 5.0, "nvml")
-    return gpu_measurement(RecordedWindow(window, ListedTelemetry({"GPU-0": samples, "GPU-1": samples[:]})))
+def measured_on_gpu(*, counter: bool = True) -> EnergyMeasurement:
+    """Five seconds of a square wave on a board with or without a counter, one of whose samples has no power."""
+    draw = random.Random(8)
+    board = random_board("hopper", square(120.0, 500.0, 0.7), draw)
+    window = run_window(board, 5.0, draw)
+    record = BoardRecord("GPU-0", "GPU-0", counter, window.before, window.after, sensor=window.sensor)
+    more = {"temperature_c": 45.5, "throttle_reasons": 4, "power_source": "power_instant"}
+    samples = [TelemetrySample(t, w, **more) for t, w in window.samples]  # type: ignore[arg-type]
+    samples.insert(3, TelemetrySample(samples[2].time_s, None))
+    gpu_window = GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml")
+    return gpu_measurement(RecordedWindow(gpu_window, ListedTelemetry({"GPU-0": samples})))
 
 
-@settings(max_examples=25)
-@given(st.lists(st.floats(1.0, 1000.0), min_size=8, max_size=60), st.floats(0.0, 1.0))
-def test_energy_is_computed_again_to_the_last_bit(power_w: list[float], edge_s: float) -> None:
-    energy = recorded(power_w, edge_s)
-    with tempfile.TemporaryDirectory() as directory:
-        again = recompute_energy(write_trace(energy, Path(directory) / "trace.parquet"))
-    assert replace(again, telemetry=None) == replace(energy, telemetry=None)
+def same_figures(one: EnergyMeasurement, other: EnergyMeasurement) -> bool:
+    return replace(one, telemetry=None) == replace(other, telemetry=None)
 
 
-def test_every_sample_and_reading_is_in_the_file(tmp_path: Path) -> None:
-    energy = recorded([100.0, 200.0, 300.0, 200.0, 100.0, 50.0, 25.0, 12.0], 0.5)
-    trace = read_trace(write_trace(energy, tmp_path / "trace.parquet"))
+@pytest.mark.parametrize("counter", [True, False])
+def test_the_joules_computed_again_are_the_same_to_the_last_bit(counter: bool, tmp_path: Path) -> None:
+    energy = measured_on_gpu(counter=counter)
+    assert energy.method == ("hardware_counter" if counter else "power_integration")
+    again = recompute_energy(write_trace(energy, tmp_path / "trace.parquet"))
+    assert same_figures(again, energy)
+
+
+def test_of_a_counted_part_its_own_joules_come_back(tmp_path: Path) -> None:
+    energy = measured_on_gpu()
+    counted = (energy.start_s + 1.0 / 3.0, energy.end_s - 0.1)
+    part = energy_between(energy, *counted)
+    assert part.total_j is not None
+    assert same_figures(recompute_energy(write_trace(energy, tmp_path / "trace.parquet", counted)), part)
+
+
+def test_every_sample_and_reading_comes_back_unchanged(tmp_path: Path) -> None:
+    energy = measured_on_gpu()
+    found = read_trace(write_trace(energy, tmp_path / "trace.parquet"))
     assert isinstance(energy.telemetry, RecordedWindow)
-    assert trace.window == energy.telemetry.window
-    assert trace.devices == ("GPU-0", "GPU-1")
-    for device in trace.devices:
-        assert list(trace.samples(device)) == list(energy.telemetry.samples(device))
+    assert asdict(found.window) == asdict(energy.telemetry.window)
+    assert list(found.samples("GPU-0")) == list(energy.telemetry.samples("GPU-0"))
 
 
-def test_a_trace_without_a_gpu_window_keeps_its_samples_and_says_what_it_lacks(tmp_path: Path) -> None:
-    path = write_trace(measured({"cpu": steady(40.0, 0.0, 2.0)}), tmp_path / "trace.parquet")
-    assert pq.read_table(path).num_rows == 22
+def test_a_trace_that_belongs_to_no_gpu_holds_nothing_to_compute(tmp_path: Path) -> None:
+    path = write_trace(measured({"cpu": steady(80.0, 0.0, 20.0)}), tmp_path / "trace.parquet")
     with pytest.raises(PersistenceError, match="no window on GPUs"):
         recompute_energy(path)
 
 
-def test_a_window_without_samples_has_no_trace(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="without power samples"):
-        write_trace(measured(None), tmp_path / "trace.parquet")
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1 and then something else"])
-def test_a_file_that_is_no_trace_is_refused(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"PAR1 is how it begins, and nothing more", b""])
+def test_what_is_not_a_trace_is_an_error_that_names_the_file(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "trace.parquet"
-    path.write_bytes(content)
-    with pytest.raises(PersistenceError, match="is not a trace"):
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PersistenceError, match="trace.parquet"):
         recompute_energy(path)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PersistenceError, match="is not a trace"):
-        recompute_energy(tmp_path / "none.parquet")
+def test_without_samples_there_is_no_trace_and_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without power samples"):
+        write_trace(measured(None), tmp_path / "trace.parquet")
+    assert not list(tmp_path.iterdir())

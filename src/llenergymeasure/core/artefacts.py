@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llenergymeasure.core.counted import counted_limits
 from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.timeseries import write_timeseries
 from llenergymeasure.core.trace import write_trace
@@ -49,6 +50,9 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
     Args:
         seen: What was observed.
         work_dir: Where to write; must exist.
+
+    Raises:
+        ExperimentError: Nothing is left of the window to count.
     """
     energy, wanted = seen.window.energy, seen.config.measurement
 
@@ -59,7 +63,8 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
     trace = outputs = None
     timeseries = _written(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path))
     if energy.telemetry is not None and wanted.save_trace:
-        trace = _written(work_dir / TRACE_FILE, lambda path: write_trace(energy, path))
+        counted = counted_limits(wanted, seen.window)
+        trace = _written(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, counted))
     if wanted.save_outputs:
         outputs = _written(work_dir / OUTPUTS_FILE, write_outputs)
     return Artefacts(timeseries, trace, outputs)

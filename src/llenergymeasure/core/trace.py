@@ -1,8 +1,8 @@
 """`trace.parquet`: every power sample of a window at full rate, and what else its joules were computed from.
 
-The file holds the inputs of `gpu_measurement` unchanged: samples as rows of 64-bit numbers, counter reads and window as
-JSON in the Parquet metadata (whose numbers round-trip exactly). `recompute_energy` runs the same function on them, so
-it gives the same joules to the last bit, with no GPU in sight.
+The file holds the inputs of `gpu_measurement` unchanged: samples as rows of 64-bit numbers, counter reads, window and
+the part of it that counts as JSON in the Parquet metadata (whose numbers round-trip exactly). `recompute_energy` runs
+the same functions on them, so it gives the same joules to the last bit, with no GPU in sight.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from llenergymeasure.core.energy.counter import CounterRead
 from llenergymeasure.core.energy.fusion import SensorDescription
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
+from llenergymeasure.core.energy.part import Span, energy_between
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, TelemetrySample
 from llenergymeasure.core.metrics.uncertainty import PowerSampling
 from llenergymeasure.exceptions import PersistenceError
@@ -31,6 +32,7 @@ ROWS_PER_GROUP: Final = 8192
 """Samples that are in memory at once."""
 
 WINDOW_KEY: Final = b"llenergymeasure_window"
+COUNTED_KEY: Final = b"llenergymeasure_counted_part"
 
 UNITS: Final = {
     "time_s": "s",
@@ -44,12 +46,13 @@ UNITS: Final = {
 _COLUMNS: Final = tuple(field.name for field in fields(TelemetrySample))
 
 
-def write_trace(energy: EnergyMeasurement, path: Path) -> Path:
+def write_trace(energy: EnergyMeasurement, path: Path, counted: Span | None = None) -> Path:
     """Write the raw trace of a window; the file appears whole or not at all.
 
     Args:
         energy: The window, with its samples.
         path: Where to write.
+        counted: The part of it whose energy the result gives; `None`: all of it.
 
     Returns:
         `path`.
@@ -62,7 +65,7 @@ def write_trace(energy: EnergyMeasurement, path: Path) -> Path:
 
     if energy.telemetry is None:
         raise ValueError("this window was measured without power samples; there is no trace to write")
-    schema = _schema(energy)
+    schema = _schema(energy, counted)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
@@ -77,7 +80,7 @@ def write_trace(energy: EnergyMeasurement, path: Path) -> Path:
 
 
 def recompute_energy(path: Path) -> EnergyMeasurement:
-    """Compute a window's energy again from its trace; equal to the stored figures to the last bit.
+    """Compute a result's energy again from its trace; equal to the stored figures to the last bit.
 
     Args:
         path: A `trace.parquet` of a run on GPUs.
@@ -85,7 +88,9 @@ def recompute_energy(path: Path) -> EnergyMeasurement:
     Raises:
         PersistenceError: The file is not such a trace.
     """
-    return gpu_measurement(read_trace(path))
+    energy = gpu_measurement(read_trace(path))
+    counted = _metadata(path).get(COUNTED_KEY)
+    return energy if counted is None else energy_between(energy, *json.loads(counted))
 
 
 def read_trace(path: Path) -> RecordedWindow:
@@ -97,15 +102,11 @@ def read_trace(path: Path) -> RecordedWindow:
     Raises:
         PersistenceError: The file is not such a trace.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        metadata: Mapping[bytes, bytes] = pq.read_schema(path).metadata or {}
-        window = _window_from_json(metadata[WINDOW_KEY])
+        window = _window_from_json(_metadata(path)[WINDOW_KEY])
     except KeyError as error:
         raise PersistenceError(f"{path} holds power samples but no window on GPUs to compute energy for") from error
-    except (OSError, pa.ArrowInvalid, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise PersistenceError(f"{path} is not a trace of a measurement: {error}") from error
     return RecordedWindow(window, _StoredSamples(path, tuple(board.device for board in window.boards)))
 
@@ -144,7 +145,17 @@ def _batch(device: DeviceId, samples: list[TelemetrySample], schema: pa.Schema) 
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def _schema(energy: EnergyMeasurement) -> pa.Schema:
+def _metadata(path: Path) -> Mapping[bytes, bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise PersistenceError(f"{path} is not a trace of a measurement: {error}") from error
+
+
+def _schema(energy: EnergyMeasurement, counted: Span | None) -> pa.Schema:
     import pyarrow as pa
 
     others = {"throttle_reasons": pa.int64(), "power_source": pa.string()}
@@ -155,6 +166,8 @@ def _schema(energy: EnergyMeasurement) -> pa.Schema:
     metadata: dict[bytes | str, bytes | str] = {"llenergymeasure_version": VERSION, "units": json.dumps(UNITS)}
     if isinstance(energy.telemetry, RecordedWindow):
         metadata[WINDOW_KEY] = json.dumps(asdict(energy.telemetry.window), allow_nan=False)
+    if counted is not None:
+        metadata[COUNTED_KEY] = json.dumps(counted, allow_nan=False)
     return pa.schema(columns, metadata=metadata)
 
 
