@@ -160,6 +160,15 @@ def test_result_that_is_gone_is_run_again(stage: Stage) -> None:
     assert ran(resume(stage.directory)) == ["b"]
 
 
+def test_result_of_another_configuration_is_run_again(stage: Stage) -> None:
+    result = stage.runner(study_of("a", "b")).run()
+    a, b = (stage.directory / file for file in result.result_files)
+    a.write_bytes(b.read_bytes())
+    again = resume(stage.directory)
+    assert ran(again) == ["a"]
+    assert "is the result of another configuration" in again.of(StudyNotice)[0].message
+
+
 def test_entry_that_points_out_of_the_directory_is_not_believed(stage: Stage) -> None:
     stage.runner(study_of("a")).run()
     path = stage.directory / "manifest.json"
