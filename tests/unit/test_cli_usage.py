@@ -6,58 +6,19 @@ Nothing here reaches an engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from llenergymeasure.cli.app import run_app
+from command_line import CommandLine, Spoken
 from llenergymeasure.cli.run import SHORTEST_RUN
 
 EXPERIMENT = "model: builtin/tiny-llama\npytorch: {device: cpu}\n"
 
 
-@dataclass(frozen=True)
-class Spoken:
-    code: int
-    out: str
-    err: str
-
-
-class CommandLine:
-    """`llem` in this process, in a directory of its own, with a user config of its own."""
-
-    def __init__(self, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.directory = directory
-        self._capsys = capsys
-
-    def file(self, name: str, text: str) -> str:
-        path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return name
-
-    def user_config(self, text: str) -> None:
-        self.file("xdg/llenergymeasure/config.yaml", text)
-
-    def __call__(self, *arguments: str) -> Spoken:
-        code = run_app(list(arguments))
-        out, err = self._capsys.readouterr()
-        return Spoken(code, out, err)
-
-
 @pytest.fixture
-def llem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-    for variable in (
-        "LLEM_CARBON_INTENSITY",
-        "LLEM_DATACENTER_PUE",
-        "LLEM_NO_PROMPT",
-        *(f"LLEM_RUNNER_{backend}" for backend in ("PYTORCH", "VLLM", "TENSORRT")),
-    ):
-        monkeypatch.delenv(variable, raising=False)
-    return CommandLine(tmp_path, capsys)
+def llem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(tmp_path, monkeypatch, capfd)
 
 
 def assert_refused(spoken: Spoken, *said: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TextIO
 
 from llenergymeasure.core.progress import Event, Observer, PromptsDone, Step, StepFinished, StepStarted, Waiting
@@ -30,6 +29,9 @@ BUSY_WITH: Final[dict[Step, str]] = {"preflight": "checking", "load": "loading",
 
 REDRAW_INTERVAL_S = 0.5
 """Shortest time between two redraws of a bar; drawing inside the measurement window must stay negligible."""
+
+NOT_YET_S = 1e-9
+"""Keeps a bar from drawing itself before it is known here: a Ctrl-C in that moment could not remove it."""
 
 BAR_FORMAT = "{desc} {n:.0f}/{total:.0f} |{bar:24}| [{elapsed}<{remaining}]{postfix}"
 WAIT_FORMAT = "{desc} |{bar:24}|"
@@ -62,9 +64,13 @@ class ExperimentProgress:
     def close(self) -> None:
         """Remove the bar, if one is drawn; safe to call twice."""
         bar, self._bar = self._bar, None
-        if bar is not None:
-            with suppress(OSError):
-                bar.close()
+        if bar is None:
+            return
+        try:
+            bar.clear()
+            bar.close()
+        except OSError:
+            bar.disable = True  # or it tries again when it is collected
 
     def end(self, *, spaced: bool) -> None:
         """Close; `spaced` sets off what follows by an empty line."""
@@ -89,6 +95,7 @@ class ExperimentProgress:
                 self._advance(what)
         except OSError:
             self._broken = True
+            self.close()
 
     def _start(self, event: StepStarted) -> None:
         self.close()
@@ -108,7 +115,9 @@ class ExperimentProgress:
             leave=False,
             mininterval=self._redraw_interval_s,
             bar_format=layout,
+            delay=NOT_YET_S,
         )
+        self._bar.refresh()
 
     def _finish(self, event: StepFinished) -> None:
         self.close()
