@@ -71,7 +71,7 @@ def test_what_is_not_a_trace_is_an_error_that_names_the_file(content: bytes | No
     path = tmp_path / "trace.parquet"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(PersistenceError, match="trace.parquet"):
+    with pytest.raises(PersistenceError, match=r"trace\.parquet"):
         recompute_energy(path)
 
 
