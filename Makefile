@@ -27,7 +27,7 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.hooks
-	$(BIN)/python benchmarks/study.py
+	$(BIN)/python -m benchmarks.study
 	$(BIN)/python -m benchmarks.energy_accuracy --quick
 
 docs: $(VENV)-docs/.docs

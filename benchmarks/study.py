@@ -13,6 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.noop_experiment import measure_nothing
+from benchmarks.report import Figure, main
+
 from llenergymeasure.cli.dry_run_study import render_study_preview
 from llenergymeasure.config.loader import load_study_config
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
@@ -23,8 +26,6 @@ from llenergymeasure.runners.launcher import ExperimentJob, JobOutcome
 from llenergymeasure.runners.worker import ProcessLauncher
 from llenergymeasure.study.manifest import ManifestWriter
 from llenergymeasure.study.runner import StudyRunner, Surroundings
-from noop_experiment import measure_nothing
-from report import Figure, main
 
 POINTS = 10_000
 EXPERIMENTS, QUICK_EXPERIMENTS = 10, 2

@@ -134,10 +134,19 @@ def run_study(
 
 
 def study_parent(study: StudyConfig, machine: UserConfig) -> Path:
-    """Where the study's directory goes: what all its experiments say, else the machine's own place."""
-    named = {config.output_dir for config in study.experiments}
-    common = named.pop() if len(named) == 1 else None
-    return Path(common or machine.output.results_dir)
+    """Where the study's directory goes: what all its experiments say, else the machine's own place.
+
+    Raises:
+        ConfigError: The experiments name different directories; a study is kept in one.
+    """
+    named = sorted({config.output_dir or "" for config in study.experiments})
+    if len(named) > 1:
+        shown = ", ".join(directory or "(none)" for directory in named)
+        raise ConfigError(
+            f"output_dir: the study's experiments name different directories ({shown}), but a study is kept in one. "
+            "Name it once, at the top of the file, or pass --output."
+        )
+    return Path(named[0] or machine.output.results_dir)
 
 
 def _run(
