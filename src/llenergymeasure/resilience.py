@@ -56,7 +56,7 @@ def retry_on_error(
             for attempt in range(max_retries):
                 try:
                     return function(*args, **kwargs)
-                except exceptions as error:  # noqa: PERF203 (one try per attempt is the point)
+                except exceptions as error:
                     if not is_transient(error):
                         raise
                     pause_s = delay_seconds * backoff_factor**attempt
