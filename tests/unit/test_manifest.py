@@ -127,9 +127,7 @@ def test_every_cut_of_the_journal_gives_a_valid_state(tmp_path: Path) -> None:
     for length in range(0, len(journal) + 1, 7):
         (tmp_path / "manifest.json").write_bytes(before)
         (tmp_path / JOURNAL_FILE).write_bytes(journal[:length])
-        assert load_manifest(tmp_path).completed == sum(
-            line.endswith(b"}}") for line in journal[:length].splitlines()
-        )
+        assert load_manifest(tmp_path).completed == sum(line.endswith(b"}}") for line in journal[:length].splitlines())
     writer.mark_interrupted()
 
 
