@@ -56,9 +56,9 @@ def materialise(model: str, cache_dir: Path | None = None) -> Path:
 
     Args:
         model: `builtin/<name>`.
-        cache_dir: Where models are kept. Default: `models` in the platform's cache directory (on Linux
-            `$XDG_CACHE_HOME/llenergymeasure`); where that cannot be written, a directory of this user's among the
-            temporary files, with a warning in the log.
+        cache_dir: Where models are kept; default: `models` in the platform's cache directory (on Linux
+            `$XDG_CACHE_HOME/llenergymeasure`). Where it cannot be written, a directory of this user's among the
+            temporary files takes its place, with a warning in the log.
 
     Raises:
         ConfigError: There is no built-in model of that name.
