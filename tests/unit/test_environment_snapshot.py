@@ -156,6 +156,23 @@ def test_the_thread_is_done_when_the_block_is_left(tmp_path: Path) -> None:
     assert threading.active_count() == before
 
 
+def test_a_block_that_is_interrupted_does_not_wait_for_a_hanging_driver(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    release, answered = threading.Event(), threading.Event()
+
+    def hang() -> Nvml:
+        release.wait(30)
+        answered.set()
+        raise NvmlLibraryMissingError("no driver")
+
+    with pytest.raises(KeyboardInterrupt), environment_in_background(sources(tmp_path, open_nvml=hang)):
+        raise KeyboardInterrupt
+    assert not answered.is_set()
+    release.set()
+    assert caplog.text == ""
+
+
 def test_the_snapshot_is_taken_while_the_block_works(tmp_path: Path) -> None:
     go_on = threading.Event()
 

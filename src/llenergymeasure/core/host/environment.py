@@ -106,6 +106,7 @@ class PendingSnapshot:
     def __init__(self, sources: EnvironmentSources | None) -> None:
         self._sources = sources
         self._snapshot: EnvironmentSnapshot | None = None
+        self._complete = threading.Event()
         self._thread = threading.Thread(target=self._collect, name="llem-environment", daemon=True)
         self._thread.start()
 
@@ -115,8 +116,8 @@ class PendingSnapshot:
         Args:
             timeout_s: Seconds to wait at most. After them the snapshot holds versions alone, and the log says so.
         """
-        if self._snapshot is None:
-            self._thread.join(timeout_s)
+        if self._snapshot is None and self._complete.wait(timeout_s):
+            self._thread.join()  # not the wait itself: a Ctrl-C in join() makes the thread look ended
         if self._snapshot is None:
             logger.warning(
                 "The environment snapshot was not complete after %g s (does nvidia-smi answer?); "
@@ -128,20 +129,19 @@ class PendingSnapshot:
 
     def _collect(self) -> None:
         self._snapshot = collect_environment(self._sources)
+        self._complete.set()
 
 
 @contextmanager
 def environment_in_background(sources: EnvironmentSources | None = None) -> Iterator[PendingSnapshot]:
-    """Take a snapshot while the block does something else; the thread is done when the block is left.
+    """Take a snapshot while the block does something else; it is complete when the block ends well.
 
     Args:
         sources: Where to look; by default, this machine.
     """
     pending = PendingSnapshot(sources)
-    try:
-        yield pending
-    finally:
-        pending.result()
+    yield pending
+    pending.result()
 
 
 def _snapshot(**facts: Any) -> EnvironmentSnapshot:
