@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,21 @@ def test_a_directory_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
     assert materialise(MODEL, tmp_path) == directory
     assert (directory / "tokenizer.json").read_bytes() == (packaged_files(MODEL) / "tokenizer.json").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == [directory.name]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("damage", ["cut short", "overwritten"])
+def test_a_damaged_file_is_found_told_and_made_again(
+    model_dir: Path, tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copytree(model_dir, tmp_path / model_dir.name))
+    good = (copy / name).read_bytes()
+    middle = len(good) // 2
+    (copy / name).write_bytes(good[:middle] + (b"" if damage == "cut short" else b"\0" * 8 + good[middle + 8 :]))
+    assert materialise(MODEL, tmp_path) == copy
+    assert (copy / name).read_bytes() == good
+    assert "was damaged and is made again" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == [copy.name]
 
 
 def test_processes_that_race_all_get_a_whole_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 _PACKAGE_DIR: Final = Path(__file__).parent
 _FOLDERS: Final = {"tiny-llama": "tiny_llama"}
 _WEIGHTS: Final = "model.safetensors"
+_DIGEST: Final = f"{_WEIGHTS}.sha256"
+"""The weights' SHA-256 as they were made, in the form that `sha256sum --check` reads."""
 
 
 def is_builtin(model: str) -> bool:
@@ -92,7 +95,7 @@ def _ensure_or_explain(source: Path, target: Path, preferred: Path) -> Path:
 
 
 def _ensure(source: Path, target: Path) -> Path:
-    if _is_complete(source, target):
+    if _is_whole(source, target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -122,22 +125,35 @@ def _write_weights(directory: Path) -> None:
             'Install them with: pip install "llenergymeasure[pytorch]"'
         ) from error
     logger.info("making the weights of a built-in model in %s", directory)
-    (directory / _WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
+    content = save(weights, metadata={"format": "pt"})
+    (directory / _WEIGHTS).write_bytes(content)
+    (directory / _DIGEST).write_text(_digest_line(content), encoding="ascii")
 
 
 def _move_into_place(source: Path, made: Path, target: Path, *, damaged: Path) -> None:
     """Rename `made` to `target`; another process may do the same at any moment."""
-    if target.exists() and not _is_complete(source, target):
-        os.rename(target, damaged)
+    if target.exists() and not _is_whole(source, target):
+        logger.warning("the built-in model in %s was damaged and is made again", target)
+        with suppress(FileNotFoundError):  # another process moves the damaged one away at this moment
+            os.rename(target, damaged)
     try:
         os.rename(made, target)
     except OSError:
-        if not _is_complete(source, target):  # otherwise another process was first, with the same content
+        if not _is_whole(source, target):  # otherwise another process was first, with the same content
             raise
 
 
-def _is_complete(source: Path, target: Path) -> bool:
-    return all((target / name).is_file() for name in (*(file.name for file in _files(source)), _WEIGHTS))
+def _is_whole(source: Path, target: Path) -> bool:
+    """Whether every file has the content it was made with: a damaged model would run, and be another model."""
+    try:
+        copied = all((target / file.name).read_bytes() == file.read_bytes() for file in _files(source))
+        return copied and (target / _DIGEST).read_bytes() == _digest_line((target / _WEIGHTS).read_bytes()).encode()
+    except OSError:
+        return False
+
+
+def _digest_line(weights: bytes) -> str:
+    return f"{hashlib.sha256(weights).hexdigest()}  {_WEIGHTS}\n"
 
 
 def _files(source: Path) -> list[Path]:
