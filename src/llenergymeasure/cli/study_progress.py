@@ -63,6 +63,7 @@ class StudyProgress:
             self._write(f"  Note: {event.message}")
         elif isinstance(event, StudyFinished):
             self.close()
+            self._write("")  # sets the summary off
         elif not isinstance(event, GapEnded):
             self._experiment_step(event)
 
