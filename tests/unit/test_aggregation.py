@@ -93,6 +93,17 @@ def test_a_gpu_shared_by_two_processes_is_counted_once() -> None:
     assert [warning.split(":")[0] for warning in result.measurement_warnings] == ["device_shared_by_processes"]
 
 
+def test_the_uncertainty_per_token_on_a_shared_gpu_is_over_the_tokens_of_all_processes() -> None:
+    own = combine_budget([BudgetComponent(name="sampling", kind="sampling", half_width_j=4.0)], 200)
+    records = [make_record(index, devices={"GPU-a": 100.0}, uncertainty=own) for index in range(2)]
+    result = aggregate_results("exp-1", records)
+    assert result.output_tokens == 400
+    assert result.uncertainty is not None
+    assert result.uncertainty.absolute_j == 4.0
+    assert result.uncertainty.absolute_per_token_j == pytest.approx(0.01)
+    assert result.uncertainty.comparative_per_token_j == pytest.approx(0.01)
+
+
 def test_a_shared_gpu_whose_widest_window_misses_time_says_it_is_a_lower_bound() -> None:
     records = [
         make_record(0, devices={"GPU-a": 100.0}),

@@ -118,13 +118,13 @@ def merge_uncertainties(
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):
         return None
-    if len(known) == 1:
-        return known[0]
+    above_idle = abs(adjusted_j) / energy_j if adjusted_j is not None and energy_j else 1.0
+    if len(known) == 1:  # also where several processes share a device: its joules are divided by the tokens of all
+        return combine_budget(known[0].budget, output_tokens, above_idle)
     lines: dict[tuple[str, str], list[BudgetComponent]] = defaultdict(list)
     for part in known:
         for component in part.budget:
             lines[component.name, component.kind].append(component)
-    above_idle = abs(adjusted_j) / energy_j if adjusted_j is not None and energy_j else 1.0
     return combine_budget([_merge_line(line, energy_j) for line in lines.values()], output_tokens, above_idle)
 
 
