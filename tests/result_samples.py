@@ -164,6 +164,7 @@ def make_record(
     joules = list(devices.values())
     total_j = None if None in joules else sum(joule for joule in joules if joule is not None)
     start = NOON + timedelta(seconds=start_s)
+    timings: RequestTimings | None = changes.get("requests")
     fields: dict[str, Any] = {
         "experiment_id": "exp-1",
         "process_index": index,
@@ -179,6 +180,7 @@ def make_record(
             inference_time_sec=duration_s,
             tokens_per_second=output_tokens / duration_s,
             latency_per_token_ms=1000 * duration_s / output_tokens if output_tokens else 0.0,
+            num_requests=None if timings is None else len(timings.output_tokens),
         ),
         "energy_metrics": EnergyMetrics(total_energy_j=total_j, duration_sec=duration_s),
         "compute_metrics": ComputeMetrics(flops_total=1e9),

@@ -28,6 +28,7 @@ from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.types import CPU_DEVICE
 from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.domain.warnings import WarningCode
+from llenergymeasure.results.aggregation import aggregate_results
 
 
 @dataclass
@@ -211,6 +212,15 @@ def test_skip_last_seconds_leaves_out_the_end(bench: ExperimentBench) -> None:
     assert run.record.measurement_methodology == "windowed"
     assert run.record.inference_metrics.output_tokens == 20
     assert run.record.energy_metrics.total_energy_j == pytest.approx(POWER_W * 0.2)
+
+
+def test_joules_per_request_of_a_part_are_over_the_requests_answered_in_it(bench: ExperimentBench) -> None:
+    run = bench.run(measurement={"skip_last_seconds": 0.2})
+    result = aggregate_results(run.record.experiment_id, [run.record])
+    assert result.num_requests == 2  # of four, a tenth of a second each
+    assert result.extended_metrics is not None
+    assert result.extended_metrics.energy_per_request_j == pytest.approx(POWER_W * 0.1)
+    assert result.extended_metrics.requests_per_second == pytest.approx(10.0)
 
 
 @dataclass

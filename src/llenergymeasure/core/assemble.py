@@ -192,6 +192,7 @@ def _inference_metrics(part: CountedPart) -> InferenceMetrics:
         inference_time_sec=part.duration_s,
         tokens_per_second=tokens.output_tokens / part.duration_s,
         latency_per_token_ms=1000.0 * part.duration_s / tokens.output_tokens,
+        num_requests=tokens.requests,
     )
 
 

@@ -48,6 +48,7 @@ class InferenceMetrics(Record):
     inference_time_sec: float = Field(ge=0, description="Length of the window in seconds, on a monotonic clock.")
     tokens_per_second: float = Field(ge=0, description="Output tokens per second of the window.")
     latency_per_token_ms: float = Field(ge=0, description="Window length per output token, in ms.")
+    num_requests: int | None = Field(default=None, ge=0, description="Requests answered in the window.")
 
 
 class EnergyMetrics(Record):

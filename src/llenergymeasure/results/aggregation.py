@@ -150,7 +150,7 @@ def _totals(records: Sequence[RawProcessResult], counted: Sequence[RawProcessRes
         window_sec=window.length_sec,
         input_tokens=sum(record.inference_metrics.input_tokens for record in records),
         output_tokens=sum(record.inference_metrics.output_tokens for record in records),
-        requests=_sum_counts([None if r.requests is None else len(r.requests.output_tokens) for r in records]),
+        requests=_sum_counts([record.inference_metrics.num_requests for record in records]),
         energy_j=merging.sum_known(record.energy_metrics.total_energy_j for record in counted),
         adjusted_j=merging.sum_known(merging.adjusted_energy(record) for record in counted),
         flops=merging.sum_known(record.compute_metrics.flops_total for record in records),
