@@ -154,6 +154,19 @@ def test_files_of_processes_become_one_set(tmp_path: Path) -> None:
     assert rows == [(0, 0.0, 100), (0, 1.0, 100), (1, 0.0, 200), (1, 1.0, 200)]
 
 
+def test_texts_with_line_separators_of_their_own_stay_whole_when_files_are_merged(tmp_path: Path) -> None:
+    texts = ["one\u2028two", "three\u0085four", "five\u2029six"]
+    parts = []
+    for index in range(2):
+        path = tmp_path / f"outputs_{index}.jsonl"
+        path.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts[index::2]), "utf-8")
+        parts.append(Artefacts(outputs=path))
+    merged = merge_artefacts(parts, tmp_path)
+    assert merged.outputs is not None
+    with merged.outputs.open(encoding="utf-8") as lines:
+        assert [json.loads(line) for line in lines] == texts
+
+
 def test_time_series_of_processes_on_one_cpu_is_that_of_the_first(tmp_path: Path) -> None:
     files = [
         write_timeseries(measured({"cpu": steady(watts, 0.0, 1.0)}, end_s=1.0), tmp_path / f"{watts}.parquet")

@@ -212,10 +212,13 @@ def _run_jobs(
 
 def _merge_outputs(paths: Sequence[Path], target: Path) -> Path:
     """Deal the lines of all processes out in the order in which the prompts were dealt to them."""
-    files = [path.read_text(encoding="utf-8").splitlines(keepends=True) for path in paths]
+    files = []
+    for path in paths:
+        with path.open(encoding="utf-8") as lines:  # a text may hold line separators that `str.splitlines` cuts at
+            files.append(list(lines))
     with target.open("w", encoding="utf-8") as merged:
         for turn in range(max(map(len, files))):
-            merged.writelines(lines[turn] for lines in files if turn < len(lines))
+            merged.writelines(own[turn] for own in files if turn < len(own))
     return target
 
 
