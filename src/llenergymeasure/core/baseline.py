@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Literal
 
 from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.clock import Clock
@@ -18,6 +17,7 @@ from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, Telemetry
 from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted
 from llenergymeasure.core.waiting import wait
+from llenergymeasure.domain.energy import BaselineMethod
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.protocols import EnergyBackend
 
@@ -30,8 +30,6 @@ BUSY_UTILISATION_PCT = 5.0
 BUSY_POWER_CV = 0.10
 """Coefficient of variation of idle power above which something was running. An idle board's readings stay within a
 few per cent of their mean; a job that comes and goes does not."""
-
-BaselineMethod = Literal["fresh", "cached", "unavailable"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ OWNED_ARGUMENTS: Final[Mapping[str, str]] = {
 }
 """Arguments of `from_pretrained` that passthrough_kwargs may not set, and what sets them instead."""
 
-_GENERATION_FIELDS: Final = (
+GENERATION_FIELDS: Final = (
     "use_cache",
     "cache_implementation",
     "num_beams",
@@ -196,7 +196,7 @@ def build_decoding(
     """How `config` wants the loaded model to generate."""
     section = config.pytorch or PyTorchConfig()
     parameters = decoder_parameters(config.decoder)
-    parameters |= {name: value for name in _GENERATION_FIELDS if (value := getattr(section, name)) is not None}
+    parameters |= {name: value for name in GENERATION_FIELDS if (value := getattr(section, name)) is not None}
     if section.torch_compile is not None:
         parameters["disable_compile"] = True  # generate's own choice; what was asked for is compiled here, or nothing
     if section.cache_implementation in ("static", "offloaded_static"):

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from llenergymeasure.core.backends.protocol import LoadedModel
-from llenergymeasure.core.backends.pytorch_loading import DTYPES, Assistant, LoadedParts
+from llenergymeasure.core.backends.pytorch_loading import DTYPES, GENERATION_FIELDS, Assistant, LoadedParts
 from llenergymeasure.core.metrics.matmul_params import count_loaded
 
 _ENGINE_DEFAULTS: Final = {"use_cache": True, "cache_implementation": "dynamic", "num_beams": 1}
@@ -66,13 +66,7 @@ def _generation_settings(generation: GenerationConfig) -> Iterator[tuple[str, An
         value = getattr(generation, name, None)
         if value is not None:
             yield f"decoder.{name}", value
-    for name in (
-        "use_cache",
-        "cache_implementation",
-        "num_beams",
-        "prompt_lookup_num_tokens",
-        "max_matching_ngram_size",
-    ):
+    for name in GENERATION_FIELDS:
         value = getattr(generation, name, None)
         value = _ENGINE_DEFAULTS.get(name) if value is None else value
         if value is not None:

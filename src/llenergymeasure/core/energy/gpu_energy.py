@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from llenergymeasure.core.energy.gpu_window import BoardEnergy, RecordedWindow, board_energy, scope_of
-from llenergymeasure.core.energy.types import EnergyMeasurement, Method, UncertaintyComponent
+from llenergymeasure.core.energy.types import EnergyMeasurement, UncertaintyComponent
 from llenergymeasure.core.metrics.uncertainty import combine_boards, comparative_half_width, gain_component
+from llenergymeasure.domain.base import EnergyMethod
 from llenergymeasure.domain.energy import EnergyAudit
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
@@ -68,7 +69,7 @@ def _audit(answers: Sequence[BoardEnergy]) -> EnergyAudit | None:
     )
 
 
-def _budget(answers: Sequence[BoardEnergy], method: Method, gain_pct: float) -> tuple[UncertaintyComponent, ...]:
+def _budget(answers: Sequence[BoardEnergy], method: EnergyMethod, gain_pct: float) -> tuple[UncertaintyComponent, ...]:
     budgets = []
     for answer in answers:
         timing = answer.counter_budget if method == "hardware_counter" else answer.integral_budget
@@ -77,7 +78,7 @@ def _budget(answers: Sequence[BoardEnergy], method: Method, gain_pct: float) -> 
 
 
 def _notes(
-    answers: Sequence[BoardEnergy], method: Method | None, audit: EnergyAudit | None
+    answers: Sequence[BoardEnergy], method: EnergyMethod | None, audit: EnergyAudit | None
 ) -> Iterator[MeasurementWarning]:
     for answer in answers:
         if answer.counter_reason and method == "power_integration":
@@ -114,7 +115,7 @@ def _reasons(answer: BoardEnergy) -> Iterator[str]:
         yield answer.integral_reason
 
 
-def _method(answers: Sequence[BoardEnergy], audit: EnergyAudit | None) -> Method | None:
+def _method(answers: Sequence[BoardEnergy], audit: EnergyAudit | None) -> EnergyMethod | None:
     if audit is not None and abs(audit.disagreement_pct) > max(BROKEN_PCT, BROKEN_BOUNDS * audit.bound_pct):
         return None
     if answers and all(answer.counted_j is not None for answer in answers):
@@ -124,7 +125,7 @@ def _method(answers: Sequence[BoardEnergy], audit: EnergyAudit | None) -> Method
     return None
 
 
-def _answer(answer: BoardEnergy, method: Method | None) -> float | None:
+def _answer(answer: BoardEnergy, method: EnergyMethod | None) -> float | None:
     """One board's joules by the window's method; where the window has none, by the only one the board has."""
     if method == "hardware_counter":
         return answer.counted_j

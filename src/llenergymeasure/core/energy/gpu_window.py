@@ -17,8 +17,9 @@ from typing import Final
 from llenergymeasure.core.energy.counter import CounterError, CounterRead, plain_counter_energy
 from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, SensorDescription, fuse_energy
 from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
-from llenergymeasure.core.energy.types import DeviceId, Scope, Telemetry, TelemetrySample, UncertaintyComponent
+from llenergymeasure.core.energy.types import DeviceId, Telemetry, TelemetrySample, UncertaintyComponent
 from llenergymeasure.core.metrics.uncertainty import PowerSampling, counter_component, integral_components
+from llenergymeasure.domain.base import EnergyScope
 
 ABSURD_COUNTER_FACTOR: Final = 3.0
 """A counter that implies a mean power above this many power limits has jumped."""
@@ -163,7 +164,7 @@ def power_trace(telemetry: Telemetry, device: DeviceId) -> tuple[array[float], a
     return times, power
 
 
-def scope_of(boards: Sequence[BoardRecord]) -> Scope:
+def scope_of(boards: Sequence[BoardRecord]) -> EnergyScope:
     """What the joules of these boards include."""
     if any(record.is_mig for record in boards):
         return "gpu_board"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from llenergymeasure.domain.base import EnergyMethod, EnergyScope
 from llenergymeasure.domain.energy import BudgetKind, EnergyAudit
 from llenergymeasure.domain.warnings import MeasurementWarning
 
@@ -21,12 +22,6 @@ DeviceId = str
 """A GPU's UUID as NVML prints it (`GPU-…`, `MIG-…`), or `CPU_DEVICE`."""
 
 CPU_DEVICE: DeviceId = "cpu"
-
-Method = Literal["hardware_counter", "power_integration", "model_estimate"]
-"""How joules were found: a meter's own counter, the integral of power samples, or a model (an estimate)."""
-
-Scope = Literal["gpu", "gpu_module", "gpu_board", "cpu_package", "cpu_package_and_dram", "machine_model"]
-"""What the joules include. `gpu_board`: the parent board of a MIG slice. `machine_model`: CPU and RAM as modelled."""
 
 PowerSource = Literal["power_instant", "power_instant_module", "power_usage", "rapl"]
 """Where a power value came from: NVML field 186 with GPU or module scope (module: a superchip, CPU included),
@@ -111,8 +106,8 @@ class EnergyMeasurement:
     start_s: float
     end_s: float
     total_j: float | None
-    method: Method | None
-    scope: Scope | None
+    method: EnergyMethod | None
+    scope: EnergyScope | None
     per_gpu_j: Mapping[DeviceId, float | None] = field(default_factory=dict)
     cpu_j: float | None = None
     dram_j: float | None = None

@@ -32,12 +32,12 @@ def throttle_info(energy: EnergyMeasurement) -> ThermalThrottleInfo | None:
     if energy.telemetry is None:
         return None
     seen, told = 0, False
-    temperatures: list[float] = []
+    hottest_c: float | None = None
     spans: list[tuple[float, float]] = []
     for device in energy.telemetry.devices:
         for sample, begins_s, ends_s in held_samples(energy.telemetry.samples(device), energy.start_s, energy.end_s):
             if sample.temperature_c is not None:
-                temperatures = [max([*temperatures, sample.temperature_c])]
+                hottest_c = sample.temperature_c if hottest_c is None else max(hottest_c, sample.temperature_c)
             if sample.throttle_reasons is None:
                 continue
             told = True
@@ -56,7 +56,7 @@ def throttle_info(energy: EnergyMeasurement) -> ThermalThrottleInfo | None:
         hw_thermal=bool(seen & HW_THERMAL),
         hw_power=bool(seen & HW_POWER_BRAKE),
         throttle_duration_sec=sum(ends_s - begins_s for begins_s, ends_s in throttled),
-        max_temperature_c=max(temperatures, default=None),
+        max_temperature_c=hottest_c,
         throttle_timestamps=[begins_s - energy.start_s for begins_s, _ in throttled],
     )
 
