@@ -10,8 +10,9 @@ import llenergymeasure as llem
 
 base = llem.ExperimentConfig(
     model="builtin/tiny-llama",
-    dataset={"synthetic": {"n": 8, "input_len": 64, "output_len": 16}},
-    decoder={"preset": "deterministic", "min_new_tokens": 16},
+    precision="fp32",  # what a CPU is quickest in
+    dataset={"synthetic": {"n": 8, "input_len": 64, "output_len": 8}},
+    decoder={"preset": "deterministic", "min_new_tokens": 8},
     pytorch={"device": "auto"},
     warmup={"n_warmup": 1, "thermal_floor_seconds": 0},
     baseline={"enabled": False},
