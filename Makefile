@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format docs bench clean
+.PHONY: demo test lint format docs bench bench-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/llem run examples/quickstart.yaml
@@ -28,6 +28,13 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.hooks
 	$(BIN)/python -m benchmarks.study
+	$(BIN)/python -m benchmarks.energy_accuracy
+
+# Every benchmark in its shortest form: that they run, not what they find.
+bench-smoke: $(VENV)/.test
+	$(BIN)/python -m benchmarks.startup --quick
+	$(BIN)/python -m benchmarks.hooks --quick
+	$(BIN)/python -m benchmarks.study --quick
 	$(BIN)/python -m benchmarks.energy_accuracy --quick
 
 docs: $(VENV)-docs/.docs
