@@ -126,7 +126,7 @@ class ExperimentProgress:
 
     def _tick(self, event: Waiting) -> None:
         if self._bar is not None and self._bar.total is not None:
-            label = f"  {LABELS[event.step]:<12} {event.remaining_s:.0f} s left"
+            label = f"  {LABELS[event.step]:<12} {event.remaining_s:2.0f} s left"
             self._bar.set_description_str(label, refresh=False)
             self._bar.update(self._bar.total - event.remaining_s - self._bar.n)
 
