@@ -76,6 +76,16 @@ def test_the_sidecar_is_named_in_the_file_exactly_when_it_is_there(tmp_path: Pat
     assert persistence.load_result(without).timeseries is None
 
 
+def test_samples_and_texts_are_named_in_the_file_exactly_when_they_are_there(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("run.log", "trace_0.parquet", "outputs.jsonl", "trace_1.parquet")]
+    for file in files:
+        file.write_bytes(b"content")
+    with_files = persistence.load_result(persistence.save_result(make_result(), tmp_path, extra_files=files))
+    assert (with_files.trace, with_files.outputs) == ("trace_0.parquet", "outputs.jsonl")
+    without = persistence.load_result(persistence.save_result(with_files, tmp_path))
+    assert (without.trace, without.outputs) == (None, None)
+
+
 def test_a_missing_sidecar_is_a_warning(tmp_path: Path) -> None:
     path = make_result(timeseries="timeseries.parquet").to_json(tmp_path / "result.json")
     with pytest.warns(ResultFileWarning, match=r"result\.json.*timeseries\.parquet is missing"):

@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -43,6 +44,11 @@ RESULT_FILE: Final = "result.json"
 TIMESERIES_FILE: Final = "timeseries.parquet"
 STUDY_FILE: Final = "study_summary.json"
 
+TRACE_PATTERN: Final = "trace*.parquet"
+"""Names of raw power samples; those of further processes are numbered."""
+
+OUTPUTS_FILE: Final = "outputs.jsonl"
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +61,8 @@ def save_result(
     """Save a result in a new directory of its own.
 
     Args:
-        result: What to save; its `timeseries` names the sidecar in the file exactly when there is one.
+        result: What to save; in the file its `timeseries`, `trace` and `outputs` name what is saved beside it, and
+            nothing else.
         output_dir: Where the new directory goes; made if missing.
         timeseries: A Parquet file to copy beside the result as `timeseries.parquet`.
         extra_files: Further files to copy beside it under their own names.
@@ -72,8 +79,12 @@ def save_result(
             copy_atomically(Path(timeseries), directory / TIMESERIES_FILE)
         for extra in extra_files:
             copy_atomically(Path(extra), directory / Path(extra).name)
-        named = result.model_copy(update={"timeseries": None if timeseries is None else TIMESERIES_FILE})
-        return to_json(named, directory / RESULT_FILE)
+        named = {
+            "timeseries": None if timeseries is None else TIMESERIES_FILE,
+            "trace": _first_named(TRACE_PATTERN, extra_files),
+            "outputs": _first_named(OUTPUTS_FILE, extra_files),
+        }
+        return to_json(result.model_copy(update=named), directory / RESULT_FILE)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)  # ours alone, and not a result without its result.json
         raise
@@ -196,6 +207,10 @@ def timestamp_slug(moment: datetime) -> str:
     return as_utc(moment).strftime("%Y-%m-%dT%H-%M-%S")
 
 
+def _first_named(pattern: str, files: Sequence[str | Path]) -> str | None:
+    return next((name for name in (Path(file).name for file in files) if fnmatchcase(name, pattern)), None)
+
+
 def _save_what_fits(
     result: ExperimentResult,
     refuge: Path,
@@ -208,8 +223,7 @@ def _save_what_fits(
         return save_result(result, refuge, timeseries, extra_files)
     except PersistenceError as error:
         _log.warning("Saving the result without its time series and other files: %s", error)
-    alone = result.model_copy(update={"trace": None, "outputs": None})
     try:
-        return save_result(alone, refuge)
+        return save_result(result, refuge)
     except PersistenceError as second:
         raise PersistenceError(f"The result could not be saved: {first} Nor elsewhere: {second}") from first
