@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.codecarbon import CodeCarbonBackend, codecarbon_gpu_backend
 from llenergymeasure.core.energy.host_energy import WithHostEnergy
 from llenergymeasure.core.energy.nvml import NVMLBackend
@@ -50,8 +50,8 @@ def select_energy_backend(
     name: BackendName,
     devices: Sequence[DeviceId],
     *,
-    clock: Clock,
-    options: MeterOptions,
+    clock: Clock | None = None,
+    options: MeterOptions | None = None,
     host: MeterHost | None = None,
 ) -> EnergyBackend:
     """The meter for a run on `devices`.
@@ -59,8 +59,8 @@ def select_energy_backend(
     Args:
         name: Which one, or `auto`.
         devices: UUIDs of the GPUs that the run uses, or `("cpu",)`.
-        clock: The measurement clock, shared with the engine.
-        options: How meters work on this machine.
+        clock: The measurement clock, shared with the engine; by default the machine's own.
+        options: How meters work on this machine; by default as when the user configures nothing.
         host: Where sensors are found; by default, where Linux has them.
 
     Returns:
@@ -70,7 +70,8 @@ def select_energy_backend(
         EnergyError: The meter asked for by name is missing, has no reading for these devices, or does not measure
             such devices at all.
     """
-    workshop = _Workshop(tuple(devices), clock, options, host or MeterHost())
+    clock = clock or SystemClock()
+    workshop = _Workshop(tuple(devices), clock, options or MeterOptions(), host or MeterHost())
     if name != "auto":
         return _named(name, workshop)
     refusals = []
