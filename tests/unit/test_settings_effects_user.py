@@ -260,6 +260,34 @@ def test_the_variables_of_carbon_and_pue_beat_the_file(measured: Any, user_file:
     assert measured(load_user_config(environ=environ)).co2_g == pytest.approx(2 * KWH * 20)
 
 
+# --- how the command line talks ----------------------------------------------------------------------------------
+
+
+def test_verbosity_of_the_settings_is_that_of_the_flags(
+    user_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(f"{{model: a/b, dataset: {{synthetic: {{n: 1}}}}, sweep: {{random_seed: {list(range(60))}}}}}\n")
+
+    def preview(verbosity: str, *flags: str) -> str:
+        user_file.write_text(f"ui: {{verbosity: {verbosity}}}\n")
+        assert run_app(["run", str(study), "--dry-run", *flags]) == 0
+        return capsys.readouterr().out
+
+    def progress(verbosity: str) -> str:
+        user_file.write_text(f"ui: {{verbosity: {verbosity}}}\n")
+        run_app(["run", "-m", "/no/model", "-b", "tensorrt", "-d", str(ExperimentBench(tmp_path).prompts), "-n", "1"])
+        return capsys.readouterr().err
+
+    assert "--verbose lists all" in preview("standard")
+    assert "--verbose lists all" not in preview("verbose")
+    assert "--verbose lists all" in preview("verbose", "--quiet")  # a flag beats the setting
+    assert "Experiment:" in progress("standard")
+    assert "Experiment:" not in progress("quiet")
+    assert "Traceback" not in progress("standard")
+    assert "Traceback" in progress("verbose")
+
+
 # --- gaps --------------------------------------------------------------------------------------------------------
 
 

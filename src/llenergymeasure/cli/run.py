@@ -130,8 +130,12 @@ def run_command(request: RunRequest) -> int:
             raise UsageError("\n".join(contradictions))
         machine = load_user_config()
         wanted = _with_verbosity(request, machine)
-        with configured_logging(verbose=wanted.verbose, quiet=wanted.quiet), signals_as_interrupt():
-            return _run(wanted, machine)
+
+        def run() -> int:
+            with configured_logging(verbose=wanted.verbose, quiet=wanted.quiet), signals_as_interrupt():
+                return _run(wanted, machine)
+
+        return exit_code_of(run, verbose=wanted.verbose)
 
     return exit_code_of(action, verbose=request.verbose)
 
