@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -119,6 +119,11 @@ def render_dry_run(report: DryRunReport) -> str:
     return "\n".join([*lines, "Nothing was run."])
 
 
+def gigabytes(megabytes: float) -> str:
+    """An amount of memory: `4.2 GB`, in MB below a tenth of a gigabyte."""
+    return f"{megabytes / 1000:.1f} GB" if megabytes >= 100 else f"{megabytes:.1f} MB"
+
+
 def _engine(backend: str, probes: DryRunProbes) -> str:
     try:
         return ", ".join(f"{package} {version}" for package, version in probes.package_versions(backend).items())
@@ -134,17 +139,22 @@ def _prompts(config: ExperimentConfig) -> str:
     return f"{config.n:,} of {config.dataset if isinstance(config.dataset, str) else 'synthetic prompts'}"
 
 
+def gpus_here(probes: DryRunProbes) -> tuple[GpuFacts, ...]:
+    """The GPUs that a run would see; none where they cannot be asked."""
+    try:
+        nvml = probes.open_nvml()
+        visible = visible_gpus(probes.environ, nvml)
+        return tuple(read_gpu_facts(nvml, gpu.uuid, gpu.board_uuid) for gpu in visible)
+    except NvmlError:
+        return ()
+
+
 def _devices(config: ExperimentConfig, probes: DryRunProbes) -> tuple[tuple[GpuFacts, ...], str | None]:
     """The GPUs that the run would use, and what to know about them."""
     device = config.pytorch.device if config.pytorch else None
     if device == "cpu":
         return (), "the CPU, as pytorch.device says"
-    try:
-        nvml = probes.open_nvml()
-        visible = visible_gpus(probes.environ, nvml)
-        gpus = tuple(read_gpu_facts(nvml, gpu.uuid, gpu.board_uuid) for gpu in visible)
-    except NvmlError:
-        gpus = ()
+    gpus = gpus_here(probes)
     if not gpus:
         return (), "the CPU: there is no GPU here" if device == "auto" else _no_gpu(config.backend)
     wanted = gpu_count(config, len(gpus))
@@ -170,21 +180,30 @@ def _memory(report: DryRunReport) -> Iterator[str]:
     vram = report.vram
     if vram.total_mb is not None and vram.weights_mb is not None and vram.kv_cache_mb is not None:
         yield (
-            f"about {_gb(vram.total_mb)}: weights {_gb(vram.weights_mb)}, key-value cache {_gb(vram.kv_cache_mb)}, "
-            f"and {OVERHEAD:.0%} in reserve{_verdict(vram.total_mb, report)}"
+            f"about {gigabytes(vram.total_mb)}: weights {gigabytes(vram.weights_mb)}, "
+            f"key-value cache {gigabytes(vram.kv_cache_mb)}, "
+            f"and {OVERHEAD:.0%} in reserve{memory_verdict(vram.total_mb, report.config, report.gpus)}"
         )
     elif vram.weights_mb is not None:
-        yield f"at least {_gb(vram.weights_mb)} for the weights{_verdict(vram.weights_mb, report)}"
+        verdict = memory_verdict(vram.weights_mb, report.config, report.gpus)
+        yield f"at least {gigabytes(vram.weights_mb)} for the weights{verdict}"
     yield from vram.notes
 
 
-def _verdict(needed_mb: float, report: DryRunReport) -> str:
-    section = report.config.pytorch
-    free_mb = free_memory_mb(report.gpus, one_copy_each=section is not None and (section.num_processes or 1) > 1)
+def memory_verdict(needed_mb: float, config: ExperimentConfig, gpus: Sequence[GpuFacts]) -> str:
+    """Whether what `config` needs fits in what is free on its GPUs; nothing where that is not known.
+
+    Args:
+        needed_mb: GPU memory it needs, in MB.
+        config: The experiment.
+        gpus: The GPUs it would use.
+    """
+    section = config.pytorch
+    free_mb = free_memory_mb(gpus, one_copy_each=section is not None and (section.num_processes or 1) > 1)
     if free_mb is None:
         return ""
-    names = ", ".join(dict.fromkeys(gpu.name for gpu in report.gpus))
-    return f"; {'fits' if needed_mb <= free_mb else 'DOES NOT FIT'} in the {_gb(free_mb)} free on {names}"
+    names = ", ".join(dict.fromkeys(gpu.name for gpu in gpus))
+    return f"; {'fits' if needed_mb <= free_mb else 'DOES NOT FIT'} in the {gigabytes(free_mb)} free on {names}"
 
 
 def _energy(backend: str | None) -> str:
@@ -198,10 +217,6 @@ def _time(report: DryRunReport) -> Iterator[str]:
     if parts:
         yield f"at least {_duration(sum(seconds for _, seconds in report.waits))} of waiting: {parts}"
     yield "loading and generating come on top; how long they take is not known before a first run"
-
-
-def _gb(megabytes: float) -> str:
-    return f"{megabytes / 1000:.1f} GB" if megabytes >= 100 else f"{megabytes:.1f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from llenergymeasure.cli.dry_run import known_waits
+from llenergymeasure.cli.devices import gpu_count
+from llenergymeasure.cli.dry_run import DryRunProbes, gigabytes, gpus_here, known_waits, memory_verdict
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
-from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.config.naming import study_titles
+from llenergymeasure.core.host.gpu_facts import GpuFacts
 from llenergymeasure.core.host.vram import estimate_vram
 from llenergymeasure.domain.summary import duration
 from llenergymeasure.study.gaps import gaps_of
@@ -21,18 +23,19 @@ if TYPE_CHECKING:
 MAX_LISTED: Final = 50
 """Configurations, skipped points and runs that are listed unless all are asked for."""
 
-NAMED_IN_TITLE: Final = frozenset({"model", "backend", "precision", "pytorch.batch_size", "vllm.max_num_seqs"})
-"""Fields that a configuration's title shows already."""
 
-
-def render_study_preview(study: StudyConfig, machine: UserConfig, *, list_all: bool = False) -> str:
+def render_study_preview(
+    study: StudyConfig, machine: UserConfig, *, list_all: bool = False, probes: DryRunProbes | None = None
+) -> str:
     """What a study would do. Loads nothing and runs nothing.
 
     Args:
         study: The study.
         machine: The user's settings.
         list_all: List every configuration, also of a large study.
+        probes: How to look at the machine.
     """
+    probes = probes or DryRunProbes()
     most = len(study.experiments) + len(study.skipped_configs) if list_all else MAX_LISTED
     runs = plan_runs(study)
     execution = study.execution
@@ -42,7 +45,7 @@ def render_study_preview(study: StudyConfig, machine: UserConfig, *, list_all: b
         f"{len(runs)} runs",
         "",
         "Configurations",
-        *_limited(_configurations(study.experiments, machine, most), len(study.experiments), most),
+        *_limited(_configurations(study.experiments, machine, most, probes), len(study.experiments), most),
     ]
     if study.skipped_configs:
         lines += ["", f"Skipped: {len(study.skipped_configs)} points of the grid are not valid experiments"]
@@ -52,20 +55,23 @@ def render_study_preview(study: StudyConfig, machine: UserConfig, *, list_all: b
     return "\n".join(lines)
 
 
-def varying_fields(experiments: Sequence[ExperimentConfig]) -> list[dict[str, Any]]:
-    """Per experiment, the fields by which the experiments differ, by dotted path."""
-    flat = [dict(_flat(config.model_dump(mode="json", exclude_none=True))) for config in experiments]
-    first: dict[str, Any] = flat[0] if flat else {}
-    varying = {key for fields in flat for key in {**first, **fields} if fields.get(key) != first.get(key)}
-    return [{key: fields.get(key) for key in sorted(varying)} for fields in flat]
+def _configurations(
+    experiments: Sequence[ExperimentConfig], machine: UserConfig, most: int, probes: DryRunProbes
+) -> Iterator[str]:
+    gpus = gpus_here(probes)
+    for number, (config, title) in enumerate(zip(experiments[:most], study_titles(experiments), strict=False), 1):
+        yield f"  {number:>4}  {title}{_memory(config, machine, gpus, probes)}"
 
 
-def _configurations(experiments: Sequence[ExperimentConfig], machine: UserConfig, most: int) -> Iterator[str]:
-    for number, (config, fields) in enumerate(zip(experiments[:most], varying_fields(experiments), strict=False), 1):
-        shown = ", ".join(f"{key}={value}" for key, value in fields.items() if key not in NAMED_IN_TITLE)
-        vram = estimate_vram(config, cache_home=Path(machine.output.model_cache_dir))
-        memory = "" if vram.total_mb is None else f"  (GPU memory ≈ {vram.total_mb / 1000:.1f} GB)"
-        yield f"  {number:>4}  {experiment_title(config)}{'  ' + shown if shown else ''}{memory}"
+def _memory(config: ExperimentConfig, machine: UserConfig, gpus: Sequence[GpuFacts], probes: DryRunProbes) -> str:
+    """The GPU memory that `config` needs; nothing on the CPU, and where it is not known."""
+    if config.pytorch is not None and config.pytorch.device == "cpu":
+        return ""
+    vram = estimate_vram(config, environ=probes.environ, cache_home=Path(machine.output.model_cache_dir))
+    if vram.total_mb is None:
+        return ""
+    used = gpus[: gpu_count(config, len(gpus))] if gpus else ()
+    return f"  (GPU memory ≈ {gigabytes(vram.total_mb)}{memory_verdict(vram.total_mb, config, used)})"
 
 
 def _limited(lines: Iterator[str], total: int, most: int) -> Iterator[str]:
@@ -84,14 +90,8 @@ def _order(study: StudyConfig, runs: Sequence[PlannedRun]) -> str:
 def _time(study: StudyConfig, runs: Sequence[PlannedRun], machine: UserConfig) -> Iterator[str]:
     gaps = gaps_of(study.execution, machine)
     gap_s = sum(gaps.between(before, after)[1] for before, after in pairwise(runs))
-    wait_s = sum(seconds for run in runs for _, seconds in known_waits(run.config))
+    waits = [dict(known_waits(run.config)) for run in runs]
+    baseline_s = max((wait.pop("baseline", 0.0) for wait in waits), default=0.0)  # measured once, then shared
+    wait_s = baseline_s + sum(seconds for wait in waits for seconds in wait.values())
     yield f"Time           at least {duration(gap_s + wait_s)}: {duration(gap_s)} of gaps, {duration(wait_s)} of waits"
     yield "               loading and generating come on top; how long they take is not known before a first run"
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else key)
-    else:
-        yield path, value

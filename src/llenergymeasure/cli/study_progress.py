@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from llenergymeasure.cli.progress import LABELS
 from llenergymeasure.core.progress import PromptsDone, StepFinished, StepStarted, Waiting
-from llenergymeasure.domain.summary import duration, joules, quantity
+from llenergymeasure.domain.summary import duration, joules, one_line, quantity
 from llenergymeasure.study.events import (
     GapEnded,
     GapStarted,
@@ -108,15 +108,20 @@ class StudyProgress:
 
 
 def finished_line(event: RunFinished) -> str:
-    """One line about a finished run: `✓ [3/12] pytorch bf16 batch=8 c1  0.412 J/tok  310 tok/s  2m14s`."""
+    """What is said of a finished run.
+
+    `✓ [3/12] qwen2.5-0.5b / pytorch / bf16 / batch 8  c1  0.412 J/tok  310 tok/s  2 m 14 s`; below it,
+    where the log of a failed run is, or why a result could not be saved.
+    """
     head = f"[{event.run.position}/{event.total}] {event.run.title}  c{event.run.cycle}"
     took = duration(event.duration_s)
     if event.result is None:
-        return f"✗ {head}  {event.error}  {took}"
+        line = f"✗ {head}  {one_line(event.error or 'unknown')}  {took}"
+        return line if event.logs is None else f"{line}\n  log: {event.logs}"
     per_token_j = event.result.avg_energy_per_token_j
     energy = "energy not measured" if per_token_j is None else f"{joules(per_token_j)}/tok"
     line = f"✓ {head}  {energy}  {quantity(event.result.avg_tokens_per_second)} tok/s  {took}"
-    return line if event.error is None else f"{line}\n  not saved: {event.error}"
+    return line if event.error is None else f"{line}\n  not saved: {one_line(event.error)}"
 
 
 def study_progress(*, quiet: bool, verbose: bool, n_cycles: int) -> StudyProgress | None:

@@ -50,6 +50,7 @@ class FailedExperiment(Record):
 
     config: JsonDict = Field(description="The resolved configuration.")
     reason: str = Field(description="What happened.")
+    config_name: str | None = Field(default=None, description="Short name of the configuration, for people.")
     cycle: int | None = Field(default=None, ge=1, description="Which repetition, from 1.")
     error_type: str | None = Field(default=None, description="Class of the error.")
 

@@ -70,7 +70,7 @@ def quantity(value: float) -> str:
 
 
 def joules(value: float, suffix: str = "", half_width: float | None = None) -> str:
-    """An energy in joules, in millijoules below 0.01 J, with its half-width in the same digits where it is known.
+    """An energy in joules, in millijoules below 0.01 J, with its half-width where it is known.
 
     Args:
         value: Energy in joules.
@@ -79,14 +79,36 @@ def joules(value: float, suffix: str = "", half_width: float | None = None) -> s
     """
     factor, unit = (1e3, "mJ") if 0 < abs(value) < 0.01 else (1.0, "J")
     scaled = value * factor
-    text = quantity(scaled)
     if half_width is None:
-        return f"{text} {unit}{suffix}"
-    decimals = len(text.partition(".")[2]) if "e" not in text else 3
-    spread = f"{half_width * factor:,.{decimals}f}"
-    if float(spread.replace(",", "")) == 0 and half_width > 0:
-        spread = f"{half_width * factor:.1g}"
-    return f"{text} ± {spread} {unit}{suffix}"
+        return f"{quantity(scaled)} {unit}{suffix}"
+    return f"{with_half_width(scaled, half_width * factor)} {unit}{suffix}"
+
+
+def with_half_width(value: float, half_width: float) -> str:
+    """A figure and the half-width of its interval: `0.412 ± 0.021`, `94 ± 326`.
+
+    Both in the same digits: those of `quantity`, fewer where two digits of the half-width say all that is known (JCGM
+    100:2008, 7.2.6).
+
+    Args:
+        value: The figure.
+        half_width: Half-width of its interval, in the same unit, at least 0.
+    """
+    text = quantity(value)
+    if "e" in text:
+        return f"{text} ± {half_width:.2g}"
+    decimals = len(text.partition(".")[2])
+    if half_width > 0:
+        decimals = max(0, min(decimals, 1 - math.floor(math.log10(half_width))))
+    spread = f"{half_width:,.{decimals}f}"
+    if half_width > 0 and float(spread.replace(",", "")) == 0:
+        spread = f"{half_width:.1g}"
+    return f"{value:,.{decimals}f} ± {spread}"
+
+
+def one_line(text: str) -> str:
+    """A message of several lines as one, for lists and tables."""
+    return " ".join(text.split())
 
 
 def duration(seconds: float) -> str:

@@ -50,6 +50,7 @@ class RunFinished:
         result: Its result; `None` when it failed.
         error: Why it failed.
         duration_s: How long it took, in seconds.
+        logs: Where the log of a run that failed is kept; `None` when there is none.
     """
 
     run: PlannedRun
@@ -57,6 +58,7 @@ class RunFinished:
     result: ExperimentResult | None
     error: str | None
     duration_s: float
+    logs: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,8 +240,8 @@ class StudyRunner:
         kept = keep_failure(run, self._dir, _logs(job), self._around.clock.wall())
         self._mark_failed(run, error)
         _remove(job.work_dir)
-        _log.warning("%s, cycle %d failed: %s%s", run.title, run.cycle, error, f" (log: {kept})" if kept else "")
-        self._tell(RunFinished(run, len(self._all), None, str(error), duration_s))
+        _log.info("%s, cycle %d failed: %s", run.title, run.cycle, error)
+        self._tell(RunFinished(run, len(self._all), None, str(error), duration_s, kept))
         self._failures_in_a_row.append(str(error))
         limit = self._study.execution.max_consecutive_failures
         if len(self._failures_in_a_row) >= limit:

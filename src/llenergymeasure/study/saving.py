@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -35,7 +35,7 @@ from llenergymeasure.results.persistence import (
 )
 from llenergymeasure.results.statistics import summarise_configurations
 from llenergymeasure.study.gaps import Gaps
-from llenergymeasure.study.sequence import PlannedRun, design_hash_of, plan_runs
+from llenergymeasure.study.sequence import PlannedRun, RunKey, design_hash_of, plan_runs
 
 if TYPE_CHECKING:
     from llenergymeasure.runners.local import MeasuredRun
@@ -144,7 +144,12 @@ def write_study(
     def results() -> Iterator[ExperimentResult]:
         return (load_result(study_dir / file) for file in files)
 
-    statistics = summarise_configurations(totals.counting(results()))
+    planned = {run.key: run for run in plan_runs(study)}
+    titles = {run.config_hash: run.title for run in planned.values()}
+    statistics = [
+        entry.model_copy(update={"config_name": titles.get(entry.measurement_config_hash, entry.config_name)})
+        for entry in summarise_configurations(totals.counting(results()))
+    ]
     result = StudyResult(
         study_id=study_dir.name,
         name=study.name,
@@ -164,7 +169,7 @@ def write_study(
             SkippedExperiment(config=point.get("raw_config", point), reason=str(point.get("reason", "not valid")))
             for point in study.skipped_configs
         ],
-        failed=list(_failures(study, entries)),
+        failed=list(_failures(planned, entries)),
         result_files=files,
         statistics=statistics,
     )
@@ -199,12 +204,15 @@ def _protocol(study: StudyConfig, gaps: Gaps) -> MeasurementProtocol:
     )
 
 
-def _failures(study: StudyConfig, entries: Iterable[ExperimentManifestEntry]) -> Iterator[FailedExperiment]:
-    configs = {run.key: run.config for run in plan_runs(study)}
+def _failures(
+    planned: Mapping[RunKey, PlannedRun], entries: Iterable[ExperimentManifestEntry]
+) -> Iterator[FailedExperiment]:
     for entry in entries:
         if entry.status == "failed":
+            run = planned[entry.config_hash, entry.cycle]
             yield FailedExperiment(
-                config=configs[entry.config_hash, entry.cycle].model_dump(mode="json", exclude_none=True),
+                config_name=run.title,
+                config=run.config.model_dump(mode="json", exclude_none=True),
                 reason=entry.error_message or "unknown",
                 cycle=entry.cycle,
                 error_type=entry.error_type,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llenergymeasure.config.grid import apply_cycles, compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
-from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.config.naming import study_titles
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 
 RunKey = tuple[str, int]
@@ -26,22 +26,19 @@ class PlannedRun:
         config: The experiment.
         config_hash: Its `measurement_config_hash`.
         cycle: Which repetition, from 1.
+        title: The configuration in a few words, which tell it from the others of its study.
     """
 
     position: int
     config: ExperimentConfig
     config_hash: str
     cycle: int
+    title: str
 
     @property
     def key(self) -> RunKey:
         """Identity of this run within its study."""
         return self.config_hash, self.cycle
-
-    @property
-    def title(self) -> str:
-        """The configuration in a few words."""
-        return experiment_title(self.config)
 
 
 def plan_runs(study: StudyConfig) -> tuple[PlannedRun, ...]:
@@ -59,6 +56,7 @@ def plan_runs(study: StudyConfig) -> tuple[PlannedRun, ...]:
             len(study.experiments) - len(configs),
             len(study.experiments),
         )
+    titles = {hashes[id(config)]: title for config, title in zip(configs, study_titles(configs), strict=True)}
     execution = study.execution
     order = apply_cycles(
         configs, execution.n_cycles, execution.cycle_order, design_hash_of(study), execution.shuffle_seed
@@ -68,7 +66,7 @@ def plan_runs(study: StudyConfig) -> tuple[PlannedRun, ...]:
     for position, config in enumerate(order, start=1):
         config_hash = hashes[id(config)]
         cycles[config_hash] += 1
-        runs.append(PlannedRun(position, config, config_hash, cycles[config_hash]))
+        runs.append(PlannedRun(position, config, config_hash, cycles[config_hash], titles[config_hash]))
     return tuple(runs)
 
 
