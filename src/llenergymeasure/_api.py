@@ -24,6 +24,7 @@ from llenergymeasure.domain.experiment import ExperimentResult, compute_measurem
 from llenergymeasure.domain.study import MeasurementProtocol, StudyResult, StudySummary
 from llenergymeasure.exceptions import ConfigError, PersistenceError
 from llenergymeasure.protocols import ResultsRepository
+from llenergymeasure.security import validate_path
 
 if TYPE_CHECKING:
     from llenergymeasure.runners.local import MeasuredRun
@@ -128,7 +129,7 @@ def run_study(
     machine = load_user_config()
     from llenergymeasure.study.execute import StudyPlace
 
-    parent = Path(output_dir) if output_dir is not None else study_parent(study, machine)
+    parent = _place(output_dir) if output_dir is not None else study_parent(study, machine)
     place = StudyPlace(parent=parent, resume=None if resume is None else Path(resume))
     return _run(study, _ignore_result, machine=machine, place=place)
 
@@ -146,7 +147,17 @@ def study_parent(study: StudyConfig, machine: UserConfig) -> Path:
             f"output_dir: the study's experiments name different directories ({shown}), but a study is kept in one. "
             "Name it once, at the top of the file, or pass --output."
         )
-    return Path(named[0] or machine.output.results_dir)
+    return _place(named[0] or machine.output.results_dir)
+
+
+def _place(directory: str | Path) -> Path:
+    """A directory as the user wrote it, with `~` expanded.
+
+    Raises:
+        ConfigError: It cannot be the name of one.
+    """
+    validate_path(directory, what="output_dir")
+    return Path(directory).expanduser()
 
 
 def _run(
@@ -186,7 +197,7 @@ def _run_here(
 
     started_at = datetime.now(timezone.utc)
     experiment_id = new_experiment_id(config, started_at)
-    output_dir = None if config.output_dir is None else Path(config.output_dir)
+    output_dir = None if config.output_dir is None else _place(config.output_dir)
     with (
         tempfile.TemporaryDirectory(prefix="llem-") as work_dir,
         tracked(output_dir, experiment_id, compute_measurement_config_hash(config), observer) as follow,

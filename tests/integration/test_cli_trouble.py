@@ -110,6 +110,14 @@ def test_a_read_only_place_for_results_is_told_before_anything_is_measured(llem:
     assert f"{llem.directory}/disk is not writable. Choose a directory you may write to (--output)." in spoken.err
 
 
+def test_a_place_for_results_may_be_written_with_a_tilde(llem: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(llem.directory / "home"))
+    spoken = llem("run", "q.yaml", "--output", "~/results")
+    assert spoken.code == 0
+    (path,) = (llem.directory / "home" / "results").rglob("result.json")
+    assert spoken.out.splitlines()[-1] == f"Result         {path}"
+
+
 @pytest.mark.parametrize("package", ["torch", "transformers"])
 def test_a_missing_engine_says_what_to_install(workplace: Workplace, package: str) -> None:
     done = workplace.run("run", "q.yaml", PYTHONPATH=HIDING, HIDDEN_PACKAGES=package)

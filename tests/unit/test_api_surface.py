@@ -12,8 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 import llenergymeasure
-from llenergymeasure import ExperimentConfig
-from llenergymeasure._api import resolve_experiment
+from llenergymeasure import ExperimentConfig, StudyConfig
+from llenergymeasure._api import resolve_experiment, study_parent
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.exceptions import ConfigError
 
 HEAVY = ("numpy", "pandas", "pyarrow", "pydantic", "torch", "tqdm", "transformers", "typer", "vllm", "yaml", "zeus")
@@ -138,3 +139,16 @@ def test_keywords_override_a_file_a_config_and_nothing_else(tmp_path: Path) -> N
 def test_a_config_without_overrides_is_used_as_it_is() -> None:
     config = ExperimentConfig(model="gpt2")
     assert resolve_experiment(config, {}) == config
+
+
+def test_a_studys_place_in_the_home_directory_may_be_written_with_a_tilde(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    study = StudyConfig(experiments=[ExperimentConfig(model="gpt2", output_dir="~/results")])
+    assert study_parent(study, UserConfig()) == tmp_path / "results"
+
+
+def test_a_place_that_cannot_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="output_dir"):
+        llenergymeasure.run_experiment(model="gpt2", output_dir="results\x00")
