@@ -7,8 +7,16 @@
 Counters are read at the window's edges only, so a part of it is told from the samples, scaled to what the meter
 counted: E(part) = E(whole) T(part) / T(whole), device by device. The sensor's gain against the counter cancels in that
 ratio. What the samples cannot know does so only in part: with the share s = T(part) / T(whole), an error of T(part)
-counts 1 - s of itself and one of the rest s. Where the meter integrated the samples itself, T(part) is the answer and
-its own errors are the budget.
+counts 1 - s of itself and one of the rest s. Where the meter integrated the samples itself, the errors of T(part) are
+the budget.
+
+Two things make a trace that is cut better than one that is only summed:
+
+- A sample shows the mean over a time that is past when it is read: on average, half of the sensor's averaging window
+  and half an update. Phases would all seem to begin that much late, so the trace is read that much later. What remains
+  is where within an update the samples fall, which nobody knows.
+- A phase begins where the load changes. A straight line between the samples on either side of such an edge would give a
+  sixth of a sampling interval's worth of the difference to the wrong side; the trace has a step there instead.
 """
 
 from __future__ import annotations
@@ -18,6 +26,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from llenergymeasure.core.energy.gpu_window import RecordedWindow, power_trace
 from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
@@ -51,44 +60,25 @@ class PartEnergy:
     components: tuple[UncertaintyComponent, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Trace:
-    """The samples of one device and what the meter counted for it."""
-
-    times_s: array[float]
-    power_w: array[float]
-    sampling: PowerSampling
-    whole_j: float
-    metered_j: float
-
-    def traced_j(self, spans: Sequence[Span]) -> float:
-        return math.fsum(integrate_power(self.times_s, self.power_w, *span) for span in spans)
-
-
 class TracedWindow:
-    """The power traces of a metered window, ready to be cut.
+    """The power traces of a metered window, cut where somebody said that its load changes.
 
     Args:
         energy: What the meter saw of the window, samples included.
+        edges_s: Edges of all parts that will be asked for, on the measurement clock in seconds.
 
     Raises:
         PartUnknownError: There is no energy to divide, or there are no samples to divide it by.
     """
 
-    def __init__(self, energy: EnergyMeasurement) -> None:
-        self._energy = energy
-        self._window: Span = (energy.start_s, energy.end_s)
+    def __init__(self, energy: EnergyMeasurement, edges_s: Sequence[float]) -> None:
         if energy.total_j is None:
             raise PartUnknownError("no energy was measured")
-        if energy.telemetry is None or not energy.telemetry.devices:
-            raise PartUnknownError(f"the {energy.meter} meter gives no power samples, and parts are cut out of those")
+        self._energy = energy
         self._total_j = energy.total_j
-        self._traces = _traces(energy, self._total_j)
-
-    @property
-    def sampling_interval_s(self) -> float:
-        """Mean time in seconds between two samples of the slowest device; a value read twice counts once."""
-        return max(_mean_step_s(trace.times_s, *self._window) for trace in self._traces.values())
+        self._window: Span = (energy.start_s, energy.end_s)
+        edges = sorted({*edges_s, *self._window})
+        self._traces = {device: trace.with_steps(edges) for device, trace in _traces(energy, energy.total_j).items()}
 
     def part(self, spans: Sequence[Span]) -> PartEnergy:
         """Energy of some stretches of the window together.
@@ -97,7 +87,10 @@ class TracedWindow:
             spans: The stretches, inside the window, in order and without overlaps.
         """
         traced_j = {device: trace.traced_j(spans) for device, trace in self._traces.items()}
-        per_device_j = {device: traced_j[device] * t.metered_j / t.whole_j for device, t in self._traces.items()}
+        per_device_j = {
+            device: traced_j[device] * trace.metered_j / trace.traced_j([self._window])
+            for device, trace in self._traces.items()
+        }
         total_j = math.fsum(per_device_j.values())
         return PartEnergy(
             total_j=total_j,
@@ -109,16 +102,16 @@ class TracedWindow:
     def _budget(self, spans: Sequence[Span], share: float) -> tuple[UncertaintyComponent, ...]:
         """The meter's own errors shrink with the part; those of cutting it out are added."""
         integrated = self._energy.method == "power_integration"
-        metered = (
+        metered = [
             replace(component, half_width_j=component.half_width_j * share)
             for component in self._energy.components
-            if component.kind not in ("sampling", "aliasing", "sensor")  # of the whole trace; the part has its own
-        )
-        cut = combine_boards(
-            _trace_errors(trace, spans) if integrated else _cutting_errors(trace, spans, self._window)
+            if component.kind not in ("sampling", "aliasing")  # of the whole trace; the part has its own
+        ]
+        cut = (
+            trace.errors(spans) if integrated else _cutting_errors(trace, spans, self._window)
             for trace in self._traces.values()
         )
-        return (*metered, *cut)
+        return combine_boards([metered, *cut])
 
 
 def energy_between(energy: EnergyMeasurement, start_s: float, end_s: float) -> EnergyMeasurement:
@@ -137,7 +130,7 @@ def energy_between(energy: EnergyMeasurement, start_s: float, end_s: float) -> E
     if energy.total_j is None:
         return part
     try:
-        cut = TracedWindow(energy).part([(start_s, end_s)])
+        cut = TracedWindow(energy, (start_s, end_s)).part([(start_s, end_s)])
     except PartUnknownError as error:
         note = MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, f"energy of the counted part is unknown: {error}")
         return replace(
@@ -152,47 +145,120 @@ def energy_between(energy: EnergyMeasurement, start_s: float, end_s: float) -> E
     )
 
 
+def sampling_interval_s(energy: EnergyMeasurement) -> float | None:
+    """Mean time in seconds between two power samples of the slowest device; `None`: there are none.
+
+    Equal times (one update of a sensor that was read twice) count once.
+    """
+    if energy.telemetry is None or not energy.telemetry.devices:
+        return None
+    traces = (power_trace(energy.telemetry, device) for device in energy.telemetry.devices)
+    return max(_mean_step_s(times_s, energy.start_s, energy.end_s) for times_s, _ in traces)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """The samples of one device and what the meter counted for it.
+
+    Args:
+        times_s: When each sample was read.
+        power_w: What it showed.
+        sampling: How the samples came about.
+        lag_s: How much earlier, on average, it was true.
+        metered_j: Energy of the window by the meter, in joules.
+    """
+
+    times_s: Sequence[float]
+    power_w: Sequence[float]
+    sampling: PowerSampling
+    lag_s: float
+    metered_j: float
+
+    def with_steps(self, edges_s: Sequence[float]) -> _Trace:
+        """The same trace with a step at each edge, so that what is on one side of it is not taken for the other."""
+        shown_s = [edge_s + self.lag_s for edge_s in edges_s]
+        samples = list(zip(self.times_s, self.power_w, strict=True))
+        if shown_s[-1] >= samples[-1][0]:  # the sampler stops soon after the window; its last value is held
+            samples.append((math.nextafter(shown_s[-1], math.inf), samples[-1][1]))
+        knots = []
+        for (t0, p0), (t1, p1) in pairwise(samples):
+            knots.append((t0, p0))
+            inner_s = shown_s[bisect_right(shown_s, t0) : bisect_left(shown_s, t1)]
+            levels_w = [p0, *[0.5 * (p0 + p1)] * (len(inner_s) - 1), p1]
+            for edge_s, (before_w, after_w) in zip(inner_s, pairwise(levels_w), strict=False):
+                knots += [(edge_s, before_w), (edge_s, after_w)]
+        knots.append(samples[-1])
+        times_s, power_w = zip(*knots, strict=True)
+        return replace(self, times_s=array("d", times_s), power_w=array("d", power_w))
+
+    def traced_j(self, spans: Sequence[Span]) -> float:
+        """Integral over `spans`, in joules."""
+        return math.fsum(integrate_power(self.times_s, self.power_w, *span) for span in self._shown(spans))
+
+    def errors(self, spans: Sequence[Span]) -> tuple[UncertaintyComponent, ...]:
+        """95 % half-widths of `traced_j`."""
+        return trace_components(
+            self.times_s, self.power_w, self._shown(spans), self.sampling, self.sampling.unknown_lag_s
+        )
+
+    def _shown(self, spans: Sequence[Span]) -> list[Span]:
+        """When the samples show what happened in `spans`."""
+        return [(start_s + self.lag_s, end_s + self.lag_s) for start_s, end_s in spans]
+
+
 def _traces(energy: EnergyMeasurement, total_j: float) -> dict[DeviceId, _Trace]:
-    telemetry = energy.telemetry
-    devices = () if telemetry is None else telemetry.devices
-    if silent := set(energy.per_gpu_j) - set(devices):
-        raise PartUnknownError(f"there are no power samples of {', '.join(sorted(silent))}")
-    samples = {} if telemetry is None else {device: power_trace(telemetry, device) for device in devices}
-    try:
-        whole_j = {device: integrate_power(*trace, energy.start_s, energy.end_s) for device, trace in samples.items()}
-    except TraceTooShortError as error:
-        raise PartUnknownError(str(error)) from error
-    if any(traced_j <= 0 for traced_j in whole_j.values()):
-        raise PartUnknownError("the power samples of the window add up to nothing")
-    all_j = math.fsum(whole_j.values())
+    samples = _samples(energy)
+    traced_j = {device: _whole_j(energy, *trace) for device, trace in samples.items()}
+    all_j = math.fsum(traced_j.values())
     traces = {}
     for device, (times_s, power_w) in samples.items():
+        sampling, lag_s = _sampling(energy, device, times_s)
         metered_j = energy.per_gpu_j.get(device)
         if metered_j is None:  # a meter that tells the sum only
-            metered_j = total_j * whole_j[device] / all_j
-        sampling = _sampling(energy, device, times_s)
-        traces[device] = _Trace(times_s, power_w, sampling, whole_j[device], metered_j)
+            metered_j = total_j * traced_j[device] / all_j
+        traces[device] = _Trace(times_s, power_w, sampling, lag_s, metered_j)
     return traces
 
 
-def _sampling(energy: EnergyMeasurement, device: DeviceId, times_s: Sequence[float]) -> PowerSampling:
-    """How the samples came about: as recorded, or each a mean since the one before, as RAPL's are."""
+def _samples(energy: EnergyMeasurement) -> dict[DeviceId, tuple[array[float], array[float]]]:
+    """Times and power of every device in the figures."""
+    telemetry = energy.telemetry
+    if telemetry is None or not telemetry.devices:
+        raise PartUnknownError(f"the {energy.meter} meter gives no power samples, and parts are cut out of those")
+    if silent := set(energy.per_gpu_j) - set(telemetry.devices):
+        raise PartUnknownError(f"there are no power samples of {', '.join(sorted(silent))}")
+    if isinstance(telemetry, RecordedWindow) and energy.integral_j is None:
+        raise PartUnknownError("the power samples do not cover the window")
+    return {device: power_trace(telemetry, device) for device in telemetry.devices}
+
+
+def _whole_j(energy: EnergyMeasurement, times_s: Sequence[float], power_w: Sequence[float]) -> float:
+    try:
+        traced_j = integrate_power(times_s, power_w, energy.start_s, energy.end_s)
+    except TraceTooShortError as error:
+        raise PartUnknownError(str(error)) from error
+    if traced_j <= 0:
+        raise PartUnknownError("the power samples of the window add up to nothing")
+    return traced_j
+
+
+def _sampling(energy: EnergyMeasurement, device: DeviceId, times_s: Sequence[float]) -> tuple[PowerSampling, float]:
+    """How the samples came about, and their mean age in seconds.
+
+    As recorded; otherwise each is the mean since the one before at the middle of that time, as RAPL's are.
+    """
     if isinstance(energy.telemetry, RecordedWindow):
-        return next(board.sampling for board in energy.telemetry.window.boards if board.device == device)
+        sampling = next(board.sampling for board in energy.telemetry.window.boards if board.device == device)
+        return sampling, sampling.lag_s
     step_s = _mean_step_s(times_s, energy.start_s, energy.end_s)
-    return PowerSampling(averaging_window_s=step_s, update_s=0.0)
-
-
-def _trace_errors(trace: _Trace, spans: Sequence[Span]) -> tuple[UncertaintyComponent, ...]:
-    return trace_components(trace.times_s, trace.power_w, spans, trace.sampling)
+    return PowerSampling(averaging_window_s=step_s, update_s=0.0), 0.0
 
 
 def _cutting_errors(trace: _Trace, spans: Sequence[Span], window: Span) -> tuple[UncertaintyComponent, ...]:
     """Errors of the ratio T(part) / T(whole), in joules by the meter."""
-    scale = trace.metered_j / trace.whole_j
-    share = trace.traced_j(spans) / trace.whole_j
-    inside = _trace_errors(trace, spans)
-    outside = _trace_errors(trace, list(_rest(spans, window)))
+    whole_j = trace.traced_j([window])
+    scale, share = trace.metered_j / whole_j, trace.traced_j(spans) / whole_j
+    inside, outside = trace.errors(spans), trace.errors(list(_rest(spans, window)))
     cut = []
     for own, other in zip(inside, outside, strict=True):
         if own.kind == "aliasing":  # the same error again and again, inside and outside: it cancels
@@ -216,7 +282,7 @@ def _rest(spans: Sequence[Span], window: Span) -> Iterator[Span]:
 
 
 def _mean_step_s(times_s: Sequence[float], start_s: float, end_s: float) -> float:
-    """Mean time between two samples around a window; equal times (one sensor update read twice) count once."""
+    """Mean time between two samples around a window; equal times count once."""
     first, last = bisect_right(times_s, start_s) - 1, bisect_left(times_s, end_s)
     distinct = len(set(times_s[first : last + 1]))
     return (times_s[last] - times_s[first]) / (distinct - 1) if distinct > 1 else end_s - start_s

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.energy.part import PartEnergy, PartUnknownError, Span, TracedWindow
+from llenergymeasure.core.energy.part import PartEnergy, PartUnknownError, Span, TracedWindow, sampling_interval_s
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.metrics.throttle import merge_spans
 from llenergymeasure.core.metrics.uncertainty import stated_uncertainty
@@ -97,10 +97,10 @@ def _phase_energies(
 ) -> tuple[PartEnergy | None, PartEnergy | None, str | None]:
     """Energy of prefill and decode, and why one is missing."""
     try:
-        traced = TracedWindow(energy)
+        traced = TracedWindow(energy, [edge_s for span in (*prefill, *decode) for edge_s in span])
+        interval_s = sampling_interval_s(energy) or energy.duration_sec
     except PartUnknownError as error:
         return None, None, str(error)
-    interval_s = traced.sampling_interval_s
     figures: list[PartEnergy | None] = []
     reasons = []
     for name, spans in (("prefill", prefill), ("decode", decode)):

@@ -64,6 +64,16 @@ class PowerSampling:
     averaging_window_s: float = 0.1
     update_s: float = 0.1
 
+    @property
+    def lag_s(self) -> float:
+        """How old, on average, is what a sample shows: half of the average's length, and half an update."""
+        return 0.5 * (self.averaging_window_s + self.update_s)
+
+    @property
+    def unknown_lag_s(self) -> float:
+        """How far from that the age may be: half an update either way, and what the average blurs on top."""
+        return 0.5 * self.update_s + 0.25 * self.averaging_window_s
+
 
 def gain_component(energy_j: float, gain_uncertainty_pct: float) -> UncertaintyComponent:
     """The sensor's proportional error.
@@ -125,19 +135,28 @@ def integral_components(
         end_s: End of the window.
         sampling: How the samples come about.
     """
-    return trace_components(times_s, power_w, ((start_s, end_s),), sampling)
+    oldest_s = sampling.averaging_window_s + sampling.update_s
+    return trace_components(times_s, power_w, ((start_s, end_s),), sampling, oldest_s)
 
 
 def trace_components(
-    times_s: Sequence[float], power_w: Sequence[float], spans: Sequence[tuple[float, float]], sampling: PowerSampling
+    times_s: Sequence[float],
+    power_w: Sequence[float],
+    spans: Sequence[tuple[float, float]],
+    sampling: PowerSampling,
+    misplaced_s: float,
 ) -> tuple[UncertaintyComponent, ...]:
-    """`integral_components` of the sum over several stretches of one trace, whose errors are independent.
+    """`integral_components` of the sum over several stretches of one trace.
+
+    What happened between samples is another matter in each stretch and adds in quadrature; samples that are misplaced
+    are so in all of them, and that adds linearly.
 
     Args:
         times_s: When each sample was taken, in seconds, in order.
         power_w: Power of each sample in watts.
         spans: Start and end of each stretch on the same clock, in seconds.
         sampling: How the samples come about.
+        misplaced_s: How far from its place in time what a sample shows may be, in seconds.
     """
     variance_j2 = repeated_j2 = 0.0
     samples = freedom = repeats = 0
@@ -168,7 +187,7 @@ def trace_components(
         ),
         UncertaintyComponent(
             name="sensor lag",
-            half_width_j=math.hypot(*(_lag_half_width(times_s, power_w, *span, sampling) for span in spans)),
+            half_width_j=math.fsum(_lag_half_width(times_s, power_w, *span, misplaced_s) for span in spans),
             kind="sensor",
             note="samples are averages over the past",
         ),
@@ -307,16 +326,15 @@ def _mean_square_change(power: Sequence[float], lag: int) -> float:
 
 
 def _lag_half_width(
-    times_s: Sequence[float], power_w: Sequence[float], start_s: float, end_s: float, sampling: PowerSampling
+    times_s: Sequence[float], power_w: Sequence[float], start_s: float, end_s: float, misplaced_s: float
 ) -> float:
-    """Energy in joules that a lag of the samples moves across the edges of the window."""
-    lag_s = sampling.averaging_window_s + sampling.update_s
+    """Energy in joules that misplaced samples move across the edges of a window."""
 
     def near(edge_s: float) -> Sequence[float]:
-        first = max(0, bisect_left(times_s, edge_s - lag_s) - 1)
-        return power_w[first : bisect_right(times_s, edge_s + lag_s) + 1]
+        first = max(0, bisect_left(times_s, edge_s - misplaced_s) - 1)
+        return power_w[first : bisect_right(times_s, edge_s + misplaced_s) + 1]
 
     at_start, at_end = near(start_s), near(end_s)
     if not at_start or not at_end:
         return 0.0
-    return lag_s * max(max(at_start) - min(at_end), max(at_end) - min(at_start))
+    return misplaced_s * max(max(at_start) - min(at_end), max(at_end) - min(at_start))
