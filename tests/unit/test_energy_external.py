@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -156,6 +159,24 @@ def test_a_handle_of_another_meter_is_refused() -> None:
     with pytest.raises(EnergyError, match="not opened by the package meter"):
         backend(joules(1.0)).stop_tracking(handle)
     other.stop_tracking(handle)
+
+
+def test_a_meter_takes_the_experiments_processes_for_its_own_and_no_others() -> None:
+    command = [sys.executable, "-c", "input()"]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE) as busy,
+        subprocess.Popen(command, stdin=subprocess.PIPE) as lone,
+    ):
+        nvml = FakeNvml(FakeGpu("GPU-0", readings={"compute_pids": (busy.pid,)}))
+        told = {}
+        for family_pid in (None, os.getpid(), lone.pid):
+            meter = NVMLBackend(["GPU-0"], nvml, CLOCK, MeterOptions(poll_interval_ms=20, family_pid=family_pid))
+            energy = meter.stop_tracking(meter.start_tracking())
+            told[family_pid] = WarningCode.FOREIGN_GPU_PROCESS in {note.code for note in energy.notes}
+        for process in (busy, lone):
+            assert process.stdin is not None
+            process.stdin.close()
+    assert told == {None: False, os.getpid(): False, lone.pid: True}
 
 
 def codes(**readings: object) -> list[WarningCode]:

@@ -45,3 +45,17 @@ def test_grandparents_and_grandchildren_are_family_and_siblings_are_not(tmp_path
     (tmp_path / "8").mkdir()  # it ended while it was looked at
     (tmp_path / "self").mkdir()
     assert relatives(4, tmp_path) == {2, 3, 4, 5}
+
+
+def test_the_family_of_the_starting_process_holds_its_other_children() -> None:
+    ask = (
+        "import os, sys\n"
+        "from llenergymeasure.core.host.gpu_processes import relatives\n"
+        "print(int(sys.argv[1]) in relatives(), int(sys.argv[1]) in relatives(os.getppid()))"
+    )
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as sibling:
+        command = [sys.executable, "-c", ask, str(sibling.pid)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert sibling.stdin is not None
+        sibling.stdin.close()
+    assert answer.split() == ["False", "True"]

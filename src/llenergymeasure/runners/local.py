@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -146,6 +147,7 @@ def bench_here(
         power_gain_uncertainty_pct=machine.advanced.power_gain_uncertainty_pct,
         spill_dir=work_dir,
         calibration_dir=default_calibration_dir(),
+        family_pid=os.getppid() if share.count > 1 else None,
     )
     meter_name = energy_backend_name(config, machine)
 

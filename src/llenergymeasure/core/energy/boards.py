@@ -119,12 +119,13 @@ def find_boards(devices: Sequence[DeviceId], nvml: Nvml, calibration_dir: Path |
     )
 
 
-def board_warnings(boards: Sequence[Board], nvml: Nvml) -> Iterator[MeasurementWarning]:
+def board_warnings(boards: Sequence[Board], nvml: Nvml, family_pid: int | None = None) -> Iterator[MeasurementWarning]:
     """What about the boards themselves makes a figure doubtful, now.
 
     Args:
         boards: The boards under measurement.
         nvml: The machine's NVML.
+        family_pid: See `MeterOptions`.
     """
     for board in boards:
         if board.is_mig:
@@ -139,7 +140,7 @@ def board_warnings(boards: Sequence[Board], nvml: Nvml) -> Iterator[MeasurementW
                 f"persistence mode of GPU {board.index} is off; the driver may be unloaded between runs, which changes "
                 f"idle power and start-up. Switch it on with: sudo nvidia-smi -i {board.index} -pm 1",
             )
-        others = foreign_pids(_optional(nvml.compute_pids, board.handle) or (), relatives(), process_exists)
+        others = foreign_pids(_optional(nvml.compute_pids, board.handle) or (), relatives(family_pid), process_exists)
         if others:
             yield MeasurementWarning(
                 WarningCode.FOREIGN_GPU_PROCESS,

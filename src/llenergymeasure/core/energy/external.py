@@ -123,7 +123,7 @@ class ExternalGpuBackend:
         Raises:
             EnergyError: The package or the sampler failed.
         """
-        warnings = tuple(board_warnings(self._boards, self._nvml))
+        warnings = tuple(board_warnings(self._boards, self._nvml, self._options.family_pid))
         sampler = start_sampler(self._boards, self._nvml, self._clock, self._options)
         key = next(self._keys)
         asked_s = self._clock.now()
@@ -163,7 +163,9 @@ class ExternalGpuBackend:
             telemetry,
         )
         energy = gpu_measurement(recorded)
-        warnings = dict.fromkeys((*window.warnings, *board_warnings(self._boards, self._nvml)))
+        warnings = dict.fromkeys(
+            (*window.warnings, *board_warnings(self._boards, self._nvml, self._options.family_pid))
+        )
         notes = (*energy.notes, *reading.notes, *warnings, *sampler_warnings(telemetry))
         return replace(energy, cpu_j=reading.cpu_j, dram_j=reading.dram_j, notes=notes)
 

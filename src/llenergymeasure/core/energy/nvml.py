@@ -121,7 +121,7 @@ class NVMLBackend:
         Raises:
             EnergyError: The sampler could not start.
         """
-        warnings = tuple(board_warnings(self._boards, self._nvml))
+        warnings = tuple(board_warnings(self._boards, self._nvml, self._options.family_pid))
         sampler = start_sampler(self._boards, self._nvml, self._clock, self._options)
         asked_s = self._clock.now()
         try:
@@ -152,7 +152,9 @@ class NVMLBackend:
             gain_uncertainty_pct=self._options.power_gain_uncertainty_pct,
             meter=self.name,
         )
-        warnings = dict.fromkeys((*window.warnings, *board_warnings(self._boards, self._nvml)))
+        warnings = dict.fromkeys(
+            (*window.warnings, *board_warnings(self._boards, self._nvml, self._options.family_pid))
+        )
         energy = gpu_measurement(RecordedWindow(record, telemetry))
         return with_notes(energy, (*warnings, *sampler_warnings(telemetry)))
 

@@ -136,16 +136,19 @@ class TrackingHandle:
 
 @dataclass(frozen=True, slots=True)
 class MeterOptions:
-    """How a meter works on this machine; from the user configuration, never from an experiment file.
+    """How a meter works on this machine and in this process; never from an experiment file.
 
     Args:
         poll_interval_ms: Time between two readings of the power sampler, in milliseconds.
         power_gain_uncertainty_pct: 95 % half-width of the power sensor's gain, in per cent.
         spill_dir: Where a long run's samples go when they outgrow memory; `None`: the system's temporary directory.
         calibration_dir: Where sensor calibrations lie; `None`: none are used.
+        family_pid: The process that has started every process of the experiment; none of these counts as somebody
+            else on its GPUs. `None`: there is one only, this one.
     """
 
     poll_interval_ms: int = 100
     power_gain_uncertainty_pct: float = 5.0
     spill_dir: Path | None = None
     calibration_dir: Path | None = None
+    family_pid: int | None = None
