@@ -1,0 +1,133 @@
+"""A study from its config to its result, and the search for one that was not finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fakes import VirtualClock
+from llenergymeasure.config.grid import compute_study_design_hash
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig
+from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.exceptions import BackendError, DatasetError, StudyError
+from llenergymeasure.runners.launcher import ExperimentJob
+from llenergymeasure.study.events import StudyEvent, StudyNotice, StudyStarted
+from llenergymeasure.study.execute import StudyPlace, dataset_hashes, execute_study
+from llenergymeasure.study.lock import locked
+from llenergymeasure.study.runner import StudyStoppedError
+from llenergymeasure.study.unfinished import find_unfinished
+from study_fakes import ScriptedLauncher, study_of
+
+
+def launcher() -> ScriptedLauncher:
+    return ScriptedLauncher(VirtualClock())
+
+
+def failing(job: ExperimentJob) -> ExperimentResult:
+    raise BackendError("it does not fit")
+
+
+def begin(parent: Path, study: StudyConfig, *, gives_up: bool = False) -> Path:
+    """Run `study` in `parent`, to its end or until it gives up; returns its directory."""
+    runs = launcher()
+    if not gives_up:
+        return parent / execute_study(study, StudyPlace(parent), UserConfig(), lambda result: None, None, runs).study_id
+    runs.act = failing
+    with pytest.raises(StudyStoppedError) as caught:
+        execute_study(study, StudyPlace(parent), UserConfig(), lambda result: None, None, runs)
+    return caught.value.study_dir
+
+
+def design(study: StudyConfig) -> str:
+    return compute_study_design_hash(study.experiments)
+
+
+GIVES_UP = study_of("a", "b", max_consecutive_failures=1)
+
+
+def test_every_result_reaches_its_receiver_and_the_observer_is_told(tmp_path: Path) -> None:
+    results: list[ExperimentResult] = []
+    events: list[StudyEvent] = []
+    study = execute_study(
+        study_of("a", "b"), StudyPlace(tmp_path), UserConfig(), results.append, events.append, launcher()
+    )
+    assert [result.model_name for result in results] == ["a", "b"]
+    assert isinstance(events[0], StudyStarted)
+    assert study.summary.completed == 2
+    assert (tmp_path / study.study_id / "manifest.json").is_file()
+
+
+def test_settings_that_this_release_does_not_use_are_said(tmp_path: Path) -> None:
+    events: list[StudyEvent] = []
+    machine = UserConfig.model_validate({"cluster": {"address": "auto"}})
+    execute_study(study_of("a"), StudyPlace(tmp_path), machine, lambda result: None, events.append, launcher())
+    notices = [event.message for event in events if isinstance(event, StudyNotice)]
+    assert any(notice.startswith("cluster.address is set, and this release does not use it") for notice in notices)
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_a_study_without_anything_to_run_or_go_on_with_is_an_error(tmp_path: Path, with_config: bool) -> None:
+    place = StudyPlace(tmp_path, resume=tmp_path / "gone" if with_config else None)
+    with pytest.raises(StudyError, match=r"is not a directory" if with_config else r"nothing to run"):
+        execute_study(None, place, UserConfig(), lambda result: None, None, launcher())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_killed_before_its_summary_gets_one_and_runs_nothing(tmp_path: Path) -> None:
+    directory = begin(tmp_path, study_of("a"))
+    (directory / "study_summary.json").unlink()
+    runs = launcher()
+    result = execute_study(None, StudyPlace(tmp_path, resume=directory), UserConfig(), lambda result: None, None, runs)
+    assert (result.summary.completed, runs.jobs) == (1, [])
+    assert json.loads((directory / "study_summary.json").read_text())["summary"]["completed"] == 1
+
+
+def test_each_data_set_is_read_once_and_one_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    sha256 = dataset_hashes()
+    config = ExperimentConfig(model="a", dataset=str(prompts), n=2)
+    first = sha256(config)
+    prompts.unlink()
+    assert sha256(config) == first
+    with pytest.raises(DatasetError):
+        sha256(config.model_copy(update={"n": 1}))
+
+
+def test_the_unfinished_study_of_a_design_is_found(tmp_path: Path) -> None:
+    directory = begin(tmp_path, GIVES_UP, gives_up=True)
+    begin(tmp_path, study_of("other", max_consecutive_failures=1), gives_up=True)
+    assert find_unfinished(tmp_path, design(GIVES_UP)) == directory
+
+
+def test_the_latest_of_several_is_found(tmp_path: Path) -> None:
+    begin(tmp_path, GIVES_UP, gives_up=True)
+    latest = begin(tmp_path, GIVES_UP, gives_up=True)
+    assert find_unfinished(tmp_path, design(GIVES_UP)) == latest
+
+
+def test_a_finished_study_is_not_offered(tmp_path: Path) -> None:
+    begin(tmp_path, GIVES_UP)
+    assert find_unfinished(tmp_path, design(GIVES_UP)) is None
+
+
+def test_a_study_that_somebody_runs_is_not_offered(tmp_path: Path) -> None:
+    directory = begin(tmp_path, GIVES_UP, gives_up=True)
+    with locked(directory):
+        assert find_unfinished(tmp_path, design(GIVES_UP)) is None
+    assert find_unfinished(tmp_path, design(GIVES_UP)) == directory
+
+
+def test_a_damaged_manifest_hides_no_other_study(tmp_path: Path) -> None:
+    directory = begin(tmp_path, GIVES_UP, gives_up=True)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text(f'{{"study_design_hash": "{design(GIVES_UP)}", ')
+    assert find_unfinished(tmp_path, design(GIVES_UP)) == directory
+
+
+def test_where_no_study_was_ever_kept_there_is_none(tmp_path: Path) -> None:
+    assert find_unfinished(tmp_path / "never", "0" * 16) is None
