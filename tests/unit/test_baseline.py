@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 
 import pytest
@@ -110,6 +111,21 @@ def test_a_quiet_gpu_raises_no_doubt_and_is_cached_while_a_busy_one_is_not() -> 
     cache = BaselineCache()
     cache.put(["GPU-0"], "constant", baseline_from(idle(2000.0, samples=busy), VirtualClock().wall()))
     assert cache.entries() == ()
+
+
+@pytest.mark.parametrize(("fall_w", "warned"), [(12.0, True), (3.0, False)])
+def test_a_board_that_still_cools_down_is_not_at_rest(fall_w: float, warned: bool) -> None:
+    """From 86 or 77 W down to 74 W; between the means of the first and the last third lie two thirds of the fall."""
+    samples = [TelemetrySample(time_s=i / 10, power_w=74.0 + fall_w * (1 - i / 99)) for i in range(100)]
+    baseline = baseline_from(idle(74.0 * 10 + fall_w * 5, samples=samples), VirtualClock().wall())
+    assert [w.code for w in baseline.warnings] == [WarningCode.BASELINE_NOT_IDLE] * warned
+    assert baseline.half_width_w == pytest.approx(fall_w * 2 / 3, rel=0.02)
+
+
+def test_noise_of_an_idle_board_is_no_drift() -> None:
+    draw = random.Random(3)
+    samples = [TelemetrySample(time_s=i / 10, power_w=20.0 + draw.gauss(0.0, 1.0)) for i in range(300)]
+    assert baseline_from(idle(200.0, samples=samples), VirtualClock().wall()).warnings == ()
 
 
 def test_an_engine_that_uses_fewer_devices_than_planned_keeps_their_share() -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import ConstantMeter, StepEngine, VirtualClock, requests
 from llenergymeasure.config.models import WarmupConfig
+from llenergymeasure.core.energy.off import NoEnergyBackend
+from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.warmup import (
     WARMUP_OUTPUT_TOKENS,
@@ -14,7 +18,7 @@ from llenergymeasure.core.warmup import (
     warm_up,
     warmup_until_converged,
 )
-from llenergymeasure.domain.warnings import WarningCode
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 
 def run_warmup(config: WarmupConfig, *, count: int = 3, batch_size: int = 2) -> tuple[Warmup, StepEngine, VirtualClock]:
@@ -94,6 +98,33 @@ def test_without_a_thermal_floor_the_result_carries_a_warning_and_no_resident_po
     assert [w.code for w in warmup.warnings] == [WarningCode.THERMAL_FLOOR_DISABLED]
     assert warmup.idle_resident_power_w is None
     assert len(engine.batches) == 3
+
+
+def test_a_meter_that_fails_during_the_floor_says_why_there_is_no_resident_power() -> None:
+    clock = VirtualClock()
+    meter = FailingMeter(clock)
+    warmup = warm_up(
+        StepEngine(clock), requests(2), WarmupConfig(thermal_floor_seconds=30.0), meter, clock, ignore_events
+    )
+    assert warmup.idle_resident_power_w is None
+    (warning,) = warmup.warnings
+    assert warning.code is WarningCode.TELEMETRY_UNAVAILABLE
+    assert "the counter was reset" in warning.message
+
+
+class FailingMeter(ConstantMeter):
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        note = MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, "the counter was reset")
+        return replace(super().stop_tracking(handle), total_j=None, notes=(note,))
+
+
+def test_energy_that_nobody_wants_is_not_missed() -> None:
+    clock = VirtualClock()
+    config = WarmupConfig(thermal_floor_seconds=30.0)
+    warmup = warm_up(StepEngine(clock), requests(2), config, NoEnergyBackend(clock), clock, ignore_events)
+    assert warmup.result is not None
+    assert warmup.result.thermal_floor_wait_s == pytest.approx(30.0)
+    assert (warmup.idle_resident_power_w, warmup.warnings) == (None, ())
 
 
 def test_warm_up_that_is_off_leaves_the_engine_alone() -> None:

@@ -6,8 +6,9 @@ touched by it.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -15,6 +16,7 @@ from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, Telemetry
+from llenergymeasure.core.metrics.uncertainty import comparative_half_width
 from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted
 from llenergymeasure.core.waiting import wait
 from llenergymeasure.domain.energy import BaselineMethod
@@ -31,6 +33,13 @@ BUSY_POWER_CV = 0.10
 """Coefficient of variation of idle power above which something was running. An idle board's readings stay within a
 few per cent of their mean; a job that comes and goes does not."""
 
+SETTLING_SHARE = 0.05
+"""Change of idle power from the first to the last third of the baseline above which the device was not at rest: a board
+that cools down after a run draws less and less."""
+
+SETTLING_W = 2.0
+"""The same in watts, so that a sensor's noise at low power is not taken for a change."""
+
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
@@ -39,7 +48,7 @@ class Baseline:
     Args:
         power_w: Idle power in watts, summed over the devices; `None` when it was not measured.
         method: `fresh`, `cached` from an earlier run of this session, or `unavailable`; `None`: switched off.
-        half_width_w: 95 % half-width of `power_w` in watts, without the sensor's gain.
+        half_width_w: 95 % half-width of `power_w` in watts, without the sensor's gain; how far it drifted is in it.
         taken_at: When it was measured (UTC).
         age_s: Seconds between the measurement and its use.
         duration_s: Seconds it was measured for.
@@ -190,12 +199,12 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
     if idle.total_j is None or idle.duration_sec <= 0:
         reasons = "; ".join(note.message for note in idle.notes) or "the meter gave no figure"
         return unavailable(reasons, taken_at)
-    without_gain = [part.half_width_j for part in idle.components if part.kind != "gain"]
-    half_width_j = sum(width**2 for width in without_gain) ** 0.5
+    seen = [_watch(device, idle.telemetry) for device in idle.telemetry.devices] if idle.telemetry is not None else []
+    drift_w = math.fsum(abs(device.drift_w) for device in seen)
     return Baseline(
         power_w=idle.total_j / idle.duration_sec,
         method="fresh",
-        half_width_w=half_width_j / idle.duration_sec,
+        half_width_w=math.hypot(comparative_half_width(idle.components) / idle.duration_sec, drift_w),
         taken_at=taken_at,
         age_s=0.0,
         duration_s=idle.duration_sec,
@@ -203,7 +212,7 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
         per_device_w={
             device: energy_j / idle.duration_sec for device, energy_j in idle.per_gpu_j.items() if energy_j is not None
         },
-        warnings=_busy_warnings(idle.telemetry),
+        warnings=tuple(warning for device in seen for warning in device.doubts()),
     )
 
 
@@ -220,27 +229,53 @@ def unavailable(reason: str, taken_at: datetime | None = None) -> Baseline:
     return Baseline(power_w=None, method="unavailable", taken_at=taken_at, warnings=(note,))
 
 
-def _busy_warnings(telemetry: Telemetry | None) -> tuple[MeasurementWarning, ...]:
-    """Doubts about the idleness of each device, from what the sampler saw of it."""
-    if telemetry is None:
-        return ()
-    found = []
-    for device in telemetry.devices:
-        samples = list(telemetry.samples(device))
-        utilisation = [s.sm_utilisation_pct for s in samples if s.sm_utilisation_pct is not None]
-        power = [s.power_w for s in samples if s.power_w is not None]
-        busy_pct = statistics.fmean(utilisation) if utilisation else 0.0
-        mean_w = statistics.fmean(power) if power else 0.0
-        cv = statistics.pstdev(power) / mean_w if mean_w > 0 else 0.0
-        if busy_pct > BUSY_UTILISATION_PCT or cv > BUSY_POWER_CV:
-            found.append(
-                MeasurementWarning(
-                    WarningCode.BASELINE_NOT_IDLE,
-                    f"{device} was not idle during the baseline ({busy_pct:.0f} % utilisation, power varied by "
-                    f"{100 * cv:.0f} %); energy above idle is too low. Stop other work on it and repeat.",
-                )
+@dataclass(frozen=True, slots=True)
+class _Idling:
+    """One device during a baseline.
+
+    Args:
+        device: Which.
+        busy_pct: Mean SM utilisation.
+        power_cv: Coefficient of variation of its power.
+        mean_w: Mean power in watts.
+        drift_w: Mean power of the last third minus that of the first.
+    """
+
+    device: DeviceId
+    busy_pct: float
+    power_cv: float
+    mean_w: float
+    drift_w: float
+
+    def doubts(self) -> Iterator[MeasurementWarning]:
+        """What speaks against its idleness."""
+        if self.busy_pct > BUSY_UTILISATION_PCT or self.power_cv > BUSY_POWER_CV:
+            yield MeasurementWarning(
+                WarningCode.BASELINE_NOT_IDLE,
+                f"{self.device} was not idle during the baseline ({self.busy_pct:.0f} % utilisation, power varied by "
+                f"{100 * self.power_cv:.0f} %); energy above idle is too low. Stop other work on it and repeat.",
             )
-    return tuple(found)
+        elif abs(self.drift_w) > max(SETTLING_W, SETTLING_SHARE * self.mean_w):
+            yield MeasurementWarning(
+                WarningCode.BASELINE_NOT_IDLE,
+                f"idle power of {self.device} moved by {self.drift_w:+.1f} W during the baseline, around "
+                f"{self.mean_w:.1f} W: the device was not at rest yet. Wait for longer before a run.",
+            )
+
+
+def _watch(device: DeviceId, telemetry: Telemetry) -> _Idling:
+    samples = list(telemetry.samples(device))
+    utilisation = [s.sm_utilisation_pct for s in samples if s.sm_utilisation_pct is not None]
+    power = [s.power_w for s in samples if s.power_w is not None]
+    mean_w = statistics.fmean(power) if power else 0.0
+    third = len(power) // 3
+    return _Idling(
+        device=device,
+        busy_pct=statistics.fmean(utilisation) if utilisation else 0.0,
+        power_cv=statistics.pstdev(power) / mean_w if mean_w > 0 else 0.0,
+        mean_w=mean_w,
+        drift_w=statistics.fmean(power[-third:]) - statistics.fmean(power[:third]) if third else 0.0,
+    )
 
 
 def _describe(baseline: Baseline) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from llenergymeasure.config.models import WarmupConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
-from llenergymeasure.core.baseline import measure_idle_power
+from llenergymeasure.core.baseline import Baseline, measure_idle_power
 from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted
 from llenergymeasure.core.waiting import wait
 from llenergymeasure.domain.metrics import WarmupResult
@@ -84,10 +85,11 @@ def warm_up(
     result = warmup_until_converged(run_one, config)
     floor = f", then {config.thermal_floor_seconds:g} s thermal floor" if config.thermal_floor_seconds > 0 else ""
     observer(StepFinished("warmup", f"{result.iterations_completed}/{total} prompts{floor}"))
-    result, idle_w = _hold_thermal_floor(result, config, meter, clock, observer)
+    result, resident = _hold_thermal_floor(result, config, meter, clock, observer)
     if config.thermal_floor_seconds > 0:
         run_one()  # wakes clocks that went to sleep during the wait
-    return Warmup(result, batches.prompts_run, idle_w, _warnings(result, config))
+    idle_w = None if resident is None else resident.power_w
+    return Warmup(result, batches.prompts_run, idle_w, (*_warnings(result, config), *_resident_warnings(resident)))
 
 
 def warmup_until_converged(run_one: Callable[[], float], config: WarmupConfig) -> WarmupResult:
@@ -137,21 +139,21 @@ def _result(latencies_ms: list[float], config: WarmupConfig, *, converged: bool)
 
 def _hold_thermal_floor(
     result: WarmupResult, config: WarmupConfig, meter: EnergyBackend, clock: Clock, observer: Observer
-) -> tuple[WarmupResult, float | None]:
-    """Wait `thermal_floor_seconds`; returns the completed record and the resident idle power in watts."""
+) -> tuple[WarmupResult, Baseline | None]:
+    """Wait `thermal_floor_seconds`; returns the completed record and the idle power that was measured meanwhile."""
     seconds = config.thermal_floor_seconds
     if seconds <= 0:
         return result, None
     observer(StepStarted("thermal_floor", seconds))
     before_s = clock.now()
-    idle_w = None
-    if seconds >= MIN_RESIDENT_IDLE_S:
-        idle_w = measure_idle_power(seconds, "thermal_floor", meter, clock, observer).power_w
+    resident = None
+    if seconds >= MIN_RESIDENT_IDLE_S and not isinstance(meter, NoEnergyBackend):
+        resident = measure_idle_power(seconds, "thermal_floor", meter, clock, observer)
     else:
         wait(seconds, "thermal_floor", clock, observer)
     waited_s = clock.now() - before_s
     observer(StepFinished("thermal_floor", f"{waited_s:.0f} s"))
-    return result.model_copy(update={"thermal_floor_wait_s": waited_s}), idle_w
+    return result.model_copy(update={"thermal_floor_wait_s": waited_s}), resident
 
 
 def _warnings(result: WarmupResult, config: WarmupConfig) -> tuple[MeasurementWarning, ...]:
@@ -174,6 +176,14 @@ def _warnings(result: WarmupResult, config: WarmupConfig) -> tuple[MeasurementWa
             )
         )
     return tuple(found)
+
+
+def _resident_warnings(resident: Baseline | None) -> tuple[MeasurementWarning, ...]:
+    if resident is None or resident.power_w is not None:
+        return ()
+    reasons = "; ".join(warning.message for warning in resident.warnings)
+    message = f"no idle power with the model in memory: {reasons}"
+    return (MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, message),)
 
 
 class _BatchCycle:
