@@ -25,6 +25,7 @@ def retry_on_error(
     exceptions: tuple[type[Exception], ...] = (ConnectionError, TimeoutError),
     is_transient: Callable[[Exception], bool] = lambda error: True,
     sleep: Callable[[float], None] = time.sleep,
+    what: str | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorate a function so that passing failures are tried again, with growing pauses.
 
@@ -35,6 +36,7 @@ def retry_on_error(
         exceptions: Only these are tried again; everything else passes through at once.
         is_transient: Decides about an instance of `exceptions` whether another attempt can help.
         sleep: Waits for a number of seconds; tests pass one that only remembers.
+        what: What is attempted, for the log; the function's name by default.
 
     Returns:
         A decorator that keeps the function's signature. The last error is raised unchanged.
@@ -49,7 +51,7 @@ def retry_on_error(
         )
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        name = getattr(function, "__qualname__", repr(function))
+        name = what or getattr(function, "__qualname__", repr(function))
 
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:

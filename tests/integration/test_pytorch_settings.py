@@ -99,12 +99,25 @@ def test_passthrough_may_not_set_what_a_field_sets(model: Path, key: str) -> Non
 
 
 @pytest.mark.parametrize("field", ["load_in_4bit", "load_in_8bit"])
-def test_quantisation_needs_bitsandbytes_and_a_gpu(model: Path, field: str) -> None:
-    section = {field: True}
-    assert problems(model, GPU, "bitsandbytes", pytorch=section | {"device": "cuda"}) == []
-    found = " ".join(problems(model, CPU, pytorch=section))
-    assert f"pytorch.{field}: needs bitsandbytes, which is not installed" in found
-    assert "supported on CUDA GPUs only" in found
+def test_quantisation_needs_bitsandbytes(model: Path, field: str) -> None:
+    assert problems(model, GPU, "bitsandbytes", pytorch={field: True, "device": "cuda"}) == []
+    assert problems(model, CPU, "bitsandbytes", pytorch={field: True}) == []
+    (found,) = problems(model, CPU, pytorch={field: True})
+    assert found.startswith(f"pytorch.{field}: needs bitsandbytes, which is not installed")
+
+
+@pytest.mark.parametrize(("field", "dtype"), [("load_in_8bit", torch.int8), ("load_in_4bit", torch.uint8)])
+def test_quantised_weights_are_in_memory_and_generate(model: Path, field: str, dtype: torch.dtype) -> None:
+    pytest.importorskip("bitsandbytes", reason="weights are quantised with bitsandbytes, which is not installed")
+    with loaded(experiment(model, precision="bf16")) as engine:
+        plain, plain_mb = engine.describe(), engine.memory().model_mb
+    with loaded(experiment(model, precision="bf16", pytorch={field: True})) as engine:
+        assert engine.parts.model.model.layers[0].mlp.up_proj.weight.dtype is dtype
+        found = engine.describe()
+        assert found.settings[f"pytorch.{field}"] is True
+        assert found.active_matmul_params == plain.active_matmul_params  # what is multiplied stays as large as it was
+        assert engine.memory().model_mb < plain_mb
+        assert len(ids(engine.generate(requests("abc", limits=[4], minimum=4)))[0]) == 4
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again(model: Path) -> None:

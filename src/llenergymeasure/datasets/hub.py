@@ -121,7 +121,7 @@ def load_hub_prompts(
     spec = parse_hub_spec(dataset)
     rows_library = library or _import_library()
 
-    @retry_on_error(exceptions=(Exception,), is_transient=_is_transient, sleep=sleep)
+    @retry_on_error(exceptions=(Exception,), is_transient=_is_transient, sleep=sleep, what=f"Reading {dataset}")
     def read() -> tuple[str | None, list[RawPrompt]]:
         commit = rows_library.commit(spec)
         rows = _choose_split(dataset, rows_library.splits(spec, commit or spec.revision), spec.split)

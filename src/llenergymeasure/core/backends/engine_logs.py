@@ -1,4 +1,8 @@
-"""What an engine says while it loads and generates goes to this package's log, not to the user's terminal."""
+"""What an engine says while it loads and generates goes to this package's log, not to the user's terminal.
+
+An engine's warnings speak to the programmer who called it (deprecations, casts, retries), so they are kept as
+information; what matters to a figure is found out and told by this package itself. Its errors stay errors.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,23 @@ from typing import Any
 logger = logging.getLogger(__name__)
 logger.addHandler(logging.NullHandler())  # without any handler, logging would print warnings to stderr on its own
 
+_ENGINE_LOGGERS = ("transformers", "huggingface_hub", "accelerate", "peft", "bitsandbytes")
+
 
 class _ForwardHandler(logging.Handler):
-    """Passes an engine's records on, marked with where they come from."""
+    """Passes an engine's records on, marked with where they come from; what it says in every step, only once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        logger.log(record.levelno, "%s: %s", record.name, record.getMessage())
+        message = f"{record.name}: {record.getMessage()}"
+        if message in self._said:
+            return
+        self._said.add(message)
+        level = record.levelno if record.levelno >= logging.ERROR else min(record.levelno, logging.INFO)
+        logger.log(level, "%s", message)
 
 
 @contextmanager
@@ -26,7 +41,7 @@ def engine_output_logged() -> Iterator[None]:
 
     handler = _ForwardHandler()
     had_bars = transformers_logging.is_progress_bar_enabled()
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub", "accelerate", "peft")]
+    loggers = [logging.getLogger(name) for name in _ENGINE_LOGGERS]
     before = [(engine.handlers[:], engine.propagate) for engine in loggers]
     for engine in loggers:
         engine.handlers, engine.propagate = [handler], False
@@ -43,4 +58,4 @@ def engine_output_logged() -> Iterator[None]:
 
 
 def _log_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-    logger.warning("%s: %s", category.__name__, message)
+    logger.info("%s: %s", category.__name__, message)

@@ -12,9 +12,12 @@ _NETWORK_ERRORS: Final = frozenset(
 
 
 def first_line(error: BaseException) -> str:
-    """Type and first line of an error; loaders write whole pages."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """Type and first line of an error (two, where the first only announces the second); loaders write whole pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    announces = lines[0].endswith(":") and len(lines) > 1
+    return f"{type(error).__name__}: {' '.join(lines[:2]) if announces else lines[0]}"
 
 
 def explain_hub_error(model: str, revision: str | None, filename: str, error: Exception) -> str:
@@ -46,7 +49,7 @@ def is_transient_hub_error(error: Exception) -> bool:
     """Whether another attempt can help: the Hub is overloaded, or the network failed while the file is not cached."""
     causes = _causes(error)
     names = {base.__name__ for cause in causes for base in type(cause).__mro__}
-    if "OfflineModeIsEnabled" in names:
+    if "OfflineModeIsEnabled" in names or "gaierror" in names:  # no network to wait for: not even the name is known
         return False
     statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in causes} - {None}
     return bool(statuses & _TRANSIENT_STATUS) if statuses else bool(names & _NETWORK_ERRORS)

@@ -18,6 +18,7 @@ from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
 from llenergymeasure.core.backends.explain import explain_hub_error, is_transient_hub_error
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.resilience import retry_on_error
+from llenergymeasure.security import validate_path
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,7 +62,12 @@ class ModelSource:
         """`load`, tried once more where it fetches from the Hub and the network fails."""
         if self.revision is None:
             return load
-        return retry_on_error(max_retries=1, exceptions=(Exception,), is_transient=is_transient_hub_error)(load)
+        return retry_on_error(
+            max_retries=1,
+            exceptions=(Exception,),
+            is_transient=is_transient_hub_error,
+            what=f"Fetching {self.location}",
+        )(load)
 
 
 class Download(Protocol):
@@ -110,8 +116,9 @@ def find_directory(path: Path, what: str, filename: str = CONFIG_FILE) -> ModelS
 
     Raises:
         BackendError: The directory does not exist, or holds no such thing.
+        ConfigError: The path is unsafe to open.
     """
-    directory = path.expanduser().absolute()
+    directory = validate_path(path, what=what)
     if not directory.is_dir():
         raise BackendError(f"{what}: no such directory: {path}")
     content = directory / filename
@@ -136,7 +143,13 @@ def _on_the_hub(
     cache_dir = hub_cache_dir(cache_home)
 
     # Recent clients try again by themselves (huggingface_hub 1.0 on), so one more attempt is enough.
-    @retry_on_error(max_retries=1, exceptions=(Exception,), is_transient=is_transient_hub_error, sleep=sleep)
+    @retry_on_error(
+        max_retries=1,
+        exceptions=(Exception,),
+        is_transient=is_transient_hub_error,
+        sleep=sleep,
+        what=f"Fetching {filename} of {model}",
+    )
     def fetch() -> str:
         return download(model, filename, revision=revision, cache_dir=cache_dir, etag_timeout=HUB_TIMEOUT_S)
 

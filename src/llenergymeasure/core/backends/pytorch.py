@@ -24,12 +24,12 @@ from llenergymeasure.core.backends.protocol import (
 )
 from llenergymeasure.core.backends.pytorch_devices import placement_here, planned_devices, used_devices
 from llenergymeasure.core.backends.pytorch_generate import generate_batch
-from llenergymeasure.core.backends.pytorch_loading import LoadedParts, load_parts, load_tokenizer
+from llenergymeasure.core.backends.pytorch_loading import LoadedParts, load_parts
 from llenergymeasure.core.backends.pytorch_memory import MemoryMeter
 from llenergymeasure.core.backends.pytorch_preflight import preflight_problems
 from llenergymeasure.core.backends.pytorch_readback import describe_model
 from llenergymeasure.core.backends.pytorch_timing import DeviceStepTimer, HostStepTimer, StepTimer
-from llenergymeasure.core.backends.pytorch_tokenizer import TransformersTokenizer
+from llenergymeasure.core.backends.pytorch_tokenizer import TransformersTokenizer, load_tokenizer
 from llenergymeasure.core.backends.seeding import seeded
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.types import DeviceId
@@ -78,7 +78,7 @@ class PyTorchBackend:
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
         with engine_output_logged():
-            return preflight_problems(config, self._cache_home)
+            return preflight_problems(config, self._cache_home, self._own_tokenizer)
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""

@@ -101,23 +101,6 @@ def load_parts(
     return LoadedParts(source, model, adapter, assistant, decoding)
 
 
-def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer.
-
-    Raises:
-        BackendError: The model comes without one, or it cannot be read.
-    """
-    try:
-        return source.patiently(AutoTokenizer.from_pretrained)(
-            source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
-        )
-    except Exception as error:  # what a tokenizer's files can fail with is open-ended
-        raise BackendError(
-            f"model: {config.model} has no tokenizer that can be loaded ({first_line(error)}). "
-            "Put the tokenizer's files beside the weights (save_pretrained into the same directory)."
-        ) from error
-
-
 def load_weights(config: ExperimentConfig, source: ModelSource, placement: Placement) -> PreTrainedModel:
     """`from_pretrained` with the settings of `config`; every weight must come from the checkpoint.
 

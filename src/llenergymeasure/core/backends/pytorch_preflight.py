@@ -40,17 +40,22 @@ class Surroundings:
     is_installed: Callable[[str], bool]
 
 
-def preflight_problems(config: ExperimentConfig, cache_home: Path | None) -> list[str]:
+def preflight_problems(
+    config: ExperimentConfig, cache_home: Path | None, load_tokenizer: Callable[[ExperimentConfig], object]
+) -> list[str]:
     """Every reason why `config` cannot run here, each one sentence with its fix.
 
     Args:
         config: The experiment.
         cache_home: Home of the Hub's cache; `None` leaves it to the Hub's client.
+        load_tokenizer: Loads the model's tokenizer, or raises `BackendError`.
     """
     problems: list[str] = []
     section = config.pytorch or PyTorchConfig()
     placement = _attempt(lambda: placement_here(section), problems)
     source = _attempt(lambda: find_model(config.model, config.revision, cache_home=cache_home), problems)
+    if source is not None:
+        _attempt(lambda: load_tokenizer(config), problems)
     adapter, assistant = config.lora, section.assistant_model
     if adapter is not None:
         _attempt(lambda: find_adapter(adapter, cache_home), problems)
@@ -88,6 +93,14 @@ def _context_is_long_enough(config: ExperimentConfig, here: Surroundings) -> Ite
         )
 
 
+def _revision_has_an_effect(config: ExperimentConfig, here: Surroundings) -> Iterator[str]:
+    if config.revision is not None and here.source is not None and here.source.revision is None:
+        yield (
+            f"revision: {config.revision!r} names a commit on the Hub, and {config.model} is not loaded from there. "
+            "Remove revision, or name the model by its id on the Hub."
+        )
+
+
 def _has_a_decoder(config: ExperimentConfig, here: Surroundings) -> Iterator[str]:
     if here.source is not None and here.source.config.get("is_encoder_decoder"):
         yield f"model: {config.model} is an encoder-decoder model. Only decoder-only language models are supported."
@@ -105,8 +118,6 @@ def _quantisation_is_possible(config: ExperimentConfig, here: Surroundings) -> I
     name = "load_in_4bit" if section.load_in_4bit else "load_in_8bit"
     if not here.is_installed("bitsandbytes"):
         yield f"pytorch.{name}: needs bitsandbytes, which is not installed. Install it with: pip install bitsandbytes"
-    if here.placement is not None and not here.placement.on_gpu:
-        yield f"pytorch.{name}: supported on CUDA GPUs only. Remove {name}, or run on a GPU."
     if here.source is not None and "quantization_config" in here.source.config:
         yield f"pytorch.{name}: {config.model} is quantised already. Remove {name}."
 
@@ -164,6 +175,7 @@ def _tf32_has_an_effect(config: ExperimentConfig, here: Surroundings) -> Iterato
 
 _CHECKS: Final[tuple[Callable[[ExperimentConfig, Surroundings], Iterator[str]], ...]] = (
     _context_is_long_enough,
+    _revision_has_an_effect,
     _has_a_decoder,
     _adapter_can_be_loaded,
     _quantisation_is_possible,

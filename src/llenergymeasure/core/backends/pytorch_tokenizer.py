@@ -1,10 +1,48 @@
-"""A transformers tokenizer in the role that prompts need."""
+"""The model's own tokenizer, loaded, and in the role that prompts need."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.explain import first_line
+from llenergymeasure.core.backends.model_source import ModelSource
+from llenergymeasure.exceptions import BackendError
+
+TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+"""What tokenizers of all kinds are kept in."""
+
+
+def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises:
+        BackendError: The model comes without one, or it cannot be read.
+    """
+    try:
+        return source.patiently(AutoTokenizer.from_pretrained)(
+            source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
+        )
+    except Exception as error:  # what a tokenizer's files can fail with is open-ended
+        if _comes_without_tokenizer(source):
+            raise BackendError(
+                f"model: {config.model} comes without a tokenizer: {source.location} holds none of its files. "
+                "Put them beside the weights (save_pretrained into the same directory)."
+            ) from error
+        raise BackendError(
+            f"model: the tokenizer of {config.model} cannot be loaded ({first_line(error)}). "
+            f"Fetch or save its files anew; they are looked for in {source.location}."
+        ) from error
+
+
+def _comes_without_tokenizer(source: ModelSource) -> bool:
+    if source.revision is not None:
+        return False  # on the Hub, whose files are not listed here
+    return not any(next(Path(source.location).glob(pattern), None) for pattern in TOKENIZER_FILES)
 
 
 class TransformersTokenizer:
