@@ -49,7 +49,7 @@ LIFE: tuple[StudyEvent, ...] = (
 )
 
 LINES = """\
-Study: 2 runs; 3 points of the grid are not valid and skipped
+Study: 2 runs; skipped points of the grid, because not valid: 3
   in results/demo
 ✓ [1/2] llama-1b / pytorch / bf16  c1  0.412 J/tok  310 tok/s  2 m 14 s
   Gap between runs: 60 s, Enter skips it

@@ -48,7 +48,7 @@ def render_study_preview(
         *_limited(_configurations(study.experiments, machine, most, probes), len(study.experiments), most),
     ]
     if study.skipped_configs:
-        lines += ["", f"Skipped: {len(study.skipped_configs)} points of the grid are not valid experiments"]
+        lines += ["", f"Skipped points of the grid, because not valid: {len(study.skipped_configs)}"]
         reasons = (f"  ✗ {point.get('reason', 'not valid')}" for point in study.skipped_configs[:most])
         lines += _limited(reasons, len(study.skipped_configs), most)
     lines += ["", f"Order          {_order(study, runs)}", *_time(study, runs, machine), "Nothing was run."]

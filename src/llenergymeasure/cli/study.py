@@ -144,7 +144,8 @@ def _complete(named: StudyConfig | None, resume: Path | None, request: RunReques
     try:
         execution = ExecutionConfig.model_validate({**before.execution.model_dump(), **flags})
     except ValidationError as error:
-        raise ConfigError(problem_report(describe_validation_error(error, None, request.sources()))) from error
+        sources = {field.removeprefix("execution."): flag for field, flag in request.sources().items()}
+        raise ConfigError(problem_report(describe_validation_error(error, None, sources))) from error
     return before.model_copy(update={"execution": execution})
 
 

@@ -75,7 +75,7 @@ class StudyProgress:
 
     def _start(self, event: StudyStarted) -> None:
         kept = f", {event.kept} of them finished before" if event.kept else ""
-        skipped = f"; {event.skipped} points of the grid are not valid and skipped" if event.skipped else ""
+        skipped = f"; skipped points of the grid, because not valid: {event.skipped}" if event.skipped else ""
         self._write(f"Study: {event.total} runs{kept}{skipped}\n  in {event.directory}")
         if not self._live:
             return
