@@ -16,7 +16,6 @@ from llenergymeasure.core.metrics.uncertainty import (
     combine_boards,
     comparative_half_width,
     counter_component,
-    counter_edges_component,
     coverage_factor,
     gain_component,
     integral_components,
@@ -44,11 +43,6 @@ def test_the_counter_component_is_what_the_fusion_stated_and_names_its_fallback(
     assert counter_component(FusedEnergy(100.0, 2.5, 1.0, 2.0)).half_width_j == 2.5
     fallback = counter_component(FusedEnergy(100.0, 25.0, None, None, True, "no step was found"))
     assert "no step was found" in fallback.note
-
-
-def test_one_reading_on_each_side_misses_up_to_a_step_at_each() -> None:
-    """Two rectangles of 300 W x 0.1 s: 30 J wide each, 1.96 x 30 / sqrt(6) = 24.0 J."""
-    assert counter_edges_component(300.0, 0.1).half_width_j == pytest.approx(24.0, abs=0.01)
 
 
 def test_constant_power_has_no_sampling_error() -> None:

@@ -99,20 +99,6 @@ def counter_component(fused: FusedEnergy) -> UncertaintyComponent:
     return UncertaintyComponent("counter resolution", fused.half_width_j, "counter_resolution", note)
 
 
-def counter_edges_component(peak_power_w: float, counter_period_s: float) -> UncertaintyComponent:
-    """The counter's steps at the edges of a window whose counter was read once on each side.
-
-    Each edge misses what flowed since the last step: rectangular between nothing and a period at peak power.
-
-    Args:
-        peak_power_w: Highest power near the edges in watts.
-        counter_period_s: Time between two steps of the counter in seconds.
-    """
-    half_width_j = Z95 * math.sqrt(2.0 * RECTANGULAR) * peak_power_w * counter_period_s
-    note = f"one reading on each side of a counter that moves every {counter_period_s:g} s"
-    return UncertaintyComponent("counter resolution", half_width_j, "counter_resolution", note)
-
-
 def integral_components(
     times_s: Sequence[float], power_w: Sequence[float], start_s: float, end_s: float, sampling: PowerSampling
 ) -> tuple[UncertaintyComponent, ...]:
