@@ -116,6 +116,15 @@ def test_a_missing_file_is_named(llem: CommandLine) -> None:
     assert_refused(llem("run", "nope.yaml"), "nope.yaml: no such file.")
 
 
+@pytest.mark.parametrize("path", ["two\nlines.yaml", "x" * 300, "x" * 300 + ".yaml"])
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_a_path_that_cannot_be_one_is_refused_and_not_printed_as_it_stands(
+    llem: CommandLine, flags: Sequence[str], path: str
+) -> None:
+    spoken = llem("run", *flags, path)
+    assert_refused(spoken, repr(path), "control character" if "\n" in path else "longer than 255 bytes")
+
+
 def test_a_model_given_in_place_of_a_file_gets_its_flag(llem: CommandLine) -> None:
     assert_refused(llem("run", "openai-community/gpt2"), "llem run --model openai-community/gpt2")
 

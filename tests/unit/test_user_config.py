@@ -134,6 +134,11 @@ def test_a_variable_that_does_not_parse_is_named(variable: str, value: str, mess
         ("advanced:\n  nvml_poll_interval_ms: 5\n", r"line 2: advanced.nvml_poll_interval_ms: must be at least 10"),
         ("advanced:\n  nvml_poll_interval_ms: 10001\n", r"advanced.nvml_poll_interval_ms: must be at most 10000"),
         ("runners:\n  vllm: singularity:/x.sif\n", r"line 2: runners.vllm: .*not supported yet"),
+        (
+            'output: {results_dir: "a\\0b"}\n',
+            r"line 1: output.results_dir: cannot be used: .*holds a control character",
+        ),
+        ('output: {model_cache_dir: "a\\nb"}\n', r"line 1: output.model_cache_dir: .*holds a control character"),
         ("output: {webhook_url: ftp://x}\n", r"output.webhook_url: must start with http"),
         ("ui: {verbosity: loud}\n", r"ui.verbosity: must be one of quiet, standard, verbose, got 'loud'"),
         ("ui: {prompt: 1}\n", r"ui.prompt: must be true or false"),

@@ -23,6 +23,7 @@ from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
 from llenergymeasure.exceptions import ConfigError
+from llenergymeasure.security import validate_path
 
 if TYPE_CHECKING:
     from llenergymeasure.config.models import ExperimentConfig
@@ -168,6 +169,7 @@ def _read(path: Path) -> LoadedDocument:
         UsageError: There is no such file, and it looks as if a model was meant.
         ConfigError: See `load_document`.
     """
+    validate_path(path, what="configuration file")
     if not path.suffix and not path.exists():
         raise UsageError(f"{path}: no such file. To measure a model of that name: llem run --model {path}")
     return load_document(path)

@@ -20,6 +20,15 @@ from llenergymeasure.config.schema import unknown_fields
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap, load_document
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.exceptions import ConfigError
+from llenergymeasure.security import validate_path
+
+
+def _check_path(value: str) -> str:
+    try:
+        validate_path(value)
+    except ConfigError as error:
+        raise ValueError(f"cannot be used: {error}") from error
+    return value
 
 
 def _check_runner(value: str) -> str:
@@ -40,6 +49,7 @@ def _check_url(value: str) -> str:
 NOT_USED_YET: Final = ("cluster.address", "cluster.hardware")
 """Settings that a file may hold already and that this release does not act on; whoever sets one is told."""
 
+Directory = Annotated[NonBlankStr, AfterValidator(_check_path)]
 Runner = Annotated[NonBlankStr, AfterValidator(_check_runner)]
 HttpUrl = Annotated[NonBlankStr, AfterValidator(_check_url)]
 
@@ -47,8 +57,8 @@ HttpUrl = Annotated[NonBlankStr, AfterValidator(_check_url)]
 class OutputSettings(ConfigModel):
     """Where things go."""
 
-    results_dir: NonBlankStr = Field(default="./results", description="Directory the results go to.")
-    model_cache_dir: NonBlankStr = Field(default="~/.cache/huggingface", description="Cache of the Hugging Face Hub.")
+    results_dir: Directory = Field(default="./results", description="Directory the results go to.")
+    model_cache_dir: Directory = Field(default="~/.cache/huggingface", description="Cache of the Hugging Face Hub.")
     webhook_url: HttpUrl | None = Field(default=None, description="URL that gets the summary when a study ends.")
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 import yaml
 
 from llenergymeasure.exceptions import ConfigError
+from llenergymeasure.security import validate_path
 
 _MAX_DEPTH: Final = 100
 _MAX_VALUES: Final = 1_000_000
@@ -69,9 +70,11 @@ def load_document(path: str | Path, *, empty_is_fine: bool = False) -> LoadedDoc
         empty_is_fine: Take a file of comments alone as an empty mapping.
 
     Raises:
-        ConfigError: The file cannot be read or parsed (with line and column), has a duplicate key, or is no mapping.
+        ConfigError: The path is unsafe to open, the file cannot be read or parsed (with line and column), has a
+            duplicate key, or is no mapping.
     """
     path = Path(path)
+    validate_path(path, what="configuration file")
     text = _read_text(path)
     data, root = _parse_json(text, path) if path.suffix.lower() == ".json" else _parse_yaml(text, path)
     if data is None and empty_is_fine:

@@ -27,7 +27,7 @@ from llenergymeasure.study.gaps import enter_key
 from llenergymeasure.study.lock import locked
 from llenergymeasure.study.manifest import create_study_dir
 from llenergymeasure.study.preflight import check_backends
-from llenergymeasure.study.resume import Resumption, plan_resumption
+from llenergymeasure.study.resume import Resumption, check_study_dir, plan_resumption
 from llenergymeasure.study.runner import StudyRunner, StudyStoppedError, Surroundings
 from llenergymeasure.study.sequence import plan_runs
 from llenergymeasure.study.webhook import send_summary
@@ -137,8 +137,7 @@ def _directory_for(study: StudyConfig | None, place: StudyPlace) -> Path:
     """The directory to go on in, or a new one."""
     if place.resume is None:
         return create_study_dir(_given(study).name, place.parent)
-    if not place.resume.is_dir():
-        raise StudyError(f"there is no study to go on with: {place.resume} is not a directory")
+    check_study_dir(place.resume)
     return place.resume
 
 

@@ -24,7 +24,7 @@ from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest,
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.loading import load_record
 from llenergymeasure.results.persistence import timestamp_slug
-from llenergymeasure.security import sanitize_experiment_id
+from llenergymeasure.security import sanitize_experiment_id, validate_path
 from llenergymeasure.study.journal import JOURNAL_FILE, Journal, read_journal
 from llenergymeasure.study.sequence import RunKey, design_hash_of, plan_runs
 
@@ -57,8 +57,10 @@ def create_study_dir(name: str | None, output_dir: str | Path, clock: Clock | No
         clock: Where the date comes from.
 
     Raises:
+        ConfigError: `output_dir` is unsafe to open.
         PersistenceError: It cannot be made; names it.
     """
+    validate_path(output_dir, what="output_dir")
     stamp = timestamp_slug((clock or SystemClock()).wall())
     return make_unique_directory(Path(output_dir), f"{sanitize_experiment_id(name or DEFAULT_NAME)}_{stamp}")
 

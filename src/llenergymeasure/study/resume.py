@@ -24,7 +24,7 @@ from llenergymeasure.domain.experiment import ExperimentResult, compute_measurem
 from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest
 from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import RESULT_FILE, load_result
-from llenergymeasure.security import is_safe_path
+from llenergymeasure.security import is_safe_path, validate_path
 from llenergymeasure.study.manifest import MANIFEST_FILE, load_manifest
 from llenergymeasure.study.sequence import RunKey, plan_runs
 
@@ -56,13 +56,27 @@ class Resumption:
     notices: tuple[str, ...]
 
 
+def check_study_dir(study_dir: Path) -> None:
+    """Make sure that `study_dir` can hold a study.
+
+    Raises:
+        ConfigError: The path is unsafe to open.
+        StudyError: There is no such directory.
+    """
+    validate_path(study_dir, what="resume")
+    if not study_dir.is_dir():
+        raise StudyError(f"there is no study to go on with: {study_dir} is not a directory")
+
+
 def load_resumable_study(study_dir: Path) -> StudyConfig:
     """The study of a directory, from its manifest alone.
 
     Raises:
+        ConfigError: The path is unsafe to open.
         PersistenceError: There is no manifest, or it is damaged.
-        StudyError: This release cannot read the study in it.
+        StudyError: There is no such directory, or this release cannot read the study in it.
     """
+    check_study_dir(study_dir)
     manifest = load_manifest(study_dir)
     try:
         # As JSON: strict models take a list for a tuple there.
@@ -87,8 +101,7 @@ def plan_resumption(study_dir: Path, study: StudyConfig | None, dataset_sha256: 
         StudyError: There is no study in the directory, or `study` differs in more than its execution.
         PersistenceError: The manifest is damaged, and no `study` was given to do without it.
     """
-    if not study_dir.is_dir():
-        raise StudyError(f"--resume: there is no directory {study_dir}")
+    check_study_dir(study_dir)
     notices: list[str] = []
     try:
         manifest = load_manifest(study_dir)
