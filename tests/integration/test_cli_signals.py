@@ -21,7 +21,7 @@ n: 200
 max_output_tokens: 64
 dataset: prompts.jsonl
 pytorch: {{device: cpu}}
-warmup: {{n_warmup: 20, thermal_floor_seconds: {floor}}}
+warmup: {{n_warmup: {warmup}, thermal_floor_seconds: {floor}}}
 baseline: {{enabled: {baseline}, duration_seconds: 5}}
 """
 
@@ -36,6 +36,7 @@ class Phase:
     shown: str
     signal: signal.Signals
     baseline: str = "false"
+    warmup: int = 1
     floor: int = 0
 
 
@@ -43,7 +44,7 @@ PHASES = (
     Phase("preflight", "  Pre-flight   checking", signal.SIGINT),
     Phase("baseline", "  Baseline     ", signal.SIGTERM, baseline="true"),
     Phase("load", "  Model        loading", signal.SIGHUP),
-    Phase("warmup", "  Warm-up      0/20 |", signal.SIGINT),
+    Phase("warmup", "  Warm-up      0/20 |", signal.SIGINT, warmup=20),
     Phase("thermal_floor", "  Thermal floor ", signal.SIGTERM, floor=30),
     Phase("measure", "  Measuring    0/200 |", signal.SIGINT),
 )
@@ -62,7 +63,8 @@ def prepare(directory: Path, home: Path) -> Workplace:
     workplace = Workplace(directory, home)
     workplace.write("prompts.jsonl", '{"prompt": "Heat flows from warm to cold."}\n' * 200)
     for phase in PHASES:
-        workplace.write(f"{phase.name}.yaml", LONG.format(floor=phase.floor, baseline=phase.baseline))
+        settings = {"baseline": phase.baseline, "warmup": phase.warmup, "floor": phase.floor}
+        workplace.write(f"{phase.name}.yaml", LONG.format(**settings))
     return workplace
 
 
