@@ -5,13 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from tests.nvml.scripted import ScriptedGpu
 
-from fakes import StepEngine
+from energy_fakes import ListedTelemetry, steady
+from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.assemble import RecordCollector
@@ -23,7 +24,7 @@ from llenergymeasure.core.backends.protocol import (
 )
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import BackendName, MeterHost, select_energy_backend
-from llenergymeasure.core.energy.types import DeviceId, MeterOptions
+from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, TrackingHandle
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.window import Window
@@ -183,3 +184,36 @@ def run_experiment(
         raise RuntimeError("nothing was collected")
     result = aggregate_results("id", [measurement.record])
     return ScriptedRun(result, measurement.record, measurement.artefacts, collector.seen)
+
+
+class SampledMeter(ConstantMeter):
+    """A meter of constant power with a sampler beside it."""
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        energy = super().stop_tracking(handle)
+        samples = steady(self.power_w, energy.start_s, energy.end_s, 0.02)
+        return replace(energy, telemetry=ListedTelemetry(dict.fromkeys(self.devices, samples)))
+
+
+def run_virtual_experiment(
+    directory: Path,
+    *,
+    clock: VirtualClock | None = None,
+    engine: StepEngine | None = None,
+    **fields: object,
+) -> ExperimentResult:
+    """An experiment without hardware or baseline: a meter that sees constant power, a clock that only work moves."""
+    clock = clock or VirtualClock()
+    directory.mkdir(exist_ok=True)
+    prompts = directory / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a prompt"}\n')
+    base = {"model": "m", "dataset": str(prompts), "n": 1, "baseline": {"enabled": False}}
+    config = ExperimentConfig.model_validate({**base, **fields})
+    bench = Bench(
+        engine=engine or StepEngine(clock, step_s=0.1),
+        preflight=_no_doubts,
+        meter_for=lambda devices: SampledMeter(clock, devices=tuple(devices)),
+        environment=_snapshot,
+        clock=clock,
+    )
+    return aggregate_results("id", [measure(config, bench, "id", directory).record])
