@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import sys
@@ -102,9 +103,11 @@ class BreakingStream(FakeTerminal):
         return super().write(text)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("writes", range(12))
 def test_a_stream_that_breaks_never_disturbs_the_measurement(writes: int) -> None:
     draw(BreakingStream(writes))
+    gc.collect()  # nor does what tqdm does when a bar is collected
 
 
 def test_a_log_message_appears_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,6 @@ class ExperimentProgress:
             return
         try:
             if isinstance(what, str):
-                self.close()
                 self._write(what)
             elif isinstance(what, StepStarted):
                 self._start(what)
