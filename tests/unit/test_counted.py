@@ -70,3 +70,14 @@ def test_skipped_ends_leave_the_tokens_and_joules_in_between() -> None:
 def test_skipping_more_than_there_is_names_the_settings() -> None:
     with pytest.raises(ExperimentError, match="skip_first_seconds = 8"):
         counted_part(config(skip_first_seconds=8.0, skip_last_seconds=8.0), window(measured()))
+
+
+def test_latencies_of_a_part_are_those_of_requests_begun_and_ended_in_it() -> None:
+    early = RequestOutput(0, 7, [1, 1], "length", 0.5, [1.0, 2.0])
+    inside = RequestOutput(1, 7, [1, 1], "length", 3.0, [4.0, 5.0])
+    late = RequestOutput(2, 7, [1, 1], "length", 8.0, [8.5, 9.5])
+    energy = measured()
+    some = Window((early, inside, late), energy, 1, EPOCH, EPOCH)
+    part = counted_part(config(skip_first_seconds=2.0, skip_last_seconds=2.0), some)
+    assert part.whole_requests(some.outputs) == [inside]
+    assert counted_part(config(), some).whole_requests(some.outputs) is some.outputs

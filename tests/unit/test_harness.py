@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,16 @@ def test_a_file_beside_the_result_that_cannot_be_written_does_not_cost_the_resul
     assert measurement.record.inference_metrics.output_tokens == 100
     assert measurement.artefacts.outputs is None
     assert "outputs.jsonl could not be written, so the result goes without it" in caplog.text
+
+
+def test_an_engine_that_cannot_be_unloaded_does_not_cost_the_measurement(
+    setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stubborn(StepEngine):
+        def unload(self) -> None:
+            raise RuntimeError("CUDA error")
+
+    bench = replace(setup.bench, engine=Stubborn(setup.clock))
+    record = measure(setup.config(tmp_path), bench, "id", tmp_path).record
+    assert record.inference_metrics.output_tokens == 100
+    assert "could not be unloaded" in caplog.text

@@ -61,12 +61,12 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
             lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in output_rows(seen))
 
     trace = outputs = None
-    timeseries = _written(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path))
+    timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path))
     if energy.telemetry is not None and wanted.save_trace:
         counted = counted_limits(wanted, seen.window)
-        trace = _written(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, counted))
+        trace = write_or_go_without(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, counted))
     if wanted.save_outputs:
-        outputs = _written(work_dir / OUTPUTS_FILE, write_outputs)
+        outputs = write_or_go_without(work_dir / OUTPUTS_FILE, write_outputs)
     return Artefacts(timeseries, trace, outputs)
 
 
@@ -86,8 +86,13 @@ def output_rows(seen: Observations) -> Iterator[dict[str, Any]]:
         }
 
 
-def _written(path: Path, write: Callable[[Path], object]) -> Path | None:
-    """`path` when `write` could fill it, else `None`: what was measured must outlive a full disk."""
+def write_or_go_without(path: Path, write: Callable[[Path], object]) -> Path | None:
+    """`path` when `write` could fill it, else `None` and a line in the log: figures must outlive a full disk.
+
+    Args:
+        path: The file to write.
+        write: Writes it; an `OSError` of its costs the file, not the result.
+    """
     try:
         write(path)
     except OSError as error:

@@ -109,7 +109,7 @@ def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process
         ),
         model_revision=seen.model.revision,
         truncated_prompts=seen.prompts.truncated_count,
-        requests=request_timings(seen.window.outputs),
+        requests=request_timings(part.whole_requests(seen.window.outputs)),
         energy_per_device_j=dict(energy.per_gpu_j) or {CPU_DEVICE: energy.total_j},
         energy_breakdown=breakdown,
         energy_audit=energy.audit,

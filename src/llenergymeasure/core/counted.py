@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llenergymeasure.config.models import ExperimentConfig, MeasurementConfig
+from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.energy.part import Span, energy_between
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.metrics.counting import TokenCounts, count_tokens, count_tokens_between, full_batch_interval
@@ -30,6 +32,18 @@ class CountedPart:
     end_s: float
     tokens: TokenCounts
     energy: EnergyMeasurement
+
+    def whole_requests(self, outputs: Sequence[RequestOutput]) -> Sequence[RequestOutput]:
+        """Those of `outputs` whose latencies belong to this part: all, or those begun and ended within it."""
+        if self.methodology != "windowed":
+            return outputs
+        return [
+            output
+            for output in outputs
+            if output.token_times_s is not None
+            and self.start_s <= output.started_s
+            and output.token_times_s[-1] <= self.end_s
+        ]
 
     @property
     def duration_s(self) -> float:

@@ -9,6 +9,7 @@ knows which engine, meter or clock it was given.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.protocols import EnergyBackend, MetricsCollector
+
+logger = logging.getLogger(__name__)
 
 
 class PendingEnvironment(Protocol):
@@ -188,7 +191,17 @@ def loaded(engine: InferenceBackend, config: ExperimentConfig, observer: Observe
         observer(StepFinished("load", f"{config.model} on {names}"))
         yield devices
     finally:
+        _unload(engine)
+
+
+def _unload(engine: InferenceBackend) -> None:
+    """Free the model. An engine that fails at it leaves memory behind, but what it has measured stands."""
+    try:
         engine.unload()
+    except Exception:
+        logger.warning(
+            "The %s engine could not be unloaded; memory may still be in use", engine.name, exc_info=True
+        )
 
 
 def _run_preflight(config: ExperimentConfig, bench: Bench) -> tuple[MeasurementWarning, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
 from llenergymeasure.config.models import ExperimentConfig
@@ -33,6 +34,9 @@ from llenergymeasure.exceptions import BackendError
 from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.security import sanitize_experiment_id
+
+LOCAL_RUNNER: Final = "local"
+"""Name of this runner in results and in the user configuration."""
 
 SESSION_BASELINES = BaselineCache()
 """Idle measurements of this process's life, so that a notebook's second run need not wait again."""
@@ -83,7 +87,7 @@ def run_local(
         )
     measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
     result = aggregate_results(experiment_id, [measurement.record], footprint=footprint_factors(machine))
-    return MeasuredRun(result, measurement.artefacts)
+    return MeasuredRun(result.model_copy(update={"runner": LOCAL_RUNNER}), measurement.artefacts)
 
 
 def measure_here(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.artefacts import OUTPUTS_FILE, TIMESERIES_FILE, Artefacts
+from llenergymeasure.core.artefacts import OUTPUTS_FILE, TIMESERIES_FILE, Artefacts, write_or_go_without
 from llenergymeasure.core.baseline import BaselineCache, CachedBaseline
 from llenergymeasure.core.host.devices import VISIBLE_DEVICES, visible_gpus
 from llenergymeasure.core.host.nvml import NvmlError, open_nvml
@@ -27,7 +27,7 @@ from llenergymeasure.results.aggregation import aggregate_results, validate_proc
 from llenergymeasure.results.process_files import read_process_results, write_process_result
 from llenergymeasure.runners.child import ParentLink
 from llenergymeasure.runners.interrupt import Interrupt
-from llenergymeasure.runners.local import MeasuredRun, footprint_factors, measure_here
+from llenergymeasure.runners.local import LOCAL_RUNNER, MeasuredRun, footprint_factors, measure_here
 from llenergymeasure.runners.process import Child, ChildTask, Mail, function_path
 from llenergymeasure.runners.supervise import ChildGroup, Patience
 from llenergymeasure.runners.worker import ENGINE_MODULES
@@ -119,6 +119,7 @@ def run_parallel(
     records = read_process_results(experiment_id, work_dir / STATE_DIR)
     completeness = validate_process_completeness(experiment_id, records, processes, work_dir / STATE_DIR)
     result = aggregate_results(experiment_id, records, completeness=completeness, footprint=footprint_factors(machine))
+    result = result.model_copy(update={"runner": LOCAL_RUNNER})
     return MeasuredRun(result, merge_artefacts([outcome.artefacts for outcome in outcomes], work_dir))
 
 
@@ -182,10 +183,12 @@ def merge_artefacts(parts: Sequence[Artefacts], work_dir: Path) -> Artefacts:
         if part.trace is not None:
             numbered = work_dir / f"{part.trace.stem}_{index}{part.trace.suffix}"
             traces.append(part.trace.replace(numbered))
+    merged = work_dir / TIMESERIES_FILE
+    dealt = work_dir / OUTPUTS_FILE
     return Artefacts(
-        timeseries=merge_timeseries(timeseries, work_dir / TIMESERIES_FILE) if timeseries else None,
+        timeseries=write_or_go_without(merged, lambda path: merge_timeseries(timeseries, path)) if timeseries else None,
         trace=traces[0] if traces else None,
-        outputs=_merge_outputs(outputs, work_dir / OUTPUTS_FILE) if outputs else None,
+        outputs=write_or_go_without(dealt, lambda path: _merge_outputs(outputs, path)) if outputs else None,
         further=tuple(traces[1:]),
     )
 
@@ -210,7 +213,7 @@ def _run_jobs(
     return outcomes
 
 
-def _merge_outputs(paths: Sequence[Path], target: Path) -> Path:
+def _merge_outputs(paths: Sequence[Path], target: Path) -> None:
     """Deal the lines of all processes out in the order in which the prompts were dealt to them."""
     files = []
     for path in paths:
@@ -219,7 +222,6 @@ def _merge_outputs(paths: Sequence[Path], target: Path) -> Path:
     with target.open("w", encoding="utf-8") as merged:
         for turn in range(max(map(len, files))):
             merged.writelines(own[turn] for own in files if turn < len(own))
-    return target
 
 
 def _visible_names(environ: Mapping[str, str]) -> list[str]:
