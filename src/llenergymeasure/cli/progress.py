@@ -94,7 +94,6 @@ class ExperimentProgress:
                 self._advance(what)
         except OSError:
             self._broken = True
-            self.close()
 
     def _start(self, event: StepStarted) -> None:
         self.close()
