@@ -14,16 +14,19 @@ import pytest
 from tests.nvml.loads import ALL_LOADS, SAMPLED_LOADS, Load
 from tests.nvml.virtual import Counter
 from tests.nvml.virtual_run import VirtualWindow, quantile, random_board, run_window
+from tests.nvml.waveform import constant
 
 from llenergymeasure.core.energy.integrate import integrate_power
 from llenergymeasure.core.energy.types import UncertaintyComponent
 from llenergymeasure.core.metrics.uncertainty import (
+    IdleEnergy,
     PowerSampling,
     absolute_half_width,
     comparative_half_width,
     counter_component,
     gain_component,
     integral_components,
+    stated_uncertainty,
 )
 
 GAIN_PCT = 5.0
@@ -94,3 +97,26 @@ def test_the_integrals_comparative_interval_covers_and_is_not_too_wide(architect
 
 def test_the_integrals_absolute_interval_covers_gains_drawn_at_random() -> None:
     _check(_draws("pascal", _integral, loads=SAMPLED_LOADS, random_gain=True, seed=24))
+
+
+@pytest.mark.parametrize("random_gain", [True, False], ids=["absolute", "comparative"])
+def test_the_interval_of_energy_above_idle_covers_it_and_is_not_too_wide(random_gain: bool) -> None:
+    """Idle power is read with the gain of the window, so of the gain's error only the part of what is left counts."""
+    draw, results = random.Random(26), []
+    for i in range(4 * DRAWS):  # the gain's interval holds the truth in 95 % of draws and not in more
+        gain = draw.gauss(1.0, GAIN_PCT / 100.0 / 1.96) if random_gain else 1.0
+        idle_w = draw.uniform(50.0, 150.0)
+        idle = run_window(random_board("hopper", constant(idle_w), draw, gain=gain), 5.0, draw)
+        board = random_board("hopper", SAMPLED_LOADS[i % len(SAMPLED_LOADS)](draw), draw, gain=gain)
+        window = run_window(board, draw.uniform(1.0, 8.0), draw)
+        (idle_j, idle_parts), (energy_j, parts) = _counter(idle), _counter(window)
+        idle_s, window_s = idle.end_s - idle.start_s, window.end_s - window.start_s
+        subtracted = IdleEnergy(idle_j / idle_s * window_s, comparative_half_width(idle_parts) / idle_s * window_s)
+        budget = (*parts, gain_component(energy_j, GAIN_PCT))
+        stated = stated_uncertainty(energy_j, budget, idle=subtracted)
+        assert stated is not None
+        half_width_j = stated.absolute_adjusted_j if random_gain else stated.comparative_adjusted_j
+        assert half_width_j is not None
+        error_j = abs(energy_j - subtracted.energy_j - (window.true_j - idle_w * window_s))
+        results.append(Draw(error_j, half_width_j))
+    _check(results)
