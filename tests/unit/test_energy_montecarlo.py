@@ -107,7 +107,7 @@ def test_the_interval_of_energy_above_idle_covers_it_and_is_not_too_wide(random_
         gain = draw.gauss(1.0, GAIN_PCT / 100.0 / 1.96) if random_gain else 1.0
         idle_w = draw.uniform(50.0, 150.0)
         idle = run_window(random_board("hopper", constant(idle_w), draw, gain=gain), 5.0, draw)
-        board = random_board("hopper", SAMPLED_LOADS[i % len(SAMPLED_LOADS)](draw), draw, gain=gain)
+        board = random_board("hopper", ALL_LOADS[i % len(ALL_LOADS)](draw), draw, gain=gain)
         window = run_window(board, draw.uniform(1.0, 8.0), draw)
         (idle_j, idle_parts), (energy_j, parts) = _counter(idle), _counter(window)
         idle_s, window_s = idle.end_s - idle.start_s, window.end_s - window.start_s
