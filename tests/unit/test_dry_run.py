@@ -35,7 +35,11 @@ def config(**fields: Any) -> ExperimentConfig:
 
 
 def dry_run(case: ExperimentConfig, machine: UserConfig | None = None, **probes: Any) -> DryRunReport:
-    defaults: dict[str, Any] = {"environ": {}, "open_nvml": no_driver, "package_versions": no_engine}
+    defaults: dict[str, Any] = {
+        "environ": {"HF_HUB_OFFLINE": "1"},
+        "open_nvml": no_driver,
+        "package_versions": no_engine,
+    }
     return dry_run_experiment(case, machine or UserConfig(), DryRunProbes(**{**defaults, **probes}))
 
 
@@ -175,5 +179,39 @@ def test_prompts_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:
     assert dry_run(config(dataset=str(data), n=2)).prompts == f"2 of {data}"
 
 
-def test_the_hub_is_not_asked() -> None:
+def test_a_data_set_on_the_hub_is_not_looked_up_but_its_name_is_checked(tmp_path: Path) -> None:
     assert "not looked up" in dry_run(config(dataset="hf:nobody/nothing", n=5)).prompts
+    with pytest.raises(DatasetError, match="not of the form"):
+        dry_run(config(dataset="hf:no such/thing", n=5))
+    with pytest.raises(DatasetError, match="no such directory"):
+        dry_run(config(dataset=f"hf:{tmp_path}/gone", n=5))
+
+
+def test_the_memory_of_a_run_on_the_cpu_is_not_called_a_gpus() -> None:
+    text = render_dry_run(dry_run(config(model="builtin/tiny-llama", pytorch={"device": "cpu"})))
+
+    assert "\n  Memory       about" in text
+    assert "GPU memory" not in text
+
+
+def test_the_configuration_of_a_model_that_is_not_here_comes_from_the_hub(llama_1b: str) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def fetch(model: str, revision: str | None, environ: Mapping[str, str]) -> Mapping[str, Any]:
+        asked.append((model, revision))
+        here = json.loads(Path(llama_1b, "config.json").read_text())
+        return {**here, "vocab_size": 32_000, "intermediate_size": 8192}
+
+    report = dry_run(config(revision="v1"), fetch_config=fetch)
+
+    # per layer 2 × 2048² + 2 × 2048 × 512 + 3 × 2048 × 8192 weights, and 2 × 32,000 × 2048 for the vocabulary
+    assert report.vram.weights_mb == pytest.approx(2 * (16 * 60.8e6 + 131.1e6) / 1e6, rel=0.01)
+    assert report.vram.total_mb is not None
+    dry_run(config(model=llama_1b), fetch_config=fetch)
+    assert asked == [("somebody/some-model", "v1")]  # not for the one that is here
+
+
+def test_why_the_hub_did_not_help_is_told() -> None:
+    text = render_dry_run(dry_run(config()))
+
+    assert "somebody/some-model is not on this machine yet, and HF_HUB_OFFLINE forbids asking the Hub" in text

@@ -143,6 +143,32 @@ def test_the_hubs_cache_is_found_by_the_clients_own_variables(tmp_path: Path) ->
     assert estimate_vram(experiment("owner/name"), environ={"HF_HOME": str(tmp_path)}).weights_mb is not None
 
 
+def test_all_experts_of_a_mixture_must_fit_though_few_of_them_work() -> None:
+    assert estimate_vram(experiment("Qwen/Qwen3-30B-A3B"), environ={"HF_HOME": "gone"}).weights_mb == 60_000
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "bits"),
+    [
+        ({"quant_method": "awq", "bits": 4}, 4),
+        ({"quant_method": "fp8"}, 8),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 4),
+        ({"quant_method": "secret"}, None),
+        ("odd", None),
+    ],
+)
+def test_a_quantised_checkpoint_without_its_files_is_as_large_as_its_bits(
+    tmp_path: Path, quantisation: object, bits: int | None
+) -> None:
+    plain = estimate_vram(experiment(write_model(tmp_path / "plain", LLAMA3_8B))).weights_mb
+    model = write_model(tmp_path / "quantised", {**LLAMA3_8B, "quantization_config": quantisation})
+    found = estimate_vram(experiment(model)).weights_mb
+    ends_mb = 2 * 128_256 * 4096 * 2 / 1e6  # embedding and output head keep 2 bytes a weight
+    assert plain is not None
+    expected = None if bits is None else pytest.approx(ends_mb + (plain - ends_mb) * (bits + 0.5) / 16)
+    assert found == expected
+
+
 def test_a_model_that_is_not_here_is_estimated_by_its_name_and_the_gap_is_named(tmp_path: Path) -> None:
     estimate = estimate_vram(experiment("owner/Model-7B"), environ={"HF_HOME": str(tmp_path)})
     assert estimate.weights_mb == pytest.approx(14_000)

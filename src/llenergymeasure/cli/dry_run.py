@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.cli.devices import gpu_count
 from llenergymeasure.config.models import ExperimentConfig
@@ -14,9 +14,10 @@ from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.host.devices import visible_gpus
 from llenergymeasure.core.host.gpu_facts import GpuFacts, free_memory_mb, read_gpu_facts
+from llenergymeasure.core.host.hub_config import fetch_model_config
 from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml
 from llenergymeasure.core.host.vram import OVERHEAD, VramEstimate, estimate_vram
-from llenergymeasure.datasets.hub import HUB_PREFIX
+from llenergymeasure.datasets.hub import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.exceptions import BackendError
 
@@ -34,11 +35,13 @@ class DryRunProbes:
         environ: Environment of the run.
         open_nvml: Gives the machine's NVML or raises `NvmlError`.
         package_versions: Versions of an engine's packages; raises `BackendError`.
+        fetch_config: Asks the Hub for the configuration of a model that is not on this machine.
     """
 
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     open_nvml: Callable[[], Nvml] = open_nvml
     package_versions: Callable[[str], Mapping[str, str]] = package_versions
+    fetch_config: Callable[[str, str | None, Mapping[str, str]], Mapping[str, Any]] = fetch_model_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ class DryRunReport:
 def dry_run_experiment(
     config: ExperimentConfig, machine: UserConfig, probes: DryRunProbes | None = None
 ) -> DryRunReport:
-    """Find out what `config` would do. Loads no model, uses no network and needs neither a GPU nor an engine.
+    """Find out what `config` would do. Loads no model and needs neither a GPU nor an engine.
+
+    The Hub is asked for one small file at most: the configuration of a model that is not on this machine.
 
     Args:
         config: A valid experiment.
@@ -86,7 +91,12 @@ def dry_run_experiment(
         config=config,
         engine=_engine(config.backend, probes),
         prompts=_prompts(config),
-        vram=estimate_vram(config, environ=probes.environ, cache_home=Path(machine.output.model_cache_dir)),
+        vram=estimate_vram(
+            config,
+            environ=probes.environ,
+            cache_home=Path(machine.output.model_cache_dir),
+            fetch_config=lambda model, revision: probes.fetch_config(model, revision, probes.environ),
+        ),
         gpus=gpus,
         device_note=device_note,
         waits=tuple(known_waits(config)),
@@ -110,7 +120,7 @@ def render_dry_run(report: DryRunReport) -> str:
     lines = [f"Dry run: {experiment_title(config)}", *_entry("Config", "valid"), *_entry("Engine", report.engine)]
     lines += _entry("Prompts", report.prompts)
     lines += _entry("Tokens", _tokens(config))
-    lines += _entry("GPU memory", *_memory(report))
+    lines += _entry("Memory" if _is_on_the_cpu(report) else "GPU memory", *_memory(report))
     if report.device_note is not None:
         lines += _entry("Device", report.device_note)
     lines += _entry("Energy", _energy(report.energy_backend))
@@ -132,11 +142,12 @@ def _engine(backend: str, probes: DryRunProbes) -> str:
 
 
 def _prompts(config: ExperimentConfig) -> str:
-    """Where the prompts come from; a data set on the Hub is not looked up, because that takes a network."""
-    if isinstance(config.dataset, str) and config.dataset.startswith(HUB_PREFIX):
-        return f"{config.n:,} of {config.dataset} (not looked up)"
-    load_raw_prompts(config.dataset, config.n)
-    return f"{config.n:,} of {config.dataset if isinstance(config.dataset, str) else 'synthetic prompts'}"
+    """Where the prompts come from; a data set on the Hub is not looked up: that would mean to fetch its rows."""
+    dataset = config.dataset
+    if isinstance(dataset, str) and dataset.startswith(HUB_PREFIX) and not parse_hub_spec(dataset).is_local:
+        return f"{config.n:,} of {dataset} (not looked up)"
+    load_raw_prompts(dataset, config.n)
+    return f"{config.n:,} of {dataset if isinstance(dataset, str) else 'synthetic prompts'}"
 
 
 def gpus_here(probes: DryRunProbes) -> tuple[GpuFacts, ...]:
@@ -188,6 +199,11 @@ def _memory(report: DryRunReport) -> Iterator[str]:
         verdict = memory_verdict(vram.weights_mb, report.config, report.gpus)
         yield f"at least {gigabytes(vram.weights_mb)} for the weights{verdict}"
     yield from vram.notes
+
+
+def _is_on_the_cpu(report: DryRunReport) -> bool:
+    section = report.config.pytorch
+    return not report.gpus and section is not None and section.device in ("cpu", "auto")
 
 
 def memory_verdict(needed_mb: float, config: ExperimentConfig, gpus: Sequence[GpuFacts]) -> str:

@@ -3,7 +3,8 @@
     weights  +  key-value cache of the largest batch  +  15 % for activations, kernels and fragmentation
 
 The figures come from files: the model's `config.json` and the headers of its weight files, in a directory or in the
-Hub's cache. No engine is imported and no network is used. What cannot be known is `None`, with the reason.
+Hub's cache; of a model that is in neither, from the `config.json` on the Hub where the caller allows asking. No engine
+is imported. What cannot be known is `None`, with the reason.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any, Final
 from llenergymeasure.builtin_models.store import packaged_files
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
+from llenergymeasure.core.host.hub_config import FetchConfig, HubConfigError
 from llenergymeasure.core.metrics.architecture import count_weights, text_part
-from llenergymeasure.core.metrics.flops import count_from_name
+from llenergymeasure.core.metrics.flops import total_from_name
 
 MB: Final = 1_000_000
 """Bytes per MB."""
@@ -76,7 +78,11 @@ class ModelFiles:
 
 
 def estimate_vram(
-    config: ExperimentConfig, *, environ: Mapping[str, str] = os.environ, cache_home: Path | None = None
+    config: ExperimentConfig,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    cache_home: Path | None = None,
+    fetch_config: FetchConfig | None = None,
 ) -> VramEstimate:
     """Estimate the memory that `config` needs.
 
@@ -84,11 +90,18 @@ def estimate_vram(
         config: The experiment.
         environ: Environment that says where the Hub's cache is.
         cache_home: Home of the Hub's cache (`HF_HOME`), where the user config names one.
+        fetch_config: Asks the Hub for the configuration of a model that is not here; `None`: it is not asked.
     """
     directory = model_directory(config.model, config.revision, environ, cache_home)
     files = read_model_files(directory) if directory is not None else None
+    reason = f"{config.model} is not on this machine yet"
+    if files is None and fetch_config is not None and not Path(config.model).expanduser().is_dir():
+        try:
+            files = ModelFiles(fetch_config(config.model, config.revision))
+        except HubConfigError as error:
+            reason += f", and {error}"
     if files is None:
-        return _from_name(config)
+        return _from_name(config, reason)
     weights_mb, how = _weights(config, files)
     rows, tokens = _largest_batch(config)
     cache = kv_cache_bytes(files.config, rows, tokens, BYTES_PER_WEIGHT[config.precision])
@@ -96,7 +109,7 @@ def estimate_vram(
     if cache is None:
         notes.append("key-value cache not known: the config lacks the attention's dimensions")
     else:
-        notes.append(f"key-value cache of {rows} sequences of {tokens} tokens")
+        notes.append(f"key-value cache of {rows} {'sequence' if rows == 1 else 'sequences'} of {tokens} tokens")
     return VramEstimate(weights_mb, None if cache is None else cache / MB, tuple(notes))
 
 
@@ -171,8 +184,8 @@ def read_model_files(directory: Path) -> ModelFiles | None:
 
 def _weights(config: ExperimentConfig, files: ModelFiles) -> tuple[float | None, str]:
     """Size of the weights as loaded, in MB, and what the figure rests on."""
-    stored_quantised = "quantization_config" in files.config
-    if stored_quantised and files.weight_bytes is not None:
+    quantisation = files.config.get("quantization_config")
+    if quantisation is not None and files.weight_bytes is not None:
         return files.weight_bytes / MB, "weights as stored (the checkpoint is quantised)"
     count, how = files.stored_weights, "weights counted in the files' headers"
     if count is None:
@@ -181,29 +194,43 @@ def _weights(config: ExperimentConfig, files: ModelFiles) -> tuple[float | None,
             return None, "weights not known: no weight file here, and the config lacks the model's dimensions"
         count, how = counted.stored, "weights worked out from the config's dimensions"
     section = config.pytorch
+    bits = _checkpoint_bits(quantisation) if quantisation is not None else None
+    if quantisation is not None and bits is None:
+        return None, "weights not known: the config does not tell to how many bits the checkpoint is quantised"
     if section is not None and (section.load_in_4bit or section.load_in_8bit):
         bits = 4 if section.load_in_4bit else 8
+    if bits is not None:
         return _quantised_bytes(files.config, count, bits, BYTES_PER_WEIGHT[config.precision]) / MB, (
             f"{how}, matrices at {bits} bits"
         )
     return count * BYTES_PER_WEIGHT[config.precision] / MB, f"{how}, as {config.precision}"
 
 
+def _checkpoint_bits(quantisation: Any) -> int | None:
+    """Bits of a weight in a quantised checkpoint, by the `quantization_config` that transformers and vLLM read."""
+    if not isinstance(quantisation, Mapping):
+        return None
+    if quantisation.get("load_in_4bit") or quantisation.get("load_in_8bit"):
+        return 4 if quantisation.get("load_in_4bit") else 8
+    bits = _first_int(quantisation, "bits", "w_bit")
+    return bits or {"fp8": 8, "fbgemm_fp8": 8, "mxfp4": 4}.get(str(quantisation.get("quant_method")))
+
+
 def _quantised_bytes(config: Mapping[str, Any], stored: int, bits: int, bytes_per_weight: float) -> float:
-    """Size with bitsandbytes, which leaves embedding and output head as they are and adds half a bit for scales."""
+    """Size of quantised weights: embedding and output head stay as they are, and scales take half a bit a weight."""
     text = text_part(config)
     vocabulary, width = _first_int(text, "vocab_size"), _first_int(text, "hidden_size", "n_embd", "d_model")
     ends = min(stored, 2 * (vocabulary or 0) * (width or 0))
     return ends * bytes_per_weight + (stored - ends) * (bits + 0.5) / 8
 
 
-def _from_name(config: ExperimentConfig) -> VramEstimate:
-    reason = f"{config.model} is not on this machine yet"
-    count = count_from_name(config.model)
-    if count.params is None:
+def _from_name(config: ExperimentConfig, reason: str) -> VramEstimate:
+    total = total_from_name(config.model)
+    if total is None:
         return VramEstimate(None, None, (f"not known: {reason}",))
-    weights_mb = count.params * BYTES_PER_WEIGHT[config.precision] / MB
-    return VramEstimate(weights_mb, None, (f"weights {count.note}", f"key-value cache not known: {reason}"))
+    weights_mb = total * BYTES_PER_WEIGHT[config.precision] / MB
+    how = f"weights by the model's name ({total / 1e9:g} billion parameters), as {config.precision}"
+    return VramEstimate(weights_mb, None, (how, f"key-value cache not known: {reason}"))
 
 
 def _largest_batch(config: ExperimentConfig) -> tuple[int, int]:

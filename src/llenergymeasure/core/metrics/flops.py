@@ -87,8 +87,18 @@ def count_from_name(name: str) -> ParameterCount:
     match = _ACTIVE_SIZE.search(leaf) or _SIZE.search(leaf)
     if match is None:
         return ParameterCount(None, "low", f"not counted: {leaf!r} holds no size")
-    params = round(float(match["number"]) * _UNITS[match["unit"].lower()])
-    return ParameterCount(params, "low", f"from the model's name: {match[0].strip('-_.')}")
+    return ParameterCount(_size(match), "low", f"from the model's name: {match[0].strip('-_.')}")
+
+
+def total_from_name(name: str) -> int | None:
+    """All parameters by a size in the model's name, whether active or not: 30 billion for `Qwen3-30B-A3B`."""
+    leaf = name.rstrip("/").rsplit("/", 1)[-1]
+    match = None if _PRODUCT.search(leaf) else _SIZE.search(_ACTIVE_SIZE.sub("", leaf))
+    return None if match is None else _size(match)
+
+
+def _size(match: re.Match[str]) -> int:
+    return round(float(match["number"]) * _UNITS[match["unit"].lower()])
 
 
 def count_from_file_size(weight_bytes: int, bits_per_weight: float) -> ParameterCount:
