@@ -5,12 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 REQUIRED_PARTS_VARIABLE = "LLEM_TEST_REQUIRE"
 """Packages and programs, separated by commas, without which the test run must fail instead of skipping."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take signals at their word: a test run started in the background ignores Ctrl-C, and so would its children."""
+    for name, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(name) is signal.SIG_IGN:
+            signal.signal(name, usual)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
