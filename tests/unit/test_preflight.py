@@ -22,6 +22,7 @@ from llenergymeasure.core.host.gpu_processes import relatives
 from llenergymeasure.core.host.nvml import Nvml, NvmlLibraryMissingError, open_nvml
 from llenergymeasure.core.preflight import Preflight, PreflightHost, PreFlightReport, run_preflight
 from llenergymeasure.exceptions import BackendError, PreFlightError
+from llenergymeasure.security import sanitize_experiment_id
 
 if TYPE_CHECKING:
     from tests.nvml.fixtures import ScriptedNvmlFactory
@@ -69,6 +70,7 @@ def host(tmp_path: Path, **more: Any) -> PreflightHost:
         "environ": {},
         "meters": MeterHost(open_nvml=no_driver, powercap_root=tmp_path / "no-powercap"),
         "clock": VirtualClock(),
+        "calibration_dir": tmp_path / "no-calibrations",
     }
     return PreflightHost(**{**defaults, **more})
 
@@ -299,6 +301,20 @@ def _unrelated_process() -> int:
     """Any process of this machine that neither started this one nor was started by it."""
     running = {int(name) for name in os.listdir("/proc") if name.isdigit()}
     return max(running - relatives())
+
+
+def test_a_damaged_calibration_is_a_failure_before_it_costs_the_run_its_energy(
+    scripted_nvml: ScriptedNvmlFactory, tmp_path: Path
+) -> None:
+    scripted_nvml.play(ScriptedGpu.of("hopper", uuid="GPU-1"), ScriptedGpu.of("hopper", uuid="GPU-2"))
+    where = gpu_host(tmp_path, calibration_dir=tmp_path)
+    (tmp_path / f"{sanitize_experiment_id(f'GPU-1_{open_nvml().driver_version()}')}.json").write_text('{"uuid": "GP')
+
+    (failure,) = failures_of(config(), engine("GPU-1"), where)
+
+    assert "is not a sensor calibration" in failure
+    assert failure.endswith("delete it or calibrate again")
+    assert preflight(config(), engine("GPU-2"), where) == PreFlightReport()
 
 
 def test_a_lowered_power_limit_is_advice(scripted_nvml: ScriptedNvmlFactory, tmp_path: Path) -> None:

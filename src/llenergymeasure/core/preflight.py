@@ -19,6 +19,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.boards import board_warnings, find_boards
+from llenergymeasure.core.energy.calibration import default_calibration_dir, load_calibration
 from llenergymeasure.core.energy.select import BackendName, MeterHost, select_energy_backend
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
 from llenergymeasure.core.host.devices import visible_gpus
@@ -73,6 +74,7 @@ class PreflightHost:
         is_writable: Whether this process may create files in a directory.
         disk_usage: Total, used and free bytes of the file system that holds a directory.
         clock: The measurement clock.
+        calibration_dir: Where sensor calibrations lie.
     """
 
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
@@ -80,6 +82,7 @@ class PreflightHost:
     is_writable: Callable[[Path], bool] = _is_writable
     disk_usage: Callable[[Path], tuple[int, int, int]] = shutil.disk_usage
     clock: Clock = field(default_factory=SystemClock)
+    calibration_dir: Path = field(default_factory=default_calibration_dir)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +309,24 @@ def check_boards(case: Case) -> Iterator[Finding]:
         logger.info("The state of the GPUs cannot be seen: %s", error)
 
 
+def check_calibrations(case: Case) -> Iterator[Finding]:
+    """A sensor's calibration that cannot be read would cost the run its energy."""
+    if not case.gpus or case.meter_name is None:
+        return
+    try:
+        nvml = case.host.meters.open_nvml()
+        boards = find_boards(case.devices, nvml)
+        driver_version = nvml.driver_version()
+    except EnergyError as error:
+        logger.info("The state of the GPUs cannot be seen: %s", error)
+        return
+    for board in boards:
+        try:
+            load_calibration(case.host.calibration_dir, board.uuid, driver_version)
+        except EnergyError as error:
+            yield Failure(str(error))
+
+
 def check_power_limit(case: Case) -> Iterator[Finding]:
     """A lowered power limit changes the figures; the environment snapshot keeps it."""
     for gpu in case.gpus:
@@ -326,5 +347,6 @@ CHECKS: Final[tuple[Callable[[Case], Iterator[Finding]], ...]] = (
     check_energy,
     check_output,
     check_boards,
+    check_calibrations,
     check_power_limit,
 )

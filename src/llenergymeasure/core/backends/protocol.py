@@ -16,6 +16,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.energy.types import DeviceId
 from llenergymeasure.datasets.types import PromptTokenizer
 from llenergymeasure.domain.base import Confidence
+from llenergymeasure.protocols import ModelLoader
 
 FinishReason = Literal["eos", "length"]
 
@@ -113,7 +114,7 @@ class LoadedModel:
 
 
 @runtime_checkable
-class InferenceBackend(Protocol):
+class InferenceBackend(ModelLoader, Protocol):
     """An inference engine under measurement. One instance serves one experiment."""
 
     @property

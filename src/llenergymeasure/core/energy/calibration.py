@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llenergymeasure.atomic import write_bytes_atomically
 from llenergymeasure.constants import APP_NAME
-from llenergymeasure.core.energy.fusion import SensorDescription
+from llenergymeasure.core.energy.counter import CounterPeriod
 from llenergymeasure.core.energy.types import DeviceId, PowerSource
 from llenergymeasure.core.metrics.uncertainty import PowerSampling
 from llenergymeasure.exceptions import EnergyError
@@ -66,13 +66,11 @@ class SensorCalibration:
         return PowerSampling(self.averaging_window_s, self.update_s)
 
     @property
-    def sensor(self) -> SensorDescription:
-        """For the fusion of counter and readings."""
-        return SensorDescription(
-            counter_period_s=self.counter_period_s,
-            counter_period_tolerance_s=self.counter_tolerance_s or 0.0,
-            averaging_window_s=self.averaging_window_s,
-        )
+    def counter_period(self) -> CounterPeriod | None:
+        """For meters that have no time to watch the counter themselves."""
+        if self.counter_period_s is None:
+            return None
+        return CounterPeriod(self.counter_period_s, self.counter_tolerance_s or 0.0)
 
 
 def default_calibration_dir() -> Path:
@@ -100,7 +98,8 @@ def load_calibration(directory: Path, uuid: DeviceId, driver_version: str) -> Se
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        raise EnergyError(f"{path} is not a sensor calibration ({error}); delete it or calibrate again") from error
+        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        raise EnergyError(f"{path} is not a sensor calibration ({reason}); delete it or calibrate again") from error
     if (found.uuid, found.driver_version) != (uuid, driver_version):
         raise EnergyError(f"{path} is the calibration of {found.uuid} with driver {found.driver_version}; delete it")
     return found

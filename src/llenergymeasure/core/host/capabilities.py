@@ -10,6 +10,7 @@ from pathlib import Path
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.energy.calibration import default_calibration_dir
 from llenergymeasure.core.energy.select import CPU_PRIORITY, GPU_PRIORITY, BackendReading, describe_energy_backends
 from llenergymeasure.core.energy.types import DeviceId, MeterOptions
 from llenergymeasure.core.host.container import detect_container
@@ -66,7 +67,8 @@ class Capabilities:
 
 
 def _read_meters(devices: Sequence[DeviceId]) -> Sequence[BackendReading]:
-    return describe_energy_backends(devices, clock=SystemClock(), options=MeterOptions())
+    options = MeterOptions(calibration_dir=default_calibration_dir())
+    return describe_energy_backends(devices, clock=SystemClock(), options=options)
 
 
 @dataclass(frozen=True, slots=True)
