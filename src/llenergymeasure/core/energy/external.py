@@ -190,7 +190,7 @@ class ExternalGpuBackend:
             counter_problem=problem,
             includes_module=board.includes_module,
             power_limit_w=board.power_limit_w,
-            sensor=describe_sensor(sampling, None),
+            sensor=describe_sensor(board, sampling, None),
             sampling=sampling,
         )
 

@@ -41,14 +41,17 @@ def power_sampling(board: Board, telemetry: SampledTelemetry) -> PowerSampling:
     return max(used, key=lambda sampling: sampling.averaging_window_s, default=PowerSampling())
 
 
-def describe_sensor(sampling: PowerSampling, period: CounterPeriod | None) -> SensorDescription:
+def describe_sensor(board: Board, sampling: PowerSampling, period: CounterPeriod | None) -> SensorDescription:
     """What is known of a board's sensors after a window.
 
     Args:
+        board: The board.
         sampling: How its power samples came about.
-        period: Time between two steps of its counter, where it was watched.
+        period: Time between two steps of its counter, where it was watched; otherwise a calibration may tell.
     """
     sensor = SensorDescription(averaging_window_s=sampling.averaging_window_s)
+    if period is None and board.calibration is not None:
+        period = board.calibration.counter_period
     if period is None:
         return sensor
     return replace(sensor, counter_period_s=period.period_s, counter_period_tolerance_s=period.tolerance_s)

@@ -194,7 +194,7 @@ class NVMLBackend:
             counter_problem=(before.problem or after.problem) if board.has_counter else None,
             includes_module=board.includes_module,
             power_limit_w=board.power_limit_w,
-            sensor=describe_sensor(sampling, self._periods.get(board.device)),
+            sensor=describe_sensor(board, sampling, self._periods.get(board.device)),
             sampling=sampling,
         )
 
