@@ -55,6 +55,7 @@ def test_no_command_shows_the_help(llem: CommandLine) -> None:
         (["--backend", "vllm", "--device", "cpu"], ["--device: pytorch: config section provided but backend='vllm'"]),
         (["--model", ""], ["--model: model: must not be empty"]),
         (["--quiet", "--verbose"], ["--quiet and --verbose contradict each other. Give one of them."]),
+        (["--dry-run", "--json", "--export-csv"], ["--json, --export-csv: for results, and --dry-run has none."]),
         (["--cycles", "3"], ["--cycles: for studies only (a file with sweep: or experiments:)", "Leave it out."]),
         (["--order", "shuffled", "--no-gaps"], ["--order, --no-gaps: for studies only"]),
         (["--bogus"], ["No such option", "--bogus"]),

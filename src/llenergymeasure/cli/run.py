@@ -79,6 +79,9 @@ class RunRequest:
             )
         if self.quiet and self.verbose:
             found.append("--quiet and --verbose contradict each other. Give one of them.")
+        of_results = [flag for flag, given in (("--json", self.as_json), ("--export-csv", self.export_csv)) if given]
+        if self.dry_run and of_results:
+            found.append(f"{', '.join(of_results)}: for results, and --dry-run has none. Leave one of the two out.")
         return found
 
     def study_flags(self) -> list[str]:
