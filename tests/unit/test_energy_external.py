@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.boards import board_warnings, find_boards
+from llenergymeasure.core.energy.codecarbon import codecarbon_gpu_backend
 from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
@@ -99,6 +102,19 @@ def test_a_package_without_joules_is_not_available_and_says_why() -> None:
     assert not meter.is_available()
     with pytest.raises(EnergyError, match="stood still"):
         meter.prove()
+
+
+def test_the_proof_is_what_was_read() -> None:
+    assert re.fullmatch(r"GPU 0 took \d+\.\d J in \d\.\d\d s", backend(joules(1.0)).prove())
+
+
+def test_codecarbon_without_the_program_it_finds_gpus_with_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("codecarbon")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EnergyError, match="by running nvidia-smi, which is not on PATH"):
+        codecarbon_gpu_backend(["GPU-0"], FakeNvml(FakeGpu("GPU-0")), SystemClock(), MeterOptions())
 
 
 def test_boards_without_a_counter_are_refused() -> None:

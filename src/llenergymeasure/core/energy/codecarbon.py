@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -53,6 +54,11 @@ def codecarbon_gpu_backend(
         EnergyError: CodeCarbon is missing or does not work for these devices.
     """
     require_meter_package("codecarbon", extra="codecarbon")
+    if shutil.which("nvidia-smi") is None:
+        raise EnergyError(
+            "the codecarbon energy backend finds GPUs by running nvidia-smi, which is not on PATH. Install the tools of "
+            "the driver, or use energy.backend: nvml."
+        )
     boards = find_boards(devices, nvml, options.calibration_dir)
     require_counters(boards, "codecarbon")
     return ExternalGpuBackend(CodeCarbonSource(boards), boards, nvml, clock, options)

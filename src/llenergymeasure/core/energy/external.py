@@ -23,7 +23,7 @@ from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
 from llenergymeasure.core.host.nvml import Nvml
-from llenergymeasure.domain.warnings import MeasurementWarning
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
 PROOF_S: Final = 0.25
@@ -109,9 +109,11 @@ class ExternalGpuBackend:
         if trial.telemetry is not None:
             trial.telemetry.close()
         if trial.counter_j is None:
-            raise EnergyError("; ".join(note.message for note in trial.notes) or f"{self.name} gave no joules")
-        watts = trial.counter_j / trial.duration_sec
-        return f"GPU {', '.join(str(board.index) for board in self._boards)}: {watts:.1f} W now"
+            reasons = [note.message for note in trial.notes if note.code is not WarningCode.ENERGY_IS_ESTIMATED]
+            raise EnergyError("; ".join(reasons) or f"{self.name} gave no joules")
+        # Joules, not watts: a counter that moves in steps of 0.1 s does not tell the power of so short a time.
+        boards = ", ".join(str(board.index) for board in self._boards)
+        return f"GPU {boards} took {trial.counter_j:.1f} J in {trial.duration_sec:.2f} s"
 
     def is_available(self) -> bool:
         """Whether a short trial window gives joules for every board."""
