@@ -56,8 +56,8 @@ def codecarbon_gpu_backend(
     require_meter_package("codecarbon", extra="codecarbon")
     if shutil.which("nvidia-smi") is None:
         raise EnergyError(
-            "the codecarbon energy backend finds GPUs by running nvidia-smi, which is not on PATH. Install the tools of "
-            "the driver, or use energy.backend: nvml."
+            "the codecarbon energy backend finds GPUs by running nvidia-smi, which is not on PATH. "
+            "Install the driver's tools, or use energy.backend: nvml."
         )
     boards = find_boards(devices, nvml, options.calibration_dir)
     require_counters(boards, "codecarbon")
