@@ -181,7 +181,7 @@ def _read(path: Path, what: str) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BackendError(f"{what}: {path} cannot be read: {error}") from error
+        raise BackendError(f"{what}: {path} cannot be read ({error}). Fetch or save it anew.") from error
     if not isinstance(content, dict):
         raise BackendError(f"{what}: {path} holds {type(content).__name__}, not a mapping.")
     return content

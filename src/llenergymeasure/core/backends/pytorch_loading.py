@@ -122,7 +122,7 @@ def load_weights(config: ExperimentConfig, source: ModelSource, placement: Place
             "pytorch.device_map: auto."
         ) from error
     except Exception as error:  # loaders of a hundred architectures raise whatever they like
-        hint = _passthrough_hint(config)
+        hint = _damage_hint(error, source) + _passthrough_hint(config)
         raise BackendError(f"model: {config.model} cannot be loaded: {first_line(error)}{hint}") from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -294,6 +294,13 @@ def _drafting_arguments(
     if assistant.model.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:
         arguments |= {"tokenizer": tokenizer, "assistant_tokenizer": assistant.tokenizer}
     return arguments
+
+
+def _damage_hint(error: Exception, source: ModelSource) -> str:
+    if type(error).__name__ not in ("SafetensorError", "UnpicklingError"):
+        return ""
+    where = source.location if source.revision is None else "the Hub's cache"
+    return f". A file of its weights in {where} is damaged: delete it, and fetch or save it anew."
 
 
 def _passthrough_hint(config: ExperimentConfig) -> str:
