@@ -1,4 +1,8 @@
-"""Whole experiments on scripted boards in real time: what the result says, against what really flowed."""
+"""Whole experiments on scripted boards in real time: what the result says, against what really flowed.
+
+On a busy machine a meter may miss a step of the counter, and falls back to the plain difference with a wider interval.
+Figures are therefore held against what they state, and where a claim needs a sharp figure the run is repeated.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from tests.nvml.scripted import ScriptedGpu
 from tests.nvml.virtual import Counter
 from tests.nvml.waveform import constant, square
 
+from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.trace import recompute_energy
 from llenergymeasure.domain.energy import EnergyUncertainty
 from llenergymeasure.results.persistence import load_result, save_result
@@ -25,6 +30,15 @@ def saved(run: ScriptedRun, directory: Path) -> Path:
     return save_result(run.result, directory, run.artefacts.timeseries, run.artefacts.beside_timeseries).parent
 
 
+def sharp_run(config: ExperimentConfig, gpu: ScriptedGpu, directory: Path) -> ScriptedRun:
+    """A run whose meter found the counter's steps."""
+    for _ in range(5):
+        run = run_experiment(config, engine_on(gpu, prefill_s=0.1, step_s=0.01), directory)
+        if run.result.energy_audit is not None and run.result.energy_audit.fused_j is not None:
+            return run
+    raise RuntimeError("this machine is too busy to find a step of the counter")
+
+
 def test_doubling_n_on_a_constant_load_leaves_joules_per_token_alone(
     scripted_nvml: ScriptedNvmlFactory, tmp_path: Path
 ) -> None:
@@ -32,8 +46,7 @@ def test_doubling_n_on_a_constant_load_leaves_joules_per_token_alone(
     gpu = scripted_nvml.gpu(power_w=300.0, counter_period_s=0.1)
     per_token_j = []
     for prompts in (2, 4):
-        config = experiment(tmp_path, prompts=prompts)
-        run = run_experiment(config, engine_on(gpu, prefill_s=0.1, step_s=0.01), tmp_path)
+        run = sharp_run(experiment(tmp_path, prompts=prompts), gpu, tmp_path)
         assert run.result.output_tokens == 50 * prompts
         assert run.result.avg_energy_per_token_j is not None
         per_token_j.append(run.result.avg_energy_per_token_j)
@@ -52,7 +65,9 @@ def test_the_boundary_is_declared_and_holds(scripted_nvml: ScriptedNvmlFactory, 
     assert any("prefill and decode" in what for what in boundary.includes)
     assert any("warm-up" in what for what in boundary.excludes)
     assert run.result.energy_per_device_j == {used.uuid: run.result.total_energy_j}
-    assert run.result.total_energy_j == pytest.approx(run.true_j(used), rel=0.01)
+    assert run.result.uncertainty is not None
+    assert run.result.uncertainty_per_device[used.uuid].absolute_j == pytest.approx(run.result.uncertainty.absolute_j)
+    assert run.result.total_energy_j == pytest.approx(run.true_j(used), abs=run.result.uncertainty.comparative_j)
     assert other.counter_reads_between(float("-inf"), float("inf")) == 0
 
 
@@ -64,9 +79,12 @@ def test_idle_power_loading_and_the_model_at_rest_have_figures_of_their_own(
     warmup = experiment(tmp_path).warmup.model_copy(update={"n_warmup": 1, "thermal_floor_seconds": 5.0})
     config = experiment(tmp_path).model_copy(update={"warmup": warmup})
     result = run_experiment(config, engine_on(gpu, drives=gpu, resident_w=90.0), tmp_path).result
-    assert result.baseline_power_w == pytest.approx(60.0, rel=0.01)
-    assert result.idle_resident_power_w == pytest.approx(90.0, rel=0.01)
-    assert result.energy_adjusted_j == pytest.approx(30.0 * result.total_inference_time_sec, rel=0.02)
+    seconds = result.total_inference_time_sec
+    assert result.uncertainty is not None
+    (idle,) = (line for line in result.uncertainty.budget if line.kind == "baseline")
+    assert result.baseline_power_w == pytest.approx(60.0, abs=idle.half_width_j / seconds)
+    assert result.idle_resident_power_w == pytest.approx(90.0, rel=0.03)
+    assert result.energy_adjusted_j == pytest.approx(30.0 * seconds, abs=result.uncertainty.comparative_adjusted_j)
     assert result.energy_breakdown is not None
     assert (result.energy_breakdown.raw_j, result.energy_breakdown.baseline_method) == (result.total_energy_j, "fresh")
 
@@ -74,7 +92,9 @@ def test_idle_power_loading_and_the_model_at_rest_have_figures_of_their_own(
 def test_energy_above_idle_keeps_its_sign(scripted_nvml: ScriptedNvmlFactory, tmp_path: Path) -> None:
     gpu = scripted_nvml.gpu(power_w=300.0, counter_period_s=0.1, utilisation_pct=0.0)
     run = run_experiment(experiment(tmp_path), engine_on(gpu, drives=gpu, resident_w=200.0), tmp_path)
-    assert run.result.energy_adjusted_j == pytest.approx(-100.0 * run.result.total_inference_time_sec, rel=0.02)
+    assert run.result.uncertainty is not None
+    stated_j = run.result.uncertainty.comparative_adjusted_j
+    assert run.result.energy_adjusted_j == pytest.approx(-100.0 * run.result.total_inference_time_sec, abs=stated_j)
     assert "baseline_exceeds_energy" in run.codes
 
 

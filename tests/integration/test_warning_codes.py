@@ -264,12 +264,13 @@ def test_counter_and_integral_are_both_stored_and_agree_closely_on_a_smooth_load
     runs: dict[WarningCode | None, ScriptedRun],
 ) -> None:
     result = runs[None].result
-    audit, total_j = result.energy_audit, result.total_energy_j
+    audit, true_j = result.energy_audit, LOADED_W * result.total_inference_time_sec
     assert audit is not None
     assert audit.agrees
     assert audit.bound_pct <= 2.0
-    assert total_j == pytest.approx(LOADED_W * result.total_inference_time_sec, rel=0.005)
-    assert [audit.counter_j, audit.integral_j, audit.fused_j] == pytest.approx([total_j] * 3, rel=0.02)
+    assert result.total_energy_j == pytest.approx(true_j, rel=0.01)
+    assert audit.counter_j == pytest.approx(true_j, rel=0.01)
+    assert audit.integral_j == pytest.approx(true_j, rel=0.005)
 
 
 def test_every_warning_says_what_was_seen_with_figures(runs: dict[WarningCode | None, ScriptedRun]) -> None:

@@ -79,6 +79,22 @@ def test_each_board_is_scaled_to_its_own_counter() -> None:
     assert part.per_gpu_j["GPU-1"] == pytest.approx(100.0 * 2)
 
 
+def test_each_board_of_a_part_has_its_own_budget() -> None:
+    """Gains add up linearly over boards; each is its share of what the board's own gain was over the window."""
+    gains = {"GPU-0": (UncertaintyComponent("sensor gain", 100.0, "gain"),),
+             "GPU-1": (UncertaintyComponent("sensor gain", 50.0, "gain"),)}  # fmt: skip
+    two = metered(
+        total_j=3000.0,
+        per_gpu_j={"GPU-0": 2000.0, "GPU-1": 1000.0},
+        per_gpu_components=gains,
+        telemetry=ListedTelemetry({"GPU-0": STEP, "GPU-1": [replace(s, power_w=200.0) for s in STEP]}),
+    )
+    part = energy_between(two, 8.0, 10.0)
+    own = {d: part.per_gpu_components[d][0].half_width_j for d in gains}
+    assert own == {"GPU-0": pytest.approx(30.0, rel=0.01), "GPU-1": pytest.approx(10.0)}
+    assert half_widths(part)["sensor gain"] == pytest.approx(sum(own.values()))
+
+
 def test_errors_of_the_meter_shrink_with_the_part() -> None:
     budget = half_widths(energy_between(metered(), 5.5, 10.0))  # 67 % of the energy
     assert budget["sensor gain"] == pytest.approx(0.67 * 105.0, rel=0.02)

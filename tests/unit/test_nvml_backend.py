@@ -72,6 +72,8 @@ def test_several_boards_add_up_with_one_budget() -> None:
     assert energy.per_gpu_j == pytest.approx({"GPU-0": 6000.0, "GPU-1": 2000.0}, rel=0.003)
     gain = next(part for part in energy.components if part.kind == "gain")
     assert gain.half_width_j == pytest.approx(0.05 * 8000.0, rel=0.01)
+    own = {device: parts[0].half_width_j for device, parts in energy.per_gpu_components.items()}
+    assert own == pytest.approx({"GPU-0": 300.0, "GPU-1": 100.0}, rel=0.01)
 
 
 @pytest.mark.parametrize(("off", "agrees"), [(1.0, True), (1.008, True), (1.06, False), (0.9, False)])

@@ -114,6 +114,7 @@ def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process
         energy_breakdown=breakdown,
         energy_audit=energy.audit,
         uncertainty=_uncertainty(energy, baseline, tokens.output_tokens),
+        uncertainty_per_device=_uncertainty_per_device(energy),
         measurement_boundary=MeasurementBoundary(
             devices=list(seen.devices),
             device_names=list(seen.model.device_names),
@@ -256,6 +257,14 @@ def _uncertainty(energy: EnergyMeasurement, baseline: Baseline, output_tokens: i
     if baseline.power_w is not None and baseline.half_width_w is not None:
         idle = IdleEnergy(baseline.power_w * energy.duration_sec, baseline.half_width_w * energy.duration_sec)
     return stated_uncertainty(energy.total_j, energy.components, output_tokens, idle)
+
+
+def _uncertainty_per_device(energy: EnergyMeasurement) -> dict[str, EnergyUncertainty]:
+    energies_j, budgets = energy.per_gpu_j, energy.per_gpu_components
+    if not energies_j:
+        energies_j, budgets = {CPU_DEVICE: energy.total_j}, {CPU_DEVICE: energy.components}
+    stated = {device: stated_uncertainty(energies_j[device] or 0.0, budget) for device, budget in budgets.items()}
+    return {device: uncertainty for device, uncertainty in stated.items() if uncertainty is not None}
 
 
 def _truncation_warning(seen: Observations) -> Warnings:

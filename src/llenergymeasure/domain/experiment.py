@@ -118,6 +118,9 @@ class RawProcessResult(Record):
     energy_breakdown: EnergyBreakdown | None = Field(default=None, description="Raw and adjusted energy.")
     energy_audit: EnergyAudit | None = Field(default=None, description="Counter against integral.")
     uncertainty: EnergyUncertainty | None = Field(default=None, description="95 % half-widths of the energy.")
+    uncertainty_per_device: dict[str, EnergyUncertainty] = Field(
+        default_factory=dict, description="The same for the energy of each device."
+    )
     measurement_boundary: MeasurementBoundary | None = Field(default=None, description="What the energy includes.")
     reproducibility_notes: str | None = Field(default=None, description="Note of the meter that measured.")
     baseline_power_w: float | None = Field(default=None, description="Idle power of this process's devices, in watts.")
@@ -231,6 +234,9 @@ class ExperimentResult(Record):
     truncated_prompts: int | None = Field(default=None, ge=0, description="Prompts cut to the input limit.")
     measurement_boundary: MeasurementBoundary | None = Field(default=None, description="What the energy includes.")
     uncertainty: EnergyUncertainty | None = Field(default=None, description="95 % half-widths of the energy.")
+    uncertainty_per_device: dict[str, EnergyUncertainty] = Field(
+        default_factory=dict, description="The same for the energy of each device."
+    )
     energy_audit: EnergyAudit | None = Field(default=None, description="Hardware counter against power integral.")
     idle_resident_power_w: float | None = Field(
         default=None, description="Idle power with the model in memory, in watts."

@@ -199,6 +199,9 @@ def _energy_detail(records: Sequence[RawProcessResult], attribution: Attribution
         "uncertainty": merging.merge_uncertainties(
             [record.uncertainty for record in counted], totals.energy_j, totals.adjusted_j, totals.output_tokens
         ),
+        "uncertainty_per_device": {
+            device: uncertainty for record in counted for device, uncertainty in record.uncertainty_per_device.items()
+        },
         "phases": merging.merge_phases([record.phases for record in records], bool(attribution.shared_devices)),
     }
 

@@ -32,6 +32,7 @@ def gpu_measurement(recorded: RecordedWindow) -> EnergyMeasurement:
     answers = [board_energy(record, recorded, window) for record in window.boards]
     audit = _audit(answers)
     method = _method(answers, audit)
+    budgets = {} if method is None else {a.device: _budget(a, method, window.gain_uncertainty_pct) for a in answers}
     return EnergyMeasurement(
         start_s=window.start_s,
         end_s=window.end_s,
@@ -43,7 +44,8 @@ def gpu_measurement(recorded: RecordedWindow) -> EnergyMeasurement:
         integral_j=_sum(a.integral_j for a in answers),
         fused_j=_sum(a.fused_j for a in answers),
         audit=audit,
-        components=() if method is None else _budget(answers, method, window.gain_uncertainty_pct),
+        components=combine_boards(budgets.values()),
+        per_gpu_components=budgets,
         telemetry=recorded,
         notes=tuple(_notes(answers, method, audit)),
         meter=window.meter,
@@ -69,12 +71,9 @@ def _audit(answers: Sequence[BoardEnergy]) -> EnergyAudit | None:
     )
 
 
-def _budget(answers: Sequence[BoardEnergy], method: EnergyMethod, gain_pct: float) -> tuple[UncertaintyComponent, ...]:
-    budgets = []
-    for answer in answers:
-        timing = answer.counter_budget if method == "hardware_counter" else answer.integral_budget
-        budgets.append((gain_component(_answer(answer, method) or 0.0, gain_pct), *timing))
-    return combine_boards(budgets)
+def _budget(answer: BoardEnergy, method: EnergyMethod, gain_pct: float) -> tuple[UncertaintyComponent, ...]:
+    timing = answer.counter_budget if method == "hardware_counter" else answer.integral_budget
+    return (gain_component(_answer(answer, method) or 0.0, gain_pct), *timing)
 
 
 def _notes(

@@ -51,13 +51,18 @@ class PartEnergy:
         total_j: Over all devices, in joules.
         per_device_j: Of each.
         traced_j: What the power samples say by themselves, not scaled to the meter.
-        components: The error budget of `total_j` (95 % half-widths).
+        per_device_components: The error budget of each (95 % half-widths).
     """
 
     total_j: float
     per_device_j: Mapping[DeviceId, float]
     traced_j: float
-    components: tuple[UncertaintyComponent, ...]
+    per_device_components: Mapping[DeviceId, tuple[UncertaintyComponent, ...]]
+
+    @property
+    def components(self) -> tuple[UncertaintyComponent, ...]:
+        """The error budget of `total_j`."""
+        return combine_boards(self.per_device_components.values())
 
 
 class TracedWindow:
@@ -75,7 +80,6 @@ class TracedWindow:
         if energy.total_j is None:
             raise PartUnknownError("no energy was measured")
         self._energy = energy
-        self._total_j = energy.total_j
         self._window: Span = (energy.start_s, energy.end_s)
         edges = sorted({*edges_s, *self._window})
         self._traces = {device: trace.with_steps(edges) for device, trace in _traces(energy, energy.total_j).items()}
@@ -87,31 +91,29 @@ class TracedWindow:
             spans: The stretches, inside the window, in order and without overlaps.
         """
         traced_j = {device: trace.traced_j(spans) for device, trace in self._traces.items()}
-        per_device_j = {
-            device: traced_j[device] * trace.metered_j / trace.traced_j([self._window])
-            for device, trace in self._traces.items()
-        }
-        total_j = math.fsum(per_device_j.values())
+        whole_j = {device: trace.traced_j([self._window]) for device, trace in self._traces.items()}
+        shares = {device: traced_j[device] / whole_j[device] for device in self._traces}
+        per_device_j = {device: shares[device] * trace.metered_j for device, trace in self._traces.items()}
         return PartEnergy(
-            total_j=total_j,
+            total_j=math.fsum(per_device_j.values()),
             per_device_j=per_device_j,
             traced_j=math.fsum(traced_j.values()),
-            components=self._budget(spans, total_j / self._total_j),
+            per_device_components={device: self._budget(device, spans, share) for device, share in shares.items()},
         )
 
-    def _budget(self, spans: Sequence[Span], share: float) -> tuple[UncertaintyComponent, ...]:
+    def _budget(self, device: DeviceId, spans: Sequence[Span], share: float) -> tuple[UncertaintyComponent, ...]:
         """The meter's own errors shrink with the part; those of cutting it out are added."""
-        integrated = self._energy.method == "power_integration"
-        metered = [
+        # A meter that tells only the sum has one device, or one budget for all of them.
+        metered = self._energy.per_gpu_components.get(device) or self._energy.components
+        shrunk = [
             replace(component, half_width_j=component.half_width_j * share)
-            for component in self._energy.components
+            for component in metered
             if component.kind not in ("sampling", "aliasing")  # of the whole trace; the part has its own
         ]
-        cut = (
-            trace.errors(spans) if integrated else _cutting_errors(trace, spans, self._window)
-            for trace in self._traces.values()
-        )
-        return combine_boards([metered, *cut])
+        trace = self._traces[device]
+        integrated = self._energy.method == "power_integration"
+        cut = trace.errors(spans) if integrated else _cutting_errors(trace, spans, self._window)
+        return combine_boards([shrunk, cut])
 
 
 def energy_between(energy: EnergyMeasurement, start_s: float, end_s: float) -> EnergyMeasurement:
@@ -134,7 +136,14 @@ def energy_between(energy: EnergyMeasurement, start_s: float, end_s: float) -> E
     except PartUnknownError as error:
         note = MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, f"energy of the counted part is unknown: {error}")
         return replace(
-            part, total_j=None, method=None, per_gpu_j={}, integral_j=None, components=(), notes=(*part.notes, note)
+            part,
+            total_j=None,
+            method=None,
+            per_gpu_j={},
+            integral_j=None,
+            components=(),
+            per_gpu_components={},
+            notes=(*part.notes, note),
         )
     return replace(
         part,
@@ -142,6 +151,7 @@ def energy_between(energy: EnergyMeasurement, start_s: float, end_s: float) -> E
         per_gpu_j={device: cut.per_device_j[device] for device in energy.per_gpu_j},
         integral_j=cut.traced_j,
         components=cut.components,
+        per_gpu_components={device: cut.per_device_components[device] for device in energy.per_gpu_j},
     )
 
 

@@ -98,6 +98,7 @@ class EnergyMeasurement:
         fused_j: Counter and samples fused at the window's edges, where both exist.
         audit: Counter against integral, where both exist.
         components: The error budget of `total_j` (95 % half-widths). Empty when `total_j` is `None`.
+        per_gpu_components: The error budget of each figure in `per_gpu_j`, likewise.
         telemetry: The sampler's record, or `None` where nothing was sampled.
         notes: Everything a reader must know about these figures.
         meter: Name of the energy backend and, where it matters, the sensor it read.
@@ -116,6 +117,7 @@ class EnergyMeasurement:
     fused_j: float | None = None
     audit: EnergyAudit | None = None
     components: tuple[UncertaintyComponent, ...] = ()
+    per_gpu_components: Mapping[DeviceId, tuple[UncertaintyComponent, ...]] = field(default_factory=dict)
     telemetry: Telemetry | None = None
     notes: tuple[MeasurementWarning, ...] = ()
     meter: str = ""
