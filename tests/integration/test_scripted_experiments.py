@@ -117,6 +117,7 @@ def test_phases_get_the_joules_that_flowed_in_them(scripted_nvml: ScriptedNvmlFa
     assert phases.prefill.energy_j + phases.decode.energy_j + phases.residual_j == pytest.approx(
         run.result.total_energy_j
     )
+    assert "energy_methods_disagree" not in run.codes  # the samples lag behind the load at the window's edges
     for phase, true_j in ((phases.prefill, true_prefill_j), (phases.decode, true_decode_j)):
         assert phase.uncertainty is not None
         assert phase.energy_j is not None
