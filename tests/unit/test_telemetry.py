@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import resource
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,19 +57,24 @@ def fill(log: SampleLog, count: int) -> list[TelemetrySample]:
     return taken
 
 
-@pytest.fixture
-def short_files() -> object:
-    """The process cannot write files longer than 10 kB: what a full disk looks like, short writes included."""
+@contextmanager
+def short_files() -> Iterator[None]:
+    """The process cannot write files longer than 10 kB: what a full disk looks like, short writes included.
+
+    Only for as long as the block runs: the test run's own report may go to a file, and that is longer.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("short_files")
 def test_a_full_disk_costs_no_sample_while_memory_lasts() -> None:
     log = SampleLog(chunk_bytes=4096)
-    taken = fill(log, 1000)
+    with short_files():
+        taken = fill(log, 1000)
     assert list(log) == taken
     assert log.lost == 0
     (problem,) = log_problems({"GPU-0": log})
@@ -75,10 +82,10 @@ def test_a_full_disk_costs_no_sample_while_memory_lasts() -> None:
     log.close()
 
 
-@pytest.mark.usefixtures("short_files")
 def test_samples_that_nothing_could_keep_are_counted() -> None:
     log = SampleLog(chunk_bytes=4096, memory_limit_bytes=20_000)
-    taken = fill(log, 1000)
+    with short_files():
+        taken = fill(log, 1000)
     kept = list(log)
     assert kept == taken[: len(kept)]
     assert log.lost == 1000 - len(kept) > 0
