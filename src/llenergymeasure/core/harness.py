@@ -199,9 +199,7 @@ def _unload(engine: InferenceBackend) -> None:
     try:
         engine.unload()
     except Exception:
-        logger.warning(
-            "The %s engine could not be unloaded; memory may still be in use", engine.name, exc_info=True
-        )
+        logger.warning("The %s engine could not be unloaded; memory may still be in use", engine.name, exc_info=True)
 
 
 def _run_preflight(config: ExperimentConfig, bench: Bench) -> tuple[MeasurementWarning, ...]:
