@@ -242,7 +242,7 @@ class ScriptedNvml:
         origin: Literal["now", "first_init"] = "now",
     ) -> None:
         self.gpus = tuple(gpus)
-        self.library = build_library()
+        self.shared_object = build_library()
         handle, name = tempfile.mkstemp(prefix="nvml-", suffix=".shared", dir=directory)
         os.ftruncate(handle, _SHARED_BYTES)
         self._shared = mmap.mmap(handle, _SHARED_BYTES)
@@ -273,12 +273,12 @@ class ScriptedNvml:
 
     def environment(self) -> dict[str, str]:
         """Variables with which a new process finds the library and the script."""
-        paths = [str(self.library.parent), os.environ.get("LD_LIBRARY_PATH", "")]
+        paths = [str(self.shared_object.parent), os.environ.get("LD_LIBRARY_PATH", "")]
         return {"SCRIPTED_NVML": str(self.script), "LD_LIBRARY_PATH": ":".join(p for p in paths if p)}
 
     def load(self) -> None:
         """Put the library into this process (before anyone else loads an NVML) and play this script on it."""
-        library = ctypes.CDLL(str(self.library), mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(self.shared_object), mode=ctypes.RTLD_GLOBAL)
         line = library.scripted_nvml_load(os.fsencode(self.script))
         if line != 0:
             raise RuntimeError(f"{self.script}: line {line} cannot be read")
@@ -305,7 +305,7 @@ class ScriptedNvml:
 
     def close(self) -> None:
         """Take the boards away (this process then has no driver) and remove the shared file."""
-        ctypes.CDLL(str(self.library), mode=ctypes.RTLD_GLOBAL).scripted_nvml_unload()
+        ctypes.CDLL(str(self.shared_object), mode=ctypes.RTLD_GLOBAL).scripted_nvml_unload()
         self.script.with_suffix(".shared").unlink(missing_ok=True)
 
 
