@@ -27,7 +27,7 @@ from tests.nvml.waveform import Waveform, constant, square
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.metrics.uncertainty import comparative_half_width
+from llenergymeasure.core.energy.uncertainty import comparative_half_width
 from llenergymeasure.protocols import EnergyBackend
 
 METERS: tuple[BackendName, ...] = ("nvml", "zeus", "codecarbon")

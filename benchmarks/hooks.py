@@ -27,19 +27,18 @@ from tests.nvml.scripted import ScriptedGpu, ScriptedNvml, have_compiler
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest
-from llenergymeasure.core.backends.pytorch import PyTorchBackend
-from llenergymeasure.core.backends.pytorch_generate import StepHook, pad_left
-from llenergymeasure.core.backends.pytorch_timing import DeviceStepTimer, HostStepTimer, StepTimer
-from llenergymeasure.core.batching import split_into_batches
+from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend
+from llenergymeasure.core.backends.pytorch.generation import StepHook, pad_left
+from llenergymeasure.core.backends.pytorch.timing import DeviceStepTimer, HostStepTimer, StepTimer
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.gpu_reader import GpuReader
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.types import MeterOptions
-from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
 from llenergymeasure.core.progress import ignore_events
-from llenergymeasure.core.window import measure_window
+from llenergymeasure.core.window import measure_window, split_into_batches
 from llenergymeasure.datasets.loader import load_prompts
 from llenergymeasure.protocols import EnergyBackend
 

@@ -35,8 +35,8 @@ TERMINAL_TEST: Final = "test_settings_effects_terminal.py"
 ENGINE_TEST: Final = "test_settings_effects_engine.py"
 PYTORCH_TEST: Final = "test_pytorch_settings.py"
 
-_LOADING: Final = "core/backends/pytorch_loading.py"
-_GENERATION: Final = "core/backends/pytorch_generate.py"
+_LOADING: Final = "core/backends/pytorch/loading.py"
+_GENERATION: Final = "core/backends/pytorch/generation.py"
 _NOT_BUILT: Final = "core/backends/registry.py"
 _SAMPLING: Final = Effect(_LOADING, f"{PYTORCH_TEST}::test_sampling_parameters_are_those_asked_for")
 _GENERATE: Final = Effect(_LOADING, f"{PYTORCH_TEST}::test_generation_fields_reach_the_generation_config")
@@ -59,7 +59,7 @@ def _experiment_effect(module: str, test: str, note: str = "") -> Effect:
 
 EXPERIMENT: Final[Mapping[str, Effect]] = {
     "model": Effect(
-        "core/backends/model_source.py",
+        "core/model/source.py",
         "test_pytorch_hub.py::test_a_cached_model_runs_offline_at_its_commit_and_an_uncached_one_says_why_not",
     ),
     "backend": Effect(_NOT_BUILT, "test_registry.py::test_an_installed_engine_is_made"),
@@ -123,11 +123,13 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
         "core/window.py", "test_min_duration_seconds_goes_through_the_prompts_again"
     ),
     "measurement.skip_first_seconds": _experiment_effect(
-        "core/counted.py", "test_skip_first_seconds_leaves_out_the_beginning"
+        "core/observations.py", "test_skip_first_seconds_leaves_out_the_beginning"
     ),
-    "measurement.skip_last_seconds": _experiment_effect("core/counted.py", "test_skip_last_seconds_leaves_out_the_end"),
+    "measurement.skip_last_seconds": _experiment_effect(
+        "core/observations.py", "test_skip_last_seconds_leaves_out_the_end"
+    ),
     "measurement.full_batch_only": _experiment_effect(
-        "core/counted.py",
+        "core/observations.py",
         "test_full_batch_only_counts_while_the_batch_is_full",
         "refused on engines that run fixed batches",
     ),
@@ -137,9 +139,7 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
         "a meter that takes no samples leaves a warning instead",
     ),
     "measurement.save_outputs": _experiment_effect("core/artefacts.py", "test_save_outputs_keeps_prompts_and_texts"),
-    "revision": Effect(
-        "core/backends/model_source.py", "test_pytorch_hub.py::test_what_the_hub_refuses_is_told_with_its_fix"
-    ),
+    "revision": Effect("core/model/source.py", "test_pytorch_hub.py::test_what_the_hub_refuses_is_told_with_its_fix"),
     "trust_remote_code": Effect(_LOADING, f"{ENGINE_TEST}::test_trust_remote_code_decides_whose_code_builds_the_model"),
     "lora.adapter_id": Effect(
         _LOADING, f"{ENGINE_TEST}::test_lora_adapter_id_is_looked_for_in_the_hubs_cache_of_the_settings"
@@ -159,13 +159,13 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
     ),
     "pytorch.batch_size": Effect(_GENERATION, f"{PYTORCH_TEST}::test_batch_size_is_what_the_engine_asks_for"),
     "pytorch.device": Effect(
-        "core/backends/pytorch_devices.py", f"{PYTORCH_TEST}::test_device_says_where_the_model_goes"
+        "core/backends/pytorch/placement.py", f"{PYTORCH_TEST}::test_device_says_where_the_model_goes"
     ),
     "pytorch.num_processes": Effect(
         "runners/parallel.py", "test_parallel_processes.py::test_two_processes_share_the_prompts_and_make_one_result"
     ),
     "pytorch.device_map": Effect(
-        "core/backends/pytorch_devices.py", f"{PYTORCH_TEST}::test_device_says_where_the_model_goes"
+        "core/backends/pytorch/placement.py", f"{PYTORCH_TEST}::test_device_says_where_the_model_goes"
     ),
     "pytorch.attn_implementation": Effect(_LOADING, f"{PYTORCH_TEST}::test_attention_kernel_reaches_the_model"),
     "pytorch.torch_compile": _COMPILE,
@@ -248,7 +248,7 @@ USER: Final[Mapping[str, Effect]] = {
         "results/repository.py", f"{RUN_TEST}::test_results_dir_of_the_settings_takes_a_run_of_the_command_line"
     ),
     "output.model_cache_dir": Effect(
-        "core/backends/model_source.py",
+        "core/model/source.py",
         f"{ENGINE_TEST}::test_lora_adapter_id_is_looked_for_in_the_hubs_cache_of_the_settings",
         "models and adapters; data sets of the Hub follow `HF_HOME`",
     ),
@@ -259,15 +259,15 @@ USER: Final[Mapping[str, Effect]] = {
     "measurement.energy_backend": Effect(
         "core/energy/select.py", f"{MACHINE_TEST}::test_energy_backend_of_the_machine_is_the_meter_of_the_record"
     ),
-    "measurement.carbon_intensity_gco2_kwh": _user_effect("domain/footprint.py", "test_carbon_intensity_gives_co2"),
+    "measurement.carbon_intensity_gco2_kwh": _user_effect("domain/emissions.py", "test_carbon_intensity_gives_co2"),
     "measurement.datacenter_pue": _user_effect(
-        "domain/footprint.py", "test_datacenter_pue_multiplies_co2_and_cost_and_leaves_energy_alone"
+        "domain/emissions.py", "test_datacenter_pue_multiplies_co2_and_cost_and_leaves_energy_alone"
     ),
     "measurement.electricity_price_kwh": _user_effect(
-        "domain/footprint.py", "test_electricity_price_gives_the_cost_in_the_currency"
+        "domain/emissions.py", "test_electricity_price_gives_the_cost_in_the_currency"
     ),
     "measurement.currency": _user_effect(
-        "domain/footprint.py",
+        "domain/emissions.py",
         "test_electricity_price_gives_the_cost_in_the_currency",
         "with `measurement.electricity_price_kwh`",
     ),
@@ -279,7 +279,7 @@ USER: Final[Mapping[str, Effect]] = {
         "core/energy/sampler.py", f"{MACHINE_TEST}::test_nvml_poll_interval_is_the_time_between_power_samples"
     ),
     "advanced.power_gain_uncertainty_pct": Effect(
-        "core/metrics/uncertainty.py",
+        "core/energy/uncertainty.py",
         f"{MACHINE_TEST}::test_power_gain_uncertainty_is_the_least_that_an_absolute_figure_can_be_trusted",
     ),
     "execution.config_gap_seconds": _user_effect(

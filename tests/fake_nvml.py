@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llenergymeasure.core.host.nvml import NvmlDeviceNotFoundError, NvmlNotSupportedError, PowerReading
+from llenergymeasure.core.gpu.nvml import NvmlDeviceNotFoundError, NvmlNotSupportedError, PowerReading
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from tests.nvml.scripted import have_compiler
 
 from energy_rigs import CHILD, RigRun, run_on_gpus, run_on_rapl
 from llenergymeasure.core.energy.types import CPU_DEVICE
-from llenergymeasure.core.metrics.uncertainty import absolute_half_width
+from llenergymeasure.core.energy.uncertainty import absolute_half_width
 from llenergymeasure.domain.warnings import WarningCode
 
 LENGTHS_S = (1.5, 0.7, 3.0)

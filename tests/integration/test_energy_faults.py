@@ -30,8 +30,8 @@ from tests.nvml.waveform import constant
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.host.nvml import open_nvml
-from llenergymeasure.core.metrics.uncertainty import absolute_half_width
+from llenergymeasure.core.energy.uncertainty import absolute_half_width
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 

@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 
 from fakes import VirtualClock  # noqa: E402
 from llenergymeasure.core.backends.protocol import GenerationRequest  # noqa: E402
-from llenergymeasure.core.backends.pytorch import PyTorchBackend  # noqa: E402
+from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
 from pytorch_models import EOS, experiment, ids, loaded, requests, save_model  # noqa: E402

@@ -19,7 +19,7 @@ import pytest
 huggingface_hub = pytest.importorskip("huggingface_hub")
 pytest.importorskip("transformers")
 
-from llenergymeasure.core.backends.model_source import find_model, hub_cache_dir  # noqa: E402
+from llenergymeasure.core.model.source import find_model, hub_cache_dir  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
 from pytorch_models import save_model  # noqa: E402
 

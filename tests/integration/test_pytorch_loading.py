@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 
 from llenergymeasure.core.backends.conformance import check_backend  # noqa: E402
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, InferenceBackend  # noqa: E402
-from llenergymeasure.core.backends.pytorch import PyTorchBackend  # noqa: E402
+from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
 from pytorch_models import EOS, experiment, ids, loaded, requests, save_model  # noqa: E402

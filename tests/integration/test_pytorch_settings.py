@@ -11,12 +11,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from llenergymeasure.config.backend_configs import PyTorchConfig  # noqa: E402
-from llenergymeasure.core.backends.model_source import ModelSource  # noqa: E402
-from llenergymeasure.core.backends.pytorch import PyTorchBackend  # noqa: E402
-from llenergymeasure.core.backends.pytorch_devices import Placement, choose_placement  # noqa: E402
-from llenergymeasure.core.backends.pytorch_loading import compile_arguments, loader_arguments  # noqa: E402
-from llenergymeasure.core.backends.pytorch_preflight import Surroundings, combination_problems  # noqa: E402
+from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
+from llenergymeasure.core.backends.pytorch.checks import Surroundings, combination_problems  # noqa: E402
+from llenergymeasure.core.backends.pytorch.loading import compile_arguments, loader_arguments  # noqa: E402
+from llenergymeasure.core.backends.pytorch.placement import Placement, choose_placement  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
+from llenergymeasure.core.model.source import ModelSource  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
 from pytorch_models import EOS, experiment, ids, loaded, requests, save_model  # noqa: E402
 

@@ -17,7 +17,7 @@ from llenergymeasure.core.energy.calibrate import calibrate, open_board
 from llenergymeasure.core.energy.calibration import save_calibration
 from llenergymeasure.core.energy.select import select_energy_backend
 from llenergymeasure.core.energy.types import MeterOptions
-from llenergymeasure.core.host.nvml import open_nvml
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.exceptions import EnergyError
 
 

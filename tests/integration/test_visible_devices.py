@@ -18,9 +18,9 @@ from tests.nvml.waveform import constant
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.host.devices import order_is_certain, visible_gpus
-from llenergymeasure.core.host.nvml import open_nvml
-from llenergymeasure.core.metrics.uncertainty import comparative_half_width
+from llenergymeasure.core.energy.uncertainty import comparative_half_width
+from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.gpu.visible import order_is_certain, visible_gpus
 from llenergymeasure.domain.warnings import WarningCode
 
 A, B, C, D = (f"GPU-{letter * 8}-5c21-4e60-9d3a-0123456789ab" for letter in "abcd")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llenergymeasure.domain.emissions import FootprintFactors
 from llenergymeasure.domain.energy import BudgetComponent, EnergyAudit, EnergyBreakdown, combine_budget
 from llenergymeasure.domain.experiment import DatasetInfo, RawProcessResult, Timestamps
-from llenergymeasure.domain.footprint import FootprintFactors
 from llenergymeasure.domain.latency import RequestTimings
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,

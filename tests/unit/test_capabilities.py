@@ -13,9 +13,8 @@ from llenergymeasure.cli.display_config import next_steps, render_capabilities
 from llenergymeasure.cli.settings import EffectiveSettings, effective_settings
 from llenergymeasure.core.energy.select import BackendReading
 from llenergymeasure.core.energy.types import DeviceId
-from llenergymeasure.core.host.capabilities import Capabilities, CapabilityProbes, collect_capabilities
-from llenergymeasure.core.host.docker import docker_version
-from llenergymeasure.core.host.nvml import Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.host.capabilities import Capabilities, CapabilityProbes, collect_capabilities, docker_version
 from llenergymeasure.exceptions import BackendError, DockerError
 
 if TYPE_CHECKING:

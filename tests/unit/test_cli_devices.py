@@ -10,7 +10,7 @@ import pytest
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.cli.devices import device_title
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.host.nvml import NvmlLibraryMissingError
+from llenergymeasure.core.gpu.nvml import NvmlLibraryMissingError
 from llenergymeasure.domain.environment import CPUEnvironment
 
 A100 = "NVIDIA A100-SXM4-80GB"

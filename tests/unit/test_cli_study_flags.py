@@ -15,7 +15,7 @@ from llenergymeasure.cli.dry_run_study import MAX_LISTED, render_study_preview
 from llenergymeasure.cli.study import with_command_line_defaults
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.host.nvml import open_nvml
+from llenergymeasure.core.gpu.nvml import open_nvml
 from study_fakes import Stage, study_of
 
 if TYPE_CHECKING:

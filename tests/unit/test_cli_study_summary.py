@@ -12,8 +12,8 @@ from llenergymeasure.cli.study_summary import MAX_FAILURES, render_study
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.naming import study_titles
 from llenergymeasure.domain.study import ConfigurationStatistics, FailedExperiment, StudyResult, StudySummary
-from llenergymeasure.domain.summary import one_line, with_half_width
 from llenergymeasure.results.statistics import cycle_statistics
+from llenergymeasure.results.summary import one_line, with_half_width
 
 TABLE = """\
 Configuration                        Cycles  Energy per token  CV        Tokens per second  CV

@@ -5,8 +5,8 @@ import pytest
 from fakes import EPOCH, ListedTelemetry
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.counted import counted_part
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, UncertaintyComponent
+from llenergymeasure.core.observations import counted_part
 from llenergymeasure.core.window import Window
 from llenergymeasure.exceptions import ExperimentError
 

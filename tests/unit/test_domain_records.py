@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llenergymeasure.domain.emissions import FootprintFactors
 from llenergymeasure.domain.energy import BudgetComponent, combine_budget
 from llenergymeasure.domain.environment import (
     ContainerEnvironment,
@@ -12,7 +13,6 @@ from llenergymeasure.domain.environment import (
     GPUEnvironment,
     ThermalEnvironment,
 )
-from llenergymeasure.domain.footprint import FootprintFactors
 
 
 def component(kind: str, half_width_j: float) -> BudgetComponent:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llenergymeasure.domain.energy import EnergyBreakdown
 from llenergymeasure.domain.metrics import PhaseBreakdown
-from llenergymeasure.domain.summary import duration, joules, quantity, render_summary
+from llenergymeasure.results.summary import duration, joules, quantity, render_summary
 from result_samples import make_result, make_rich_result, results
 
 GOLDEN = """\

@@ -15,7 +15,7 @@ from tests.nvml.scripted import ScriptedGpu
 from llenergymeasure.cli.dry_run import DryRunProbes, DryRunReport, dry_run_experiment, known_waits, render_dry_run
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.host.nvml import Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, open_nvml
 from llenergymeasure.exceptions import BackendError, DatasetError
 
 if TYPE_CHECKING:

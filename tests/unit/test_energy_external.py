@@ -19,7 +19,7 @@ from llenergymeasure.core.energy.codecarbon import codecarbon_gpu_backend
 from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.host.nvml import NvmlError
+from llenergymeasure.core.gpu.nvml import NvmlError
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 

@@ -18,7 +18,7 @@ from tests.nvml.waveform import constant
 
 from llenergymeasure.core.energy.integrate import integrate_power
 from llenergymeasure.core.energy.types import UncertaintyComponent
-from llenergymeasure.core.metrics.uncertainty import (
+from llenergymeasure.core.energy.uncertainty import (
     IdleEnergy,
     PowerSampling,
     absolute_half_width,

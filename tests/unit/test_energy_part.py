@@ -20,7 +20,7 @@ from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
 from llenergymeasure.core.energy.part import PartUnknownError, TracedWindow, energy_between
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, UncertaintyComponent
-from llenergymeasure.core.metrics.uncertainty import PowerSampling, comparative_half_width
+from llenergymeasure.core.energy.uncertainty import PowerSampling, comparative_half_width
 from llenergymeasure.domain.warnings import WarningCode
 
 STEP = [TelemetrySample(t / 10, 100.0 if t < 50 else 300.0) for t in range(-2, 103)]

@@ -11,12 +11,12 @@ import pytest
 from tests.nvml.scripted import NVML_UNKNOWN, Fault, MigSlice, ScriptedGpu
 
 from llenergymeasure.constants import VERSION
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlGpuLostError, NvmlLibraryMissingError, open_nvml
 from llenergymeasure.core.host.environment import (
     EnvironmentSources,
     collect_environment,
     environment_in_background,
 )
-from llenergymeasure.core.host.nvml import Nvml, NvmlGpuLostError, NvmlLibraryMissingError, open_nvml
 
 if TYPE_CHECKING:
     from tests.nvml.fixtures import ScriptedNvmlFactory

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llenergymeasure.core.host.container import detect_container
-from llenergymeasure.core.host.cpu import read_cpu
 from llenergymeasure.core.host.cuda_version import CudaVersion, find_cuda_version
-from llenergymeasure.core.host.packages import installed_packages
+from llenergymeasure.core.host.environment import detect_container, installed_packages, read_cpu
 
 TORCH_CUDA = "__version__ = '2.13.0+cu126'\ncuda: Optional[str] = '12.6'\nhip: Optional[str] = None\n"
 TORCH_CPU = "__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n"

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llenergymeasure.core.backends.protocol import LoadedModel
-from llenergymeasure.core.metrics.architecture import count_weights
 from llenergymeasure.core.metrics.flops import (
     count_from_config,
     count_from_file_size,
     count_from_name,
     estimate_flops,
 )
+from llenergymeasure.core.model.parameters import count_weights
 
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
 LLAMA2_7B = {

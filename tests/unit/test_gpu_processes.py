@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llenergymeasure.core.host.gpu_processes import foreign_pids, process_exists, relatives
+from llenergymeasure.core.gpu.processes import foreign_pids, process_exists, relatives
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_grandparents_and_grandchildren_are_family_and_siblings_are_not(tmp_path
 def test_the_family_of_the_starting_process_holds_its_other_children() -> None:
     ask = (
         "import os, sys\n"
-        "from llenergymeasure.core.host.gpu_processes import relatives\n"
+        "from llenergymeasure.core.gpu.processes import relatives\n"
         "print(int(sys.argv[1]) in relatives(), int(sys.argv[1]) in relatives(os.getppid()))"
     )
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as sibling:

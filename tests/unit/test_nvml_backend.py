@@ -12,7 +12,7 @@ from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
 from llenergymeasure.core.energy.nvml import counter_fault
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
-from llenergymeasure.core.host.nvml import NvmlError
+from llenergymeasure.core.gpu.nvml import NvmlError
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 

@@ -16,7 +16,7 @@ from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.gpu_reader import GpuReader
 from llenergymeasure.core.energy.sampler import PowerSampler, next_deadline
 from llenergymeasure.core.energy.types import TelemetrySample
-from llenergymeasure.core.host.nvml import NvmlError, NvmlGpuLostError, NvmlNotSupportedError, PowerReading
+from llenergymeasure.core.gpu.nvml import NvmlError, NvmlGpuLostError, NvmlNotSupportedError, PowerReading
 from llenergymeasure.exceptions import EnergyError
 
 CLOCK = SystemClock()

@@ -18,7 +18,7 @@ from llenergymeasure.core.energy.select import (
     select_energy_backend,
 )
 from llenergymeasure.core.energy.types import CPU_DEVICE, MeterOptions
-from llenergymeasure.core.host.nvml import Nvml, NvmlLibraryMissingError, NvmlPermissionDeniedError
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, NvmlPermissionDeniedError
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.protocols import EnergyBackend

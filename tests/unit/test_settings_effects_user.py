@@ -26,13 +26,13 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.core.energy.select import MeterHost
 from llenergymeasure.core.energy.types import CPU_DEVICE
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError
 from llenergymeasure.core.host.capabilities import CapabilityProbes, collect_capabilities
-from llenergymeasure.core.host.nvml import Nvml, NvmlLibraryMissingError
 from llenergymeasure.core.preflight import PreflightHost, PreFlightReport, run_preflight
 from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.domain.summary import render_summary
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.results.aggregation import aggregate_results
+from llenergymeasure.results.summary import render_summary
 from llenergymeasure.runners.local import energy_backend_name, footprint_factors
 from llenergymeasure.study.events import GapStarted, StudyEvent, StudyNotice
 from llenergymeasure.study.execute import StudyPlace, execute_study

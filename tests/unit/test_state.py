@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.core.host.process_identity import (
+from llenergymeasure.core.host.processes import (
     ProcessIdentity,
     current_process,
     identify_process,

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from energy_fakes import measured, steady
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import Artefacts
-from llenergymeasure.core.sharing import WHOLE, Share
 from llenergymeasure.core.timeseries import merge_timeseries, write_timeseries
-from llenergymeasure.datasets.types import DatasetIdentity, Prompt, PromptSet
+from llenergymeasure.datasets.types import WHOLE, DatasetIdentity, Prompt, PromptSet, Share
 from llenergymeasure.runners.childlog import ChildLog
 from llenergymeasure.runners.descendants import descendants_of, kill_process
 from llenergymeasure.runners.exits import describe_exit

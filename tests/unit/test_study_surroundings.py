@@ -5,7 +5,7 @@ import pytest
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.host.nvml import Nvml, NvmlGpuLostError, NvmlLibraryMissingError
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlGpuLostError, NvmlLibraryMissingError
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.study.preflight import check_backends
 from llenergymeasure.study.surroundings import environment_changes, leftover_gpu_memory

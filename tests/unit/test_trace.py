@@ -14,8 +14,8 @@ from energy_fakes import ListedTelemetry, measured, steady
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
 from llenergymeasure.core.energy.part import energy_between
+from llenergymeasure.core.energy.trace import read_trace, recompute_energy, write_trace
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
-from llenergymeasure.core.trace import read_trace, recompute_energy, write_trace
 from llenergymeasure.exceptions import PersistenceError
 
 

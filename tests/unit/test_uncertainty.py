@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from llenergymeasure.core.energy.fusion import FusedEnergy
 from llenergymeasure.core.energy.types import UncertaintyComponent
-from llenergymeasure.core.metrics.uncertainty import (
+from llenergymeasure.core.energy.uncertainty import (
     PowerSampling,
     absolute_half_width,
     combine_boards,

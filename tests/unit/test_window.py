@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 
 from fakes import ConstantMeter, StepEngine, VirtualClock, requests
-from llenergymeasure.core.batching import split_into_batches
 from llenergymeasure.core.progress import ignore_events
-from llenergymeasure.core.window import Window, measure_window
+from llenergymeasure.core.window import Window, measure_window, split_into_batches
 from llenergymeasure.exceptions import BackendError
 
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.host.cpu import read_cpu
-from llenergymeasure.core.host.devices import order_is_certain, visible_gpus
-from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.visible import order_is_certain, visible_gpus
+from llenergymeasure.core.host.environment import read_cpu
 from llenergymeasure.domain.environment import CPUEnvironment
 
 

@@ -12,11 +12,11 @@ from llenergymeasure.cli.devices import gpu_count
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.core.backends.registry import package_versions
-from llenergymeasure.core.host.devices import visible_gpus
-from llenergymeasure.core.host.gpu_facts import GpuFacts, free_memory_mb, read_gpu_facts
-from llenergymeasure.core.host.hub_config import fetch_model_config
-from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml
-from llenergymeasure.core.host.vram import OVERHEAD, VramEstimate, estimate_vram
+from llenergymeasure.core.gpu.facts import GpuFacts, free_memory_mb, read_gpu_facts
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.visible import visible_gpus
+from llenergymeasure.core.model.hub_config import fetch_model_config
+from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_vram
 from llenergymeasure.datasets.hub import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.exceptions import BackendError

@@ -11,9 +11,9 @@ from llenergymeasure.cli.devices import gpu_count
 from llenergymeasure.cli.dry_run import DryRunProbes, gigabytes, gpus_here, known_waits, memory_verdict
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.naming import study_titles
-from llenergymeasure.core.host.gpu_facts import GpuFacts
-from llenergymeasure.core.host.vram import estimate_vram
-from llenergymeasure.domain.summary import duration
+from llenergymeasure.core.gpu.facts import GpuFacts
+from llenergymeasure.core.model.memory import estimate_vram
+from llenergymeasure.results.summary import duration
 from llenergymeasure.study.gaps import gaps_of
 from llenergymeasure.study.sequence import PlannedRun, plan_runs
 

@@ -225,7 +225,7 @@ def _load(request: RunRequest, document: LoadedDocument | None, machine: UserCon
 def _shown(result: ExperimentResult, saved: Path | None, *, as_json: bool) -> str:
     if as_json:
         return result_json(result)
-    from llenergymeasure.domain.summary import render_summary
+    from llenergymeasure.results.summary import render_summary
 
     return render_summary(result, saved, output_width())
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from llenergymeasure.cli.progress import LABELS
 from llenergymeasure.core.progress import PromptsDone, StepFinished, StepStarted, Waiting
-from llenergymeasure.domain.summary import duration, joules, one_line, quantity
+from llenergymeasure.results.summary import duration, joules, one_line, quantity
 from llenergymeasure.study.events import (
     GapEnded,
     GapStarted,

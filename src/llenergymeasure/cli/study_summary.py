@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
-from llenergymeasure.domain.summary import duration, joules, one_line, quantity, with_half_width
+from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
 
 MAX_FAILURES: Final = 20
 """Failures that are listed; `study_summary.json` has them all."""

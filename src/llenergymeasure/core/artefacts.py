@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llenergymeasure.core.counted import counted_limits
-from llenergymeasure.core.observations import Observations
+from llenergymeasure.core.energy.trace import write_trace
+from llenergymeasure.core.observations import Observations, counted_limits
 from llenergymeasure.core.timeseries import write_timeseries
-from llenergymeasure.core.trace import write_trace
 
 TIMESERIES_FILE = "timeseries.parquet"
 TRACE_FILE = "trace.parquet"

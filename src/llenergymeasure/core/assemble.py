@@ -9,15 +9,14 @@ from typing import Any
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.core.baseline import Baseline
-from llenergymeasure.core.counted import CountedPart, counted_part
 from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyMeasurement
+from llenergymeasure.core.energy.uncertainty import IdleEnergy, stated_uncertainty
 from llenergymeasure.core.metrics.flops import estimate_flops
 from llenergymeasure.core.metrics.latency import request_timings
 from llenergymeasure.core.metrics.phases import phase_breakdown
 from llenergymeasure.core.metrics.throttle import throttle_info
-from llenergymeasure.core.metrics.uncertainty import IdleEnergy, stated_uncertainty
 from llenergymeasure.core.metrics.warnings import window_warnings
-from llenergymeasure.core.observations import Observations
+from llenergymeasure.core.observations import CountedPart, Observations, counted_part
 from llenergymeasure.domain.energy import EnergyBreakdown, EnergyUncertainty
 from llenergymeasure.domain.experiment import (
     DatasetInfo,

@@ -16,9 +16,8 @@ from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, Telemetry
-from llenergymeasure.core.metrics.uncertainty import comparative_half_width
-from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted
-from llenergymeasure.core.waiting import wait
+from llenergymeasure.core.energy.uncertainty import comparative_half_width
+from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted, wait
 from llenergymeasure.domain.energy import BaselineMethod
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.protocols import EnergyBackend

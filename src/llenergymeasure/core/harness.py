@@ -25,11 +25,10 @@ from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.types import DeviceId
 from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
-from llenergymeasure.core.sharing import WHOLE, Share
 from llenergymeasure.core.warmup import warm_up
 from llenergymeasure.core.window import measure_window
 from llenergymeasure.datasets.loader import load_prompts
-from llenergymeasure.datasets.types import PromptSet
+from llenergymeasure.datasets.types import WHOLE, PromptSet, Share
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning

@@ -22,10 +22,10 @@ from llenergymeasure.core.energy.boards import board_warnings, find_boards
 from llenergymeasure.core.energy.calibration import default_calibration_dir, load_calibration
 from llenergymeasure.core.energy.select import BackendName, MeterHost, select_energy_backend
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
-from llenergymeasure.core.host.devices import visible_gpus
-from llenergymeasure.core.host.gpu_facts import GpuFacts, free_memory_mb, read_gpu_facts
-from llenergymeasure.core.host.nvml import NvmlError
-from llenergymeasure.core.host.vram import OVERHEAD, estimate_vram
+from llenergymeasure.core.gpu.facts import GpuFacts, free_memory_mb, read_gpu_facts
+from llenergymeasure.core.gpu.nvml import NvmlError
+from llenergymeasure.core.gpu.visible import visible_gpus
+from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ConfigError, EnergyError, LLEMError, PreFlightError

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from llenergymeasure.core.clock import Clock
+
 Step = Literal["preflight", "baseline", "load", "warmup", "thermal_floor", "measure", "finish"]
 
 
@@ -71,3 +73,22 @@ def clock_face(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+TICK_S = 1.0
+"""Seconds between two `Waiting` events."""
+
+
+def wait(seconds: float, step: Step, clock: Clock, observer: Observer) -> None:
+    """Wait for `seconds`, sending the remaining time about once a second.
+
+    Args:
+        seconds: How long to wait; nothing happens for 0 or less.
+        step: The step of the lifecycle that waits.
+        clock: Where time comes from.
+        observer: Who is told.
+    """
+    end_s = clock.now() + seconds
+    while (remaining_s := end_s - clock.now()) > 0:
+        observer(Waiting(step, remaining_s))
+        clock.sleep(min(TICK_S, remaining_s))

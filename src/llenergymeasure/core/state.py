@@ -18,7 +18,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llenergymeasure.atomic import write_bytes_atomically
-from llenergymeasure.core.host.process_identity import ProcessIdentity, current_process, is_running
+from llenergymeasure.core.host.processes import ProcessIdentity, current_process, is_running
 from llenergymeasure.exceptions import InvalidStateTransitionError, PersistenceError
 from llenergymeasure.security import sanitize_experiment_id
 

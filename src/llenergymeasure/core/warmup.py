@@ -15,8 +15,7 @@ from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceB
 from llenergymeasure.core.baseline import Baseline, measure_idle_power
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.off import NoEnergyBackend
-from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted
-from llenergymeasure.core.waiting import wait
+from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, wait
 from llenergymeasure.domain.metrics import WarmupResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.protocols import EnergyBackend

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Protocol, runtime_checkable
 
 DatasetSource = Literal["builtin", "file", "directory", "hub", "synthetic"]
 
@@ -108,3 +108,28 @@ class PromptSet:
     prompts: tuple[Prompt, ...]
     identity: DatasetIdentity
     truncated_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which of the processes this one is.
+
+    Args:
+        index: From 0.
+        count: Processes in all.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, prompts: PromptSet) -> PromptSet:
+        """Every `count`-th prompt from the `index`-th on: the shares are disjoint and together are all prompts.
+
+        Dealt out in turns, because neighbours in a data set are often alike in length.
+        """
+        own = prompts.prompts[self.index :: self.count]
+        return replace(prompts, prompts=own, truncated_count=sum(prompt.truncated for prompt in own))
+
+
+WHOLE: Final = Share()
+"""The share of an experiment that runs in one process."""

@@ -276,7 +276,7 @@ class ExperimentResult(Record):
         Args:
             path: Where the result was saved, named in the last line.
         """
-        from llenergymeasure.domain.summary import render_summary
+        from llenergymeasure.results.summary import render_summary
 
         return render_summary(self, path)
 

@@ -18,13 +18,13 @@ from typing import Any
 from pydantic import Field
 
 from llenergymeasure.domain.base import Record, as_utc
+from llenergymeasure.domain.emissions import FootprintFactors
 from llenergymeasure.domain.experiment import (
     NVML_REPRODUCIBILITY_NOTE,
     AggregationMetadata,
     ExperimentResult,
     RawProcessResult,
 )
-from llenergymeasure.domain.footprint import FootprintFactors
 from llenergymeasure.domain.latency import pool_latencies
 from llenergymeasure.domain.metrics import ExtendedEfficiencyMetrics, MultiGPUMetrics
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode

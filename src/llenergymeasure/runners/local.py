@@ -27,9 +27,9 @@ from llenergymeasure.core.harness import Bench, Measurement, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.preflight import Preflight
 from llenergymeasure.core.progress import Observer, ignore_events
-from llenergymeasure.core.sharing import WHOLE, Share
+from llenergymeasure.datasets.types import WHOLE, Share
+from llenergymeasure.domain.emissions import FootprintFactors
 from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.domain.footprint import FootprintFactors
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import OUTPUTS_FILE, TIMESERIES_FILE, Artefacts, write_or_go_without
 from llenergymeasure.core.baseline import BaselineCache, CachedBaseline
-from llenergymeasure.core.host.devices import VISIBLE_DEVICES, visible_gpus
-from llenergymeasure.core.host.nvml import NvmlError, open_nvml
+from llenergymeasure.core.gpu.nvml import NvmlError, open_nvml
+from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES, visible_gpus
 from llenergymeasure.core.progress import Event, Observer
-from llenergymeasure.core.sharing import Share
 from llenergymeasure.core.timeseries import merge_timeseries
+from llenergymeasure.datasets.types import Share
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.aggregation import aggregate_results, validate_process_completeness
 from llenergymeasure.results.process_files import read_process_results, write_process_result

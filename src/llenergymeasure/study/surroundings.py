@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 
 if TYPE_CHECKING:
-    from llenergymeasure.core.host.nvml import Nvml
+    from llenergymeasure.core.gpu.nvml import Nvml
 
 LEFTOVER_MB: Final = 1000.0
 """Memory in use on a GPU that nobody uses above which it is reported, in MB; drivers keep some hundreds themselves."""
@@ -39,8 +39,8 @@ def leftover_gpu_memory(open_nvml: Callable[[], Nvml] | None = None) -> tuple[st
     Args:
         open_nvml: Gives the machine's NVML.
     """
-    from llenergymeasure.core.host import nvml as nvml_module
-    from llenergymeasure.core.host.devices import visible_gpus
+    from llenergymeasure.core.gpu import nvml as nvml_module
+    from llenergymeasure.core.gpu.visible import visible_gpus
 
     try:
         nvml = (open_nvml or nvml_module.open_nvml)()

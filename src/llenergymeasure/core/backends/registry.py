@@ -246,6 +246,6 @@ installed_backends = registry.installed_backends
 @register("pytorch", extra="pytorch", needs="torch>=2.4 transformers>=5.0 accelerate>=1.0 peft>=0.13")
 def pytorch_backend() -> BackendFactory:
     """Hugging Face transformers on PyTorch."""
-    from llenergymeasure.core.backends.pytorch import PyTorchBackend  # the heavy import happens only here
+    from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # the heavy import happens only here
 
     return PyTorchBackend

@@ -9,15 +9,15 @@ from typing import Final, TypeVar
 
 from llenergymeasure.core.energy.calibration import SensorCalibration, load_calibration
 from llenergymeasure.core.energy.types import DeviceId, PowerSource
-from llenergymeasure.core.host.gpu_processes import foreign_pids, process_exists, relatives
-from llenergymeasure.core.host.nvml import (
+from llenergymeasure.core.energy.uncertainty import PowerSampling
+from llenergymeasure.core.gpu.nvml import (
     Nvml,
     NvmlDeviceNotFoundError,
     NvmlError,
     NvmlHandle,
     NvmlNotSupportedError,
 )
-from llenergymeasure.core.metrics.uncertainty import PowerSampling
+from llenergymeasure.core.gpu.processes import foreign_pids, process_exists, relatives
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 

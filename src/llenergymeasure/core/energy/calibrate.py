@@ -42,8 +42,8 @@ from llenergymeasure.core.energy.sensor_response import (
     readings_by_update,
 )
 from llenergymeasure.core.energy.types import DeviceId, PowerSource
-from llenergymeasure.core.host.devices import visible_gpus
-from llenergymeasure.core.host.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.exceptions import EnergyError, LLEMError
 
 POLL_S: Final = 0.001

@@ -18,7 +18,7 @@ from llenergymeasure.atomic import write_bytes_atomically
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.core.energy.counter import CounterPeriod
 from llenergymeasure.core.energy.types import DeviceId, PowerSource
-from llenergymeasure.core.metrics.uncertainty import PowerSampling
+from llenergymeasure.core.energy.uncertainty import PowerSampling
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.security import sanitize_experiment_id
 

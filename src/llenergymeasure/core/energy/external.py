@@ -22,7 +22,7 @@ from llenergymeasure.core.energy.proof import is_proven
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.host.nvml import Nvml
+from llenergymeasure.core.gpu.nvml import Nvml
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from llenergymeasure.core.energy.gpu_window import BoardEnergy, RecordedWindow, board_energy, scope_of
 from llenergymeasure.core.energy.types import EnergyMeasurement, UncertaintyComponent
-from llenergymeasure.core.metrics.uncertainty import combine_boards, comparative_half_width, gain_component
+from llenergymeasure.core.energy.uncertainty import combine_boards, comparative_half_width, gain_component
 from llenergymeasure.domain.base import EnergyMethod
 from llenergymeasure.domain.energy import EnergyAudit
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode

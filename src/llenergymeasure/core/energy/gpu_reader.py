@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.types import DeviceId, PowerSource, TelemetrySample
-from llenergymeasure.core.host.nvml import (
+from llenergymeasure.core.gpu.nvml import (
     Nvml,
     NvmlError,
     NvmlHandle,

@@ -13,8 +13,8 @@ from llenergymeasure.core.energy.gpu_reader import GpuReader
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, PowerSource
-from llenergymeasure.core.host.nvml import Nvml
-from llenergymeasure.core.metrics.uncertainty import PowerSampling
+from llenergymeasure.core.energy.uncertainty import PowerSampling
+from llenergymeasure.core.gpu.nvml import Nvml
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MISSED_SHARE: float = 0.01

@@ -44,7 +44,7 @@ from llenergymeasure.core.energy.proof import is_proven
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.host.nvml import Nvml, NvmlError
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlError
 from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.exceptions import EnergyError
 

@@ -31,7 +31,7 @@ from itertools import pairwise
 from llenergymeasure.core.energy.gpu_window import RecordedWindow, power_trace
 from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, UncertaintyComponent
-from llenergymeasure.core.metrics.uncertainty import PowerSampling, combine_boards, trace_components
+from llenergymeasure.core.energy.uncertainty import PowerSampling, combine_boards, trace_components
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 

@@ -21,7 +21,7 @@ from llenergymeasure.core.energy.proof import Meter
 from llenergymeasure.core.energy.rapl import POWERCAP_ROOT, RaplBackend
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
 from llenergymeasure.core.energy.zeus import zeus_backend
-from llenergymeasure.core.host.nvml import Nvml, open_nvml
+from llenergymeasure.core.gpu.nvml import Nvml, open_nvml
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.protocols import EnergyBackend
 

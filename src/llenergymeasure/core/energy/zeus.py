@@ -18,8 +18,8 @@ from llenergymeasure.core.energy.boards import Board, find_boards
 from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
 from llenergymeasure.core.energy.optional import import_meter_package, require_meter_package
 from llenergymeasure.core.energy.types import DeviceId, MeterOptions
-from llenergymeasure.core.host.devices import VISIBLE_DEVICES
-from llenergymeasure.core.host.nvml import Nvml
+from llenergymeasure.core.gpu.nvml import Nvml
+from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.exceptions import EnergyError
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.core.backends.registry import package_versions
@@ -13,13 +15,11 @@ from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.calibration import default_calibration_dir
 from llenergymeasure.core.energy.select import CPU_PRIORITY, GPU_PRIORITY, BackendReading, describe_energy_backends
 from llenergymeasure.core.energy.types import DeviceId, MeterOptions
-from llenergymeasure.core.host.container import detect_container
-from llenergymeasure.core.host.cpu import read_cpu
+from llenergymeasure.core.gpu.facts import GpuFacts, read_gpu_facts
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.host.cuda_version import CudaVersion, find_cuda_version, installed_torch_dir
-from llenergymeasure.core.host.devices import visible_gpus
-from llenergymeasure.core.host.docker import docker_version
-from llenergymeasure.core.host.gpu_facts import GpuFacts, read_gpu_facts
-from llenergymeasure.core.host.nvml import Nvml, NvmlError, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.host.environment import detect_container, read_cpu
 from llenergymeasure.domain.environment import ContainerEnvironment, CPUEnvironment
 from llenergymeasure.exceptions import BackendError, DockerError
 
@@ -151,3 +151,31 @@ def _try_meters(gpus: Sequence[DeviceId], probes: CapabilityProbes) -> tuple[Cap
         *(Capability(reading.name, reading.available, reading.text) for reading in readings),
         *(Capability(name, False, "measures GPUs, and there is none") for name in absent),
     )
+
+
+ANSWER_TIMEOUT_S: Final = 10.0
+
+
+def docker_version(environ: Mapping[str, str] | None = None) -> str:
+    """Version of the Docker daemon, asked of the daemon itself.
+
+    Args:
+        environ: Environment of the client (`PATH`, `DOCKER_HOST`); this process's unless given.
+
+    Raises:
+        DockerError: There is no client, or no daemon answers it; says what to do.
+    """
+    command = ["docker", "version", "--format", "{{.Server.Version}}"]
+    environment = dict(os.environ if environ is None else environ)
+    try:
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
+    except FileNotFoundError as error:
+        raise DockerError("Docker is not installed. See https://docs.docker.com/engine/install/") from error
+    except OSError as error:
+        raise DockerError(f"the Docker client cannot be started: {error.strerror or error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise DockerError(f"the Docker daemon did not answer within {ANSWER_TIMEOUT_S:g} s. Restart it.") from error
+    if answer.returncode != 0 or not answer.stdout.strip():
+        reason = (answer.stderr.strip() or "no reason given").splitlines()[-1]
+        raise DockerError(f"the Docker daemon cannot be reached: {reason}")
+    return answer.stdout.strip()

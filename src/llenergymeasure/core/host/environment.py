@@ -6,25 +6,25 @@ Taken in the background while other work waits, and complete before the model lo
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
+import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.host.container import detect_container
-from llenergymeasure.core.host.cpu import read_cpu
+from llenergymeasure.core.gpu.facts import GpuFacts, read_gpu_facts
+from llenergymeasure.core.gpu.nvml import MB, Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.host.cuda_version import find_cuda_version, installed_torch_dir
-from llenergymeasure.core.host.devices import visible_gpus
-from llenergymeasure.core.host.gpu_facts import GpuFacts, read_gpu_facts
-from llenergymeasure.core.host.nvml import MB, Nvml, NvmlLibraryMissingError, open_nvml
-from llenergymeasure.core.host.packages import installed_packages, installed_version
 from llenergymeasure.domain.environment import (
     ContainerEnvironment,
     CPUEnvironment,
@@ -64,7 +64,7 @@ class EnvironmentSources:
     open_nvml: Callable[[], Nvml] = open_nvml
     root: Path = Path("/")
     torch_dir: Callable[[], Path | None] = installed_torch_dir
-    packages: Callable[[], list[str]] = installed_packages
+    packages: Callable[[], list[str]] = lambda: installed_packages()
     now: Callable[[], datetime] = _utc_now
 
 
@@ -217,3 +217,138 @@ def _cudnn() -> str | None:
     """Version of the cuDNN wheel that torch brings; nothing is loaded to ask for it."""
     names = ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "nvidia-cudnn-cu11")
     return next((version for name in names if (version := installed_version(name)) is not None), None)
+
+
+def installed_packages(distributions: Iterable[metadata.Distribution] | None = None) -> list[str]:
+    """Every installed distribution as `name==version`, sorted by name.
+
+    One installed from version control carries its commit (`name==version (git 0123abcd…)`). Neither local paths nor
+    addresses are told: they name users and may hold tokens.
+
+    Args:
+        distributions: What to list; by default everything that can be imported. Of two with one name the first is
+            listed, which is the one that an import finds.
+    """
+    lines: dict[str, str] = {}
+    for distribution in metadata.distributions() if distributions is None else distributions:
+        if "Name" not in distribution.metadata:  # a damaged installation
+            continue
+        name = distribution.metadata["Name"]
+        if name.lower() not in lines:
+            lines[name.lower()] = f"{name}=={distribution.version}{_commit(distribution)}"
+    return [lines[key] for key in sorted(lines)]
+
+
+def installed_version(package: str) -> str | None:
+    """Version of a distribution; `None`: not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit(distribution: metadata.Distribution) -> str:
+    """The version-control commit from `direct_url.json` (PEP 610), or nothing."""
+    text = distribution.read_text("direct_url.json")
+    if text is None:
+        return ""
+    try:
+        origin: Any = json.loads(text).get("vcs_info") or {}
+        return f" ({origin['vcs']} {origin['commit_id']})" if "commit_id" in origin else ""
+    except (ValueError, AttributeError, KeyError):
+        return ""
+
+
+def read_cpu(root: Path = Path("/")) -> CPUEnvironment:
+    """Model and frequency governor of the processor.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    return CPUEnvironment(
+        governor=_governor(root / "sys/devices/system/cpu"),
+        model=_model(root / "proc/cpuinfo") or platform.processor() or None,
+        platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def _model(cpuinfo: Path) -> str | None:
+    """The first `model name` (x86) or `Model`/`Hardware` line (some ARM systems)."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    return next((values[key] for key in ("model name", "Model", "Hardware") if values.get(key)), None)
+
+
+def _governor(cpus: Path) -> str | None:
+    """The governor of all cores; several, sorted, where they differ. `None` where the kernel scales nothing."""
+    found = set()
+    for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor"):
+        try:
+            found.add(path.read_text(encoding="utf-8").strip())
+        except OSError:  # a core that was taken offline meanwhile
+            continue
+    return ", ".join(sorted(found)) or None
+
+
+_ENVIRONMENT_SIGNS: Final = (
+    ("KUBERNETES_SERVICE_HOST", "kubernetes"),
+    ("APPTAINER_CONTAINER", "apptainer"),
+    ("SINGULARITY_CONTAINER", "singularity"),
+)
+
+_FILE_SIGNS: Final = (
+    ("var/run/secrets/kubernetes.io", "kubernetes"),
+    (".singularity.d", "singularity"),
+    ("run/.containerenv", "podman"),
+    (".dockerenv", "docker"),
+)
+"""Files that a runtime leaves in its containers; the outer runtime (Kubernetes) before the inner one."""
+
+_CGROUP_SIGNS: Final = (
+    (r"kubepods", "kubernetes"),
+    (r"libpod", "podman"),
+    (r"docker", "docker"),
+    (r"lxc", "lxc"),
+    (r"containerd", "containerd"),
+)
+
+
+def detect_container(environ: Mapping[str, str], root: Path = Path("/")) -> ContainerEnvironment:
+    """Recognise the container around this process by what its runtime leaves behind.
+
+    Args:
+        environ: This process's environment; only the presence of names is looked at.
+        root: The file system's root.
+    """
+    runtime = _by_environment(environ) or _by_file(root) or _by_manager(root) or _by_cgroup(root)
+    return ContainerEnvironment(detected=runtime is not None, runtime=runtime)
+
+
+def _by_environment(environ: Mapping[str, str]) -> str | None:
+    return next((runtime for name, runtime in _ENVIRONMENT_SIGNS if name in environ), None)
+
+
+def _by_file(root: Path) -> str | None:
+    return next((runtime for name, runtime in _FILE_SIGNS if (root / name).exists()), None)
+
+
+def _by_manager(root: Path) -> str | None:
+    """What the manager wrote for systemd: https://systemd.io/CONTAINER_INTERFACE, by name."""
+    name = _read(root / "run/systemd/container").strip()
+    return name if re.fullmatch(r"[a-z][a-z0-9-]*", name) else None
+
+
+def _by_cgroup(root: Path) -> str | None:
+    """The path of the first process's control group (version 1; version 2 hides it inside a namespace)."""
+    groups = _read(root / "proc/1/cgroup")
+    return next((runtime for sign, runtime in _CGROUP_SIGNS if re.search(sign, groups)), None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llenergymeasure.core.backends.protocol import LoadedModel
-from llenergymeasure.core.metrics.architecture import count_weights, experts
+from llenergymeasure.core.model.parameters import count_weights, experts
 from llenergymeasure.domain.base import Confidence
 from llenergymeasure.domain.metrics import FlopsResult
 

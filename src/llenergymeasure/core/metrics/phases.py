@@ -23,8 +23,8 @@ from typing import Final
 from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.energy.part import PartEnergy, PartUnknownError, Span, TracedWindow, sampling_interval_s
 from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.energy.uncertainty import stated_uncertainty
 from llenergymeasure.core.metrics.throttle import merge_spans
-from llenergymeasure.core.metrics.uncertainty import stated_uncertainty
 from llenergymeasure.domain.metrics import PhaseBreakdown, PhaseMetrics
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 

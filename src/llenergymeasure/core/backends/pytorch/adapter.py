@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel
 
 from llenergymeasure.config.models import LoRAConfig
-from llenergymeasure.core.backends.explain import first_line
-from llenergymeasure.core.backends.model_source import ADAPTER_FILE, ModelSource, find_directory, find_model
+from llenergymeasure.core.model.hub_errors import first_line
+from llenergymeasure.core.model.source import ADAPTER_FILE, ModelSource, find_directory, find_model
 from llenergymeasure.exceptions import BackendError
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from typing import Any, Final
 from llenergymeasure.builtin_models.store import packaged_files
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
-from llenergymeasure.core.host.hub_config import FetchConfig, HubConfigError
-from llenergymeasure.core.metrics.architecture import count_weights, text_part
 from llenergymeasure.core.metrics.flops import total_from_name
+from llenergymeasure.core.model.hub_config import FetchConfig, HubConfigError
+from llenergymeasure.core.model.parameters import count_weights, text_part
 
 MB: Final = 1_000_000
 """Bytes per MB."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Final
 
-from llenergymeasure.core.metrics.architecture import experts
 from llenergymeasure.core.metrics.flops import ParameterCount, count_from_config
+from llenergymeasure.core.model.parameters import experts
 
 _EXPERT_IN_LIST: Final = re.compile(r"(?:^|\.)experts\.\d+(?:\.|$)")
 _ELEMENTWISE: Final = frozenset({"A_log"})

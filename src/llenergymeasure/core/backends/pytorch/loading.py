@@ -19,11 +19,11 @@ from transformers import (
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.backends.explain import first_line
-from llenergymeasure.core.backends.model_source import ModelSource, find_model
-from llenergymeasure.core.backends.pytorch_adapter import apply_adapter, find_adapter
-from llenergymeasure.core.backends.pytorch_devices import Placement
-from llenergymeasure.core.backends.pytorch_generate import Decoding, decoder_parameters
+from llenergymeasure.core.backends.pytorch.adapter import apply_adapter, find_adapter
+from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_parameters
+from llenergymeasure.core.backends.pytorch.placement import Placement
+from llenergymeasure.core.model.hub_errors import first_line
+from llenergymeasure.core.model.source import ModelSource, find_model
 from llenergymeasure.exceptions import BackendError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llenergymeasure.core.energy.types import DeviceId
-from llenergymeasure.core.host.nvml import Nvml, NvmlHandle
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlHandle
 
 VISIBLE_DEVICES: Final = "CUDA_VISIBLE_DEVICES"
 DEVICE_ORDER: Final = "CUDA_DEVICE_ORDER"

@@ -10,10 +10,10 @@ from typing import Final, TypeVar
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.backends.model_source import ModelSource, find_model
-from llenergymeasure.core.backends.pytorch_adapter import find_adapter
-from llenergymeasure.core.backends.pytorch_devices import Placement, placement_here
-from llenergymeasure.core.backends.pytorch_loading import check_passthrough, context_length
+from llenergymeasure.core.backends.pytorch.adapter import find_adapter
+from llenergymeasure.core.backends.pytorch.loading import check_passthrough, context_length
+from llenergymeasure.core.backends.pytorch.placement import Placement, placement_here
+from llenergymeasure.core.model.source import ModelSource, find_model
 from llenergymeasure.exceptions import BackendError, ConfigError
 
 T = TypeVar("T")

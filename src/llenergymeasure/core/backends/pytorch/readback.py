@@ -9,8 +9,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from llenergymeasure.core.backends.protocol import LoadedModel
-from llenergymeasure.core.backends.pytorch_loading import DTYPES, GENERATION_FIELDS, Assistant, LoadedParts
-from llenergymeasure.core.metrics.matmul_params import count_loaded
+from llenergymeasure.core.backends.pytorch.loading import DTYPES, GENERATION_FIELDS, Assistant, LoadedParts
+from llenergymeasure.core.model.matmul_params import count_loaded
 
 _ENGINE_DEFAULTS: Final = {"use_cache": True, "cache_implementation": "dynamic", "num_beams": 1}
 """What transformers does where a `GenerationConfig` field is `None`."""

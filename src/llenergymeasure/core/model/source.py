@@ -15,7 +15,7 @@ from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from llenergymeasure.builtin_models.store import materialise
 from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
-from llenergymeasure.core.backends.explain import explain_hub_error, is_transient_hub_error
+from llenergymeasure.core.model.hub_errors import explain_hub_error, is_transient_hub_error
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.resilience import retry_on_error
 from llenergymeasure.security import validate_path

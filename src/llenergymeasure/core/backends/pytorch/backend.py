@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.engine_logs import engine_output_logged
-from llenergymeasure.core.backends.model_source import ModelSource, find_model
 from llenergymeasure.core.backends.protocol import (
     GenerationOutput,
     GenerationRequest,
@@ -22,17 +21,18 @@ from llenergymeasure.core.backends.protocol import (
     MemoryStats,
     RequestOutput,
 )
-from llenergymeasure.core.backends.pytorch_devices import placement_here, planned_devices, used_devices
-from llenergymeasure.core.backends.pytorch_generate import generate_batch
-from llenergymeasure.core.backends.pytorch_loading import LoadedParts, load_parts
-from llenergymeasure.core.backends.pytorch_memory import MemoryMeter
-from llenergymeasure.core.backends.pytorch_preflight import preflight_problems
-from llenergymeasure.core.backends.pytorch_readback import describe_model
-from llenergymeasure.core.backends.pytorch_timing import DeviceStepTimer, HostStepTimer, StepTimer
-from llenergymeasure.core.backends.pytorch_tokenizer import TransformersTokenizer, load_tokenizer
+from llenergymeasure.core.backends.pytorch.checks import preflight_problems
+from llenergymeasure.core.backends.pytorch.generation import generate_batch
+from llenergymeasure.core.backends.pytorch.loading import LoadedParts, load_parts
+from llenergymeasure.core.backends.pytorch.memory import MemoryMeter
+from llenergymeasure.core.backends.pytorch.placement import placement_here, planned_devices, used_devices
+from llenergymeasure.core.backends.pytorch.readback import describe_model
+from llenergymeasure.core.backends.pytorch.timing import DeviceStepTimer, HostStepTimer, StepTimer
 from llenergymeasure.core.backends.seeding import seeded
+from llenergymeasure.core.backends.tokenizer import TransformersTokenizer, load_tokenizer
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.core.model.source import ModelSource, find_model
 from llenergymeasure.exceptions import BackendError
 
 

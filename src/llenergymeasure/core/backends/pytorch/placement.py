@@ -10,8 +10,8 @@ import torch
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId
-from llenergymeasure.core.host.devices import cuda_uuids_of_torch, order_is_certain, visible_gpus
-from llenergymeasure.core.host.nvml import NvmlError, open_nvml
+from llenergymeasure.core.gpu.nvml import NvmlError, open_nvml
+from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
 from llenergymeasure.exceptions import BackendError
 
 

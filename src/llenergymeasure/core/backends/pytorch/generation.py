@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from llenergymeasure.config.models import DecoderConfig
 from llenergymeasure.core.backends.protocol import FinishReason, GenerationRequest, RequestOutput
-from llenergymeasure.core.backends.pytorch_timing import StepTimer
+from llenergymeasure.core.backends.pytorch.timing import StepTimer
 from llenergymeasure.exceptions import BackendError
 
 

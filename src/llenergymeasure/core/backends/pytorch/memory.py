@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llenergymeasure.core.backends.protocol import MemoryStats
-from llenergymeasure.core.host.vram import kv_cache_bytes
+from llenergymeasure.core.model.memory import kv_cache_bytes
 
 MB: Final = 1_000_000
 """Bytes per MB."""

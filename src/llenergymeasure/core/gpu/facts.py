@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from llenergymeasure.core.host.nvml import Nvml, NvmlError, NvmlHandle, NvmlNotSupportedError
+from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, NvmlHandle, NvmlNotSupportedError
 
 logger = logging.getLogger(__name__)
 
