@@ -13,7 +13,8 @@ from llenergymeasure.cli.display_config import next_steps, render_capabilities
 from llenergymeasure.cli.settings import EffectiveSettings, effective_settings
 from llenergymeasure.core.energy.select import BackendReading
 from llenergymeasure.core.energy.types import DeviceId
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.host.capabilities import Capabilities, CapabilityProbes, collect_capabilities, docker_version
 from llenergymeasure.exceptions import BackendError, DockerError
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from tests.nvml.fixtures import ScriptedNvmlFactory
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("no driver")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no driver")
 
 
 def nothing_installed(name: str) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.cli.devices import device_title
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.gpu.nvml import NvmlLibraryMissingError
+from llenergymeasure.core.gpu.driver import DriverMissingError
 from llenergymeasure.domain.environment import CPUEnvironment
 
 A100 = "NVIDIA A100-SXM4-80GB"
@@ -19,7 +19,7 @@ UNLIKE = FakeNvml(FakeGpu("GPU-0", A100), FakeGpu("GPU-1", "NVIDIA T4"))
 
 
 def no_driver() -> FakeNvml:
-    raise NvmlLibraryMissingError("no driver")
+    raise DriverMissingError("no driver")
 
 
 def title(nvml: FakeNvml | None, environ: Mapping[str, str] | None = None, **fields: Any) -> str | None:

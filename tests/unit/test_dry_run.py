@@ -15,15 +15,16 @@ from tests.nvml.scripted import ScriptedGpu
 from llenergymeasure.cli.dry_run import DryRunProbes, DryRunReport, dry_run_experiment, known_waits, render_dry_run
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.exceptions import BackendError, DatasetError
 
 if TYPE_CHECKING:
     from tests.nvml.fixtures import ScriptedNvmlFactory
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("no driver")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no driver")
 
 
 def no_engine(name: str) -> Mapping[str, str]:

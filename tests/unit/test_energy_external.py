@@ -19,7 +19,7 @@ from llenergymeasure.core.energy.codecarbon import codecarbon_gpu_backend
 from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.gpu.nvml import NvmlError
+from llenergymeasure.core.gpu.driver import GpuDriverError
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -202,7 +202,7 @@ def codes(**readings: object) -> list[WarningCode]:
 
 def test_a_board_in_good_order_raises_no_doubt() -> None:
     assert codes() == []
-    assert codes(persistence_mode=NvmlError("unknown"), compute_pids=NvmlError("unknown")) == []
+    assert codes(persistence_mode=GpuDriverError("unknown"), compute_pids=GpuDriverError("unknown")) == []
 
 
 def test_what_spoils_a_measurement_is_told() -> None:

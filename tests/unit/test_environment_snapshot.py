@@ -11,7 +11,8 @@ import pytest
 from tests.nvml.scripted import NVML_UNKNOWN, Fault, MigSlice, ScriptedGpu
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlGpuLostError, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, GpuLostError
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.host.environment import (
     EnvironmentSources,
     collect_environment,
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from tests.nvml.fixtures import ScriptedNvmlFactory
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("no driver")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no driver")
 
 
 def no_cuda_toolkit(root: Path) -> dict[str, str]:
@@ -116,8 +117,8 @@ def test_a_reading_that_fails_is_null_and_logged(
 
 
 def test_a_part_that_fails_leaves_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def lost() -> Nvml:
-        raise NvmlGpuLostError("GPU 0 is lost")
+    def lost() -> GpuDriver:
+        raise GpuLostError("GPU 0 is lost")
 
     def broken() -> list[str]:
         raise RuntimeError("the package database is locked")
@@ -161,10 +162,10 @@ def test_a_block_that_is_interrupted_does_not_wait_for_a_hanging_driver(
 ) -> None:
     release, answered = threading.Event(), threading.Event()
 
-    def hang() -> Nvml:
+    def hang() -> GpuDriver:
         release.wait(30)
         answered.set()
-        raise NvmlLibraryMissingError("no driver")
+        raise DriverMissingError("no driver")
 
     with pytest.raises(KeyboardInterrupt), environment_in_background(sources(tmp_path, open_nvml=hang)):
         raise KeyboardInterrupt
@@ -192,9 +193,9 @@ def test_a_hanging_driver_costs_the_description_and_not_the_run(
 ) -> None:
     release = threading.Event()
 
-    def hang() -> Nvml:
+    def hang() -> GpuDriver:
         release.wait(30)
-        raise NvmlLibraryMissingError("no driver")
+        raise DriverMissingError("no driver")
 
     with environment_in_background(sources(tmp_path, open_nvml=hang)) as pending:
         snapshot = pending.result(timeout_s=0.01)

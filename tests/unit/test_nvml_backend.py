@@ -12,7 +12,7 @@ from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
 from llenergymeasure.core.energy.nvml import counter_fault
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
-from llenergymeasure.core.gpu.nvml import NvmlError
+from llenergymeasure.core.gpu.driver import GpuDriverError
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -230,8 +230,8 @@ def board(capability: object) -> Board:
         ("9.0", "power_usage", 1.0),
         ("9.0", "power_instant", 0.025),
         ("10.0", "power_usage", 1.0),
-        (NvmlError("unknown"), "power_usage", 1.0),
-        (NvmlError("unknown"), "power_instant", 0.1),
+        (GpuDriverError("unknown"), "power_usage", 1.0),
+        (GpuDriverError("unknown"), "power_instant", 0.1),
     ],
 )
 def test_what_a_power_sample_averages_over_is_known_by_board_and_source(

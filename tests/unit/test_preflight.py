@@ -18,7 +18,8 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.energy.select import MeterHost
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.processes import relatives
 from llenergymeasure.core.preflight import Preflight, PreflightHost, PreFlightReport, run_preflight
 from llenergymeasure.exceptions import BackendError, PreFlightError
@@ -57,8 +58,8 @@ class Engine(StepEngine):
         return super().plan_devices(config)
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("no NVIDIA driver")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no NVIDIA driver")
 
 
 def engine(*devices: DeviceId, **more: Any) -> Engine:

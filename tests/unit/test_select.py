@@ -18,7 +18,7 @@ from llenergymeasure.core.energy.select import (
     select_energy_backend,
 )
 from llenergymeasure.core.energy.types import CPU_DEVICE, MeterOptions
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, NvmlPermissionDeniedError
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, PermissionDeniedError
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.protocols import EnergyBackend
@@ -41,11 +41,11 @@ class WorkingClock(SystemClock):
             self._tree.set(self._package, self._joules)
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("reading NVML itself failed: NVML Shared Library Not Found")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("reading NVML itself failed: NVML Shared Library Not Found")
 
 
-def host(tmp_path: Path, nvml: FakeNvml | None = None, opener: Callable[[], Nvml] | None = None) -> MeterHost:
+def host(tmp_path: Path, nvml: FakeNvml | None = None, opener: Callable[[], GpuDriver] | None = None) -> MeterHost:
     return MeterHost(open_nvml=opener or (no_driver if nvml is None else lambda: nvml), powercap_root=tmp_path / "p")
 
 
@@ -114,7 +114,7 @@ def test_a_meter_asked_for_by_name_is_refused_with_the_reason(
 
 
 def test_a_gpu_that_tells_neither_power_nor_energy_is_refused(tmp_path: Path) -> None:
-    denied = NvmlPermissionDeniedError("Insufficient Permissions")
+    denied = PermissionDeniedError("Insufficient Permissions")
     nvml = gpu(power_instant=denied, power_usage_w=denied)
     with pytest.raises(EnergyError, match="Insufficient Permissions"):
         select_energy_backend("nvml", ["GPU-0"], clock=SystemClock(), options=OPTIONS, host=host(tmp_path, nvml))

@@ -26,7 +26,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.core.energy.select import MeterHost
 from llenergymeasure.core.energy.types import CPU_DEVICE
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
 from llenergymeasure.core.host.capabilities import CapabilityProbes, collect_capabilities
 from llenergymeasure.core.preflight import PreflightHost, PreFlightReport, run_preflight
 from llenergymeasure.domain.experiment import ExperimentResult
@@ -52,8 +52,8 @@ def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("no NVIDIA driver")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no NVIDIA driver")
 
 
 # --- output ------------------------------------------------------------------------------------------------------

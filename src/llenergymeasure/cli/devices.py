@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import order_is_certain, visible_gpus
 from llenergymeasure.core.host.environment import read_cpu
 from llenergymeasure.domain.environment import CPUEnvironment
@@ -15,7 +16,7 @@ from llenergymeasure.domain.environment import CPUEnvironment
 def device_title(
     config: ExperimentConfig,
     environ: Mapping[str, str],
-    nvml_opener: Callable[[], Nvml] = open_nvml,
+    nvml_opener: Callable[[], GpuDriver] = open_nvml,
     cpu_reader: Callable[[], CPUEnvironment] = read_cpu,
 ) -> str | None:
     """What the run's devices are called, e.g. `2 × NVIDIA A100-SXM4-80GB`.
@@ -25,7 +26,7 @@ def device_title(
     Args:
         config: The experiment.
         environ: Environment of the run.
-        nvml_opener: Gives the machine's NVML or raises `NvmlError`.
+        nvml_opener: Gives the machine's NVML or raises `GpuDriverError`.
         cpu_reader: Describes the processor.
     """
     device = config.pytorch.device if config.pytorch is not None else None
@@ -35,7 +36,7 @@ def device_title(
             names = [gpu.name for gpu in visible_gpus(environ, nvml)]
             if names:
                 return _counted(names[: gpu_count(config, len(names))]) if order_is_certain(environ, nvml) else None
-        except NvmlError:
+        except GpuDriverError:
             pass  # no driver, so no GPU
     return (cpu_reader().model or "the CPU") if device in ("cpu", "auto") else None
 

@@ -12,8 +12,9 @@ from llenergymeasure.cli.devices import gpu_count
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.core.backends.registry import package_versions
+from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError
 from llenergymeasure.core.gpu.facts import GpuFacts, free_memory_mb, read_gpu_facts
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.model.hub_config import fetch_model_config
 from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_vram
@@ -33,13 +34,13 @@ class DryRunProbes:
 
     Args:
         environ: Environment of the run.
-        open_nvml: Gives the machine's NVML or raises `NvmlError`.
+        open_nvml: Gives the machine's NVML or raises `GpuDriverError`.
         package_versions: Versions of an engine's packages; raises `BackendError`.
         fetch_config: Asks the Hub for the configuration of a model that is not on this machine.
     """
 
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    open_nvml: Callable[[], Nvml] = open_nvml
+    open_nvml: Callable[[], GpuDriver] = open_nvml
     package_versions: Callable[[str], Mapping[str, str]] = package_versions
     fetch_config: Callable[[str, str | None, Mapping[str, str]], Mapping[str, Any]] = fetch_model_config
 
@@ -156,7 +157,7 @@ def gpus_here(probes: DryRunProbes) -> tuple[GpuFacts, ...]:
         nvml = probes.open_nvml()
         visible = visible_gpus(probes.environ, nvml)
         return tuple(read_gpu_facts(nvml, gpu.uuid, gpu.board_uuid) for gpu in visible)
-    except NvmlError:
+    except GpuDriverError:
         return ()
 
 

@@ -22,8 +22,8 @@ from llenergymeasure.core.energy.boards import board_warnings, find_boards
 from llenergymeasure.core.energy.calibration import default_calibration_dir, load_calibration
 from llenergymeasure.core.energy.select import BackendName, MeterHost, select_energy_backend
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
+from llenergymeasure.core.gpu.driver import GpuDriverError
 from llenergymeasure.core.gpu.facts import GpuFacts, free_memory_mb, read_gpu_facts
-from llenergymeasure.core.gpu.nvml import NvmlError
 from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram
 from llenergymeasure.datasets.loader import load_raw_prompts
@@ -199,7 +199,7 @@ def _describe(devices: tuple[DeviceId, ...], host: PreflightHost) -> tuple[GpuFa
         nvml = host.meters.open_nvml()
         boards = {gpu.uuid: gpu.board_uuid for gpu in visible_gpus(host.environ, nvml)}
         return tuple(read_gpu_facts(nvml, uuid, boards.get(uuid, uuid)) for uuid in devices)
-    except NvmlError as error:
+    except GpuDriverError as error:
         logger.info("NVML does not describe the GPUs: %s", error)
         return ()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 
 if TYPE_CHECKING:
-    from llenergymeasure.core.gpu.nvml import Nvml
+    from llenergymeasure.core.gpu.driver import GpuDriver
 
 LEFTOVER_MB: Final = 1000.0
 """Memory in use on a GPU that nobody uses above which it is reported, in MB; drivers keep some hundreds themselves."""
@@ -33,17 +33,18 @@ WATCHED_PACKAGES: Final = (
 _log = logging.getLogger(__name__)
 
 
-def leftover_gpu_memory(open_nvml: Callable[[], Nvml] | None = None) -> tuple[str, ...]:
+def leftover_gpu_memory(open_nvml: Callable[[], GpuDriver] | None = None) -> tuple[str, ...]:
     """GPUs with memory in use while no experiment runs, one sentence each.
 
     Args:
         open_nvml: Gives the machine's NVML.
     """
-    from llenergymeasure.core.gpu import nvml as nvml_module
+    from llenergymeasure.core.gpu import driver
+    from llenergymeasure.core.gpu.nvml import open_nvml as machines_nvml
     from llenergymeasure.core.gpu.visible import visible_gpus
 
     try:
-        nvml = (open_nvml or nvml_module.open_nvml)()
+        nvml = (open_nvml or machines_nvml)()
         boards = {gpu.board_uuid: gpu for gpu in visible_gpus(os.environ, nvml)}
         found = []
         for uuid, gpu in boards.items():
@@ -56,9 +57,9 @@ def leftover_gpu_memory(open_nvml: Callable[[], Nvml] | None = None) -> tuple[st
                     f"(processes: {pids}). Energy and speed may be off; stop whoever holds it."
                 )
         return tuple(found)
-    except nvml_module.NvmlLibraryMissingError:
+    except driver.DriverMissingError:
         return ()
-    except nvml_module.NvmlError as error:
+    except driver.GpuDriverError as error:
         _log.warning("Could not look for memory left on the GPUs: %s", error)
         return ()
 

@@ -10,13 +10,7 @@ from typing import Final, TypeVar
 from llenergymeasure.core.energy.calibration import SensorCalibration, load_calibration
 from llenergymeasure.core.energy.types import DeviceId, PowerSource
 from llenergymeasure.core.energy.uncertainty import PowerSampling
-from llenergymeasure.core.gpu.nvml import (
-    Nvml,
-    NvmlDeviceNotFoundError,
-    NvmlError,
-    NvmlHandle,
-    NvmlNotSupportedError,
-)
+from llenergymeasure.core.gpu.driver import DeviceNotFoundError, GpuDriver, GpuDriverError, GpuHandle, NotSupportedError
 from llenergymeasure.core.gpu.processes import foreign_pids, process_exists, relatives
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
@@ -59,7 +53,7 @@ class Board:
     device: DeviceId
     uuid: DeviceId
     index: int
-    handle: NvmlHandle
+    handle: GpuHandle
     has_counter: bool
     includes_module: bool
     power_limit_w: float | None
@@ -88,7 +82,7 @@ def _version(capability: str) -> tuple[int, int]:
     return (int(major), int(minor or 0)) if major.isdigit() else (99, 0)
 
 
-def find_boards(devices: Sequence[DeviceId], nvml: Nvml, calibration_dir: Path | None = None) -> tuple[Board, ...]:
+def find_boards(devices: Sequence[DeviceId], nvml: GpuDriver, calibration_dir: Path | None = None) -> tuple[Board, ...]:
     """The boards behind `devices`, each once, in the order of the devices.
 
     Args:
@@ -104,7 +98,7 @@ def find_boards(devices: Sequence[DeviceId], nvml: Nvml, calibration_dir: Path |
     for device in devices:
         try:
             handle = nvml.handle_by_uuid(device)
-        except NvmlDeviceNotFoundError as error:
+        except DeviceNotFoundError as error:
             raise EnergyError(f"NVML knows no device {device}; it has {', '.join(indices) or 'none'}") from error
         if device.startswith("MIG-"):
             handle = nvml.mig_parent(handle)
@@ -119,7 +113,9 @@ def find_boards(devices: Sequence[DeviceId], nvml: Nvml, calibration_dir: Path |
     )
 
 
-def board_warnings(boards: Sequence[Board], nvml: Nvml, family_pid: int | None = None) -> Iterator[MeasurementWarning]:
+def board_warnings(
+    boards: Sequence[Board], nvml: GpuDriver, family_pid: int | None = None
+) -> Iterator[MeasurementWarning]:
     """What about the boards themselves makes a figure doubtful, now.
 
     Args:
@@ -149,7 +145,7 @@ def board_warnings(boards: Sequence[Board], nvml: Nvml, family_pid: int | None =
             )
 
 
-def _describe(device: DeviceId, uuid: DeviceId, index: int, handle: NvmlHandle, nvml: Nvml) -> Board:
+def _describe(device: DeviceId, uuid: DeviceId, index: int, handle: GpuHandle, nvml: GpuDriver) -> Board:
     return Board(
         device=device,
         uuid=uuid,
@@ -162,22 +158,22 @@ def _describe(device: DeviceId, uuid: DeviceId, index: int, handle: NvmlHandle, 
     )
 
 
-def _has_counter(nvml: Nvml, handle: NvmlHandle) -> bool:
+def _has_counter(nvml: GpuDriver, handle: GpuHandle) -> bool:
     """Whether there is a counter; one that cannot be read for now counts as there, and its reads will tell."""
     try:
         nvml.total_energy_j(handle)
-    except NvmlNotSupportedError:
+    except NotSupportedError:
         return False
-    except NvmlError:
+    except GpuDriverError:
         return True
     return True
 
 
-def _optional(reading: Callable[[NvmlHandle], _T], handle: NvmlHandle) -> _T | None:
+def _optional(reading: Callable[[GpuHandle], _T], handle: GpuHandle) -> _T | None:
     """A reading that a measurement can do without."""
     try:
         return reading(handle)
-    except NvmlError:
+    except GpuDriverError:
         return None
 
 

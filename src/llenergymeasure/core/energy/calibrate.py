@@ -42,7 +42,8 @@ from llenergymeasure.core.energy.sensor_response import (
     readings_by_update,
 )
 from llenergymeasure.core.energy.types import DeviceId, PowerSource
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.exceptions import EnergyError, LLEMError
 
@@ -237,7 +238,7 @@ class MatmulLoad:
             self._running.set()
 
 
-def open_board(uuid: DeviceId, nvml: Nvml, clock: Clock) -> CalibratedBoard:
+def open_board(uuid: DeviceId, nvml: GpuDriver, clock: Clock) -> CalibratedBoard:
     """A board of this machine, with the power reading that measurements use.
 
     Raises:
@@ -257,7 +258,7 @@ def open_board(uuid: DeviceId, nvml: Nvml, clock: Clock) -> CalibratedBoard:
     try:
         nvml.total_energy_j(handle)
         has_counter = True
-    except NvmlError:
+    except GpuDriverError:
         has_counter = False
     return CalibratedBoard(
         uuid=uuid,

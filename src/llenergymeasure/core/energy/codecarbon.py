@@ -20,7 +20,7 @@ from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReadi
 from llenergymeasure.core.energy.optional import import_meter_package, require_meter_package
 from llenergymeasure.core.energy.proof import is_proven
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.gpu.nvml import Nvml
+from llenergymeasure.core.gpu.driver import GpuDriver
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -40,7 +40,7 @@ ESTIMATED: Final = MeasurementWarning(
 
 
 def codecarbon_gpu_backend(
-    devices: Sequence[DeviceId], nvml: Nvml, clock: Clock, options: MeterOptions
+    devices: Sequence[DeviceId], nvml: GpuDriver, clock: Clock, options: MeterOptions
 ) -> ExternalGpuBackend:
     """The meter of GPUs, by CodeCarbon.
 

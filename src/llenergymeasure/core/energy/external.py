@@ -22,7 +22,7 @@ from llenergymeasure.core.energy.proof import is_proven
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.gpu.nvml import Nvml
+from llenergymeasure.core.gpu.driver import GpuDriver
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -83,7 +83,7 @@ class ExternalGpuBackend:
     """
 
     def __init__(
-        self, source: JouleSource, boards: Sequence[Board], nvml: Nvml, clock: Clock, options: MeterOptions
+        self, source: JouleSource, boards: Sequence[Board], nvml: GpuDriver, clock: Clock, options: MeterOptions
     ) -> None:
         self._source = source
         self._boards = tuple(boards)

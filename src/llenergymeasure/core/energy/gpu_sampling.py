@@ -14,14 +14,14 @@ from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, PowerSource
 from llenergymeasure.core.energy.uncertainty import PowerSampling
-from llenergymeasure.core.gpu.nvml import Nvml
+from llenergymeasure.core.gpu.driver import GpuDriver
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MISSED_SHARE: float = 0.01
 """Share of due readings that may be missed before a warning is worth it."""
 
 
-def start_sampler(boards: Sequence[Board], nvml: Nvml, clock: Clock, options: MeterOptions) -> PowerSampler:
+def start_sampler(boards: Sequence[Board], nvml: GpuDriver, clock: Clock, options: MeterOptions) -> PowerSampler:
     """Start sampling `boards`; returns when each has been read once.
 
     Raises:

@@ -44,7 +44,7 @@ from llenergymeasure.core.energy.proof import is_proven
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
 from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError
+from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError
 from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.exceptions import EnergyError
 
@@ -90,7 +90,7 @@ class NVMLBackend:
 
     name = "nvml"
 
-    def __init__(self, devices: Sequence[DeviceId], nvml: Nvml, clock: Clock, options: MeterOptions) -> None:
+    def __init__(self, devices: Sequence[DeviceId], nvml: GpuDriver, clock: Clock, options: MeterOptions) -> None:
         self._nvml = nvml
         self._clock = clock
         self._options = options
@@ -107,7 +107,7 @@ class NVMLBackend:
         proofs = [self._prove_board(board) for board in self._boards]
         try:
             self._periods = measure_counter_periods(self._counters(), self._clock)
-        except NvmlError as error:
+        except GpuDriverError as error:
             logger.info("The energy counter could not be watched: %s", error)
         return ", ".join(proofs)
 
@@ -178,7 +178,7 @@ class NVMLBackend:
             return _Reads({})
         try:
             reads = find_counter_steps(counters, self._clock, timeout_s)
-        except NvmlError as error:
+        except GpuDriverError as error:
             return _Reads({}, str(error))
         faults = (counter_fault(reads[board.device], self._periods.get(board.device)) for board in self._boards_counted)
         return _Reads(reads, next((fault for fault in faults if fault is not None), None))
@@ -218,8 +218,8 @@ def counter_fault(reads: Sequence[CounterRead], period: CounterPeriod | None) ->
     return None
 
 
-def _read_counter(nvml: Nvml, board: Board) -> float:
+def _read_counter(nvml: GpuDriver, board: Board) -> float:
     try:
         return nvml.total_energy_j(board.handle)
-    except NvmlError as error:
+    except GpuDriverError as error:
         raise type(error)(f"GPU {board.index}: {error}") from error

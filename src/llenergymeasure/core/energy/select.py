@@ -21,7 +21,8 @@ from llenergymeasure.core.energy.proof import Meter
 from llenergymeasure.core.energy.rapl import POWERCAP_ROOT, RaplBackend
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
 from llenergymeasure.core.energy.zeus import zeus_backend
-from llenergymeasure.core.gpu.nvml import Nvml, open_nvml
+from llenergymeasure.core.gpu.driver import GpuDriver
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.protocols import EnergyBackend
 
@@ -38,11 +39,11 @@ class MeterHost:
     """Where a machine's sensors are found; tests pass their own.
 
     Args:
-        open_nvml: Gives the machine's NVML or raises `NvmlError`.
+        open_nvml: Gives the machine's NVML or raises `GpuDriverError`.
         powercap_root: Root of the kernel's power-capping tree, which holds RAPL.
     """
 
-    open_nvml: Callable[[], Nvml] = open_nvml
+    open_nvml: Callable[[], GpuDriver] = open_nvml
     powercap_root: Path = POWERCAP_ROOT
 
 

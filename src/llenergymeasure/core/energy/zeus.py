@@ -18,14 +18,14 @@ from llenergymeasure.core.energy.boards import Board, find_boards
 from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
 from llenergymeasure.core.energy.optional import import_meter_package, require_meter_package
 from llenergymeasure.core.energy.types import DeviceId, MeterOptions
-from llenergymeasure.core.gpu.nvml import Nvml
+from llenergymeasure.core.gpu.driver import GpuDriver
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.exceptions import EnergyError
 
 
 def zeus_backend(
     devices: Sequence[DeviceId],
-    nvml: Nvml,
+    nvml: GpuDriver,
     clock: Clock,
     options: MeterOptions,
     environ: MutableMapping[str, str] = os.environ,
@@ -63,7 +63,7 @@ class ZeusSource:
 
     name = "zeus"
 
-    def __init__(self, boards: Sequence[Board], nvml: Nvml, environ: MutableMapping[str, str]) -> None:
+    def __init__(self, boards: Sequence[Board], nvml: GpuDriver, environ: MutableMapping[str, str]) -> None:
         self._monitor = _monitor([board.index for board in boards], len(nvml.device_handles()), environ)
         seen = self._monitor.gpus.gpus
         for board in boards:

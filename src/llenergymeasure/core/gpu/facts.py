@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, NvmlHandle, NvmlNotSupportedError
+from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError, GpuHandle, NotSupportedError
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class GpuFacts:
     fan_speed_pct: float | None
 
 
-def read_gpu_facts(nvml: Nvml, uuid: str, board_uuid: str) -> GpuFacts:
+def read_gpu_facts(nvml: GpuDriver, uuid: str, board_uuid: str) -> GpuFacts:
     """Read what a GPU tells about itself; what it does not tell is `None`, with the reason in the log.
 
     Args:
@@ -58,16 +58,16 @@ def read_gpu_facts(nvml: Nvml, uuid: str, board_uuid: str) -> GpuFacts:
         board_uuid: The board it is on, which has the sensors and limits.
 
     Raises:
-        NvmlError: There is no such device, or it has no name.
+        GpuDriverError: There is no such device, or it has no name.
     """
     device, board = nvml.handle_by_uuid(uuid), nvml.handle_by_uuid(board_uuid)
 
-    def ask(question: Callable[[NvmlHandle], T], handle: NvmlHandle = board) -> T | None:
+    def ask(question: Callable[[GpuHandle], T], handle: GpuHandle = board) -> T | None:
         try:
             return question(handle)
-        except NvmlNotSupportedError as error:
+        except NotSupportedError as error:
             logger.debug("%s: %s", board_uuid, error)
-        except NvmlError as error:
+        except GpuDriverError as error:
             logger.warning("%s: %s", board_uuid, error)
         return None
 

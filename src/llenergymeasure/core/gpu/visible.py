@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llenergymeasure.core.energy.types import DeviceId
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlHandle
+from llenergymeasure.core.gpu.driver import GpuDriver, GpuHandle
 
 VISIBLE_DEVICES: Final = "CUDA_VISIBLE_DEVICES"
 DEVICE_ORDER: Final = "CUDA_DEVICE_ORDER"
@@ -53,7 +53,7 @@ class GpuDevice:
 
 
 def visible_gpus(
-    environ: Mapping[str, str], nvml: Nvml, cuda_uuids: Sequence[str] | None = None
+    environ: Mapping[str, str], nvml: GpuDriver, cuda_uuids: Sequence[str] | None = None
 ) -> tuple[GpuDevice, ...]:
     """The GPUs that CUDA shows to a program with this environment, in CUDA's order.
 
@@ -64,7 +64,7 @@ def visible_gpus(
             (`cuda_uuids_of_torch`); they are the truth and override the environment.
 
     Raises:
-        NvmlError: NVML could not list the boards.
+        GpuDriverError: NVML could not list the boards.
     """
     boards = all_boards(nvml)
     if cuda_uuids is not None:
@@ -78,7 +78,7 @@ def visible_gpus(
     )
 
 
-def order_is_certain(environ: Mapping[str, str], nvml: Nvml) -> bool:
+def order_is_certain(environ: Mapping[str, str], nvml: GpuDriver) -> bool:
     """Whether NVML alone can tell which board CUDA calls 0, 1, …
 
     Args:
@@ -116,19 +116,19 @@ class Board:
 
     device: GpuDevice
     instances: tuple[GpuDevice, ...]
-    handle: NvmlHandle
+    handle: GpuHandle
 
 
-def all_boards(nvml: Nvml) -> tuple[Board, ...]:
+def all_boards(nvml: GpuDriver) -> tuple[Board, ...]:
     """Every board of the machine in NVML's order, whatever CUDA would show.
 
     Raises:
-        NvmlError: NVML could not list them.
+        GpuDriverError: NVML could not list them.
     """
     return tuple(_describe(nvml, index, handle) for index, handle in enumerate(nvml.device_handles()))
 
 
-def _describe(nvml: Nvml, index: int, handle: NvmlHandle) -> Board:
+def _describe(nvml: GpuDriver, index: int, handle: GpuHandle) -> Board:
     board = GpuDevice(nvml.uuid(handle), index, nvml.name(handle), index)
     instances = tuple(
         GpuDevice(nvml.uuid(instance), index, board.name, index, mig_parent_uuid=board.uuid)

@@ -15,8 +15,9 @@ from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.calibration import default_calibration_dir
 from llenergymeasure.core.energy.select import CPU_PRIORITY, GPU_PRIORITY, BackendReading, describe_energy_backends
 from llenergymeasure.core.energy.types import DeviceId, MeterOptions
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, GpuDriverError
 from llenergymeasure.core.gpu.facts import GpuFacts, read_gpu_facts
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.host.cuda_version import CudaVersion, find_cuda_version, installed_torch_dir
 from llenergymeasure.core.host.environment import detect_container, read_cpu
@@ -77,7 +78,7 @@ class CapabilityProbes:
 
     Args:
         environ: Environment of a program that would be started here.
-        open_nvml: Gives the machine's NVML or raises `NvmlError`.
+        open_nvml: Gives the machine's NVML or raises `GpuDriverError`.
         root: Root of the file system, for what the kernel and container runtimes tell.
         torch_dir: Directory of the torch package, or `None`.
         package_versions: Versions of an engine's packages; raises `BackendError`.
@@ -85,7 +86,7 @@ class CapabilityProbes:
     """
 
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    open_nvml: Callable[[], Nvml] = open_nvml
+    open_nvml: Callable[[], GpuDriver] = open_nvml
     root: Path = Path("/")
     torch_dir: Callable[[], Path | None] = installed_torch_dir
     package_versions: Callable[[str], Mapping[str, str]] = package_versions
@@ -119,9 +120,9 @@ def _look_for_gpus(probes: CapabilityProbes) -> tuple[str | None, tuple[GpuFacts
         driver_version = nvml.driver_version()
         devices = visible_gpus(probes.environ, nvml)
         gpus = tuple(read_gpu_facts(nvml, device.uuid, device.board_uuid) for device in devices)
-    except NvmlLibraryMissingError:
+    except DriverMissingError:
         return None, (), "no NVIDIA driver is loaded"
-    except NvmlError as error:
+    except GpuDriverError as error:
         return None, (), str(error)
     hidden = probes.environ.get("CUDA_VISIBLE_DEVICES")
     problem = f"CUDA_VISIBLE_DEVICES={hidden} hides all of them" if hidden is not None else "the driver lists none"

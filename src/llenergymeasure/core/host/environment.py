@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from llenergymeasure.constants import VERSION
+from llenergymeasure.core.gpu.driver import MB, DriverMissingError, GpuDriver
 from llenergymeasure.core.gpu.facts import GpuFacts, read_gpu_facts
-from llenergymeasure.core.gpu.nvml import MB, Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.host.cuda_version import find_cuda_version, installed_torch_dir
 from llenergymeasure.domain.environment import (
@@ -53,7 +54,7 @@ class EnvironmentSources:
 
     Args:
         environ: Environment variables that decide what a program here sees; their values are not recorded.
-        open_nvml: Gives the machine's NVML or raises `NvmlError`.
+        open_nvml: Gives the machine's NVML or raises `GpuDriverError`.
         root: Root of the file system, for what the kernel and container runtimes tell.
         torch_dir: Directory of the torch package, or `None`.
         packages: Installed packages, `name==version`.
@@ -61,7 +62,7 @@ class EnvironmentSources:
     """
 
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    open_nvml: Callable[[], Nvml] = open_nvml
+    open_nvml: Callable[[], GpuDriver] = open_nvml
     root: Path = Path("/")
     torch_dir: Callable[[], Path | None] = installed_torch_dir
     packages: Callable[[], list[str]] = lambda: installed_packages()
@@ -157,7 +158,7 @@ def _snapshot(**facts: Any) -> EnvironmentSnapshot:
 def _part(what: str, read: Callable[[], T]) -> T | None:
     try:
         return read()
-    except NvmlLibraryMissingError as error:  # a machine without NVIDIA GPUs, which is nothing to warn about
+    except DriverMissingError as error:  # a machine without NVIDIA GPUs, which is nothing to warn about
         logger.debug("%s: %s", what, error)
     except Exception as error:  # noqa: BLE001  (whatever a machine's description does, the measurement goes on)
         logger.warning("The environment snapshot lacks the %s: %s: %s", what, type(error).__name__, error)
