@@ -22,7 +22,9 @@ from tests.nvml.virtual_run import VirtualWindow, quantile, random_board, run_wi
 from tests.nvml.waveform import Waveform, constant, noise, ramp, square
 
 from llenergymeasure.core.energy.integrate import integrate_power
-from llenergymeasure.core.energy.uncertainty import PowerSampling, comparative_half_width, integral_components
+from llenergymeasure.core.energy.types import PowerSampling
+from llenergymeasure.core.energy.uncertainty import integral_components
+from llenergymeasure.domain.energy import comparative_half_width
 
 LENGTHS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
 STEP_S = 0.1  # a window is longer than its nominal length by up to one step of the counter

@@ -31,17 +31,15 @@ from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend
 from llenergymeasure.core.backends.pytorch.generation import StepHook, pad_left
 from llenergymeasure.core.backends.pytorch.timing import DeviceStepTimer, HostStepTimer, StepTimer
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.gpu_reader import GpuReader
-from llenergymeasure.core.energy.nvml import NVMLBackend
-from llenergymeasure.core.energy.off import NoEnergyBackend
-from llenergymeasure.core.energy.sampler import PowerSampler
-from llenergymeasure.core.energy.types import MeterOptions
-from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError, all_boards
+from llenergymeasure.core.energy.meter import Meter, NoEnergyBackend
+from llenergymeasure.core.energy.sampler import GpuReader, PowerSampler
+from llenergymeasure.core.energy.strategies import CounterStrategy
+from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
+from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError, all_boards, find_gpus
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.window import measure_window, split_into_batches
 from llenergymeasure.datasets.loader import load_prompts
-from llenergymeasure.protocols import EnergyBackend
 
 BATCH_SIZE = 8
 PROMPTS = 8
@@ -63,7 +61,8 @@ def measure(quick: bool) -> list[Figure]:
         else:
             nvml, what = found
             figures += sampler_cost(nvml, clock, seconds=1.0 if quick else 10.0, note=what)
-            meter = NVMLBackend([nvml.uuid(nvml.device_handles()[0])], nvml, clock, MeterOptions())
+            options, gpus = MeterOptions(), find_gpus([nvml.uuid(nvml.device_handles()[0])], nvml)
+            meter = Meter(CounterStrategy(gpus, clock, options), clock, options)
         figures += throughput_ratios(meter, clock, rounds=2 if quick else 12)
     return figures
 

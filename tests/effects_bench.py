@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fakes import ConstantMeter, ListedTelemetry, StepEngine, VirtualClock
+from energy_fakes import listed
+from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, TrackingHandle
+from llenergymeasure.core.energy.telemetry import TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Event, StepStarted
@@ -33,7 +35,7 @@ class SampledMeter(ConstantMeter):
         count = round(energy.duration_sec * 100) + 3
         times_s = [energy.start_s + (index - 1) / 100 for index in range(count)]
         samples = [TelemetrySample(time_s, self.power_w) for time_s in times_s]
-        return replace(energy, telemetry=ListedTelemetry(dict.fromkeys(self.devices, samples)))
+        return replace(energy, telemetry=listed(dict.fromkeys(self.devices, samples)))
 
 
 @dataclass(frozen=True)

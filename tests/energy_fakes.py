@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
-from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.meter import Meter
+from llenergymeasure.core.energy.strategies import CounterStrategy
+from llenergymeasure.core.energy.telemetry import (
+    COLUMNS,
+    SOURCES,
+    UNKNOWN,
+    Columns,
+    SampleLog,
+    Telemetry,
+    TelemetrySample,
+)
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
+from llenergymeasure.core.gpu.driver import DeviceId, GpuDriver, find_gpus
 
 
-class ListedTelemetry:
-    """Telemetry that holds the samples it was given."""
+def listed(samples: Mapping[DeviceId, Sequence[TelemetrySample]]) -> Telemetry:
+    """Telemetry of these samples."""
+    return Telemetry({device: logged(given) for device, given in samples.items()})
 
-    def __init__(self, samples: Mapping[DeviceId, Sequence[TelemetrySample]]) -> None:
-        self._samples = samples
-        self.closed = False
 
-    @property
-    def devices(self) -> tuple[DeviceId, ...]:
-        return tuple(device for device, samples in self._samples.items() if samples)
+def logged(samples: Iterable[TelemetrySample], log: SampleLog | None = None) -> SampleLog:
+    """A log of these samples."""
+    log = SampleLog() if log is None else log
+    for sample in samples:
+        log.append(sample)
+    return log
 
-    def samples(self, device: DeviceId) -> Iterator[TelemetrySample]:
-        return iter(self._samples[device])
 
-    def close(self) -> None:
-        self.closed = True
+def rows(columns: Iterable[Columns]) -> list[TelemetrySample]:
+    """The samples in these columns."""
+    found = (row for block in columns for row in zip(*block.arrays(), strict=True))
+    return [TelemetrySample(*map(_answer, COLUMNS, row)) for row in found]
+
+
+def _answer(name: str, value: float) -> object:
+    if math.isnan(value) or (name in ("throttle_reasons", "power_source") and value == UNKNOWN):
+        return None
+    return SOURCES[int(value)] if name == "power_source" else value
 
 
 def steady(power_w: float, start_s: float, end_s: float, step_s: float = 0.1, **more: float) -> list[TelemetrySample]:
@@ -40,7 +60,7 @@ def measured(
     total_j: float | None = None,
 ) -> EnergyMeasurement:
     """A window with these samples."""
-    telemetry = None if samples is None else ListedTelemetry(samples)
+    telemetry = None if samples is None else listed(samples)
     return EnergyMeasurement(
         start_s=start_s,
         end_s=end_s,
@@ -50,6 +70,11 @@ def measured(
         telemetry=telemetry,
         meter="nvml",
     )
+
+
+def nvml_meter(devices: Sequence[DeviceId], nvml: GpuDriver, clock: Clock, options: MeterOptions) -> Meter:
+    """The meter of these GPUs by their driver's counters."""
+    return Meter(CounterStrategy(find_gpus(devices, nvml), clock, options), clock, options)
 
 
 class PowercapTree:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.nvml.waveform import Waveform, constant, square
 from energy_fakes import PowercapTree
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import select_energy_backend
-from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.core.host.host import Host
 
@@ -33,7 +34,9 @@ class RigWindow:
     stop_asked_s: float
     returned_s: float
     energy: EnergyMeasurement
-    samples: dict[str, list[TelemetrySample]]
+    samples: dict[str, tuple[array[float], array[float]]]
+    """Times in seconds and power in watts, by device."""
+
     true_j: float
 
 
@@ -108,7 +111,7 @@ def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
             clock.sleep(length_s)
             stop_asked_s = clock.now()
             energy = meter.stop_tracking(handle)
-            samples = {} if energy.telemetry is None else {CPU_DEVICE: list(energy.telemetry.samples(CPU_DEVICE))}
+            samples = {} if energy.telemetry is None else {CPU_DEVICE: energy.telemetry.power(CPU_DEVICE)}
             true_j = power_w * (energy.end_s - energy.start_s)
             windows.append(RigWindow(asked_s, stop_asked_s, clock.now(), energy, samples, true_j))
         left = threading.active_count() - threads_before

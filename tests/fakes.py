@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
@@ -15,7 +15,7 @@ from llenergymeasure.core.backends.protocol import (
     MemoryStats,
     RequestOutput,
 )
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, TrackingHandle
+from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 
 EPOCH = datetime(2026, 2, 18, 14, 30, 5, tzinfo=timezone.utc)
@@ -169,21 +169,3 @@ class ByteTokenizer:
 def requests(count: int, *, tokens: int = 8, prompt: int = 4) -> list[GenerationRequest]:
     """`count` requests of `prompt` input ids that generate `tokens` each."""
     return [GenerationRequest(i, tuple(range(prompt)), tokens) for i in range(count)]
-
-
-class ListedTelemetry:
-    """A sampler's record that holds the samples it was given, by device."""
-
-    def __init__(self, samples: Mapping[DeviceId, Sequence[TelemetrySample]]) -> None:
-        self._samples = dict(samples)
-        self.closed = False
-
-    @property
-    def devices(self) -> tuple[DeviceId, ...]:
-        return tuple(self._samples)
-
-    def samples(self, device: DeviceId) -> Iterator[TelemetrySample]:
-        return iter(self._samples[device])
-
-    def close(self) -> None:
-        self.closed = True

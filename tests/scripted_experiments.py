@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.nvml.scripted import ScriptedGpu
 
-from energy_fakes import ListedTelemetry, steady
+from energy_fakes import listed, steady
 from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import Artefacts
@@ -24,7 +24,7 @@ from llenergymeasure.core.backends.protocol import (
 )
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
-from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
+from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, MeterOptions, TrackingHandle
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.host import Host
@@ -33,7 +33,6 @@ from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.window import Window
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
-from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
 
 NO_CPU_COUNTERS = Host(root=Path("/no/powercap/tree"))
@@ -194,7 +193,7 @@ class SampledMeter(ConstantMeter):
     def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
         energy = super().stop_tracking(handle)
         samples = steady(self.power_w, energy.start_s, energy.end_s, 0.02)
-        return replace(energy, telemetry=ListedTelemetry(dict.fromkeys(self.devices, samples)))
+        return replace(energy, telemetry=listed(dict.fromkeys(self.devices, samples)))
 
 
 def run_virtual_experiment(

@@ -10,10 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from llenergymeasure.core.energy.types import EnergyBackend as EnergyBackend
+
 if TYPE_CHECKING:
     from llenergymeasure.config.models import ExperimentConfig
     from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest
-    from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
     from llenergymeasure.core.observations import Observations
     from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 
@@ -50,24 +51,6 @@ class MetricsCollector(Protocol):
         Raises:
             ExperimentError: The counted part of the window holds no output token.
         """
-
-
-@runtime_checkable
-class EnergyBackend(Protocol):
-    """Measures joules between two instants."""
-
-    @property
-    def name(self) -> str:
-        """The name a config uses for this backend."""
-
-    def is_available(self) -> bool:
-        """Whether a reading can be had here and now, proved by taking one."""
-
-    def start_tracking(self) -> TrackingHandle:
-        """Open a window; returns at its first instant, which the handle records."""
-
-    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
-        """Close the window: its last instant is the moment of this call."""
 
 
 @runtime_checkable

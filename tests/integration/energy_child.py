@@ -30,7 +30,7 @@ def main(out: Path, name: str, devices: list[str], lengths_s: list[float]) -> No
         energy = meter.stop_tracking(handle)
         samples = {}
         if energy.telemetry is not None:
-            samples = {device: list(energy.telemetry.samples(device)) for device in energy.telemetry.devices}
+            samples = {device: energy.telemetry.power(device) for device in energy.telemetry.devices}
             energy.telemetry.close()
         windows.append((asked_s, stop_asked_s, clock.now(), replace(energy, telemetry=None), samples))
     patience_s = clock.now() + 1.0  # a thread that was told to end may need a moment

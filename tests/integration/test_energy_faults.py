@@ -27,11 +27,11 @@ from tests.nvml.scripted import (
 from tests.nvml.virtual import Counter, CounterEvent
 from tests.nvml.waveform import constant
 
+from energy_fakes import nvml_meter
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.energy.uncertainty import absolute_half_width
 from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.domain.energy import absolute_half_width
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -118,7 +118,7 @@ def measure_all(gpus: Sequence[ScriptedGpu], directory: Path) -> list[Outcome]:
 
         def measure(index: int) -> None:
             try:
-                meter = NVMLBackend([gpus[index].uuid], open_nvml(), clock, MeterOptions(poll_interval_ms=50))
+                meter = nvml_meter([gpus[index].uuid], open_nvml(), clock, MeterOptions(poll_interval_ms=50))
                 meter.prove()
                 until(OPENED_S)
                 handle = meter.start_tracking()

@@ -13,7 +13,7 @@ from tests.nvml.waveform import Waveform, constant, square
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import select_energy_backend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.energy.uncertainty import comparative_half_width
+from llenergymeasure.domain.energy import comparative_half_width
 
 
 def _measure(*gpus: ScriptedGpu, seconds: float) -> EnergyMeasurement:

@@ -12,9 +12,8 @@ from tests.nvml.scripted import ScriptedGpu
 from tests.nvml.virtual import Sensor
 
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.boards import calibrations_of, known_sampling
+from llenergymeasure.core.energy.boards import calibrations_of, known_sampling, save_calibration
 from llenergymeasure.core.energy.calibrate import calibrate, open_board
-from llenergymeasure.core.energy.calibration import save_calibration
 from llenergymeasure.core.energy.select import select_energy_backend
 from llenergymeasure.core.energy.types import MeterOptions
 from llenergymeasure.core.gpu.driver import find_gpus

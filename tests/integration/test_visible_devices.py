@@ -15,12 +15,12 @@ from tests.nvml.scripted import MigSlice, ScriptedGpu, ScriptedNvml
 from tests.nvml.virtual import Counter
 from tests.nvml.waveform import constant
 
+from energy_fakes import nvml_meter
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.energy.uncertainty import comparative_half_width
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import order_is_certain, visible_gpus
+from llenergymeasure.domain.energy import comparative_half_width
 from llenergymeasure.domain.warnings import WarningCode
 
 A, B, C, D = (f"GPU-{letter * 8}-5c21-4e60-9d3a-0123456789ab" for letter in "abcd")
@@ -49,7 +49,7 @@ def measured_here(nvml: ScriptedNvml) -> tuple[EnergyMeasurement, list[str]]:
     """A window on the GPUs that a program started here would see, and the boards whose counters were read for it."""
     gpus = visible_gpus(os.environ, open_nvml())
     before = {gpu.uuid: counter_reads(gpu) for gpu in nvml.gpus}
-    meter = NVMLBackend([gpu.uuid for gpu in gpus], open_nvml(), SystemClock(), MeterOptions(poll_interval_ms=50))
+    meter = nvml_meter([gpu.uuid for gpu in gpus], open_nvml(), SystemClock(), MeterOptions(poll_interval_ms=50))
     handle = meter.start_tracking()
     time.sleep(0.4)
     energy = meter.stop_tracking(handle)

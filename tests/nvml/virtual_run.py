@@ -14,11 +14,11 @@ from tests.nvml.waveform import Waveform
 from llenergymeasure.core.energy.counter import (
     BURSTS_TIMEOUT_S,
     FIRST_BURST_TIMEOUT_S,
-    CounterRead,
     find_counter_steps,
     measure_counter_periods,
 )
-from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, SensorDescription, fuse_energy
+from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, fuse_energy
+from llenergymeasure.core.energy.types import CounterRead, SensorDescription
 
 READ_S = 20e-6
 SAMPLER_INTERVAL_S = 0.1

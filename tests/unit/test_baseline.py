@@ -5,10 +5,12 @@ from datetime import timedelta
 
 import pytest
 
-from fakes import ConstantMeter, ListedTelemetry, VirtualClock
+from energy_fakes import listed
+from fakes import ConstantMeter, VirtualClock
 from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.baseline import CACHE_TTL, BaselineCache, baseline_from, measure_baseline
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.energy.telemetry import TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.progress import Event, StepFinished, Waiting, ignore_events
 from llenergymeasure.domain.warnings import WarningCode
 
@@ -23,7 +25,7 @@ def idle(
         method="hardware_counter",
         scope="gpu",
         per_gpu_j={"GPU-0": total_j},
-        telemetry=None if samples is None else ListedTelemetry({"GPU-0": samples}),
+        telemetry=None if samples is None else listed({"GPU-0": samples}),
     )
 
 

@@ -14,11 +14,15 @@ from tests.nvml.virtual_run import VirtualClock, random_board
 from tests.nvml.waveform import constant
 
 from fake_nvml import FakeGpu, FakeNvml
-from llenergymeasure.core.energy.boards import known_sampling
+from llenergymeasure.core.energy.boards import (
+    SensorCalibration,
+    describe_sensor,
+    known_sampling,
+    load_calibration,
+    save_calibration,
+)
 from llenergymeasure.core.energy.calibrate import CalibratedBoard, calibrate, describe
-from llenergymeasure.core.energy.calibration import SensorCalibration, load_calibration, save_calibration
 from llenergymeasure.core.energy.counter import CounterPeriod
-from llenergymeasure.core.energy.gpu_sampling import describe_sensor
 from llenergymeasure.core.energy.sensor_response import ResponseError, find_updates
 from llenergymeasure.core.gpu.driver import find_gpus
 from llenergymeasure.exceptions import EnergyError

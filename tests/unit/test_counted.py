@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import EPOCH, ListedTelemetry
+from energy_fakes import listed
+from fakes import EPOCH
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, UncertaintyComponent
+from llenergymeasure.core.energy.telemetry import TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.observations import counted_part
 from llenergymeasure.core.window import Window
+from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.exceptions import ExperimentError
 
 
@@ -26,10 +29,10 @@ def measured(*, seconds: float = 10.0, telemetry: bool = True) -> EnergyMeasurem
         per_gpu_j={"GPU-0": 1.05 * 200.0 * seconds},
         counter_j=1.05 * 200.0 * seconds,
         components=(
-            UncertaintyComponent("gain", 100.0, "gain"),
-            UncertaintyComponent("edges", 10.0, "counter_resolution"),
+            BudgetComponent(name="gain", kind="gain", half_width_j=100.0),
+            BudgetComponent(name="edges", kind="counter_resolution", half_width_j=10.0),
         ),
-        telemetry=ListedTelemetry({"GPU-0": samples}) if telemetry else None,
+        telemetry=listed({"GPU-0": samples}) if telemetry else None,
         meter="nvml",
     )
 

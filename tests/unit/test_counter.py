@@ -11,13 +11,13 @@ from tests.nvml.waveform import constant
 
 from llenergymeasure.core.energy.counter import (
     CounterError,
-    CounterRead,
     find_counter_steps,
     first_step,
     last_step,
     measure_counter_periods,
     plain_counter_energy,
 )
+from llenergymeasure.core.energy.types import CounterRead
 
 
 def _reader(clock: VirtualClock, period_s: float, phase_s: float = 0.0) -> Callable[[], float]:

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from energy_fakes import nvml_meter
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.boards import board_warnings
-from llenergymeasure.core.energy.codecarbon import codecarbon_gpu_backend
-from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
-from llenergymeasure.core.energy.nvml import NVMLBackend
+from llenergymeasure.core.energy.meter import Meter
+from llenergymeasure.core.energy.packages import require_counters
+from llenergymeasure.core.energy.select import select_energy_backend
+from llenergymeasure.core.energy.strategies import PackageStrategy, SourceReading
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import GpuDriverError, find_gpus
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -31,6 +34,7 @@ class ScriptedSource:
     """A package that answers `closing(seconds since it was opened)`."""
 
     name = "package"
+    tells_host = False
 
     def __init__(self, closing: Callable[[float], SourceReading], opening: Callable[[], None] = lambda: None) -> None:
         self._closing = closing
@@ -45,10 +49,11 @@ class ScriptedSource:
         return self._closing(CLOCK.now() - self._opened_s)
 
 
-def backend(closing: Callable[[float], SourceReading], **more: Callable[[], None]) -> ExternalGpuBackend:
+def backend(closing: Callable[[float], SourceReading], **more: Callable[[], None]) -> Meter:
     nvml = FakeNvml(FakeGpu("GPU-0", readings={"total_energy_j": 1.0}))
     source = ScriptedSource(closing, **more)
-    return ExternalGpuBackend(source, find_gpus(["GPU-0"], nvml), CLOCK, MeterOptions(poll_interval_ms=20))
+    options = MeterOptions(poll_interval_ms=20)
+    return Meter(PackageStrategy(source, find_gpus(["GPU-0"], nvml), CLOCK, options), CLOCK, options)
 
 
 def window(closing: Callable[[float], SourceReading], seconds: float = 0.3) -> EnergyMeasurement:
@@ -114,7 +119,7 @@ def test_codecarbon_without_the_program_it_finds_gpus_with_says_so(
     pytest.importorskip("codecarbon")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EnergyError, match="by running nvidia-smi, which is not on PATH"):
-        codecarbon_gpu_backend(["GPU-0"], FakeNvml(FakeGpu("GPU-0")), SystemClock(), MeterOptions())
+        select_energy_backend("codecarbon", ["GPU-0"], host=Host(open_driver=lambda: FakeNvml(FakeGpu("GPU-0"))))
 
 
 def test_boards_without_a_counter_are_refused() -> None:
@@ -155,7 +160,7 @@ def test_an_interrupt_during_a_burst_of_nvml_reads_leaves_no_thread(interrupted:
         return 1.0
 
     nvml = FakeNvml(FakeGpu("GPU-0", readings={"total_energy_j": read}))
-    meter = NVMLBackend(["GPU-0"], nvml, CLOCK, MeterOptions(poll_interval_ms=20))
+    meter = nvml_meter(["GPU-0"], nvml, CLOCK, MeterOptions(poll_interval_ms=20))
     if interrupted == "opening":
         state["armed"] = True
         with pytest.raises(KeyboardInterrupt):
@@ -170,7 +175,7 @@ def test_an_interrupt_during_a_burst_of_nvml_reads_leaves_no_thread(interrupted:
 
 def test_a_handle_of_another_meter_is_refused() -> None:
     nvml = FakeNvml(FakeGpu("GPU-0"))
-    other = NVMLBackend(["GPU-0"], nvml, CLOCK, MeterOptions(poll_interval_ms=20))
+    other = nvml_meter(["GPU-0"], nvml, CLOCK, MeterOptions(poll_interval_ms=20))
     handle = other.start_tracking()
     with pytest.raises(EnergyError, match="not opened by the package meter"):
         backend(joules(1.0)).stop_tracking(handle)
@@ -186,7 +191,7 @@ def test_a_meter_takes_the_experiments_processes_for_its_own_and_no_others() -> 
         nvml = FakeNvml(FakeGpu("GPU-0", readings={"compute_pids": (busy.pid,)}))
         told = {}
         for family_pid in (None, os.getpid(), lone.pid):
-            meter = NVMLBackend(["GPU-0"], nvml, CLOCK, MeterOptions(poll_interval_ms=20, family_pid=family_pid))
+            meter = nvml_meter(["GPU-0"], nvml, CLOCK, MeterOptions(poll_interval_ms=20, family_pid=family_pid))
             energy = meter.stop_tracking(meter.start_tracking())
             told[family_pid] = WarningCode.FOREIGN_GPU_PROCESS in {note.code for note in energy.notes}
         for process in (busy, lone):
@@ -212,7 +217,7 @@ def test_what_spoils_a_measurement_is_told() -> None:
 
 def test_a_mig_instance_is_told_to_have_the_whole_boards_joules() -> None:
     nvml = FakeNvml(FakeGpu("GPU-s", mig=(FakeGpu("MIG-1"),)))
-    meter = NVMLBackend(["MIG-1"], nvml, CLOCK, MeterOptions(poll_interval_ms=20))
+    meter = nvml_meter(["MIG-1"], nvml, CLOCK, MeterOptions(poll_interval_ms=20))
     handle = meter.start_tracking()
     CLOCK.sleep(0.1)
     energy = meter.stop_tracking(handle)

@@ -17,17 +17,15 @@ from tests.nvml.virtual_run import VirtualWindow, quantile, random_board, run_wi
 from tests.nvml.waveform import constant
 
 from llenergymeasure.core.energy.integrate import integrate_power
-from llenergymeasure.core.energy.types import UncertaintyComponent
+from llenergymeasure.core.energy.types import PowerSampling
 from llenergymeasure.core.energy.uncertainty import (
     IdleEnergy,
-    PowerSampling,
-    absolute_half_width,
-    comparative_half_width,
     counter_component,
     gain_component,
     integral_components,
     stated_uncertainty,
 )
+from llenergymeasure.domain.energy import BudgetComponent, absolute_half_width, comparative_half_width
 
 GAIN_PCT = 5.0
 DRAWS = 120
@@ -39,12 +37,12 @@ class Draw:
     half_width_j: float
 
 
-def _counter(window: VirtualWindow) -> tuple[float, tuple[UncertaintyComponent, ...]]:
+def _counter(window: VirtualWindow) -> tuple[float, tuple[BudgetComponent, ...]]:
     fused = window.fused()
     return fused.energy_j, (counter_component(fused),)
 
 
-def _integral(window: VirtualWindow) -> tuple[float, tuple[UncertaintyComponent, ...]]:
+def _integral(window: VirtualWindow) -> tuple[float, tuple[BudgetComponent, ...]]:
     times, power = [t for t, _ in window.samples], [w for _, w in window.samples]
     energy_j = integrate_power(times, power, window.start_s, window.end_s)
     sampling = PowerSampling(window.sensor.averaging_window_s, 0.1)
@@ -53,7 +51,7 @@ def _integral(window: VirtualWindow) -> tuple[float, tuple[UncertaintyComponent,
 
 def _draws(
     architecture: str,
-    method: Callable[[VirtualWindow], tuple[float, tuple[UncertaintyComponent, ...]]],
+    method: Callable[[VirtualWindow], tuple[float, tuple[BudgetComponent, ...]]],
     *,
     loads: Sequence[Load],
     random_gain: bool,

@@ -15,12 +15,12 @@ from tests.nvml.virtual import ARCHITECTURES, Board, Counter
 from tests.nvml.virtual_run import VirtualWindow, quantile, random_board, run_window
 from tests.nvml.waveform import square
 
-from energy_fakes import ListedTelemetry
+from energy_fakes import listed
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
-from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
 from llenergymeasure.core.energy.part import PartUnknownError, TracedWindow, energy_between
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, UncertaintyComponent
-from llenergymeasure.core.energy.uncertainty import PowerSampling, comparative_half_width
+from llenergymeasure.core.energy.telemetry import TelemetrySample
+from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow, PowerSampling
+from llenergymeasure.domain.energy import BudgetComponent, comparative_half_width
 from llenergymeasure.domain.warnings import WarningCode
 
 STEP = [TelemetrySample(t / 10, 100.0 if t < 50 else 300.0) for t in range(-2, 103)]
@@ -38,10 +38,10 @@ def metered(total_j: float = 2100.0, **more: object) -> EnergyMeasurement:
         per_gpu_j={"GPU-0": total_j},
         counter_j=total_j,
         components=(
-            UncertaintyComponent("sensor gain", 105.0, "gain"),
-            UncertaintyComponent("counter resolution", 10.0, "counter_resolution"),
+            BudgetComponent(name="sensor gain", kind="gain", half_width_j=105.0),
+            BudgetComponent(name="counter resolution", kind="counter_resolution", half_width_j=10.0),
         ),
-        telemetry=ListedTelemetry({"GPU-0": STEP}),
+        telemetry=listed({"GPU-0": STEP}),
         meter="nvml",
     )
     return replace(energy, **more)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def test_each_board_is_scaled_to_its_own_counter() -> None:
     two = metered(
         total_j=3000.0,
         per_gpu_j={"GPU-0": 2000.0, "GPU-1": 1000.0},
-        telemetry=ListedTelemetry({"GPU-0": STEP, "GPU-1": [replace(s, power_w=200.0) for s in STEP]}),
+        telemetry=listed({"GPU-0": STEP, "GPU-1": [replace(s, power_w=200.0) for s in STEP]}),
     )
     part = energy_between(two, 8.0, 10.0)
     assert part.per_gpu_j["GPU-0"] == pytest.approx(600.0, rel=0.005)
@@ -81,13 +81,13 @@ def test_each_board_is_scaled_to_its_own_counter() -> None:
 
 def test_each_board_of_a_part_has_its_own_budget() -> None:
     """Gains add up linearly over boards; each is its share of what the board's own gain was over the window."""
-    gains = {"GPU-0": (UncertaintyComponent("sensor gain", 100.0, "gain"),),
-             "GPU-1": (UncertaintyComponent("sensor gain", 50.0, "gain"),)}  # fmt: skip
+    gains = {"GPU-0": (BudgetComponent(name="sensor gain", kind="gain", half_width_j=100.0),),
+             "GPU-1": (BudgetComponent(name="sensor gain", kind="gain", half_width_j=50.0),)}  # fmt: skip
     two = metered(
         total_j=3000.0,
         per_gpu_j={"GPU-0": 2000.0, "GPU-1": 1000.0},
         per_gpu_components=gains,
-        telemetry=ListedTelemetry({"GPU-0": STEP, "GPU-1": [replace(s, power_w=200.0) for s in STEP]}),
+        telemetry=listed({"GPU-0": STEP, "GPU-1": [replace(s, power_w=200.0) for s in STEP]}),
     )
     part = energy_between(two, 8.0, 10.0)
     own = {d: part.per_gpu_components[d][0].half_width_j for d in gains}
@@ -116,7 +116,10 @@ def test_the_whole_window_as_a_part_is_as_certain_as_the_meter() -> None:
 
 
 def test_a_part_of_an_integral_has_the_errors_of_its_own_samples() -> None:
-    own = (UncertaintyComponent("sampling", 50.0, "sampling"), UncertaintyComponent("sensor gain", 100.0, "gain"))
+    own = (
+        BudgetComponent(name="sampling", kind="sampling", half_width_j=50.0),
+        BudgetComponent(name="sensor gain", kind="gain", half_width_j=100.0),
+    )
     budget = half_widths(energy_between(metered(2000.0, method="power_integration", components=own), 6.0, 8.0))
     assert budget["sampling"] == 0.0  # nothing changes between six and eight seconds
     assert budget["sensor gain"] == pytest.approx(30.0, rel=0.01)
@@ -136,7 +139,7 @@ def test_a_part_of_an_integral_has_the_errors_of_its_own_samples() -> None:
 def test_samples_that_cannot_tell_a_part_give_none_with_the_reason(
     samples: dict[str, list[TelemetrySample]] | None, reason: str
 ) -> None:
-    part = energy_between(metered(telemetry=None if samples is None else ListedTelemetry(samples)), 1.0, 2.0)
+    part = energy_between(metered(telemetry=None if samples is None else listed(samples)), 1.0, 2.0)
     assert part.total_j is None
     assert part.components == ()
     (note,) = part.notes
@@ -170,10 +173,8 @@ def measured(window: VirtualWindow, board: Board, architecture: str) -> EnergyMe
         sampling=PowerSampling(sensor.window_s, sensor.update_s),
     )
     samples = [TelemetrySample(t, w) for t, w in window.samples]
-    recorded = RecordedWindow(
-        GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml"), ListedTelemetry({"g": samples})
-    )
-    return gpu_measurement(recorded)
+    gpu_window = GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml")
+    return gpu_measurement(gpu_window, listed({"g": samples}))
 
 
 def draws(architecture: str, loads: Sequence[Load], count: int, *, counter: bool) -> list[Draw]:

@@ -11,8 +11,9 @@ from tests.nvml.virtual import CounterEvent
 from tests.nvml.virtual_run import VirtualWindow, quantile, random_board, run_window
 from tests.nvml.waveform import Waveform, constant, ramp, square
 
-from llenergymeasure.core.energy.counter import CounterError, CounterRead
-from llenergymeasure.core.energy.fusion import SensorDescription, fuse_energy
+from llenergymeasure.core.energy.counter import CounterError
+from llenergymeasure.core.energy.fusion import fuse_energy
+from llenergymeasure.core.energy.types import CounterRead, SensorDescription
 
 DRAWS = 60
 

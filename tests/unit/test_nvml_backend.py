@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from energy_fakes import ListedTelemetry, steady
+from energy_fakes import listed, steady
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.core.energy.boards import known_sampling
-from llenergymeasure.core.energy.counter import CounterPeriod, CounterRead
+from llenergymeasure.core.energy.counter import CounterPeriod, counter_fault
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
-from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
-from llenergymeasure.core.energy.nvml import counter_fault
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.energy.telemetry import TelemetrySample
+from llenergymeasure.core.energy.types import BoardRecord, CounterRead, EnergyMeasurement, GpuWindow
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, find_gpus
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
@@ -45,9 +44,9 @@ def trace(power_w: float) -> list[TelemetrySample]:
 
 
 def measure(*boards: BoardRecord, **traces: list[TelemetrySample]) -> EnergyMeasurement:
-    telemetry = ListedTelemetry({name.replace("_", "-"): samples for name, samples in traces.items()})
+    telemetry = listed({name.replace("_", "-"): samples for name, samples in traces.items()})
     window = GpuWindow(START_S, END_S, boards, sampling_interval_s=0.1, gain_uncertainty_pct=5.0, meter="nvml")
-    return gpu_measurement(RecordedWindow(window, telemetry))
+    return gpu_measurement(window, telemetry)
 
 
 def codes(energy: EnergyMeasurement) -> set[WarningCode]:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from energy_fakes import measured, steady
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.energy.types import TelemetrySample, UncertaintyComponent
+from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.metrics.phases import phase_breakdown, phase_spans, typical_stretch_s
+from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import WarningCode
 
 
@@ -135,7 +136,7 @@ def test_requests_that_the_window_cuts_off_count_where_their_first_token_lies() 
 def test_each_phase_states_how_far_its_joules_can_be_trusted() -> None:
     """The step from 600 to 300 W lies somewhere within a sensor's lag of the edge between the phases."""
     energy = measured({"GPU-0": two_level_trace(600.0, 300.0, 4.0, 20.0)}, total_j=7200.0)
-    gain = UncertaintyComponent("sensor gain", 360.0, "gain")
+    gain = BudgetComponent(name="sensor gain", kind="gain", half_width_j=360.0)
     breakdown, _ = phase_breakdown([output(0.0, [4.0, 8.0, 20.0])], replace(energy, components=(gain,)))
     assert breakdown is not None
     assert breakdown.prefill is not None

@@ -10,12 +10,19 @@ from hypothesis import strategies as st
 from energy_fakes import PowercapTree
 from fakes import VirtualClock
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.rapl import RaplBackend, RaplDomain, RaplRecorder, find_domains
+from llenergymeasure.core.energy.meter import Meter
+from llenergymeasure.core.energy.rapl import RaplDomain, RaplReader, RaplStrategy, find_domains
+from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.types import MeterOptions
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 
 OPTIONS = MeterOptions(poll_interval_ms=20, power_gain_uncertainty_pct=5.0)
+
+
+def rapl_meter(tree: PowercapTree, clock: SystemClock | None = None) -> Meter:
+    clock = clock or SystemClock()
+    return Meter(RaplStrategy(clock, OPTIONS, tree.root), clock, OPTIONS)
 
 
 @pytest.fixture
@@ -58,7 +65,7 @@ def test_a_counter_that_this_user_may_not_read_is_told_with_the_remedy(tree: Pow
     zone = tree.zone("intel-rapl:0", "package-0")
     (zone / "energy_uj").unlink()
     (zone / "energy_uj").mkdir()  # unreadable for root too, who runs these tests in a container
-    backend = RaplBackend(SystemClock(), OPTIONS, tree.root)
+    backend = rapl_meter(tree)
     assert not backend.is_available()
     with pytest.raises(EnergyError, match="energy_uj cannot be read"):
         backend.prove()
@@ -67,21 +74,21 @@ def test_a_counter_that_this_user_may_not_read_is_told_with_the_remedy(tree: Pow
 def test_counters_that_stand_still_prove_nothing(tree: PowercapTree) -> None:
     tree.zone("intel-rapl:0", "package-0", joules=12.0)
     with pytest.raises(EnergyError, match="stand still"):
-        RaplBackend(SystemClock(), OPTIONS, tree.root).prove()
+        rapl_meter(tree).prove()
 
 
 def test_a_counter_file_that_holds_no_number_is_an_error(tree: PowercapTree) -> None:
     zone = tree.zone("intel-rapl:0", "package-0")
     (zone / "energy_uj").write_text("")
     with pytest.raises(EnergyError, match="a number is expected"):
-        RaplBackend(SystemClock(), OPTIONS, tree.root).start_tracking()
+        rapl_meter(tree).start_tracking()
 
 
 def test_a_window_adds_packages_and_memory_and_names_its_scope(tree: PowercapTree) -> None:
     first = tree.zone("intel-rapl:0", "package-0", joules=100.0)
     second = tree.zone("intel-rapl:1", "package-1", joules=50.0)
     dram = tree.zone("intel-rapl:1:0", "dram", joules=7.0)
-    backend = RaplBackend(SystemClock(), OPTIONS, tree.root)
+    backend = rapl_meter(tree)
     handle = backend.start_tracking()
     tree.set(first, 130.0)
     tree.set(second, 62.0)
@@ -98,7 +105,7 @@ def test_a_window_adds_packages_and_memory_and_names_its_scope(tree: PowercapTre
 def test_memory_that_is_not_counted_is_not_claimed(tree: PowercapTree) -> None:
     package = tree.zone("intel-rapl:0", "package-0")
     tree.zone("intel-rapl:0:0", "dram")  # there, and always 0
-    backend = RaplBackend(SystemClock(), OPTIONS, tree.root)
+    backend = rapl_meter(tree)
     handle = backend.start_tracking()
     tree.set(package, 10.0)
     energy = backend.stop_tracking(handle)
@@ -107,7 +114,7 @@ def test_memory_that_is_not_counted_is_not_claimed(tree: PowercapTree) -> None:
 
 def test_counters_that_stood_still_give_none_and_a_reason(tree: PowercapTree) -> None:
     tree.zone("intel-rapl:0", "package-0", joules=5.0)
-    backend = RaplBackend(SystemClock(), OPTIONS, tree.root)
+    backend = rapl_meter(tree)
     energy = backend.stop_tracking(backend.start_tracking())
     assert energy.total_j is None
     assert energy.notes[0].code is WarningCode.ENERGY_UNAVAILABLE
@@ -117,7 +124,7 @@ def test_counters_that_stood_still_give_none_and_a_reason(tree: PowercapTree) ->
 def test_a_counter_that_vanished_for_a_while_may_have_wrapped_unseen(tree: PowercapTree) -> None:
     zone = tree.zone("intel-rapl:0", "package-0")
     clock = SystemClock()
-    backend = RaplBackend(clock, OPTIONS, tree.root)
+    backend = rapl_meter(tree, clock)
     handle = backend.start_tracking()
     (zone / "energy_uj").unlink()
     clock.sleep(0.1)
@@ -130,16 +137,16 @@ def test_a_counter_that_vanished_for_a_while_may_have_wrapped_unseen(tree: Power
 def test_the_power_of_the_packages_is_sampled_along(tree: PowercapTree) -> None:
     zone = tree.zone("intel-rapl:0", "package-0")
     clock = SystemClock()
-    backend = RaplBackend(clock, OPTIONS, tree.root)
+    backend = rapl_meter(tree, clock)
     handle = backend.start_tracking()
     for _ in range(10):
         tree.set(zone, 100.0 * clock.now())
         clock.sleep(0.02)
     energy = backend.stop_tracking(handle)
     assert energy.telemetry is not None
-    samples = [s for s in energy.telemetry.samples("cpu") if s.power_w is not None]
-    assert len(samples) >= 5
-    assert {s.power_source for s in samples} == {"rapl"}
+    times_s, _ = energy.telemetry.power("cpu")
+    assert len(times_s) >= 5
+    assert energy.telemetry.power_sources("cpu") == {"rapl"}
     assert not [t for t in threading.enumerate() if t.name == "llem-power-sampler"]
 
 
@@ -159,15 +166,16 @@ def test_every_wrap_is_counted_when_readings_are_closer_than_one_range(flows_j: 
         totals.append(totals[-1] + flow)
     domain = ScriptedDomain("package-0", "package", Path(), range_j=100.0)
     object.__setattr__(domain, "values", [total % 100.0 for total in totals])
-    recorder = RaplRecorder([domain], VirtualClock(), interval_s=1.0)
-    recorder._raw_j = [domain.read_j()]
+    reader = RaplReader([domain], VirtualClock())
     for _ in flows_j[:-1]:
-        recorder.read()
-    assert recorder.mark().package_j == pytest.approx(sum(flows_j), abs=1e-6)
+        reader.read()
+    assert reader.mark().package_j == pytest.approx(sum(flows_j), abs=1e-6)
 
 
 def test_small_ranges_are_read_more_often() -> None:
     """A counter that wraps after 100 J at 2,000 W does so in 50 ms."""
-    domain = RaplDomain("package-0", "package", Path(), range_j=100.0)
-    recorder = RaplRecorder([domain], VirtualClock(), interval_s=1.0)
-    assert recorder._sampler._interval_s == pytest.approx(0.0125)
+    domain = ScriptedDomain("package-0", "package", Path(), range_j=100.0)
+    object.__setattr__(domain, "values", [0.0])
+    clock = VirtualClock()
+    sampler = PowerSampler([RaplReader([domain], clock)], interval_s=1.0, clock=clock)
+    assert sampler._interval_s == pytest.approx(0.0125)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +14,8 @@ from hypothesis import strategies as st
 from fake_nvml import FakeGpu, FakeNvml
 from fakes import VirtualClock
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.gpu_reader import GpuReader
-from llenergymeasure.core.energy.sampler import PowerSampler, next_deadline
-from llenergymeasure.core.energy.types import TelemetrySample
+from llenergymeasure.core.energy.sampler import GpuReader, PowerSampler, next_deadline
+from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.gpu.driver import GpuDriverError, GpuLostError, NotSupportedError, PowerReading, find_gpus
 from llenergymeasure.exceptions import EnergyError
 
@@ -24,6 +24,8 @@ CLOCK = SystemClock()
 
 class ScriptedReader:
     """Calls `read_now` for its n-th sample."""
+
+    longest_interval_s = math.inf
 
     def __init__(self, read_now: Callable[[int], TelemetrySample], device: str = "GPU-0") -> None:
         self.device = device
@@ -49,7 +51,7 @@ def test_there_are_samples_on_both_sides_of_the_window() -> None:
     sampler = PowerSampler([ScriptedReader(fresh)], interval_s=10.0, clock=CLOCK)
     sampler.start()
     start_s = end_s = CLOCK.now()
-    times = [sample.time_s for sample in sampler.stop(end_s).samples("GPU-0")]
+    times = sampler.stop(end_s).column("GPU-0", "time_s")
     assert times[0] <= start_s
     assert times[-1] >= end_s
     assert not sampler_threads()
@@ -60,7 +62,7 @@ def test_stop_waits_for_a_sensor_that_stamps_its_values_late() -> None:
     sampler = PowerSampler([reader], interval_s=0.01, clock=CLOCK)
     sampler.start()
     end_s = CLOCK.now()
-    assert [s.time_s for s in sampler.stop(end_s).samples("GPU-0")][-1] >= end_s
+    assert sampler.stop(end_s).column("GPU-0", "time_s")[-1] >= end_s
 
 
 def test_a_device_that_falls_silent_does_not_hold_the_others_up() -> None:
@@ -70,7 +72,7 @@ def test_a_device_that_falls_silent_does_not_hold_the_others_up() -> None:
     before_s = time.monotonic()
     telemetry = sampler.stop(CLOCK.now())
     assert time.monotonic() - before_s < 1.0
-    assert all(sample.power_w is None for sample in telemetry.samples("GPU-1"))
+    assert all(math.isnan(power_w) for power_w in telemetry.column("GPU-1", "power_w"))
 
 
 def test_a_thread_that_dies_at_once_is_a_typed_error() -> None:
@@ -96,7 +98,7 @@ def test_a_thread_that_dies_later_is_told_in_the_report() -> None:
     assert died.wait(5)
     telemetry = sampler.stop(CLOCK.now())
     assert "RuntimeError: driver gone" in telemetry.report.problems[0]
-    assert len(list(telemetry.samples("GPU-0"))) == 3
+    assert len(telemetry.column("GPU-0", "time_s")) == 3
     assert not sampler_threads()
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.core.energy.telemetry import SampledTelemetry, SampleLog, SamplerReport, log_problems
-from llenergymeasure.core.energy.types import TelemetrySample
+from energy_fakes import logged, rows
+from llenergymeasure.core.energy.telemetry import SampleLog, SamplerReport, Telemetry, TelemetrySample, log_problems
 
 numbers = st.none() | st.floats(allow_nan=False)
 samples = st.builds(
@@ -31,10 +31,9 @@ samples = st.builds(
 @given(st.lists(samples, max_size=40), st.integers(1, 500))
 def test_samples_come_back_bit_for_bit_whether_spilled_or_not(taken: list[TelemetrySample], chunk_bytes: int) -> None:
     log = SampleLog(chunk_bytes=chunk_bytes)
-    for sample in taken:
-        log.append(sample)
-    assert list(log) == taken
-    assert list(log) == taken  # and can be read again
+    logged(taken, log)
+    assert rows(log.blocks()) == taken
+    assert rows(log.blocks()) == taken  # and can be read again
     assert len(log) == len(taken)
     log.close()
 
@@ -44,7 +43,7 @@ def test_memory_stays_flat_while_samples_pile_up(tmp_path: Path) -> None:
     sample = TelemetrySample(1.0, 100.0)
     for _ in range(5000):
         log.append(sample)
-    assert len(log._memory) < 4096
+    assert log.memory_bytes < 4096
     assert len(log) == 5000
     assert list(tmp_path.iterdir()) == [], "the spill file has no name, so nothing is left behind"
     log.close()
@@ -52,8 +51,7 @@ def test_memory_stays_flat_while_samples_pile_up(tmp_path: Path) -> None:
 
 def fill(log: SampleLog, count: int) -> list[TelemetrySample]:
     taken = [TelemetrySample(float(i), 100.0 + i) for i in range(count)]
-    for sample in taken:
-        log.append(sample)
+    logged(taken, log)
     return taken
 
 
@@ -75,7 +73,7 @@ def test_a_full_disk_costs_no_sample_while_memory_lasts() -> None:
     log = SampleLog(chunk_bytes=4096)
     with short_files():
         taken = fill(log, 1000)
-    assert list(log) == taken
+    assert rows(log.blocks()) == taken
     assert log.lost == 0
     (problem,) = log_problems({"GPU-0": log})
     assert "stay in memory" in problem
@@ -86,7 +84,7 @@ def test_samples_that_nothing_could_keep_are_counted() -> None:
     log = SampleLog(chunk_bytes=4096, memory_limit_bytes=20_000)
     with short_files():
         taken = fill(log, 1000)
-    kept = list(log)
+    kept = rows(log.blocks())
     assert kept == taken[: len(kept)]
     assert log.lost == 1000 - len(kept) > 0
     (problem,) = log_problems({"GPU-0": log})
@@ -97,16 +95,16 @@ def test_samples_that_nothing_could_keep_are_counted() -> None:
 def test_a_missing_spill_directory_is_told_and_costs_nothing() -> None:
     log = SampleLog(Path(tempfile.gettempdir()) / "there-is-no-such-directory", chunk_bytes=1024)
     taken = fill(log, 100)
-    assert list(log) == taken
+    assert rows(log.blocks()) == taken
     assert "No such file" in log_problems({"GPU-0": log})[0]
 
 
 def test_telemetry_names_only_devices_that_were_seen() -> None:
     seen, unseen = SampleLog(), SampleLog()
     fill(seen, 3)
-    telemetry = SampledTelemetry({"GPU-0": seen, "GPU-1": unseen}, SamplerReport(3, 0, 0.001, 0.3, 0.001))
+    telemetry = Telemetry({"GPU-0": seen, "GPU-1": unseen}, SamplerReport(3, 0, 0.001, 0.3, 0.001))
     assert telemetry.devices == ("GPU-0",)
-    assert len(list(telemetry.samples("GPU-0"))) == 3
+    assert len(telemetry.column("GPU-0", "time_s")) == 3
     telemetry.close()
 
 

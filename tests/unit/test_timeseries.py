@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from energy_fakes import measured, steady
+from energy_fakes import logged, measured, steady
 from llenergymeasure.core.energy.integrate import integrate_power
-from llenergymeasure.core.energy.telemetry import SampledTelemetry, SampleLog, SamplerReport
-from llenergymeasure.core.energy.types import TelemetrySample
-from llenergymeasure.core.timeseries import timeseries_rows, write_timeseries
+from llenergymeasure.core.energy.telemetry import SamplerReport, Telemetry, TelemetrySample
+from llenergymeasure.core.timeseries import timeseries_columns, write_timeseries
 
 COLUMNS = [
     "timestamp_s",
@@ -50,11 +51,9 @@ def test_units_and_devices_are_in_the_file(tmp_path: Path) -> None:
 
 
 def test_what_sampling_cost_is_published_with_the_samples(tmp_path: Path) -> None:
-    log = SampleLog()
-    for sample in steady(1.0, 0.0, 2.0):
-        log.append(sample)
+    log = logged(steady(1.0, 0.0, 2.0))
     report = SamplerReport(ticks=20, missed_deadlines=1, cpu_s=0.004, duration_s=2.0, longest_tick_s=0.003)
-    energy = replace(measured(None, end_s=2.0), telemetry=SampledTelemetry({"GPU-a": log}, report))
+    energy = replace(measured(None, end_s=2.0), telemetry=Telemetry({"GPU-a": log}, report))
     metadata = pq.read_schema(write_timeseries(energy, tmp_path / "timeseries.parquet")).metadata
     (sampler,) = json.loads(metadata[b"samplers"])
     assert (sampler["cpu_us_per_tick"], sampler["share_of_one_core"]) == (200.0, 0.002)
@@ -75,6 +74,10 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["timeseries.parquet"]
 
 
+def series(samples: Sequence[TelemetrySample], start_s: float, end_s: float) -> Mapping[str, Sequence[Any]]:
+    return timeseries_columns(measured({"GPU-0": samples}, start_s, end_s), "GPU-0")
+
+
 traces = st.lists(st.tuples(st.floats(0.01, 1.7), st.floats(1.0, 1000.0)), min_size=2, max_size=60)
 
 
@@ -87,9 +90,9 @@ def test_power_times_time_adds_up_to_the_integral(steps: list[tuple[float, float
         power.append(power_w)
     start_s, end_s = sorted(times[0] + share * (times[-1] - times[0]) for share in (a, b))
     samples = [TelemetrySample(t, w) for t, w in zip(times, power, strict=True)]
-    rows = list(timeseries_rows(samples, start_s, end_s, 0))
-    lengths = [min(1.0, end_s - start_s - row.timestamp_s) for row in rows]
-    joules = sum((row.power_w or 0.0) * length for row, length in zip(rows, lengths, strict=True))
+    columns = series(samples, start_s, end_s)
+    lengths = [min(1.0, end_s - start_s - timestamp_s) for timestamp_s in columns["timestamp_s"]]
+    joules = sum((power_w or 0.0) * length for power_w, length in zip(columns["power_w"], lengths, strict=True))
     assert joules == pytest.approx(integrate_power(times, power, start_s, end_s), rel=1e-9, abs=1e-6)
 
 
@@ -100,18 +103,17 @@ def test_throttle_reasons_of_a_second_are_united_and_other_readings_averaged() -
         TelemetrySample(0.7, 100.0, temperature_c=62.0, throttle_reasons=0x40),
         TelemetrySample(1.1, 100.0),
     ]
-    (row,) = timeseries_rows(samples, 0.0, 1.0, 0)
-    assert (row.temperature_c, row.throttle_reasons) == (61.0, 0x44)
+    columns = series(samples, 0.0, 1.0)
+    assert (columns["temperature_c"], columns["throttle_reasons"]) == ([61.0], [0x44])
 
 
 def test_a_second_without_a_sample_shows_the_latest_one_and_the_line_through_it() -> None:
     samples = [TelemetrySample(0.0, 100.0, temperature_c=50.0), TelemetrySample(4.0, 500.0, temperature_c=60.0)]
-    rows = list(timeseries_rows(samples, 0.0, 4.0, 0))
-    assert [row.power_w for row in rows] == pytest.approx([150.0, 250.0, 350.0, 450.0])
-    assert [row.temperature_c for row in rows] == [50.0] * 4
+    columns = series(samples, 0.0, 4.0)
+    assert columns["power_w"] == pytest.approx([150.0, 250.0, 350.0, 450.0])
+    assert columns["temperature_c"] == [50.0] * 4
 
 
 def test_a_device_that_fell_silent_has_rows_without_power() -> None:
     samples = [TelemetrySample(0.0, 100.0), TelemetrySample(1.0, 100.0), TelemetrySample(1.5, None)]
-    rows = list(timeseries_rows(samples, 0.0, 3.0, 0))
-    assert [row.power_w for row in rows] == [100.0, None, None]
+    assert series(samples, 0.0, 3.0)["power_w"] == [100.0, None, None]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.nvml.virtual_run import random_board, run_window
 from tests.nvml.waveform import square
 
-from energy_fakes import ListedTelemetry, measured, steady
+from energy_fakes import listed, measured, rows, steady
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
-from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
 from llenergymeasure.core.energy.part import energy_between
+from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.trace import read_trace, recompute_energy, write_trace
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
 from llenergymeasure.exceptions import PersistenceError
 
 
@@ -29,7 +29,7 @@ def measured_on_gpu(*, counter: bool = True) -> EnergyMeasurement:
     samples = [TelemetrySample(t, w, **more) for t, w in window.samples]  # type: ignore[arg-type]
     samples.insert(3, TelemetrySample(samples[2].time_s, None))
     gpu_window = GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml")
-    return gpu_measurement(RecordedWindow(gpu_window, ListedTelemetry({"GPU-0": samples})))
+    return gpu_measurement(gpu_window, listed({"GPU-0": samples}))
 
 
 def same_figures(one: EnergyMeasurement, other: EnergyMeasurement) -> bool:
@@ -54,10 +54,10 @@ def test_of_a_counted_part_its_own_joules_come_back(tmp_path: Path) -> None:
 
 def test_every_sample_and_reading_comes_back_unchanged(tmp_path: Path) -> None:
     energy = measured_on_gpu()
-    found = read_trace(write_trace(energy, tmp_path / "trace.parquet"))
-    assert isinstance(energy.telemetry, RecordedWindow)
-    assert asdict(found.window) == asdict(energy.telemetry.window)
-    assert list(found.samples("GPU-0")) == list(energy.telemetry.samples("GPU-0"))
+    window, telemetry = read_trace(write_trace(energy, tmp_path / "trace.parquet"))
+    assert window == energy.gpu_window
+    assert energy.telemetry is not None
+    assert rows(telemetry.blocks("GPU-0")) == rows(energy.telemetry.blocks("GPU-0"))
 
 
 def test_a_trace_that_belongs_to_no_gpu_holds_nothing_to_compute(tmp_path: Path) -> None:

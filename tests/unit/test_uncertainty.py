@@ -9,18 +9,20 @@ import pytest
 from scipy.stats import t as student
 
 from llenergymeasure.core.energy.fusion import FusedEnergy
-from llenergymeasure.core.energy.types import UncertaintyComponent
+from llenergymeasure.core.energy.types import PowerSampling
 from llenergymeasure.core.energy.uncertainty import (
-    PowerSampling,
-    absolute_half_width,
-    combine_boards,
-    comparative_half_width,
     counter_component,
     coverage_factor,
     gain_component,
     integral_components,
 )
-from llenergymeasure.domain.energy import BudgetComponent, combine_budget
+from llenergymeasure.domain.energy import (
+    BudgetComponent,
+    absolute_half_width,
+    combine_budget,
+    comparative_half_width,
+    sum_budgets,
+)
 
 FULL = PowerSampling(averaging_window_s=0.1, update_s=0.1)
 PART_TIME = PowerSampling(averaging_window_s=0.025, update_s=0.1)
@@ -30,7 +32,7 @@ def _grid(power: list[float], step_s: float = 0.1) -> tuple[list[float], list[fl
     return [i * step_s for i in range(len(power))], power
 
 
-def _by_name(parts: tuple[UncertaintyComponent, ...]) -> dict[str, float]:
+def _by_name(parts: tuple[BudgetComponent, ...]) -> dict[str, float]:
     return {part.name: part.half_width_j for part in parts}
 
 
@@ -98,7 +100,7 @@ def test_samples_lag_where_the_power_at_the_edges_differs() -> None:
 
 
 def test_components_add_in_quadrature_and_the_gain_cancels_in_comparisons() -> None:
-    parts = (gain_component(1000.0, 4.0), UncertaintyComponent("a", 3.0, "counter_resolution"))
+    parts = (gain_component(1000.0, 4.0), BudgetComponent(name="a", kind="counter_resolution", half_width_j=3.0))
     assert comparative_half_width(parts) == 3.0
     assert absolute_half_width(parts) == pytest.approx(math.hypot(40.0, 3.0))
     stated = combine_budget(
@@ -108,8 +110,11 @@ def test_components_add_in_quadrature_and_the_gain_cancels_in_comparisons() -> N
 
 
 def test_boards_have_independent_time_errors_and_a_common_gain() -> None:
-    budget = (gain_component(1000.0, 4.0), UncertaintyComponent("counter resolution", 3.0, "counter_resolution"))
-    assert _by_name(combine_boards([budget, budget])) == {
+    budget = (
+        gain_component(1000.0, 4.0),
+        BudgetComponent(name="counter resolution", kind="counter_resolution", half_width_j=3.0),
+    )
+    assert _by_name(sum_budgets([budget, budget])) == {
         "sensor gain": 80.0,
         "counter resolution": pytest.approx(3.0 * math.sqrt(2.0)),
     }

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from energy_fakes import measured, steady
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.energy.telemetry import TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.metrics.warnings import window_warnings
 from llenergymeasure.domain.warnings import WarningCode
 

@@ -14,14 +14,13 @@ from datetime import datetime, timedelta
 
 from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.off import NoEnergyBackend
-from llenergymeasure.core.energy.types import EnergyMeasurement, Telemetry
-from llenergymeasure.core.energy.uncertainty import comparative_half_width
+from llenergymeasure.core.energy.meter import NoEnergyBackend
+from llenergymeasure.core.energy.telemetry import Telemetry, answered
+from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted, wait
-from llenergymeasure.domain.energy import BaselineMethod
+from llenergymeasure.domain.energy import BaselineMethod, comparative_half_width
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.protocols import EnergyBackend
 
 CACHE_TTL = timedelta(hours=1)
 """How long an idle measurement of a device set stays good within one session."""
@@ -184,8 +183,7 @@ def measure_idle_power(seconds: float, step: Step, meter: EnergyBackend, clock: 
         try:
             baseline = baseline_from(idle, taken_at)
         finally:
-            if idle.telemetry is not None:
-                idle.telemetry.close()
+            idle.close()
     return baseline
 
 
@@ -212,7 +210,7 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
         per_device_w={
             device: energy_j / idle.duration_sec for device, energy_j in idle.per_gpu_j.items() if energy_j is not None
         },
-        warnings=tuple(warning for device in seen for warning in device.doubts()),
+        warnings=tuple(warning for device in seen for warning in device.warnings()),
     )
 
 
@@ -247,7 +245,7 @@ class _Idling:
     mean_w: float
     drift_w: float
 
-    def doubts(self) -> Iterator[MeasurementWarning]:
+    def warnings(self) -> Iterator[MeasurementWarning]:
         """What speaks against its idleness."""
         if self.busy_pct > BUSY_UTILISATION_PCT or self.power_cv > BUSY_POWER_CV:
             yield MeasurementWarning(
@@ -264,9 +262,8 @@ class _Idling:
 
 
 def _watch(device: DeviceId, telemetry: Telemetry) -> _Idling:
-    samples = list(telemetry.samples(device))
-    utilisation = [s.sm_utilisation_pct for s in samples if s.sm_utilisation_pct is not None]
-    power = [s.power_w for s in samples if s.power_w is not None]
+    utilisation = answered(telemetry.column(device, "sm_utilisation_pct"))
+    power = answered(telemetry.column(device, "power_w"))
     mean_w = statistics.fmean(power) if power else 0.0
     third = len(power) // 3
     return _Idling(

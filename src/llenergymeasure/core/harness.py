@@ -22,6 +22,7 @@ from llenergymeasure.core.assemble import RecordCollector
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.preflight import Ready
@@ -32,7 +33,7 @@ from llenergymeasure.datasets.loader import load_prompts
 from llenergymeasure.datasets.types import WHOLE, PromptSet, Share
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
-from llenergymeasure.protocols import EnergyBackend, MetricsCollector
+from llenergymeasure.protocols import MetricsCollector
 
 logger = logging.getLogger(__name__)
 

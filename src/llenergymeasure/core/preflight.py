@@ -21,7 +21,7 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
-from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus, free_memory_mb
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram
@@ -29,7 +29,6 @@ from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.types import RawPrompts
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ConfigError, EnergyError, LLEMError, PreFlightError
-from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.security import validate_path
 
 logger = logging.getLogger(__name__)

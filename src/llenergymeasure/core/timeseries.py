@@ -10,26 +10,25 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from itertools import pairwise
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.energy.gpu_window import RecordedWindow
-from llenergymeasure.core.energy.telemetry import SampledTelemetry
-from llenergymeasure.core.energy.types import EnergyMeasurement, Telemetry, TelemetrySample
-from llenergymeasure.core.gpu.driver import CPU_DEVICE
+from llenergymeasure.core.energy.telemetry import UNKNOWN, Telemetry, answered
+from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_S: Final = 1.0
 """Length of a row in seconds."""
-
-ROWS_PER_GROUP: Final = 4096
-"""Rows that are in memory at once."""
 
 UNITS: Final = {
     "timestamp_s": "s",
@@ -43,40 +42,8 @@ UNITS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TimeseriesRow:
-    """One device during one second.
-
-    Args:
-        timestamp_s: Start of the second, in seconds from the window's start.
-        gpu_index: Position of the device in the file's `devices` metadata; `None` for the processor.
-        power_w: Mean power in watts.
-        temperature_c: Mean temperature in degrees Celsius.
-        memory_used_mb: Mean device memory in use, in MB.
-        sm_utilisation_pct: Mean utilisation, 0..100.
-        sm_clock_mhz: Mean SM clock in MHz.
-        throttle_reasons: Union of NVML's clocks-event reasons.
-    """
-
-    timestamp_s: float
-    gpu_index: int | None
-    power_w: float | None
-    temperature_c: float | None
-    memory_used_mb: float | None
-    sm_utilisation_pct: float | None
-    sm_clock_mhz: float | None
-    throttle_reasons: int | None
-
-
 def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
-    """Write the time series of a window; the file appears whole or not at all.
-
-    Args:
-        energy: The window and its power samples. Without samples the file has no rows.
-        path: Where to write.
-
-    Returns:
-        `path`.
+    """Write the time series of a window; the file appears whole or not at all. Without samples it has no rows.
 
     Raises:
         OSError: It cannot be written.
@@ -89,10 +56,11 @@ def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
     partial = path.with_name(f".{path.name}.partial")
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            rows = _all_rows(energy)
-            while group := list(islice(rows, ROWS_PER_GROUP)):
-                columns = [pa.array([getattr(row, name) for row in group], schema.field(name).type) for name in UNITS]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
+            for index, device in enumerate(devices):
+                columns = timeseries_columns(energy, device)
+                columns["gpu_index"] = [None if device == CPU_DEVICE else index] * len(columns["timestamp_s"])
+                arrays = [pa.array(columns[field.name], field.type) for field in schema]
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -140,98 +108,79 @@ def merge_timeseries(paths: Sequence[Path], path: Path) -> Path:
     return path
 
 
-def timeseries_rows(
-    samples: Iterable[TelemetrySample], start_s: float, end_s: float, gpu_index: int | None
-) -> Iterator[TimeseriesRow]:
-    """The rows of one device, one after the other; at no time is more than one second in memory.
-
-    Args:
-        samples: In order of time, those just outside the window included.
-        start_s: Start of the window, in seconds.
-        end_s: End of the window.
-        gpu_index: See `TimeseriesRow`.
-    """
-    if end_s <= start_s:
-        return
-    row = _Row(0)
-    before: TelemetrySample | None = None
-    for sample in samples:
-        while sample.time_s >= (row_end_s := min(start_s + (row.number + 1) * ROW_S, end_s)):
-            if before is not None:
-                row.add_power(before, sample, start_s + row.number * ROW_S, row_end_s)
-            yield row.finish(gpu_index, before)
-            row = _Row(row.number + 1)
-            if row_end_s >= end_s:
-                return
-        if before is not None:
-            row.add_power(before, sample, start_s + row.number * ROW_S, row_end_s)
-        if sample.time_s >= start_s:
-            row.add(sample)
-        before = sample
-    while start_s + row.number * ROW_S < end_s:  # the device fell silent before the window's end
-        yield row.finish(gpu_index, None)
-        row = _Row(row.number + 1)
-
-
-class _Row:
-    """One second being added up."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self._energy_j = self._covered_s = 0.0
-        self._samples: list[TelemetrySample] = []
-
-    def add(self, sample: TelemetrySample) -> None:
-        self._samples.append(sample)
-
-    def add_power(self, before: TelemetrySample, after: TelemetrySample, start_s: float, end_s: float) -> None:
-        """Count the part of the straight line between two samples that lies in this second."""
-        if before.power_w is None or after.power_w is None or after.time_s <= before.time_s:
-            return
-        from_s, to_s = max(before.time_s, start_s), min(after.time_s, end_s)
-        if from_s >= to_s:
-            return
-        slope = (after.power_w - before.power_w) / (after.time_s - before.time_s)
-        self._energy_j += (before.power_w + slope * ((from_s + to_s) / 2 - before.time_s)) * (to_s - from_s)
-        self._covered_s += to_s - from_s
-
-    def finish(self, gpu_index: int | None, latest: TelemetrySample | None) -> TimeseriesRow:
-        samples = self._samples or ([latest] if latest is not None else [])
-        reasons = [sample.throttle_reasons for sample in samples if sample.throttle_reasons is not None]
-        union: int | None = None
-        for reason in reasons:
-            union = (union or 0) | reason
-        return TimeseriesRow(
-            timestamp_s=self.number * ROW_S,
-            gpu_index=gpu_index,
-            power_w=self._energy_j / self._covered_s if self._covered_s > 0 else None,
-            temperature_c=_mean(sample.temperature_c for sample in samples),
-            memory_used_mb=_mean(sample.memory_used_mb for sample in samples),
-            sm_utilisation_pct=_mean(sample.sm_utilisation_pct for sample in samples),
-            sm_clock_mhz=_mean(sample.sm_clock_mhz for sample in samples),
-            throttle_reasons=union,
-        )
-
-
-def _all_rows(energy: EnergyMeasurement) -> Iterator[TimeseriesRow]:
+def timeseries_columns(energy: EnergyMeasurement, device: DeviceId) -> dict[str, Sequence[Any]]:
+    """The columns of one device, by the names of `UNITS`; `gpu_index`, its place in the file, is left to the caller."""
     if energy.telemetry is None:
-        return
-    for index, device in enumerate(energy.telemetry.devices):
-        gpu_index = None if device == CPU_DEVICE else index
-        yield from timeseries_rows(energy.telemetry.samples(device), energy.start_s, energy.end_s, gpu_index)
+        return {}
+    telemetry, times_s = energy.telemetry, energy.telemetry.column(device, "time_s")
+    edges_s = _edges(energy.start_s, energy.end_s)
+    bounds = [bisect_left(times_s, edge_s) for edge_s in edges_s]
+    held = [_held(first, stop, len(times_s)) for first, stop in pairwise(bounds)]
+
+    def each_row(name: str, combine: Callable[[Sequence[Any]], float | None]) -> list[float | None]:
+        column = telemetry.column(device, name)
+        return [combine(column[samples]) for samples in held]
+
+    return {
+        "timestamp_s": [row * ROW_S for row in range(len(held))],
+        "power_w": _mean_power(times_s, telemetry.column(device, "power_w"), edges_s, bounds),
+        "temperature_c": each_row("temperature_c", _mean),
+        "memory_used_mb": each_row("memory_used_mb", _mean),
+        "sm_utilisation_pct": each_row("sm_utilisation_pct", _mean),
+        "sm_clock_mhz": each_row("sm_clock_mhz", _mean),
+        "throttle_reasons": each_row("throttle_reasons", _union),
+    }
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _edges(start_s: float, end_s: float) -> list[float]:
+    """Where rows begin, and the end of the last one."""
+    edges_s = [start_s]
+    while edges_s[-1] < end_s:
+        edges_s.append(min(start_s + len(edges_s) * ROW_S, end_s))
+    return edges_s
+
+
+def _held(first: int, stop: int, count: int) -> slice:
+    """The samples that a row shows: its own, else the one before, unless the device has fallen silent."""
+    if first == stop and 0 < first < count:
+        return slice(first - 1, first)
+    return slice(first, stop)
+
+
+def _mean_power(
+    times_s: array[float], power_w: array[float], edges_s: Sequence[float], bounds: Sequence[int]
+) -> list[float | None]:
+    """Mean power of each row, of as much of it as lies on a straight line between two samples."""
+    means: list[float | None] = []
+    for row in range(len(edges_s) - 1):
+        energy_j = covered_s = 0.0
+        for i in range(max(bounds[row] - 1, 0), min(bounds[row + 1], len(times_s) - 1)):
+            (t0, p0), (t1, p1) = (times_s[i], power_w[i]), (times_s[i + 1], power_w[i + 1])
+            from_s, to_s = max(t0, edges_s[row]), min(t1, edges_s[row + 1])
+            if math.isnan(p0) or math.isnan(p1) or from_s >= to_s:
+                continue
+            slope = (p1 - p0) / (t1 - t0)
+            energy_j += (p0 + slope * ((from_s + to_s) / 2 - t0)) * (to_s - from_s)
+            covered_s += to_s - from_s
+        means.append(energy_j / covered_s if covered_s > 0 else None)
+    return means
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = answered(values)
     return math.fsum(known) / len(known) if known else None
+
+
+def _union(reasons: Iterable[int]) -> int | None:
+    known = [bits for bits in reasons if bits != UNKNOWN]
+    return reduce(or_, known) if known else None
 
 
 def _sampler_figures(telemetry: Telemetry | None) -> list[dict[str, Any]]:
     """What sampling itself cost and missed, where a sampler took the samples."""
-    recorded = telemetry.telemetry if isinstance(telemetry, RecordedWindow) else telemetry
-    if not isinstance(recorded, SampledTelemetry):
+    if telemetry is None or telemetry.report is None:
         return []
-    report = recorded.report
+    report = telemetry.report
     return [
         {
             "ticks": report.ticks,

@@ -17,9 +17,9 @@ from llenergymeasure.core.backends.protocol import (
     RequestOutput,
 )
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, clock_face
-from llenergymeasure.protocols import EnergyBackend, InferenceEngine
+from llenergymeasure.protocols import InferenceEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def measure_window(
             outputs.extend(batched.run(requests).requests)
         engine.synchronize()
     except BaseException:  # the meter's threads must end whatever happened, Ctrl-C included
-        _discard(meter.stop_tracking(handle))
+        meter.stop_tracking(handle).close()
         raise
     energy = meter.stop_tracking(handle)
     ended_at = clock.wall()
@@ -109,11 +109,6 @@ class _Tally:
         self.output_tokens += sum(request.output_tokens for request in produced)
         elapsed_s = self._clock.now() - self.start_s
         self._observer(PromptsDone("measure", self._done, passes_begun * self._per_pass, self.output_tokens, elapsed_s))
-
-
-def _discard(energy: EnergyMeasurement) -> None:
-    if energy.telemetry is not None:
-        energy.telemetry.close()
 
 
 class BatchedEngine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -98,6 +98,35 @@ class EnergyUncertainty(Record):
     )
 
 
+def absolute_half_width(components: Iterable[BudgetComponent]) -> float:
+    """95 % half-width in joules with the gain: for publishing."""
+    return math.hypot(*(component.half_width_j for component in components))
+
+
+def comparative_half_width(components: Iterable[BudgetComponent]) -> float:
+    """95 % half-width in joules without the gain: for runs compared on one board, or two readings of one sensor."""
+    return absolute_half_width(component for component in components if component.kind != "gain")
+
+
+def sum_budgets(budgets: Iterable[Iterable[BudgetComponent]]) -> tuple[BudgetComponent, ...]:
+    """The budget of a sum: errors of one name in quadrature, gains, which may share a cause, linearly."""
+    total: dict[str, BudgetComponent] = {}
+    for part in (component for budget in budgets for component in budget):
+        known = total.get(part.name)
+        if known is None:
+            total[part.name] = part
+        elif part.kind == "gain":
+            total[part.name] = resized(known, known.half_width_j + part.half_width_j)
+        else:
+            total[part.name] = resized(known, math.hypot(known.half_width_j, part.half_width_j))
+    return tuple(total.values())
+
+
+def resized(component: BudgetComponent, half_width_j: float) -> BudgetComponent:
+    """The same error at another size in joules."""
+    return component.model_copy(update={"half_width_j": half_width_j})
+
+
 def combine_budget(
     components: Sequence[BudgetComponent], output_tokens: int | None = None, above_idle: float = 1.0
 ) -> EnergyUncertainty:
@@ -113,8 +142,7 @@ def combine_budget(
         above_idle: Size of adjusted energy as a share of the raw energy.
     """
     raw = [c for c in components if c.kind != "baseline"]
-    absolute_j = _quadrature(raw)
-    comparative_j = _quadrature([c for c in raw if c.kind != "gain"])
+    absolute_j, comparative_j = absolute_half_width(raw), comparative_half_width(raw)
     has_baseline = len(raw) < len(components)
     gains_j = [above_idle * c.half_width_j for c in components if c.kind == "gain"]
     others_j = [c.half_width_j for c in components if c.kind != "gain"]
@@ -127,7 +155,3 @@ def combine_budget(
         comparative_adjusted_j=math.hypot(*others_j) if has_baseline else None,
         budget=list(components),
     )
-
-
-def _quadrature(components: Sequence[BudgetComponent]) -> float:
-    return math.hypot(*(c.half_width_j for c in components))

@@ -20,9 +20,9 @@ from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.backends.registry import get_backend
 from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.off import NoEnergyBackend
+from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
-from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, Measurement, measure
 from llenergymeasure.core.host.environment import environment_in_background
@@ -33,7 +33,6 @@ from llenergymeasure.datasets.types import WHOLE, Share
 from llenergymeasure.domain.emissions import FootprintFactors
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError
-from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.security import sanitize_experiment_id
 

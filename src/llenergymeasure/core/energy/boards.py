@@ -1,22 +1,29 @@
-"""What is known of the sensors of a run's GPUs, and what about the boards spoils a measurement."""
+"""What is known of the sensors of a run's GPUs, by kind or by calibration, and what about the boards spoils a figure.
+
+A calibration (calibrate.py) says when and over how long a sensor looks; it is kept per board and driver. It says
+nothing about the gain: without an external meter nobody can tell whether the sensor reads 5 % too much, so the gain's
+uncertainty is never reduced by it.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from llenergymeasure.core.energy.calibration import SensorCalibration, load_calibration
-from llenergymeasure.core.energy.types import PowerSource
-from llenergymeasure.core.energy.uncertainty import PowerSampling
-from llenergymeasure.core.gpu.driver import (
-    DeviceId,
-    Gpu,
-    GpuDriverError,
-    GpuHandle,
-)
+from pydantic import TypeAdapter, ValidationError
+
+from llenergymeasure.atomic import write_bytes_atomically
+from llenergymeasure.core.energy.counter import CounterPeriod
+from llenergymeasure.core.energy.telemetry import PowerSource, Telemetry
+from llenergymeasure.core.energy.types import PowerSampling, SensorDescription
+from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriverError, GpuHandle
 from llenergymeasure.core.gpu.processes import foreign_pids, process_exists, relatives
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+from llenergymeasure.exceptions import EnergyError
+from llenergymeasure.security import sanitize_experiment_id
 
 FOLLOWING: Final[dict[str, PowerSampling]] = {
     "6.": PowerSampling(averaging_window_s=0.010, update_s=0.020),
@@ -35,6 +42,87 @@ LAST_FOLLOWING: Final = (8, 0)
 """Compute capability of GA100, the last whose `nvmlDeviceGetPowerUsage` follows the load."""
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class SensorCalibration:
+    """How one board's power sensor and energy counter behave in time.
+
+    Args:
+        driver_version: The driver it was found with; another one may read the sensor differently.
+        taken_at: When (UTC, ISO 8601).
+        power_source: Which reading the sensor's figures are about.
+        update_s: Time between two updates of the sensor in seconds.
+        averaging_window_s: Over which time a reading is an average, in seconds.
+        noise_w: Standard deviation of single readings under a steady load, in watts.
+        idle_power_w: Power without the load, in watts, by this sensor.
+        load_power_w: Power with the load, likewise.
+        counter_period_s: Time between two steps of the energy counter in seconds; `None`: none was seen.
+        counter_tolerance_s: How far single steps were from that.
+    """
+
+    uuid: DeviceId
+    driver_version: str
+    taken_at: str
+    power_source: PowerSource
+    update_s: float
+    averaging_window_s: float
+    noise_w: float
+    idle_power_w: float
+    load_power_w: float
+    counter_period_s: float | None = None
+    counter_tolerance_s: float | None = None
+
+    @property
+    def sampled_share(self) -> float:
+        """Share of the time that the sensor sees, 0..1."""
+        return min(1.0, self.averaging_window_s / self.update_s)
+
+    @property
+    def sampling(self) -> PowerSampling:
+        """For the uncertainty of integrals of this sensor's readings."""
+        return PowerSampling(self.averaging_window_s, self.update_s)
+
+    @property
+    def counter_period(self) -> CounterPeriod | None:
+        """For meters that have no time to watch the counter themselves."""
+        if self.counter_period_s is None:
+            return None
+        return CounterPeriod(self.counter_period_s, self.counter_tolerance_s or 0.0)
+
+
+def save_calibration(calibration: SensorCalibration, directory: Path) -> Path:
+    """Store a calibration, replacing an older one of the same board and driver, and say where."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = _path(directory, calibration.uuid, calibration.driver_version)
+    write_bytes_atomically(path, (json.dumps(asdict(calibration), indent=2) + "\n").encode())
+    return path
+
+
+def load_calibration(directory: Path, uuid: DeviceId, driver_version: str) -> SensorCalibration | None:
+    """The calibration of a board with this driver; `None`: there is none.
+
+    Raises:
+        EnergyError: There is a file, and it is not the calibration of this board with this driver.
+    """
+    path = _path(directory, uuid, driver_version)
+    try:
+        found = _ADAPTER.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        raise EnergyError(f"{path} is not a sensor calibration ({reason}); delete it or calibrate again") from error
+    if (found.uuid, found.driver_version) != (uuid, driver_version):
+        raise EnergyError(f"{path} is the calibration of {found.uuid} with driver {found.driver_version}; delete it")
+    return found
+
+
+_ADAPTER: Final = TypeAdapter(SensorCalibration)
+
+
+def _path(directory: Path, uuid: DeviceId, driver_version: str) -> Path:
+    return directory / f"{sanitize_experiment_id(f'{uuid}_{driver_version}')}.json"
 
 
 def calibrations_of(gpus: Sequence[Gpu], directory: Path | None) -> dict[DeviceId, SensorCalibration]:
@@ -68,6 +156,29 @@ def _version(capability: str) -> tuple[int, int]:
     """A compute capability as numbers; an unknown one counts as recent."""
     major, _, minor = capability.partition(".")
     return (int(major), int(minor or 0)) if major.isdigit() else (99, 0)
+
+
+def power_sampling(gpu: Gpu, calibration: SensorCalibration | None, telemetry: Telemetry) -> PowerSampling:
+    """How the power samples of a window came about; with two sources, what is known of the slower one."""
+    used = [known_sampling(gpu, source, calibration) for source in telemetry.power_sources(gpu.uuid)]
+    return max(used, key=lambda sampling: sampling.averaging_window_s, default=PowerSampling())
+
+
+def describe_sensor(
+    calibration: SensorCalibration | None, sampling: PowerSampling, period: CounterPeriod | None
+) -> SensorDescription:
+    """What is known of a board's sensors after a window.
+
+    Args:
+        sampling: How its power samples came about.
+        period: Time between two steps of its counter, where it was watched; otherwise a calibration may tell.
+    """
+    sensor = SensorDescription(averaging_window_s=sampling.averaging_window_s)
+    if period is None and calibration is not None:
+        period = calibration.counter_period
+    if period is None:
+        return sensor
+    return replace(sensor, counter_period_s=period.period_s, counter_period_tolerance_s=period.tolerance_s)
 
 
 def board_warnings(gpus: Sequence[Gpu], family_pid: int | None = None) -> Iterator[MeasurementWarning]:

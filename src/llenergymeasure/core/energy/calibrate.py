@@ -2,7 +2,7 @@
 
 The load is switched on and off at random times while the power reading is polled; sensor_response.py tells from that
 how often the sensor updates and over how long it averages. The energy counter is watched beside it. The result is
-stored per board and driver (calibration.py) and makes the stated uncertainties narrower. It takes about a minute per
+stored per board and driver (boards.py) and makes the stated uncertainties narrower. It takes about a minute per
 board, which should do nothing else meanwhile.
 
 It cannot find the gain: the sensor is compared with itself.
@@ -23,13 +23,9 @@ from typing import Final, Protocol
 import typer
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.calibration import (
-    GAIN_NOTE,
-    SensorCalibration,
-    save_calibration,
-)
+from llenergymeasure.core.energy.boards import SensorCalibration, save_calibration
 from llenergymeasure.core.energy.counter import measure_counter_periods
-from llenergymeasure.core.energy.gpu_reader import GpuReader
+from llenergymeasure.core.energy.sampler import GpuReader
 from llenergymeasure.core.energy.sensor_response import (
     Read,
     ResponseError,
@@ -40,10 +36,12 @@ from llenergymeasure.core.energy.sensor_response import (
     plateaus,
     readings_by_update,
 )
-from llenergymeasure.core.energy.types import PowerSource
+from llenergymeasure.core.energy.telemetry import PowerSource
 from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriverError
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import EnergyError, LLEMError
+
+GAIN_NOTE: Final = "The gain cannot be found without an external power meter; its uncertainty stays as configured."
 
 POLL_S: Final = 0.001
 """Pause between two readings of power, in seconds."""
@@ -80,8 +78,6 @@ class CalibratedBoard:
     """A board as calibration needs it.
 
     Args:
-        uuid: Which board.
-        driver_version: The machine's driver.
         power_source: Which reading `read_power_w` gives.
         read_power_w: Reads its power in watts.
         read_counter_j: Reads its energy counter in joules; `None`: it has none.
@@ -106,9 +102,8 @@ def calibrate(
     """Find out how a board's sensors behave in time.
 
     Args:
-        board: The board; nobody else may use it meanwhile.
+        board: Nobody else may use it meanwhile.
         load: A steady load on it.
-        clock: The measurement clock.
         draw: Source of the random lengths.
         long_stretches: Stretches of `LONG_STRETCH_S` with and without the load.
         short_stretches: Stretches of `SHORT_STRETCH_S`, if the sensor is quick enough for them.

@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.types import CounterRead
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.exceptions import EnergyError
 
@@ -33,28 +34,18 @@ BURSTS_TIMEOUT_S: Final = 0.2
 FIRST_BURST_TIMEOUT_S: Final = 0.12
 """Longest that the burst before a window may last: one update of the counter and a fifth."""
 
-
 PERIOD_STEPS: Final = 4
 """So many steps are watched to learn a counter's period: three gaps, about 0.35 s."""
+
+SLOW_READ_S: Final = 0.05
+"""A single counter read that takes longer says too little about when the counter had its value."""
+
+SLACK_S: Final = 0.005
+"""Delay of one step that is still nothing to worry about."""
 
 
 class CounterError(EnergyError):
     """An energy counter's readings cannot be the energy of a window."""
-
-
-@dataclass(frozen=True, slots=True)
-class CounterRead:
-    """One reading: the total that the counter showed at some moment between question and answer.
-
-    Args:
-        asked_s: When the call began, on the measurement clock.
-        answered_s: When it returned.
-        energy_j: The counter's total in joules.
-    """
-
-    asked_s: float
-    answered_s: float
-    energy_j: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +127,20 @@ def measure_counter_periods(
         if done or clock.now() + poll_s >= deadline_s:
             return {device: _period(found) for device, found in steps.items() if len(found) >= 3}
         clock.sleep(poll_s)
+
+
+def counter_fault(reads: Sequence[CounterRead], period: CounterPeriod | None) -> str | None:
+    """What a burst of reads says against a counter; `None` where nothing does."""
+    slowest_s = max(read.answered_s - read.asked_s for read in reads)
+    if slowest_s > SLOW_READ_S:
+        return f"reading the energy counter took {1000 * slowest_s:.0f} ms"
+    watched_s = reads[-1].asked_s - reads[0].answered_s
+    if period is not None and first_step(reads) is None and watched_s > period.period_s + period.tolerance_s + SLACK_S:
+        return (
+            f"the energy counter stood still for {1000 * watched_s:.0f} ms, and it moves every "
+            f"{1000 * period.period_s:.0f} ms otherwise"
+        )
+    return None
 
 
 def first_step(reads: Sequence[CounterRead]) -> CounterStep | None:

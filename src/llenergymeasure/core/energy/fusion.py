@@ -28,13 +28,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llenergymeasure.core.energy.counter import (
-    CounterRead,
-    CounterStep,
-    first_step,
-    last_step,
-    plain_counter_energy,
-)
+from llenergymeasure.core.energy.counter import CounterStep, first_step, last_step, plain_counter_energy
+from llenergymeasure.core.energy.types import CounterRead, SensorDescription
 
 NEAR_S: Final = 0.25
 RECENT_S: Final = 1.0
@@ -72,27 +67,6 @@ Sample = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class SensorDescription:
-    """What is known of a board's counter and power sensor; the defaults suppose little.
-
-    Args:
-        counter_period_s: Time between two steps of the counter in seconds, as `measure_counter_periods` or a
-            calibration found it; `None`: unknown, and the intervals are wider.
-        counter_period_tolerance_s: How far the period may be from that.
-        counter_jitter_s: How far a single step may be from its place.
-        averaging_window_s: Over which time a power sample is an average. Above `SMOOTHED_S` (the one-second average of
-            recent boards) the samples are not used at all.
-        power_margin: How far samples and counter may disagree, as a share of the power.
-    """
-
-    counter_period_s: float | None = None
-    counter_period_tolerance_s: float = 0.003
-    counter_jitter_s: float = 0.0005
-    averaging_window_s: float = 0.1
-    power_margin: float = 0.01
-
-
-@dataclass(frozen=True, slots=True)
 class FusedEnergy:
     """Energy of a window from counter and samples.
 
@@ -126,10 +100,7 @@ def fuse_energy(
     Args:
         before: Counter reads before the window, in order; a step is looked for in them.
         after: Counter reads after the window, in order, likewise.
-        samples: Power samples (seconds, watts), those just outside the window included.
-        start_s: Start of the window on the measurement clock, in seconds.
-        end_s: End of the window.
-        sensor: What is known of the board.
+        samples: In order of time, those just outside the window included.
 
     Raises:
         CounterError: The counter went backwards, stood still, or was not read on both sides.

@@ -1,17 +1,40 @@
-"""One measurement out of the answers for every board of a window: which method, how certain, and do they agree."""
+"""From what was read of GPUs around and during a window to joules: one pure function, also used to compute them again.
+
+Per board there are up to two answers: the hardware counter (sharpened at the window's edges by fusion) and the integral
+of the power samples. The counter is the answer where every board of the window has a good one; otherwise the integral
+is, for every board, so that one method describes the total. Where the two contradict each other so badly that one of
+them must be broken, and nothing says which, there is no answer.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from llenergymeasure.core.energy.gpu_window import BoardEnergy, RecordedWindow, board_energy, scope_of
-from llenergymeasure.core.energy.types import EnergyMeasurement, UncertaintyComponent
-from llenergymeasure.core.energy.uncertainty import combine_boards, comparative_half_width, gain_component
-from llenergymeasure.domain.base import EnergyMethod
-from llenergymeasure.domain.energy import EnergyAudit
+from llenergymeasure.core.energy.counter import CounterError, plain_counter_energy
+from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, fuse_energy
+from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
+from llenergymeasure.core.energy.telemetry import Telemetry
+from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
+from llenergymeasure.core.energy.uncertainty import counter_component, gain_component, integral_components
+from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.domain.base import EnergyMethod, EnergyScope
+from llenergymeasure.domain.energy import BudgetComponent, EnergyAudit, comparative_half_width, sum_budgets
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+
+ABSURD_COUNTER_FACTOR: Final = 3.0
+"""A counter that implies a mean power above this many power limits has jumped."""
+
+MAX_GAP_S: Final = 2.0
+"""Longest stretch without a power sample over which the trace may be taken as straight, in seconds."""
+
+MAX_GAP_INTERVALS: Final = 10.0
+"""The same in sampling intervals, for slow sampling."""
+
+FUSION_REACH_S: Final = 60.0
+"""How far from the window's edges samples take part in fusion; its estimates rest on the last second or so."""
 
 BROKEN_PCT: Final = 20.0
 BROKEN_BOUNDS: Final = 3.0
@@ -22,14 +45,46 @@ SENSOR_SPREAD_PCT: Final = 1.0
 """What counter and power sensor of one board may differ by for reasons of their own, in per cent."""
 
 
-def gpu_measurement(recorded: RecordedWindow) -> EnergyMeasurement:
-    """The energy of a window on GPUs; a pure function of what was recorded.
+@dataclass(frozen=True, slots=True)
+class _BoardEnergy:
+    """The answers for one board; `None` with a reason where there is none.
 
     Args:
-        recorded: The window's readings and samples.
+        counter_j: Plain difference of the counter, in joules.
+        counted: The same, sharpened by fusion where a step was found on both sides.
+        counter_reason: Why there is no counter figure; empty where there is one, or never was a counter.
+        integral_j: Integral of the power samples.
+        integral_budget: Its error budget without the gain.
+        integral_reason: Why there is none.
     """
-    window = recorded.window
-    answers = [board_energy(record, recorded, window) for record in window.boards]
+
+    device: DeviceId
+    counter_j: float | None
+    counted: FusedEnergy | None
+    counter_reason: str
+    integral_j: float | None
+    integral_budget: tuple[BudgetComponent, ...]
+    integral_reason: str
+
+    @property
+    def counted_j(self) -> float | None:
+        """Joules by the counter, as sharp as could be had."""
+        return None if self.counted is None else self.counted.energy_j
+
+    @property
+    def fused_j(self) -> float | None:
+        """Joules by counter and samples together; `None` where only the plain difference was to be had."""
+        return None if self.counted is None or self.counted.used_fallback else self.counted.energy_j
+
+    @property
+    def counter_budget(self) -> tuple[BudgetComponent, ...]:
+        """The error budget of `counted_j` without the gain."""
+        return () if self.counted is None else (counter_component(self.counted),)
+
+
+def gpu_measurement(window: GpuWindow, telemetry: Telemetry) -> EnergyMeasurement:
+    """The energy of a window on GPUs; a pure function of what was read at its edges and sampled in between."""
+    answers = [_board_energy(record, telemetry, window) for record in window.boards]
     audit = _audit(answers)
     method = _method(answers, audit)
     budgets = {} if method is None else {a.device: _budget(a, method, window.gain_uncertainty_pct) for a in answers}
@@ -38,27 +93,90 @@ def gpu_measurement(recorded: RecordedWindow) -> EnergyMeasurement:
         end_s=window.end_s,
         total_j=None if method is None else _sum(_answer(a, method) for a in answers),
         method=method,
-        scope=None if method is None else scope_of(window.boards),
+        scope=None if method is None else _scope(window.boards),
         per_gpu_j={a.device: _answer(a, method) for a in answers},
         counter_j=_sum(a.counter_j for a in answers),
         integral_j=_sum(a.integral_j for a in answers),
         fused_j=_sum(a.fused_j for a in answers),
         audit=audit,
-        components=combine_boards(budgets.values()),
+        components=sum_budgets(budgets.values()),
         per_gpu_components=budgets,
-        telemetry=recorded,
+        telemetry=telemetry,
+        gpu_window=window,
         notes=tuple(_notes(answers, method, audit)),
         meter=window.meter,
     )
 
 
-def _audit(answers: Sequence[BoardEnergy]) -> EnergyAudit | None:
+def _board_energy(record: BoardRecord, telemetry: Telemetry, window: GpuWindow) -> _BoardEnergy:
+    """Both answers for one board."""
+    times, power = telemetry.power(record.device)
+    integral_j, integral_reason = _integral(times, power, window)
+    counter_j: float | None = None
+    counted: FusedEnergy | None = None
+    counter_reason = record.counter_problem or ""
+    if record.has_counter and record.counter_problem is None:
+        try:
+            counter_j = _believable_counter(record, window)
+            near = list(_samples_near_edges(times, power, window))
+            counted = fuse_energy(record.before, record.after, near, window.start_s, window.end_s, record.sensor)
+        except CounterError as error:
+            counter_j, counter_reason = None, str(error)
+    budget: tuple[BudgetComponent, ...] = ()
+    if integral_j is not None:
+        budget = integral_components(times, power, window.start_s, window.end_s, record.sampling)
+    return _BoardEnergy(record.device, counter_j, counted, counter_reason, integral_j, budget, integral_reason)
+
+
+def _scope(boards: Sequence[BoardRecord]) -> EnergyScope:
+    if any(record.is_mig for record in boards):
+        return "gpu_board"
+    return "gpu_module" if any(record.includes_module for record in boards) else "gpu"
+
+
+def _believable_counter(record: BoardRecord, window: GpuWindow) -> float:
+    counter_j = plain_counter_energy(record.before, record.after)
+    spanned_s = record.after[0].answered_s - record.before[-1].asked_s + 0.2  # a counter may be two updates behind
+    if record.power_limit_w and counter_j > ABSURD_COUNTER_FACTOR * record.power_limit_w * spanned_s:
+        raise CounterError(
+            f"the energy counter moved by {counter_j:.0f} J in {window.end_s - window.start_s:.2f} s, which is more "
+            f"than a board limited to {record.power_limit_w:.0f} W can draw: it jumped"
+        )
+    return counter_j
+
+
+def _integral(times: Sequence[float], power: Sequence[float], window: GpuWindow) -> tuple[float | None, str]:
+    gap_s = _longest_gap_s(times, window.start_s, window.end_s)
+    if gap_s > max(MAX_GAP_S, MAX_GAP_INTERVALS * window.sampling_interval_s):
+        return None, f"for {gap_s:.1f} s of the window there is no power sample"
+    try:
+        return integrate_power(times, power, window.start_s, window.end_s), ""
+    except TraceTooShortError as error:
+        return None, str(error)
+
+
+def _longest_gap_s(times: Sequence[float], start_s: float, end_s: float) -> float:
+    longest, before_s = 0.0, -math.inf
+    for time_s in times:
+        if time_s > start_s and before_s < end_s and math.isfinite(before_s):
+            longest = max(longest, time_s - before_s)
+        before_s = time_s
+    return longest
+
+
+def _samples_near_edges(times: Sequence[float], power: Sequence[float], window: GpuWindow) -> Iterator[Sample]:
+    for time_s, power_w in zip(times, power, strict=True):
+        if time_s <= window.start_s + FUSION_REACH_S or time_s >= window.end_s - FUSION_REACH_S:
+            yield time_s, power_w
+
+
+def _audit(answers: Sequence[_BoardEnergy]) -> EnergyAudit | None:
     """Counter against integral over all boards; `None` unless every board has both."""
     counted_j, integral_j = _sum(a.counted_j for a in answers), _sum(a.integral_j for a in answers)
     counter_j = _sum(a.counter_j for a in answers)
     if counter_j is None or counted_j is None or integral_j is None or counted_j <= 0:
         return None
-    budget = combine_boards(part for a in answers for part in (a.counter_budget, a.integral_budget))
+    budget = sum_budgets(part for a in answers for part in (a.counter_budget, a.integral_budget))
     bound_pct = 100.0 * comparative_half_width(budget) / counted_j + SENSOR_SPREAD_PCT
     disagreement_pct = 100.0 * (integral_j - counted_j) / counted_j
     return EnergyAudit(
@@ -71,13 +189,13 @@ def _audit(answers: Sequence[BoardEnergy]) -> EnergyAudit | None:
     )
 
 
-def _budget(answer: BoardEnergy, method: EnergyMethod, gain_pct: float) -> tuple[UncertaintyComponent, ...]:
+def _budget(answer: _BoardEnergy, method: EnergyMethod, gain_pct: float) -> tuple[BudgetComponent, ...]:
     timing = answer.counter_budget if method == "hardware_counter" else answer.integral_budget
     return (gain_component(_answer(answer, method) or 0.0, gain_pct), *timing)
 
 
 def _notes(
-    answers: Sequence[BoardEnergy], method: EnergyMethod | None, audit: EnergyAudit | None
+    answers: Sequence[_BoardEnergy], method: EnergyMethod | None, audit: EnergyAudit | None
 ) -> Iterator[MeasurementWarning]:
     for answer in answers:
         if answer.counter_reason and method == "power_integration":
@@ -107,14 +225,14 @@ def _notes(
         )
 
 
-def _reasons(answer: BoardEnergy) -> Iterator[str]:
+def _reasons(answer: _BoardEnergy) -> Iterator[str]:
     if answer.counted_j is None and answer.counter_reason:
         yield answer.counter_reason
     if answer.integral_j is None and answer.integral_reason:
         yield answer.integral_reason
 
 
-def _method(answers: Sequence[BoardEnergy], audit: EnergyAudit | None) -> EnergyMethod | None:
+def _method(answers: Sequence[_BoardEnergy], audit: EnergyAudit | None) -> EnergyMethod | None:
     if audit is not None and abs(audit.disagreement_pct) > max(BROKEN_PCT, BROKEN_BOUNDS * audit.bound_pct):
         return None
     if answers and all(answer.counted_j is not None for answer in answers):
@@ -124,7 +242,7 @@ def _method(answers: Sequence[BoardEnergy], audit: EnergyAudit | None) -> Energy
     return None
 
 
-def _answer(answer: BoardEnergy, method: EnergyMethod | None) -> float | None:
+def _answer(answer: _BoardEnergy, method: EnergyMethod | None) -> float | None:
     """One board's joules by the window's method; where the window has none, by the only one the board has."""
     if method == "hardware_counter":
         return answer.counted_j

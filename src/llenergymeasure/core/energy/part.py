@@ -28,11 +28,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from llenergymeasure.core.energy.gpu_window import RecordedWindow, power_trace
 from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
-from llenergymeasure.core.energy.types import EnergyMeasurement, UncertaintyComponent
-from llenergymeasure.core.energy.uncertainty import PowerSampling, combine_boards, trace_components
+from llenergymeasure.core.energy.types import EnergyMeasurement, PowerSampling
+from llenergymeasure.core.energy.uncertainty import trace_components
 from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.domain.energy import BudgetComponent, resized, sum_budgets
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -58,19 +58,18 @@ class PartEnergy:
     total_j: float
     per_device_j: Mapping[DeviceId, float]
     traced_j: float
-    per_device_components: Mapping[DeviceId, tuple[UncertaintyComponent, ...]]
+    per_device_components: Mapping[DeviceId, tuple[BudgetComponent, ...]]
 
     @property
-    def components(self) -> tuple[UncertaintyComponent, ...]:
+    def components(self) -> tuple[BudgetComponent, ...]:
         """The error budget of `total_j`."""
-        return combine_boards(self.per_device_components.values())
+        return sum_budgets(self.per_device_components.values())
 
 
 class TracedWindow:
     """The power traces of a metered window, cut where somebody said that its load changes.
 
     Args:
-        energy: What the meter saw of the window, samples included.
         edges_s: Edges of all parts that will be asked for, on the measurement clock in seconds.
 
     Raises:
@@ -86,11 +85,7 @@ class TracedWindow:
         self._traces = {device: trace.with_steps(edges) for device, trace in _traces(energy, energy.total_j).items()}
 
     def part(self, spans: Sequence[Span]) -> PartEnergy:
-        """Energy of some stretches of the window together.
-
-        Args:
-            spans: The stretches, inside the window, in order and without overlaps.
-        """
+        """Energy of some stretches of the window together; inside it, in order and without overlaps."""
         traced_j = {device: trace.traced_j(spans) for device, trace in self._traces.items()}
         whole_j = {device: trace.traced_j([self._window]) for device, trace in self._traces.items()}
         shares = {device: traced_j[device] / whole_j[device] for device in self._traces}
@@ -102,30 +97,23 @@ class TracedWindow:
             per_device_components={device: self._budget(device, spans, share) for device, share in shares.items()},
         )
 
-    def _budget(self, device: DeviceId, spans: Sequence[Span], share: float) -> tuple[UncertaintyComponent, ...]:
+    def _budget(self, device: DeviceId, spans: Sequence[Span], share: float) -> tuple[BudgetComponent, ...]:
         """The meter's own errors shrink with the part; those of cutting it out are added."""
         # A meter that tells only the sum has one device, or one budget for all of them.
         metered = self._energy.per_gpu_components.get(device) or self._energy.components
         shrunk = [
-            replace(component, half_width_j=component.half_width_j * share)
+            resized(component, component.half_width_j * share)
             for component in metered
             if component.kind not in ("sampling", "aliasing")  # of the whole trace; the part has its own
         ]
         trace = self._traces[device]
         integrated = self._energy.method == "power_integration"
         cut = trace.errors(spans) if integrated else _cutting_errors(trace, spans, self._window)
-        return combine_boards([shrunk, cut])
+        return sum_budgets([shrunk, cut])
 
 
 def energy_between(energy: EnergyMeasurement, start_s: float, end_s: float) -> EnergyMeasurement:
-    """Energy of a part of a metered window.
-
-    Args:
-        energy: What the meter saw of the whole window. Its audit is kept: it is about the trace that the part is cut
-            out of.
-        start_s: Start of the part on the measurement clock, in seconds.
-        end_s: End of the part, likewise.
-    """
+    """Energy of a part of a metered window; the audit is kept: it is about the trace that the part is cut out of."""
     part = replace(
         energy, start_s=start_s, end_s=end_s, method="power_integration", counter_j=None, fused_j=None,
         cpu_j=None, dram_j=None,
@@ -163,7 +151,7 @@ def sampling_interval_s(energy: EnergyMeasurement) -> float | None:
     """
     if energy.telemetry is None or not energy.telemetry.devices:
         return None
-    traces = (power_trace(energy.telemetry, device) for device in energy.telemetry.devices)
+    traces = (energy.telemetry.power(device) for device in energy.telemetry.devices)
     return max(_mean_step_s(times_s, energy.start_s, energy.end_s) for times_s, _ in traces)
 
 
@@ -206,7 +194,7 @@ class _Trace:
         """Integral over `spans`, in joules."""
         return math.fsum(integrate_power(self.times_s, self.power_w, *span) for span in self._shown(spans))
 
-    def errors(self, spans: Sequence[Span]) -> tuple[UncertaintyComponent, ...]:
+    def errors(self, spans: Sequence[Span]) -> tuple[BudgetComponent, ...]:
         """95 % half-widths of `traced_j`."""
         return trace_components(
             self.times_s, self.power_w, self._shown(spans), self.sampling, self.sampling.unknown_lag_s
@@ -238,9 +226,9 @@ def _samples(energy: EnergyMeasurement) -> dict[DeviceId, tuple[array[float], ar
         raise PartUnknownError(f"the {energy.meter} meter gives no power samples, and parts are cut out of those")
     if silent := set(energy.per_gpu_j) - set(telemetry.devices):
         raise PartUnknownError(f"there are no power samples of {', '.join(sorted(silent))}")
-    if isinstance(telemetry, RecordedWindow) and energy.integral_j is None:
+    if energy.gpu_window is not None and energy.integral_j is None:
         raise PartUnknownError("the power samples do not cover the window")
-    return {device: power_trace(telemetry, device) for device in telemetry.devices}
+    return {device: telemetry.power(device) for device in telemetry.devices}
 
 
 def _whole_j(energy: EnergyMeasurement, times_s: Sequence[float], power_w: Sequence[float]) -> float:
@@ -258,14 +246,14 @@ def _sampling(energy: EnergyMeasurement, device: DeviceId, times_s: Sequence[flo
 
     As recorded; otherwise each is the mean since the one before at the middle of that time, as RAPL's are.
     """
-    if isinstance(energy.telemetry, RecordedWindow):
-        sampling = next(board.sampling for board in energy.telemetry.window.boards if board.device == device)
+    if energy.gpu_window is not None:
+        sampling = next(board.sampling for board in energy.gpu_window.boards if board.device == device)
         return sampling, sampling.lag_s
     step_s = _mean_step_s(times_s, energy.start_s, energy.end_s)
     return PowerSampling(averaging_window_s=step_s, update_s=0.0), 0.0
 
 
-def _cutting_errors(trace: _Trace, spans: Sequence[Span], window: Span) -> tuple[UncertaintyComponent, ...]:
+def _cutting_errors(trace: _Trace, spans: Sequence[Span], window: Span) -> tuple[BudgetComponent, ...]:
     """Errors of the ratio T(part) / T(whole), in joules by the meter."""
     whole_j = trace.traced_j([window])
     scale, share = trace.metered_j / whole_j, trace.traced_j(spans) / whole_j
@@ -277,7 +265,7 @@ def _cutting_errors(trace: _Trace, spans: Sequence[Span], window: Span) -> tuple
         own_j, other_j = (1.0 - share) * own.half_width_j, share * other.half_width_j
         # What lags over an inner edge is missing on one side and added on the other; the rest is independent.
         half_width_j = own_j + other_j if own.kind == "sensor" else math.hypot(own_j, other_j)
-        cut.append(replace(own, half_width_j=scale * half_width_j))
+        cut.append(resized(own, scale * half_width_j))
     return tuple(cut)
 
 

@@ -1,7 +1,7 @@
 """Energy of CPU packages and memory from RAPL, the processor's own counters, as Linux shows them in its powercap tree.
 
-Counters wrap (after minutes to hours at full power) and are therefore read often enough, by a sampler of their own, to
-see every wrap. What is counted: each package once, whatever driver shows it (`intel-rapl:0` and `intel-rapl-mmio:0` may
+Counters wrap (after minutes to hours at full power) and are therefore read often enough, by a sampler, to see every
+wrap. What is counted: each package once, whatever driver shows it (`intel-rapl:0` and `intel-rapl-mmio:0` may
 be the same package), and its `dram` domain. `psys` (the whole platform) and the parts of a package are left out: they
 would count the same joules twice.
 """
@@ -9,27 +9,18 @@ would count the same joules twice.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.proof import is_proven
-from llenergymeasure.core.energy.sampler import PowerSampler
-from llenergymeasure.core.energy.telemetry import SampledTelemetry
-from llenergymeasure.core.energy.types import (
-    EnergyMeasurement,
-    MeterOptions,
-    TelemetrySample,
-    TrackingHandle,
-    UncertaintyComponent,
-)
+from llenergymeasure.core.energy.telemetry import Telemetry, TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE
+from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
-
-POWERCAP_ROOT: Final = Path("/sys/class/powercap")
 
 MAX_PACKAGE_POWER_W: Final = 2000.0
 """More than any package draws; with a counter's range it says how soon the counter can wrap."""
@@ -52,8 +43,6 @@ class RaplDomain:
 
     Args:
         name: For people, e.g. `package-0` or `package-0 dram`.
-        kind: What it counts.
-        path: Its directory.
         range_j: Where it wraps, in joules.
     """
 
@@ -73,7 +62,7 @@ class RaplDomain:
 
 @dataclass(frozen=True, slots=True)
 class HostEnergy:
-    """Joules that the host's counters have seen since the recorder was opened.
+    """Joules that the host's counters have seen since somebody began to add them up.
 
     Args:
         time_s: When they were read, on the measurement clock.
@@ -96,11 +85,8 @@ class HostEnergy:
         return HostEnergy(self.time_s, self.package_j - earlier.package_j, dram_j or None)
 
 
-def find_domains(root: Path = POWERCAP_ROOT) -> tuple[RaplDomain, ...]:
-    """The packages of this machine and their memory, each once.
-
-    Args:
-        root: Root of the powercap tree.
+def find_domains(root: Path) -> tuple[RaplDomain, ...]:
+    """The packages of this machine and their memory, each once, from the powercap tree at `root`.
 
     Raises:
         EnergyError: There is none, or it cannot be read.
@@ -122,62 +108,36 @@ def find_domains(root: Path = POWERCAP_ROOT) -> tuple[RaplDomain, ...]:
     return tuple(found.values())
 
 
-class RaplRecorder:
-    """Adds up RAPL counters over their wraps, in a thread, from `open` to `close`; a `DeviceReader` besides.
+class RaplReader:
+    """Adds up RAPL counters over their wraps from now on, as often as it is read; a `DeviceReader`.
 
-    Args:
-        domains: Counters to follow.
-        clock: The measurement clock.
-        interval_s: Longest time between two readings, in seconds; shorter where a counter wraps sooner.
-        spill_dir: See `SampleLog`.
+    Raises:
+        EnergyError: A counter cannot be read.
     """
 
     device = CPU_DEVICE
 
-    def __init__(
-        self, domains: Sequence[RaplDomain], clock: Clock, interval_s: float, spill_dir: Path | None = None
-    ) -> None:
+    def __init__(self, domains: Sequence[RaplDomain], clock: Clock) -> None:
         self._domains = tuple(domains)
         self._clock = clock
         self._lock = threading.Lock()
-        self._raw_j: list[float] = []
+        self._raw_j = [domain.read_j() for domain in self._domains]
         self._counted_j = [0.0] * len(self._domains)
         self._previous: HostEnergy | None = None
         self._problem: str | None = None
-        wrap_s = min(domain.range_j for domain in domains) / MAX_PACKAGE_POWER_W
-        self._sampler = PowerSampler(
-            [self], interval_s=min(interval_s, wrap_s / READS_PER_WRAP), clock=clock, spill_dir=spill_dir
-        )
-
-    def open(self) -> None:
-        """Start counting.
-
-        Raises:
-            EnergyError: A counter cannot be read.
-        """
-        with self._lock:
-            self._raw_j = [domain.read_j() for domain in self._domains]
-        self._sampler.start()
+        self.longest_interval_s = min(domain.range_j for domain in domains) / MAX_PACKAGE_POWER_W / READS_PER_WRAP
 
     def mark(self) -> HostEnergy:
         """Read all counters now: tens of microseconds each.
 
         Raises:
-            EnergyError: A counter cannot be read, or could not at some time since `open`: it may have wrapped unseen.
+            EnergyError: A counter cannot be read, or could not at some time before: it may have wrapped unseen.
         """
         with self._lock:
             energy = self._update()
             if self._problem is not None:
                 raise EnergyError(self._problem)
         return energy
-
-    def close(self, until_s: float) -> SampledTelemetry:
-        """Stop counting once there is a power sample from past `until_s`."""
-        return self._sampler.stop(until_s)
-
-    def abort(self) -> None:
-        """Stop counting at once."""
-        self._sampler.abort()
 
     def read(self) -> TelemetrySample:
         """Mean power since the reading before, at the middle of that time."""
@@ -209,125 +169,94 @@ class RaplRecorder:
         return sum(parts) if parts else None
 
 
-class RaplBackend:
-    """The meter of a run on the CPU: its packages and their memory.
-
-    Args:
-        clock: The measurement clock.
-        options: How meters work on this machine.
-        root: Root of the powercap tree.
-    """
+class RaplStrategy:
+    """A run on the CPU by its packages and their memory; see `meter.Strategy`."""
 
     name = "rapl"
 
-    def __init__(self, clock: Clock, options: MeterOptions, root: Path = POWERCAP_ROOT) -> None:
+    def __init__(self, clock: Clock, options: MeterOptions, root: Path) -> None:
         self._clock = clock
         self._options = options
         self._root = root
+        self._reader: RaplReader | None = None
 
-    def prove(self) -> str:
+    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
         """Count for a tenth of a second.
 
         Raises:
             EnergyError: No counters, no permission, or counters that stand still.
         """
-        recorder = self._recorder()
-        recorder.open()
-        try:
-            before = recorder.mark()
-            self._clock.sleep(PROOF_S)
-            after = recorder.mark()
-        finally:
-            recorder.abort()
+        reader = RaplReader(find_domains(self._root), self._clock)
+        before = reader.mark()
+        self._clock.sleep(PROOF_S)
+        after = reader.mark()
         flowed = after.since(before)
         if flowed.package_j <= 0:
             raise EnergyError(f"the RAPL counters under {self._root} stand still")
         watts = flowed.total_j / (after.time_s - before.time_s)
         return f"{'packages' if flowed.dram_j is None else 'packages and memory'} draw {watts:.1f} W now"
 
-    def is_available(self) -> bool:
-        """Whether the counters can be read and move."""
-        return is_proven(self)
+    def readers(self) -> Sequence[RaplReader]:
+        """The counters themselves, anew for every window."""
+        self._reader = RaplReader(find_domains(self._root), self._clock)
+        return (self._reader,)
 
-    def start_tracking(self) -> TrackingHandle:
-        """Open a window.
+    def before(self) -> tuple[RaplReader, HostEnergy]:
+        """Read the counters that are being sampled."""
+        reader = self._reader or self.readers()[0]
+        return reader, reader.mark()
 
-        Raises:
-            EnergyError: A counter cannot be read.
-        """
-        recorder = self._recorder()
-        recorder.open()
+    def after(self, before: tuple[RaplReader, HostEnergy]) -> HostEnergy | str:
+        """Read them again: what flowed, or why that is not known."""
+        reader, first = before
         try:
-            first = recorder.mark()
-        except BaseException:
-            recorder.abort()
-            raise
-        return TrackingHandle(start_s=self._clock.now(), state=(recorder, first))
-
-    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
-        """Close the window."""
-        end_s = self._clock.now()
-        if not (isinstance(handle.state, tuple) and isinstance(handle.state[0], RaplRecorder)):
-            raise EnergyError("this window was not opened by the RAPL meter")
-        recorder, first = handle.state
-        flowed: HostEnergy | None = None
-        problem = ""
-        try:
-            flowed = recorder.mark().since(first)
+            flowed = reader.mark().since(first)
         except EnergyError as error:
-            problem = str(error)
-        except BaseException:
-            recorder.abort()
-            raise
-        telemetry = recorder.close(end_s)
-        if flowed is not None and flowed.package_j <= 0:
-            flowed, problem = None, "the RAPL package counters stood still over the whole window"
-        if flowed is None:
-            return _unavailable(handle.start_s, end_s, telemetry, problem)
+            return str(error)
+        return flowed if flowed.package_j > 0 else "the RAPL package counters stood still over the whole window"
+
+    def measurement(
+        self, start_s: float, end_s: float, read: HostEnergy | str, telemetry: Telemetry | None
+    ) -> EnergyMeasurement:
+        """Packages and memory together."""
+        if isinstance(read, str):
+            notes = (MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, read),)
+            return EnergyMeasurement(
+                start_s, end_s, None, None, None, telemetry=telemetry, notes=notes, meter=self.name
+            )
         return EnergyMeasurement(
-            start_s=handle.start_s,
+            start_s=start_s,
             end_s=end_s,
-            total_j=flowed.total_j,
+            total_j=read.total_j,
             method="hardware_counter",
-            scope="cpu_package" if flowed.dram_j is None else "cpu_package_and_dram",
-            cpu_j=flowed.package_j,
-            dram_j=flowed.dram_j,
-            counter_j=flowed.total_j,
-            components=_error_budget(flowed, end_s - handle.start_s, self._options),
+            scope="cpu_package" if read.dram_j is None else "cpu_package_and_dram",
+            cpu_j=read.package_j,
+            dram_j=read.dram_j,
+            counter_j=read.total_j,
+            components=_error_budget(read.total_j, end_s - start_s, self._options.power_gain_uncertainty_pct),
             telemetry=telemetry,
             meter=self.name,
         )
 
-    def _recorder(self) -> RaplRecorder:
-        interval_s = self._options.poll_interval_ms / 1000
-        return RaplRecorder(find_domains(self._root), self._clock, interval_s, self._options.spill_dir)
+    def warnings(self, telemetry: Telemetry | None = None) -> tuple[MeasurementWarning, ...]:
+        """None: what fails is told by `measurement`."""
+        return ()
 
 
-def _unavailable(start_s: float, end_s: float, telemetry: SampledTelemetry, problem: str) -> EnergyMeasurement:
-    return EnergyMeasurement(
-        start_s=start_s,
-        end_s=end_s,
-        total_j=None,
-        method=None,
-        scope=None,
-        telemetry=telemetry,
-        notes=(MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, problem),),
-        meter=RaplBackend.name,
-    )
-
-
-def _error_budget(
-    flowed: HostEnergy, duration_s: float, options: MeterOptions
-) -> tuple[UncertaintyComponent, UncertaintyComponent]:
-    edges_j = 2 * UPDATE_S * flowed.total_j / max(duration_s, UPDATE_S)
+def _error_budget(total_j: float, duration_s: float, gain_pct: float) -> tuple[BudgetComponent, BudgetComponent]:
     return (
-        UncertaintyComponent(
-            "gain",
-            options.power_gain_uncertainty_pct / 100 * flowed.total_j,
-            "gain",
-            "how far RAPL as a whole may be off, as configured",
+        BudgetComponent(
+            name="gain",
+            kind="gain",
+            half_width_j=gain_pct / 100 * total_j,
+            note="how far RAPL as a whole may be off, as configured",
         ),
-        UncertaintyComponent("counter", edges_j, "counter_resolution", "one counter update at each edge of the window"),
+        BudgetComponent(
+            name="counter",
+            kind="counter_resolution",
+            half_width_j=2 * UPDATE_S * total_j / max(duration_s, UPDATE_S),
+            note="one counter update at each edge of the window",
+        ),
     )
 
 

@@ -1,21 +1,38 @@
 """The power sampler: one thread that reads every device once per interval, from before the window to after its end.
 
 Deadlines lie on a fixed grid from the start, so that a slow reading delays one sample and not all that follow; rounds
-that were due while another was still running are counted as missed.
+that were due while another was still running are counted as missed. `GpuReader` reads a GPU through its driver: each
+reading is a value, or `None` and a reason.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.telemetry import SampledTelemetry, SampleLog, SamplerReport, log_problems
-from llenergymeasure.core.energy.types import TelemetrySample
-from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.core.energy.telemetry import (
+    PowerSource,
+    SampleLog,
+    SamplerReport,
+    Telemetry,
+    TelemetrySample,
+    log_problems,
+)
+from llenergymeasure.core.gpu.driver import (
+    DeviceId,
+    Gpu,
+    GpuDriverError,
+    GpuHandle,
+    InvalidReadingError,
+    NotSupportedError,
+)
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
 FIRST_SAMPLE_TIMEOUT_S: Final = 5.0
@@ -30,6 +47,21 @@ CLOSING_INTERVAL_S: Final = 0.02
 JOIN_TIMEOUT_S: Final = 30.0
 """How long `stop` waits for a thread that hangs inside a driver call."""
 
+MISSED_SHARE: Final = 0.01
+"""Share of due readings that may be missed before a warning is worth it."""
+
+ABSURD_FACTOR: Final = 3.0
+"""Readings above this many power limits are broken: short spikes reach about twice the limit, superchips' module
+readings exceed the GPU's own limit by half."""
+
+ABSURD_POWER_W: Final = 5000.0
+"""The same for a board that does not tell its power limit: several times the largest board there is."""
+
+PLAUSIBLE_AGE_S: Final = 10.0
+"""A field value older than this is either stale or carries a time stamp that is not wall-clock time."""
+
+_T = TypeVar("_T")
+
 
 class DeviceReader(Protocol):
     """Reads one device."""
@@ -37,6 +69,10 @@ class DeviceReader(Protocol):
     @property
     def device(self) -> DeviceId:
         """Which one."""
+
+    @property
+    def longest_interval_s(self) -> float:
+        """How often it must be read, in seconds, so that nothing is missed."""
 
     def read(self) -> TelemetrySample:
         """Take one sample; what the device does not answer is `None` in it and told by `problems`."""
@@ -46,20 +82,13 @@ class DeviceReader(Protocol):
 
 
 class PowerSampler:
-    """Samples devices in a thread of its own; used once.
-
-    Args:
-        readers: One per device.
-        interval_s: Time between two rounds, in seconds.
-        clock: The measurement clock.
-        spill_dir: See `SampleLog`.
-    """
+    """Samples devices in a thread of its own, one round every `interval_s`; used once."""
 
     def __init__(
         self, readers: Sequence[DeviceReader], *, interval_s: float, clock: Clock, spill_dir: Path | None = None
     ) -> None:
         self._readers = tuple(readers)
-        self._interval_s = interval_s
+        self._interval_s = min(interval_s, *(reader.longest_interval_s for reader in readers))
         self._clock = clock
         self._logs: Mapping[DeviceId, SampleLog] = {reader.device: SampleLog(spill_dir) for reader in readers}
         self._latest_s: dict[DeviceId, float] = {}
@@ -91,12 +120,8 @@ class PowerSampler:
             self.abort()
             raise EnergyError(f"the power sampler got no reading within {FIRST_SAMPLE_TIMEOUT_S:g} s")
 
-    def stop(self, until_s: float) -> SampledTelemetry:
-        """Stop once every device has a sample from `until_s` or later, or clearly gives none; the thread has ended.
-
-        Args:
-            until_s: The window's end on the measurement clock.
-        """
+    def stop(self, until_s: float) -> Telemetry:
+        """Stop once every device has a sample from `until_s` or later, or clearly gives none; the thread has ended."""
         self._until_s = until_s
         self._closing.set()
         try:
@@ -104,7 +129,7 @@ class PowerSampler:
         except BaseException:  # Ctrl-C: leave at once, but leave no thread
             self.abort()
             raise
-        return SampledTelemetry(self._logs, self._report())
+        return Telemetry(self._logs, self._report())
 
     def abort(self) -> None:
         """Stop at once and forget the samples."""
@@ -176,12 +201,129 @@ class PowerSampler:
 
 
 def next_deadline(deadline_s: float, interval_s: float, now_s: float) -> tuple[float, int]:
-    """The next deadline on the grid that is still ahead, and how many were missed on the way.
-
-    Args:
-        deadline_s: The deadline of the round that has just been taken.
-        interval_s: Spacing of the grid.
-        now_s: The current time.
-    """
+    """The deadline on the grid after `deadline_s` that is still ahead, and how many were missed on the way."""
     missed = max(0, int((now_s - deadline_s) / interval_s))
     return deadline_s + (missed + 1) * interval_s, missed
+
+
+def sampler_warnings(telemetry: Telemetry) -> Iterator[MeasurementWarning]:
+    """What about the sampler's own work makes a figure doubtful."""
+    report = telemetry.report
+    if report is None:
+        return
+    due = report.ticks + report.missed_deadlines
+    if report.missed_deadlines > MISSED_SHARE * due:
+        yield MeasurementWarning(
+            WarningCode.SAMPLER_DEADLINES_MISSED,
+            f"{report.missed_deadlines} of {due} readings were not taken in time (the longest round took "
+            f"{1000 * report.longest_tick_s:.0f} ms); figures from the power trace are coarser",
+        )
+    for problem in report.problems:
+        yield MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, problem)
+    for device in telemetry.devices:
+        if len(telemetry.power_sources(device)) > 1:
+            yield MeasurementWarning(
+                WarningCode.TELEMETRY_UNAVAILABLE,
+                f"the power samples of {device} come from two sensors, one instantaneous and one averaged over up to "
+                "a second; the power trace jumps where they meet",
+            )
+
+
+@dataclass(slots=True)
+class _Failures:
+    """How often one reading failed, and why at first."""
+
+    first_reason: str
+    count: int = 0
+
+
+class GpuReader:
+    """Reads one device; a `DeviceReader`.
+
+    A reading that the device does not have is asked for once. Any other failure costs this one value, is told once by
+    `problems`, and the reading is tried again next time.
+    """
+
+    longest_interval_s = math.inf
+
+    def __init__(self, gpu: Gpu, clock: Clock) -> None:
+        self.device: DeviceId = gpu.uuid
+        self._handle = gpu.handle
+        self._driver = gpu.driver
+        self._clock = clock
+        self._failures: dict[str, _Failures] = {}
+        self._unsupported: set[str] = set()
+        self._trusts_field_time: bool | None = None  # None: no field value seen yet
+        self._last_time_s = float("-inf")
+        self._absurd_w = self._most_believable_power_w()
+
+    def read(self) -> TelemetrySample:
+        """Take one sample."""
+        time_s, power_w, source = self._power()
+        self._last_time_s = time_s = max(time_s, self._last_time_s)
+        driver, ask = self._driver, self._ask
+        return TelemetrySample(
+            time_s=time_s,
+            power_w=power_w,
+            temperature_c=ask("temperature", driver.temperature_c),
+            sm_clock_mhz=ask("SM clock", driver.sm_clock_mhz),
+            memory_clock_mhz=ask("memory clock", driver.memory_clock_mhz),
+            sm_utilisation_pct=ask("utilisation", driver.sm_utilisation_pct),
+            memory_used_mb=ask("memory use", driver.memory_used_mb),
+            throttle_reasons=ask("throttle reasons", driver.throttle_reasons),
+            power_source=source,
+        )
+
+    def problems(self) -> Sequence[str]:
+        """Which readings failed, how often, and why the first one did; one line or none."""
+        if not self._failures:
+            return ()
+        listed = ", ".join(f"{what} ({failures.count} times)" for what, failures in self._failures.items())
+        first = next(iter(self._failures.values()))
+        return (f"{self.device}: could not be read: {listed}; first because {first.first_reason}",)
+
+    def _power(self) -> tuple[float, float | None, PowerSource | None]:
+        """Time of validity, watts and their source: the instantaneous field, else `nvmlDeviceGetPowerUsage`."""
+        instant = self._ask("instantaneous power", self._instant)
+        if instant is not None:
+            return instant
+        before_s = self._clock.now()
+        power_w = self._ask("power", lambda handle: self._believable(self._driver.power_usage_w(handle)))
+        after_s = self._clock.now()
+        return (before_s + after_s) / 2, power_w, None if power_w is None else "power_usage"
+
+    def _instant(self, handle: GpuHandle) -> tuple[float, float, PowerSource]:
+        before_s = self._clock.now()
+        reading = self._driver.power_instant(handle)
+        after_s = self._clock.now()
+        power_w = self._believable(reading.power_w)
+        source: PowerSource = "power_instant" if reading.scope == "gpu" else "power_instant_module"
+        age_s = None if reading.wall_time_s is None else self._clock.wall().timestamp() - reading.wall_time_s
+        if self._trusts_field_time is None:
+            self._trusts_field_time = age_s is not None and abs(age_s) <= PLAUSIBLE_AGE_S
+        if not self._trusts_field_time or age_s is None:
+            return (before_s + after_s) / 2, power_w, source
+        if age_s > PLAUSIBLE_AGE_S:
+            raise InvalidReadingError(f"the sensor has shown the same value for {age_s:.0f} s")
+        return after_s - max(0.0, age_s), power_w, source
+
+    def _believable(self, power_w: float) -> float:
+        if 0.0 < power_w <= self._absurd_w:
+            return power_w
+        raise InvalidReadingError(f"{power_w:g} W is not a power that this board can draw")
+
+    def _most_believable_power_w(self) -> float:
+        limit_w = self._ask("power limit", self._driver.power_limit_w)
+        return ABSURD_FACTOR * limit_w if limit_w else ABSURD_POWER_W
+
+    def _ask(self, what: str, reading: Callable[[GpuHandle], _T]) -> _T | None:
+        """The reading, or `None` with the reason kept."""
+        if what in self._unsupported:
+            return None
+        try:
+            return reading(self._handle)
+        except NotSupportedError:
+            self._unsupported.add(what)
+        except GpuDriverError as error:
+            self._failures.setdefault(what, _Failures(str(error))).count += 1
+        return None

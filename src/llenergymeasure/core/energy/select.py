@@ -7,29 +7,59 @@ that it has just given a reading for these very devices. A meter asked for by na
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from llenergymeasure.core.energy.codecarbon import CodeCarbonBackend, codecarbon_gpu_backend
-from llenergymeasure.core.energy.host_energy import WithHostEnergy
-from llenergymeasure.core.energy.nvml import NVMLBackend
-from llenergymeasure.core.energy.off import NoEnergyBackend
-from llenergymeasure.core.energy.proof import Meter
-from llenergymeasure.core.energy.rapl import RaplBackend
-from llenergymeasure.core.energy.types import MeterOptions
-from llenergymeasure.core.energy.zeus import zeus_backend
-from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.core.energy.meter import Meter, NoEnergyBackend, Strategy
+from llenergymeasure.core.energy.packages import CodeCarbonEstimate, CodeCarbonSource, ZeusSource
+from llenergymeasure.core.energy.rapl import RaplStrategy
+from llenergymeasure.core.energy.strategies import CounterStrategy, GpuStrategy, PackageStrategy
+from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import EnergyError
-from llenergymeasure.protocols import EnergyBackend
 
 logger = logging.getLogger(__name__)
 
 BackendName = Literal["auto", "nvml", "zeus", "codecarbon", "rapl"]
 
-GPU_PRIORITY: Final = ("zeus", "nvml", "codecarbon")
-CPU_PRIORITY: Final = ("rapl", "codecarbon")
+
+def _zeus(gpus: Sequence[Gpu], host: Host, options: MeterOptions) -> GpuStrategy:
+    return PackageStrategy(ZeusSource(gpus), gpus, host.clock, options)
+
+
+def _nvml(gpus: Sequence[Gpu], host: Host, options: MeterOptions) -> GpuStrategy:
+    return CounterStrategy(gpus, host.clock, options)
+
+
+def _codecarbon(gpus: Sequence[Gpu], host: Host, options: MeterOptions) -> GpuStrategy:
+    return PackageStrategy(CodeCarbonSource(gpus), gpus, host.clock, options)
+
+
+def _rapl(host: Host, options: MeterOptions) -> Strategy:
+    return RaplStrategy(host.clock, options, host.powercap_root)
+
+
+def _codecarbon_estimate(host: Host, options: MeterOptions) -> Strategy:
+    return CodeCarbonEstimate()
+
+
+GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Host, MeterOptions], GpuStrategy]]] = {
+    "zeus": _zeus,
+    "nvml": _nvml,
+    "codecarbon": _codecarbon,
+}
+"""What measures GPUs, best first."""
+
+CPU_METERS: Final[Mapping[str, Callable[[Host, MeterOptions], Strategy]]] = {
+    "rapl": _rapl,
+    "codecarbon": _codecarbon_estimate,
+}
+"""What measures a run on the CPU, best first."""
+
+GPU_PRIORITY: Final = tuple(GPU_METERS)
+CPU_PRIORITY: Final = tuple(CPU_METERS)
 
 
 def select_energy_backend(
@@ -53,22 +83,29 @@ def select_energy_backend(
         EnergyError: The meter asked for by name is missing, has no reading for these devices, or does not measure
             such devices at all.
     """
-    host = host or Host()
-    workshop = _Workshop(tuple(devices), options or MeterOptions(), host)
+    host, options = host or Host(), options or MeterOptions()
     if name != "auto":
-        return _named(name, workshop)
+        return _named(name, devices, options, host)
     refusals = []
-    for candidate in workshop.priority:
-        meter = _proven_or_reason(candidate, workshop)
+    for candidate in _candidates(devices):
+        meter = _proven_or_reason(candidate, devices, options, host)
         if not isinstance(meter, EnergyError):
             return meter
         refusals.append(f"{candidate}: {meter}")
     return NoEnergyBackend(host.clock, reason="no energy backend works here (" + "; ".join(refusals) + ")")
 
 
-def _proven_or_reason(name: str, workshop: _Workshop) -> Meter | EnergyError:
+def _on_cpu(devices: Sequence[DeviceId]) -> bool:
+    return tuple(devices) == (CPU_DEVICE,)
+
+
+def _candidates(devices: Sequence[DeviceId]) -> tuple[str, ...]:
+    return CPU_PRIORITY if _on_cpu(devices) else GPU_PRIORITY
+
+
+def _proven_or_reason(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter | EnergyError:
     try:
-        meter = workshop.build(name)
+        meter = _build(name, devices, options, host)
         meter.prove()
     except EnergyError as error:
         logger.info("The %s energy backend is not available: %s", name, error)
@@ -76,66 +113,31 @@ def _proven_or_reason(name: str, workshop: _Workshop) -> Meter | EnergyError:
     return meter
 
 
-def _named(name: BackendName, workshop: _Workshop) -> EnergyBackend:
-    if name not in workshop.priority:
-        measured = "GPUs" if workshop.on_cpu else "the CPU"
-        used = "the CPU" if workshop.on_cpu else "GPUs"
+def _named(name: BackendName, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> EnergyBackend:
+    candidates = _candidates(devices)
+    if name not in candidates:
+        measured, used = ("GPUs", "the CPU") if _on_cpu(devices) else ("the CPU", "GPUs")
         raise EnergyError(
             f"energy.backend: {name} measures {measured}, and this run uses {used}. "
-            f"Use one of {', '.join(workshop.priority)}, or auto."
+            f"Use one of {', '.join(candidates)}, or auto."
         )
-    meter = _proven_or_reason(name, workshop)
+    meter = _proven_or_reason(name, devices, options, host)
     if isinstance(meter, EnergyError):
         raise EnergyError(f"energy.backend: {name} does not work here: {meter}") from meter
     return meter
 
 
-class _Workshop:
-    """Builds meters for one device set."""
+def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter:
+    """The meter called `name`, not yet proven; that of GPUs reads the host's counters too where it may.
 
-    def __init__(self, devices: tuple[DeviceId, ...], options: MeterOptions, host: Host) -> None:
-        self._devices = devices
-        self._clock = host.clock
-        self._options = options
-        self._host = host
-        self.on_cpu = devices == (CPU_DEVICE,)
-        self.priority: tuple[str, ...] = CPU_PRIORITY if self.on_cpu else GPU_PRIORITY
-
-    def build(self, name: str) -> Meter:
-        """The meter called `name`, not yet proven.
-
-        Raises:
-            EnergyError: Something it needs is missing.
-        """
-        builders: dict[str, Callable[[], Meter]] = {
-            "zeus": self._zeus,
-            "nvml": self._nvml,
-            "codecarbon": self._codecarbon,
-            "rapl": self._rapl,
-        }
-        return builders[name]()
-
-    def _zeus(self) -> Meter:
-        nvml = self._host.open_driver()
-        return self._with_host_energy(zeus_backend(self._devices, nvml, self._clock, self._options))
-
-    def _nvml(self) -> Meter:
-        nvml = self._host.open_driver()
-        return self._with_host_energy(NVMLBackend(self._devices, nvml, self._clock, self._options))
-
-    def _with_host_energy(self, meter: Meter) -> Meter:
-        """The same meter, with CPU and memory energy beside it where this machine lets its counters be read."""
-        if RaplBackend(self._clock, self._options, self._host.powercap_root).is_available():
-            return WithHostEnergy(meter, self._clock, self._host.powercap_root)
-        return meter
-
-    def _rapl(self) -> Meter:
-        return RaplBackend(self._clock, self._options, self._host.powercap_root)
-
-    def _codecarbon(self) -> Meter:
-        if self.on_cpu:
-            return CodeCarbonBackend(self._clock)
-        return codecarbon_gpu_backend(self._devices, self._host.open_driver(), self._clock, self._options)
+    Raises:
+        EnergyError: Something it needs is missing.
+    """
+    if _on_cpu(devices):
+        return Meter(CPU_METERS[name](host, options), host.clock, options)
+    strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host, options)
+    beside = not strategy.tells_host and Meter(_rapl(host, options), host.clock, options).is_available()
+    return Meter(strategy, host.clock, options, host.powercap_root if beside else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +161,16 @@ def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions,
     Args:
         devices: UUIDs of the GPUs to read; empty where there are none.
     """
-    described: list[BackendReading] = []
+    described: dict[str, BackendReading] = {}
     for measured in ((tuple(devices),) if devices else ()) + ((CPU_DEVICE,),):
-        workshop = _Workshop(measured, options, host)
-        for name in workshop.priority:
-            if name not in {reading.name for reading in described}:
-                described.append(_describe(name, workshop))
-    return described
+        for name in _candidates(measured):
+            if name not in described:
+                described[name] = _describe(name, measured, options, host)
+    return list(described.values())
 
 
-def _describe(name: str, workshop: _Workshop) -> BackendReading:
+def _describe(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> BackendReading:
     try:
-        return BackendReading(name, True, workshop.build(name).prove())
+        return BackendReading(name, True, _build(name, devices, options, host).prove())
     except EnergyError as error:
         return BackendReading(name, False, str(error))

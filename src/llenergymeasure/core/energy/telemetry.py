@@ -1,22 +1,26 @@
-"""What the power sampler saw, kept in little memory: packed records that move to a temporary file when they add up.
+"""What the power sampler saw, field by field in arrays of numbers, which move to a temporary file when they add up.
 
-One `SampleLog` per device. Up to `CHUNK_BYTES` (half an hour at ten samples a second) nothing touches the disk. When
-the disk is full, memory takes over up to `MEMORY_LIMIT_BYTES`; what then cannot be kept is counted, never forgotten.
+    sampler ── append ──▶  time_s   | 0.00 | 0.10 | 0.20 | …          in memory: up to CHUNK_BYTES per device
+                           power_w  | 61.2 | 61.0 |  nan | …   ──▶    on disk: blocks, each field after the other
+                           …
+
+A `SampleLog` holds one device, a `Telemetry` all devices of a window. Up to `CHUNK_BYTES` (half an hour at ten samples
+a second) nothing touches the disk. When the disk is full, memory takes over up to `MEMORY_LIMIT_BYTES`; what then
+cannot be kept is counted, never forgotten.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import struct
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from io import FileIO
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, Literal, get_args
 
-from llenergymeasure.core.energy.types import PowerSource, TelemetrySample
 from llenergymeasure.core.gpu.driver import DeviceId
 
 CHUNK_BYTES: Final = 1 << 20
@@ -25,9 +29,191 @@ CHUNK_BYTES: Final = 1 << 20
 MEMORY_LIMIT_BYTES: Final = 1 << 26
 """Bytes per device that memory holds at most when the spill file cannot be written (28 hours at 10 Hz)."""
 
-_RECORD: Final = struct.Struct("<7dqb")
-_SOURCES: Final[tuple[PowerSource, ...]] = get_args(PowerSource)
-_NONE: Final = -1  # in the integer columns; the floating-point ones hold NaN
+PowerSource = Literal["power_instant", "power_instant_module", "power_usage", "rapl"]
+"""Where a power value came from: NVML field 186 with GPU or module scope (module: a superchip, CPU included),
+`nvmlDeviceGetPowerUsage` (a one-second average on most boards since Ampere), or the CPU's own counters."""
+
+SOURCES: Final[tuple[PowerSource, ...]] = get_args(PowerSource)
+
+UNKNOWN: Final = -1
+"""In the columns of whole numbers: the device did not answer. Those of floating-point numbers hold NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySample:
+    """One reading of one device by the power sampler; `None` where the device did not answer.
+
+    Args:
+        time_s: When the power value was valid, on the measurement clock, in seconds.
+        power_w: Power draw in watts.
+        temperature_c: GPU temperature in degrees Celsius.
+        sm_clock_mhz: Streaming-multiprocessor clock in MHz.
+        memory_clock_mhz: Memory clock in MHz.
+        sm_utilisation_pct: Share of the last sample period in which a kernel ran, 0..100.
+        memory_used_mb: Device memory in use, in MB (10^6 bytes).
+        throttle_reasons: NVML's clocks-event-reasons bit mask.
+        power_source: What `power_w` was read from.
+    """
+
+    time_s: float
+    power_w: float | None
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    sm_utilisation_pct: float | None = None
+    memory_used_mb: float | None = None
+    throttle_reasons: int | None = None
+    power_source: PowerSource | None = None
+
+
+def _floats() -> array[float]:
+    return array("d")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Samples field by field, see `TelemetrySample`: NaN or `UNKNOWN` for `None`, sources as places in `SOURCES`."""
+
+    time_s: array[float] = field(default_factory=_floats)
+    power_w: array[float] = field(default_factory=_floats)
+    temperature_c: array[float] = field(default_factory=_floats)
+    sm_clock_mhz: array[float] = field(default_factory=_floats)
+    memory_clock_mhz: array[float] = field(default_factory=_floats)
+    sm_utilisation_pct: array[float] = field(default_factory=_floats)
+    memory_used_mb: array[float] = field(default_factory=_floats)
+    throttle_reasons: array[int] = field(default_factory=lambda: array("q"))
+    power_source: array[int] = field(default_factory=lambda: array("b"))
+
+    def __len__(self) -> int:
+        return len(self.power_source)  # the last that `append` adds to
+
+    def append(self, sample: TelemetrySample) -> None:
+        """Add one sample."""
+        self.time_s.append(sample.time_s)
+        self.power_w.append(_nan_for_none(sample.power_w))
+        self.temperature_c.append(_nan_for_none(sample.temperature_c))
+        self.sm_clock_mhz.append(_nan_for_none(sample.sm_clock_mhz))
+        self.memory_clock_mhz.append(_nan_for_none(sample.memory_clock_mhz))
+        self.sm_utilisation_pct.append(_nan_for_none(sample.sm_utilisation_pct))
+        self.memory_used_mb.append(_nan_for_none(sample.memory_used_mb))
+        self.throttle_reasons.append(UNKNOWN if sample.throttle_reasons is None else sample.throttle_reasons)
+        self.power_source.append(UNKNOWN if sample.power_source is None else SOURCES.index(sample.power_source))
+
+    def arrays(self) -> tuple[array[Any], ...]:
+        """Every column, in the order of `COLUMNS`."""
+        return tuple(getattr(self, name) for name in COLUMNS)
+
+
+COLUMNS: Final = tuple(column.name for column in fields(Columns))
+_EMPTY: Final = Columns().arrays()
+SAMPLE_BYTES: Final = sum(column.itemsize for column in _EMPTY)
+
+
+class SampleLog:
+    """The samples of one device, in order of time.
+
+    Args:
+        spill_dir: Directory of the spill file; `None`: the system's temporary directory.
+    """
+
+    def __init__(
+        self,
+        spill_dir: Path | None = None,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
+        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    ) -> None:
+        self._spill_dir = spill_dir
+        self._chunk_bytes = max(chunk_bytes, SAMPLE_BYTES)
+        self._memory_limit_bytes = memory_limit_bytes
+        self._memory = Columns()
+        self._spill: FileIO | None = None
+        self._spilled: list[int] = []  # samples in each block of the spill file
+        self._next_spill_at = self._chunk_bytes
+        self.lost = 0
+        """Samples that neither disk nor memory could take."""
+        self.spill_error: str | None = None
+        """Why the spill file could not be written, last time it was tried; `None` when it could."""
+
+    def __len__(self) -> int:
+        return sum(self._spilled) + len(self._memory)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of samples that are in memory."""
+        return len(self._memory) * SAMPLE_BYTES
+
+    def append(self, sample: TelemetrySample) -> None:
+        """Keep a sample; samples come in order of time."""
+        if self.memory_bytes + SAMPLE_BYTES > self._memory_limit_bytes:
+            self.lost += 1
+            return
+        self._memory.append(sample)
+        if self.memory_bytes >= self._next_spill_at:
+            self._move_to_disk()
+
+    def extend(self, columns: Columns) -> None:
+        """Keep many samples at once, e.g. those of a file; at most `CHUNK_BYTES` of them."""
+        for own, more in zip(self._memory.arrays(), columns.arrays(), strict=True):
+            own.extend(more)
+        if self.memory_bytes >= self._next_spill_at:
+            self._move_to_disk()
+
+    def column(self, name: str) -> array[Any]:
+        """One field of all samples."""
+        index = COLUMNS.index(name)
+        whole: array[Any] = array(_EMPTY[index].typecode)
+        for block in range(len(self._spilled)):
+            whole.extend(self._read(block, index))
+        whole.extend(self._in_memory().arrays()[index])
+        return whole
+
+    def blocks(self) -> Iterator[Columns]:
+        """All samples, as many at once as were written at once."""
+        for block in range(len(self._spilled)):
+            yield Columns(*(self._read(block, index) for index in range(len(COLUMNS))))
+        if len(self._memory):
+            yield self._in_memory()
+
+    def close(self) -> None:
+        """Forget the samples and remove the spill file."""
+        self._memory = Columns()
+        self._spilled.clear()
+        if self._spill is not None:
+            self._spill.close()
+            self._spill = None
+
+    def _in_memory(self) -> Columns:
+        """A copy: a sampler that hangs in the driver may wake up and append."""
+        count = len(self._memory)
+        return Columns(*(column[:count] for column in self._memory.arrays()))
+
+    def _read(self, block: int, index: int) -> array[Any]:
+        column: array[Any] = array(_EMPTY[index].typecode)
+        count = self._spilled[block]
+        before = sum(self._spilled[:block]) * SAMPLE_BYTES + count * sum(c.itemsize for c in _EMPTY[:index])
+        data = b"" if self._spill is None else os.pread(self._spill.fileno(), count * column.itemsize, before)
+        if len(data) != count * column.itemsize:
+            raise OSError("the spill file of the power samples is shorter than what was written to it")
+        column.frombytes(data)
+        return column
+
+    def _move_to_disk(self) -> None:
+        try:
+            if self._spill is None:
+                self._spill = _unnamed_file(self._spill_dir)
+            self._spill.seek(sum(self._spilled) * SAMPLE_BYTES)
+            for column in self._memory.arrays():
+                _write_all(self._spill, column)
+        except OSError as error:
+            # Whatever part was written lies beyond the last whole block and is overwritten by the next try.
+            self.spill_error = str(error)
+            self._next_spill_at = self.memory_bytes + self._chunk_bytes
+        else:
+            self._spilled.append(len(self._memory))
+            self._memory = Columns()
+            self.spill_error = None
+            self._next_spill_at = self._chunk_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,93 +247,15 @@ class SamplerReport:
         return 1e6 * self.cpu_s / self.ticks if self.ticks else 0.0
 
 
-class SampleLog:
-    """The samples of one device, in order of time.
-
-    Args:
-        spill_dir: Directory of the spill file; `None`: the system's temporary directory.
-        chunk_bytes: See `CHUNK_BYTES`.
-        memory_limit_bytes: See `MEMORY_LIMIT_BYTES`.
-    """
-
-    def __init__(
-        self,
-        spill_dir: Path | None = None,
-        *,
-        chunk_bytes: int = CHUNK_BYTES,
-        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
-    ) -> None:
-        self._spill_dir = spill_dir
-        self._chunk_bytes = max(chunk_bytes, _RECORD.size)
-        self._memory_limit_bytes = memory_limit_bytes
-        self._memory = bytearray()
-        self._spill: FileIO | None = None
-        self._spilled_bytes = 0
-        self._next_spill_at = self._chunk_bytes
-        self.lost = 0
-        """Samples that neither disk nor memory could take."""
-        self.spill_error: str | None = None
-        """Why the spill file could not be written, last time it was tried; `None` when it could."""
-
-    def __len__(self) -> int:
-        return (self._spilled_bytes + len(self._memory)) // _RECORD.size
-
-    def append(self, sample: TelemetrySample) -> None:
-        """Keep a sample; samples come in order of time."""
-        if len(self._memory) + _RECORD.size > self._memory_limit_bytes:
-            self.lost += 1
-            return
-        self._memory += _pack(sample)
-        if len(self._memory) >= self._next_spill_at:
-            self._move_to_disk()
-
-    def __iter__(self) -> Iterator[TelemetrySample]:
-        """All samples; not while another thread appends."""
-        if self._spill is not None:
-            self._spill.seek(0)
-            left = self._spilled_bytes
-            while left > 0:
-                block = self._spill.read(min(left, _RECORD.size * 4096))
-                if not block or len(block) % _RECORD.size:
-                    raise OSError("the spill file of the power samples is shorter than what was written to it")
-                left -= len(block)
-                yield from map(_unpack, _RECORD.iter_unpack(block))
-        yield from map(_unpack, _RECORD.iter_unpack(bytes(self._memory)))
-
-    def close(self) -> None:
-        """Forget the samples and remove the spill file."""
-        self._memory.clear()
-        self._spilled_bytes = 0
-        if self._spill is not None:
-            self._spill.close()
-            self._spill = None
-
-    def _move_to_disk(self) -> None:
-        try:
-            if self._spill is None:
-                self._spill = _unnamed_file(self._spill_dir)
-            self._spill.seek(self._spilled_bytes)
-            _write_all(self._spill, self._memory)
-        except OSError as error:
-            # Whatever part was written lies beyond `_spilled_bytes` and is overwritten by the next try.
-            self.spill_error = str(error)
-            self._next_spill_at = len(self._memory) + self._chunk_bytes
-        else:
-            self._spilled_bytes += len(self._memory)
-            self._memory.clear()
-            self.spill_error = None
-            self._next_spill_at = self._chunk_bytes
-
-
-class SampledTelemetry:
-    """The sampler's record of one window (a `Telemetry`).
+class Telemetry:
+    """The samples of one window, those just outside it included; read them before `close`.
 
     Args:
         logs: One log per device.
-        report: How the sampler did.
+        report: How the sampler did; `None` where none took these samples: they were read from a file.
     """
 
-    def __init__(self, logs: Mapping[DeviceId, SampleLog], report: SamplerReport) -> None:
+    def __init__(self, logs: Mapping[DeviceId, SampleLog], report: SamplerReport | None = None) -> None:
         self._logs = logs
         self.report = report
 
@@ -156,14 +264,39 @@ class SampledTelemetry:
         """Devices with at least one sample."""
         return tuple(device for device, log in self._logs.items() if len(log))
 
-    def samples(self, device: DeviceId) -> Iterator[TelemetrySample]:
-        """All samples of one device in order of time, those just outside the window included."""
-        return iter(self._logs[device])
+    def column(self, device: DeviceId, name: str) -> array[Any]:
+        """One field of a device's samples in order of time, see `Columns`."""
+        return self._logs[device].column(name)
+
+    def blocks(self, device: DeviceId) -> Iterator[Columns]:
+        """All samples of a device in order of time, some at once."""
+        return self._logs[device].blocks()
+
+    def power(self, device: DeviceId) -> tuple[array[float], array[float]]:
+        """Times in seconds and power in watts of a device's samples, without those that gave no power."""
+        times_s, power_w = array("d"), array("d")
+        if device in self._logs:
+            for time_s, watts in zip(self.column(device, "time_s"), self.column(device, "power_w"), strict=True):
+                if not math.isnan(watts):
+                    times_s.append(time_s)
+                    power_w.append(watts)
+        return times_s, power_w
+
+    def power_sources(self, device: DeviceId) -> set[PowerSource]:
+        """All sources that a device's power values came from."""
+        if device not in self._logs:
+            return set()
+        return {SOURCES[source] for source in set(self.column(device, "power_source")) if source != UNKNOWN}
 
     def close(self) -> None:
-        """Release the record and its temporary files."""
+        """Release the samples and their temporary files."""
         for log in self._logs.values():
             log.close()
+
+
+def answered(column: Iterable[float]) -> list[float]:
+    """The values of a column without those that the device did not give."""
+    return [value for value in column if not math.isnan(value)]
 
 
 def log_problems(logs: Mapping[DeviceId, SampleLog]) -> Sequence[str]:
@@ -186,51 +319,15 @@ def _unnamed_file(directory: Path | None) -> FileIO:
     return FileIO(handle, "r+")
 
 
-def _write_all(file: FileIO, data: bytearray) -> None:
-    view = memoryview(data)
-    try:
+def _write_all(file: FileIO, column: array[Any]) -> None:
+    with memoryview(column) as values, values.cast("B") as data:
         written = 0
-        while written < len(view):
-            count = file.write(view[written:])
+        while written < len(data):
+            count = file.write(data[written:])
             if not count:
                 raise OSError("nothing more could be written")
             written += count
-    finally:
-        view.release()  # a bytearray with a view on it cannot be cleared
-
-
-def _pack(sample: TelemetrySample) -> bytes:
-    return _RECORD.pack(
-        sample.time_s,
-        _nan_for_none(sample.power_w),
-        _nan_for_none(sample.temperature_c),
-        _nan_for_none(sample.sm_clock_mhz),
-        _nan_for_none(sample.memory_clock_mhz),
-        _nan_for_none(sample.sm_utilisation_pct),
-        _nan_for_none(sample.memory_used_mb),
-        _NONE if sample.throttle_reasons is None else sample.throttle_reasons,
-        _NONE if sample.power_source is None else _SOURCES.index(sample.power_source),
-    )
-
-
-def _unpack(record: tuple[float, float, float, float, float, float, float, int, int]) -> TelemetrySample:
-    time_s, power, temperature, sm_clock, memory_clock, utilisation, memory, reasons, source = record
-    return TelemetrySample(
-        time_s,
-        _none_for_nan(power),
-        _none_for_nan(temperature),
-        _none_for_nan(sm_clock),
-        _none_for_nan(memory_clock),
-        _none_for_nan(utilisation),
-        _none_for_nan(memory),
-        None if reasons == _NONE else reasons,
-        None if source == _NONE else _SOURCES[source],
-    )
 
 
 def _nan_for_none(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _none_for_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -8,21 +8,26 @@ the same functions on them, so it gives the same joules to the last bit, with no
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
-from itertools import islice
+from array import array
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.energy.counter import CounterRead
-from llenergymeasure.core.energy.fusion import SensorDescription
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
-from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
 from llenergymeasure.core.energy.part import Span, energy_between
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
-from llenergymeasure.core.energy.uncertainty import PowerSampling
+from llenergymeasure.core.energy.telemetry import COLUMNS, SOURCES, UNKNOWN, Columns, SampleLog, Telemetry
+from llenergymeasure.core.energy.types import (
+    BoardRecord,
+    CounterRead,
+    EnergyMeasurement,
+    GpuWindow,
+    PowerSampling,
+    SensorDescription,
+)
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.exceptions import PersistenceError
 
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_PER_GROUP: Final = 8192
-"""Samples that are in memory at once."""
+"""Samples that are in memory at once when a file is read."""
 
 WINDOW_KEY: Final = b"llenergymeasure_window"
 COUNTED_KEY: Final = b"llenergymeasure_counted_part"
@@ -44,19 +49,13 @@ UNITS: Final = {
     "sm_utilisation_pct": "%",
     "memory_used_mb": "MB",
 }
-_COLUMNS: Final = tuple(field.name for field in fields(TelemetrySample))
 
 
 def write_trace(energy: EnergyMeasurement, path: Path, counted: Span | None = None) -> Path:
-    """Write the raw trace of a window; the file appears whole or not at all.
+    """Write the raw trace of a window to `path`; the file appears whole or not at all.
 
     Args:
-        energy: The window, with its samples.
-        path: Where to write.
-        counted: The part of it whose energy the result gives; `None`: all of it.
-
-    Returns:
-        `path`.
+        counted: The part of the window whose energy the result gives; `None`: all of it.
 
     Raises:
         OSError: It cannot be written.
@@ -71,9 +70,8 @@ def write_trace(energy: EnergyMeasurement, path: Path, counted: Span | None = No
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             for device in energy.telemetry.devices:
-                samples = energy.telemetry.samples(device)
-                while group := list(islice(samples, ROWS_PER_GROUP)):
-                    writer.write_batch(_batch(device, group, schema))
+                for block in energy.telemetry.blocks(device):
+                    writer.write_batch(_batch(device, block, schema))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -81,24 +79,18 @@ def write_trace(energy: EnergyMeasurement, path: Path, counted: Span | None = No
 
 
 def recompute_energy(path: Path) -> EnergyMeasurement:
-    """Compute a result's energy again from its trace; equal to the stored figures to the last bit.
-
-    Args:
-        path: A `trace.parquet` of a run on GPUs.
+    """Compute a result's energy again from the `trace.parquet` of a run on GPUs; equal to it to the last bit.
 
     Raises:
         PersistenceError: The file is not such a trace.
     """
-    energy = gpu_measurement(read_trace(path))
+    energy = gpu_measurement(*read_trace(path))
     counted = _metadata(path).get(COUNTED_KEY)
     return energy if counted is None else energy_between(energy, *json.loads(counted))
 
 
-def read_trace(path: Path) -> RecordedWindow:
-    """A trace, its samples still on disk.
-
-    Args:
-        path: A `trace.parquet` of a run on GPUs.
+def read_trace(path: Path) -> tuple[GpuWindow, Telemetry]:
+    """The inputs of `gpu_measurement` from the `trace.parquet` of a run on GPUs.
 
     Raises:
         PersistenceError: The file is not such a trace.
@@ -109,41 +101,40 @@ def read_trace(path: Path) -> RecordedWindow:
         raise PersistenceError(f"{path} holds power samples but no window on GPUs to compute energy for") from error
     except (ValueError, TypeError) as error:
         raise PersistenceError(f"{path} is not a trace of a measurement: {error}") from error
-    return RecordedWindow(window, _StoredSamples(path, tuple(board.device for board in window.boards)))
+    return window, _read_samples(path, [board.device for board in window.boards])
 
 
-class _StoredSamples:
-    """The samples of a trace file, read group by group (a `Telemetry`)."""
+def _read_samples(path: Path, devices: list[DeviceId]) -> Telemetry:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
-    def __init__(self, path: Path, devices: tuple[DeviceId, ...]) -> None:
-        self._path = path
-        self._counts = {device: sum(1 for _ in self.samples(device)) for device in devices}
-
-    @property
-    def devices(self) -> tuple[DeviceId, ...]:
-        """Devices with at least one sample."""
-        return tuple(device for device, count in self._counts.items() if count)
-
-    def samples(self, device: DeviceId) -> Iterator[TelemetrySample]:
-        """All samples of one device in order of time."""
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(self._path) as file:
-            for batch in file.iter_batches(ROWS_PER_GROUP):
-                for row in batch.to_pylist():
-                    if row.pop("device") == device:
-                        yield TelemetrySample(**row)
-
-    def close(self) -> None:
-        """Nothing is held open."""
+    logs = {device: SampleLog() for device in devices}
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROWS_PER_GROUP):
+            for device, log in logs.items():
+                log.extend(_columns(batch.filter(pc.equal(batch["device"], device))))
+    return Telemetry(logs)
 
 
-def _batch(device: DeviceId, samples: list[TelemetrySample], schema: pa.Schema) -> pa.RecordBatch:
+def _columns(batch: pa.RecordBatch) -> Columns:
+    sources = {None: UNKNOWN} | {source: index for index, source in enumerate(SOURCES)}
+    columns: list[array[Any]] = [array("d", batch[name].fill_null(math.nan).to_pylist()) for name in UNITS]
+    columns.append(array("q", batch["throttle_reasons"].fill_null(UNKNOWN).to_pylist()))
+    columns.append(array("b", [sources[source] for source in batch["power_source"].to_pylist()]))
+    return Columns(*columns)
+
+
+def _batch(device: DeviceId, block: Columns, schema: pa.Schema) -> pa.RecordBatch:
     import pyarrow as pa
 
-    columns = {"device": [device] * len(samples)}
-    columns |= {name: [getattr(sample, name) for sample in samples] for name in _COLUMNS}
-    return pa.record_batch([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+    names = {UNKNOWN: None} | dict(enumerate(SOURCES))
+    columns: dict[str, Any] = dict(zip(COLUMNS, block.arrays(), strict=True))
+    columns["device"] = [device] * len(block)
+    columns["throttle_reasons"] = [None if reasons == UNKNOWN else reasons for reasons in block.throttle_reasons]
+    columns["power_source"] = [names[source] for source in block.power_source]
+    return pa.record_batch(  # NaN becomes null
+        [pa.array(columns[field.name], field.type, from_pandas=True) for field in schema], schema=schema
+    )
 
 
 def _metadata(path: Path) -> Mapping[bytes, bytes]:
@@ -161,12 +152,12 @@ def _schema(energy: EnergyMeasurement, counted: Span | None) -> pa.Schema:
 
     others = {"throttle_reasons": pa.int64(), "power_source": pa.string()}
     columns = [pa.field("device", pa.string())]
-    for name in _COLUMNS:
+    for name in COLUMNS:
         unit = UNITS.get(name)
         columns.append(pa.field(name, others.get(name, pa.float64()), metadata={"unit": unit} if unit else None))
     metadata: dict[bytes | str, bytes | str] = {"llenergymeasure_version": VERSION, "units": json.dumps(UNITS)}
-    if isinstance(energy.telemetry, RecordedWindow):
-        metadata[WINDOW_KEY] = json.dumps(asdict(energy.telemetry.window), allow_nan=False)
+    if energy.gpu_window is not None:
+        metadata[WINDOW_KEY] = json.dumps(asdict(energy.gpu_window), allow_nan=False)
     if counted is not None:
         metadata[COUNTED_KEY] = json.dumps(counted, allow_nan=False)
     return pa.schema(columns, metadata=metadata)

@@ -9,70 +9,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol, runtime_checkable
 
+from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
-from llenergymeasure.domain.energy import BudgetKind, EnergyAudit
+from llenergymeasure.domain.energy import BudgetComponent, EnergyAudit
 from llenergymeasure.domain.warnings import MeasurementWarning
 
-PowerSource = Literal["power_instant", "power_instant_module", "power_usage", "rapl"]
-"""Where a power value came from: NVML field 186 with GPU or module scope (module: a superchip, CPU included),
-`nvmlDeviceGetPowerUsage` (a one-second average on most boards since Ampere), or the CPU's own counters."""
-
 
 @dataclass(frozen=True, slots=True)
-class TelemetrySample:
-    """One reading of one device by the power sampler; `None` where the device did not answer.
+class CounterRead:
+    """One reading of an energy counter: the total that it showed at some moment between question and answer.
 
     Args:
-        time_s: When the power value was valid, on the measurement clock, in seconds.
-        power_w: Power draw in watts.
-        temperature_c: GPU temperature in degrees Celsius.
-        sm_clock_mhz: Streaming-multiprocessor clock in MHz.
-        memory_clock_mhz: Memory clock in MHz.
-        sm_utilisation_pct: Share of the last sample period in which a kernel ran, 0..100.
-        memory_used_mb: Device memory in use, in MB (10^6 bytes).
-        throttle_reasons: NVML's clocks-event-reasons bit mask.
-        power_source: What `power_w` was read from.
+        asked_s: When the call began, on the measurement clock, in seconds.
+        answered_s: When it returned.
+        energy_j: The counter's total in joules.
     """
 
-    time_s: float
-    power_w: float | None
-    temperature_c: float | None = None
-    sm_clock_mhz: float | None = None
-    memory_clock_mhz: float | None = None
-    sm_utilisation_pct: float | None = None
-    memory_used_mb: float | None = None
-    throttle_reasons: int | None = None
-    power_source: PowerSource | None = None
-
-
-class Telemetry(Protocol):
-    """The power sampler's record of one window, in memory or spilled to disk; read it before `close`."""
-
-    @property
-    def devices(self) -> tuple[DeviceId, ...]:
-        """Devices with at least one sample."""
-
-    def samples(self, device: DeviceId) -> Iterator[TelemetrySample]:
-        """All samples of one device in order of time, those just outside the window included."""
-
-    def close(self) -> None:
-        """Release the record and any temporary file."""
+    asked_s: float
+    answered_s: float
+    energy_j: float
 
 
 @dataclass(frozen=True, slots=True)
-class UncertaintyComponent:
-    """One line of the error budget: a 95 % half-width in joules and where it comes from."""
+class SensorDescription:
+    """What is known of a board's counter and power sensor; the defaults suppose little.
 
-    name: str
-    half_width_j: float
-    kind: BudgetKind
-    note: str = ""
+    Args:
+        counter_period_s: Time between two steps of the counter in seconds, as `measure_counter_periods` or a
+            calibration found it; `None`: unknown, and the intervals are wider.
+        counter_period_tolerance_s: How far the period may be from that.
+        counter_jitter_s: How far a single step may be from its place.
+        averaging_window_s: Over which time a power sample is an average. Above `SMOOTHED_S` (the one-second average of
+            recent boards) the samples are not used at all.
+        power_margin: How far samples and counter may disagree, as a share of the power.
+    """
+
+    counter_period_s: float | None = None
+    counter_period_tolerance_s: float = 0.003
+    counter_jitter_s: float = 0.0005
+    averaging_window_s: float = 0.1
+    power_margin: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class PowerSampling:
+    """How power samples come about.
+
+    Args:
+        averaging_window_s: Over which time a sample is an average, in seconds.
+        update_s: How often the sensor publishes a new value, in seconds.
+    """
+
+    averaging_window_s: float = 0.1
+    update_s: float = 0.1
+
+    @property
+    def lag_s(self) -> float:
+        """How old, on average, is what a sample shows: half of the average's length, and half an update."""
+        return 0.5 * (self.averaging_window_s + self.update_s)
+
+    @property
+    def unknown_lag_s(self) -> float:
+        """How far from that the age may be: half an update either way, and what the average blurs on top."""
+        return 0.5 * self.update_s + 0.25 * self.averaging_window_s
+
+
+@dataclass(frozen=True, slots=True)
+class BoardRecord:
+    """What was read of one board, besides its samples.
+
+    Args:
+        device: The device as the run names it: the board's UUID, or that of a MIG instance on it.
+        board: UUID of the board.
+        has_counter: Whether the board has an energy counter.
+        before: Reads of the counter before the window.
+        after: Reads after it.
+        counter_problem: Why the counter could not be read; `None` when it could.
+        includes_module: Whether counter and samples cover a whole superchip.
+        power_limit_w: The enforced power limit in watts, where it is known.
+        sensor: What is known of its counter.
+        sampling: How its power samples came about.
+    """
+
+    device: DeviceId
+    board: DeviceId
+    has_counter: bool
+    before: tuple[CounterRead, ...] = ()
+    after: tuple[CounterRead, ...] = ()
+    counter_problem: str | None = None
+    includes_module: bool = False
+    power_limit_w: float | None = None
+    sensor: SensorDescription = field(default_factory=SensorDescription)
+    sampling: PowerSampling = field(default_factory=PowerSampling)
+
+    @property
+    def is_mig(self) -> bool:
+        """Whether the run used only a slice of the board."""
+        return self.device != self.board
+
+
+@dataclass(frozen=True, slots=True)
+class GpuWindow:
+    """A window on GPUs, ready to be turned into joules together with its samples (gpu_energy.py).
+
+    Args:
+        start_s: Its start on the measurement clock, in seconds.
+        end_s: Its end.
+        boards: One record per device.
+        sampling_interval_s: The sampler's interval.
+        gain_uncertainty_pct: 95 % half-width of the sensors' gain, in per cent.
+        meter: Name of the meter.
+    """
+
+    start_s: float
+    end_s: float
+    boards: tuple[BoardRecord, ...]
+    sampling_interval_s: float
+    gain_uncertainty_pct: float
+    meter: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +156,7 @@ class EnergyMeasurement:
         components: The error budget of `total_j` (95 % half-widths). Empty when `total_j` is `None`.
         per_gpu_components: The error budget of each figure in `per_gpu_j`, likewise.
         telemetry: The sampler's record, or `None` where nothing was sampled.
+        gpu_window: What the figures were computed from besides the samples; `None` where no GPU was measured.
         notes: Everything a reader must know about these figures.
         meter: Name of the energy backend and, where it matters, the sensor it read.
     """
@@ -112,9 +173,10 @@ class EnergyMeasurement:
     integral_j: float | None = None
     fused_j: float | None = None
     audit: EnergyAudit | None = None
-    components: tuple[UncertaintyComponent, ...] = ()
-    per_gpu_components: Mapping[DeviceId, tuple[UncertaintyComponent, ...]] = field(default_factory=dict)
+    components: tuple[BudgetComponent, ...] = ()
+    per_gpu_components: Mapping[DeviceId, tuple[BudgetComponent, ...]] = field(default_factory=dict)
     telemetry: Telemetry | None = None
+    gpu_window: GpuWindow | None = None
     notes: tuple[MeasurementWarning, ...] = ()
     meter: str = ""
 
@@ -123,6 +185,11 @@ class EnergyMeasurement:
         """Length of the window in seconds."""
         return self.end_s - self.start_s
 
+    def close(self) -> None:
+        """Release the samples of a window that nobody needs any more."""
+        if self.telemetry is not None:
+            self.telemetry.close()
+
 
 @dataclass(frozen=True, slots=True)
 class TrackingHandle:
@@ -130,6 +197,24 @@ class TrackingHandle:
 
     start_s: float
     state: object = None
+
+
+@runtime_checkable
+class EnergyBackend(Protocol):
+    """Measures joules between two instants."""
+
+    @property
+    def name(self) -> str:
+        """The name a config uses for this backend."""
+
+    def is_available(self) -> bool:
+        """Whether a reading can be had here and now, proved by taking one."""
+
+    def start_tracking(self) -> TrackingHandle:
+        """Open a window; returns at its first instant, which the handle records."""
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        """Close the window: its last instant is the moment of this call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +235,8 @@ class MeterOptions:
     spill_dir: Path | None = None
     calibration_dir: Path | None = None
     family_pid: int | None = None
+
+    @property
+    def poll_interval_s(self) -> float:
+        """The same in seconds."""
+        return self.poll_interval_ms / 1000

@@ -3,7 +3,7 @@
 The components of one figure are independent and add in quadrature (GUM, JCGM 100:2008, 5.1.2); with the gain they give
 the *absolute* uncertainty, without it the *comparative* one, because two runs on one board share the gain
 (`domain.energy.combine_budget`). Several boards have sensors of their own: their time errors are independent and add in
-quadrature, their gains may share a cause and add linearly (5.2.2, note 1).
+quadrature, their gains may share a cause and add linearly (5.2.2, note 1; `domain.energy.sum_budgets`).
 
 | component            | of                | where it comes from                                                      |
 |----------------------|-------------------|--------------------------------------------------------------------------|
@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.energy.fusion import FusedEnergy
-from llenergymeasure.core.energy.types import UncertaintyComponent
+from llenergymeasure.core.energy.types import PowerSampling
 from llenergymeasure.domain.energy import BudgetComponent, EnergyUncertainty, combine_budget
 
 Z95: Final = 1.96
@@ -52,38 +52,14 @@ PATTERN_SAMPLES: Final = 2000
 """So many samples at the end of the window are searched for a pattern."""
 
 
-@dataclass(frozen=True, slots=True)
-class PowerSampling:
-    """How power samples come about.
-
-    Args:
-        averaging_window_s: Over which time a sample is an average, in seconds.
-        update_s: How often the sensor publishes a new value, in seconds.
-    """
-
-    averaging_window_s: float = 0.1
-    update_s: float = 0.1
-
-    @property
-    def lag_s(self) -> float:
-        """How old, on average, is what a sample shows: half of the average's length, and half an update."""
-        return 0.5 * (self.averaging_window_s + self.update_s)
-
-    @property
-    def unknown_lag_s(self) -> float:
-        """How far from that the age may be: half an update either way, and what the average blurs on top."""
-        return 0.5 * self.update_s + 0.25 * self.averaging_window_s
-
-
-def gain_component(energy_j: float, gain_uncertainty_pct: float) -> UncertaintyComponent:
+def gain_component(energy_j: float, gain_uncertainty_pct: float) -> BudgetComponent:
     """The sensor's proportional error.
 
     Args:
-        energy_j: The figure in joules.
-        gain_uncertainty_pct: 95 % half-width of the gain in per cent. NVIDIA states ±5 %; single boards were found
-            between -5.5 % and +11 % (arXiv 2312.02741).
+        gain_uncertainty_pct: 95 % half-width of the gain. NVIDIA states ±5 %; single boards were found between -5.5 %
+            and +11 % (arXiv 2312.02741).
     """
-    return UncertaintyComponent(
+    return BudgetComponent(
         name="sensor gain",
         half_width_j=abs(energy_j) * gain_uncertainty_pct / 100.0,
         kind="gain",
@@ -91,17 +67,19 @@ def gain_component(energy_j: float, gain_uncertainty_pct: float) -> UncertaintyC
     )
 
 
-def counter_component(fused: FusedEnergy) -> UncertaintyComponent:
+def counter_component(fused: FusedEnergy) -> BudgetComponent:
     """The counter's steps at the window's edges, as the fusion (or its fallback) left them."""
     note = "counter steps bounded by the power samples at the window's edges"
     if fused.used_fallback:
         note = f"plain counter difference: {fused.reason}"
-    return UncertaintyComponent("counter resolution", fused.half_width_j, "counter_resolution", note)
+    return BudgetComponent(
+        name="counter resolution", kind="counter_resolution", half_width_j=fused.half_width_j, note=note
+    )
 
 
 def integral_components(
     times_s: Sequence[float], power_w: Sequence[float], start_s: float, end_s: float, sampling: PowerSampling
-) -> tuple[UncertaintyComponent, ...]:
+) -> tuple[BudgetComponent, ...]:
     """What the integral of power samples cannot know, estimated from the samples themselves.
 
     *Sampling.* A change of power `d` between samples `h` apart happened at an unknown moment: an error of up to
@@ -113,13 +91,6 @@ def integral_components(
 
     A load that swings (almost) exactly with the sensor's updates looks steady; only the counter can tell, and the audit
     of both does.
-
-    Args:
-        times_s: When each sample was taken, in seconds, in order.
-        power_w: Power of each sample in watts.
-        start_s: Start of the window on the same clock.
-        end_s: End of the window.
-        sampling: How the samples come about.
     """
     oldest_s = sampling.averaging_window_s + sampling.update_s
     return trace_components(times_s, power_w, ((start_s, end_s),), sampling, oldest_s)
@@ -131,17 +102,13 @@ def trace_components(
     spans: Sequence[tuple[float, float]],
     sampling: PowerSampling,
     misplaced_s: float,
-) -> tuple[UncertaintyComponent, ...]:
+) -> tuple[BudgetComponent, ...]:
     """`integral_components` of the sum over several stretches of one trace.
 
     What happened between samples is another matter in each stretch and adds in quadrature; samples that are misplaced
     are so in all of them, and that adds linearly.
 
     Args:
-        times_s: When each sample was taken, in seconds, in order.
-        power_w: Power of each sample in watts.
-        spans: Start and end of each stretch on the same clock, in seconds.
-        sampling: How the samples come about.
         misplaced_s: How far from its place in time what a sample shows may be, in seconds.
     """
     variance_j2 = repeated_j2 = 0.0
@@ -159,19 +126,19 @@ def trace_components(
         freedom += len(times) - 1
     factor = coverage_factor(freedom)
     return (
-        UncertaintyComponent(
+        BudgetComponent(
             name="sampling",
             half_width_j=factor * math.sqrt(variance_j2),
             kind="sampling",
             note=f"changes between {samples} samples",
         ),
-        UncertaintyComponent(
+        BudgetComponent(
             name="aliasing",
             half_width_j=factor * math.sqrt(repeated_j2),
             kind="aliasing",
             note=f"the load repeats {repeats} times in step with the sampling" if repeats else "no pattern in step",
         ),
-        UncertaintyComponent(
+        BudgetComponent(
             name="sensor lag",
             half_width_j=math.fsum(_lag_half_width(times_s, power_w, *span, misplaced_s) for span in spans),
             kind="sensor",
@@ -180,41 +147,12 @@ def trace_components(
     )
 
 
-def combine_boards(budgets: Iterable[Sequence[UncertaintyComponent]]) -> tuple[UncertaintyComponent, ...]:
-    """The budget of a sum over boards: equal names in quadrature, gains linearly.
-
-    Args:
-        budgets: The budget of each board.
-    """
-    total: dict[str, UncertaintyComponent] = {}
-    for part in (component for budget in budgets for component in budget):
-        known = total.get(part.name)
-        if known is None:
-            total[part.name] = part
-        elif part.kind == "gain":
-            total[part.name] = replace(known, half_width_j=known.half_width_j + part.half_width_j)
-        else:
-            total[part.name] = replace(known, half_width_j=math.hypot(known.half_width_j, part.half_width_j))
-    return tuple(total.values())
-
-
-def comparative_half_width(components: Iterable[UncertaintyComponent]) -> float:
-    """95 % half-width in joules without the gain: for runs compared on one board, or two readings of one sensor."""
-    return math.hypot(*(part.half_width_j for part in components if part.kind != "gain"))
-
-
-def absolute_half_width(components: Iterable[UncertaintyComponent]) -> float:
-    """95 % half-width in joules with the gain: for publishing."""
-    return math.hypot(*(part.half_width_j for part in components))
-
-
 @dataclass(frozen=True, slots=True)
 class IdleEnergy:
     """What idle power amounts to over a window.
 
     Args:
-        energy_j: Idle power times the window's length, in joules.
-        half_width_j: Its 95 % half-width without the sensor's gain.
+        half_width_j: 95 % half-width of `energy_j` without the sensor's gain.
     """
 
     energy_j: float
@@ -223,15 +161,13 @@ class IdleEnergy:
 
 def stated_uncertainty(
     energy_j: float,
-    components: Sequence[UncertaintyComponent],
+    components: Sequence[BudgetComponent],
     output_tokens: int | None = None,
     idle: IdleEnergy | None = None,
 ) -> EnergyUncertainty | None:
     """The uncertainty of an energy figure as a result states it; `None` for an estimate, which has no budget.
 
     Args:
-        energy_j: The figure in joules.
-        components: Its budget.
         output_tokens: Tokens that it is divided by, for the half-widths per token.
         idle: What is subtracted from it for the figure above idle; `None`: nothing is.
     """
@@ -240,15 +176,9 @@ def stated_uncertainty(
     lines = [*components]
     if idle is not None:
         note = "half-width of the idle power times the window's length"
-        lines.append(UncertaintyComponent("idle power", idle.half_width_j, "baseline", note))
+        lines.append(BudgetComponent(name="idle power", kind="baseline", half_width_j=idle.half_width_j, note=note))
     budget = [
-        BudgetComponent(
-            name=line.name,
-            kind=line.kind,
-            half_width_j=line.half_width_j,
-            relative_pct=100.0 * line.half_width_j / energy_j if energy_j else None,
-            note=line.note,
-        )
+        line.model_copy(update={"relative_pct": 100.0 * line.half_width_j / energy_j if energy_j else None})
         for line in lines
     ]
     above_idle = 1.0 if idle is None or not energy_j else abs(energy_j - idle.energy_j) / energy_j

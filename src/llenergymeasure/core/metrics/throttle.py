@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from typing import Final
 
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.energy.telemetry import UNKNOWN
+from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.metrics import ThermalThrottleInfo
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h, "NvmlClocksEventReasons").
@@ -25,9 +27,6 @@ def throttle_info(energy: EnergyMeasurement) -> ThermalThrottleInfo | None:
     """Throttling of any of the window's devices; `None` where no device tells.
 
     A sample's reasons are taken to hold until the next sample. Times during which several devices throttle count once.
-
-    Args:
-        energy: The window and its power samples.
     """
     if energy.telemetry is None:
         return None
@@ -35,13 +34,13 @@ def throttle_info(energy: EnergyMeasurement) -> ThermalThrottleInfo | None:
     hottest_c: float | None = None
     spans: list[tuple[float, float]] = []
     for device in energy.telemetry.devices:
-        for sample, begins_s, ends_s in held_samples(energy.telemetry.samples(device), energy.start_s, energy.end_s):
-            if sample.temperature_c is not None:
-                hottest_c = sample.temperature_c if hottest_c is None else max(hottest_c, sample.temperature_c)
-            if sample.throttle_reasons is None:
+        for temperature_c, raw_reasons, begins_s, ends_s in _held(energy, device):
+            if not math.isnan(temperature_c):
+                hottest_c = temperature_c if hottest_c is None else max(hottest_c, temperature_c)
+            if raw_reasons == UNKNOWN:
                 continue
             told = True
-            reasons = sample.throttle_reasons & THROTTLING
+            reasons = raw_reasons & THROTTLING
             seen |= reasons
             if reasons and ends_s > begins_s:
                 spans.append((begins_s, ends_s))
@@ -61,24 +60,23 @@ def throttle_info(energy: EnergyMeasurement) -> ThermalThrottleInfo | None:
     )
 
 
-def held_samples(
-    samples: Iterable[TelemetrySample], start_s: float, end_s: float
-) -> Iterator[tuple[TelemetrySample, float, float]]:
-    """Each sample with the part of the window for which it is the latest: the one before the window opens it.
+def _held(energy: EnergyMeasurement, device: DeviceId) -> Iterator[tuple[float, int, float, float]]:
+    """Temperature and reasons of each sample, and the part of the window for which it is the latest.
 
-    Args:
-        samples: In order of time.
-        start_s: Start of the window, in seconds.
-        end_s: End of the window.
+    The one before the window opens it; a single one holds for no time.
     """
-    last: TelemetrySample | None = None
-    for sample, following in pairwise(samples):
-        begins_s, ends_s = max(sample.time_s, start_s), min(following.time_s, end_s)
+    if energy.telemetry is None:
+        return
+    times_s = energy.telemetry.column(device, "time_s")
+    temperatures_c = energy.telemetry.column(device, "temperature_c")
+    reasons = energy.telemetry.column(device, "throttle_reasons")
+    if len(times_s) < 2:
+        return
+    until_s = [*times_s[1:], energy.end_s]
+    for time_s, next_s, temperature_c, bits in zip(times_s, until_s, temperatures_c, reasons, strict=True):
+        begins_s, ends_s = max(time_s, energy.start_s), min(next_s, energy.end_s)
         if begins_s <= ends_s:
-            yield sample, begins_s, ends_s
-        last = following
-    if last is not None and last.time_s <= end_s:
-        yield last, max(last.time_s, start_s), end_s
+            yield temperature_c, bits, begins_s, ends_s
 
 
 def merge_spans(spans: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:

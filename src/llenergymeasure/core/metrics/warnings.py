@@ -1,4 +1,4 @@
-"""Doubts about a window that can be told from its length and its power samples alone.
+"""Warnings about a window that can be told from its length and its power samples alone.
 
 What only a meter or a step of the lifecycle knows (a foreign process, a busy baseline, a counter that stood still) is
 warned about there.
@@ -6,12 +6,14 @@ warned about there.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import statistics
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import Final
 
-from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.energy.telemetry import answered
+from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -33,11 +35,7 @@ CLOCK_MIN_SAMPLES: Final = 3
 
 
 def window_warnings(energy: EnergyMeasurement) -> tuple[MeasurementWarning, ...]:
-    """Every doubt that the window's length and its power samples raise.
-
-    Args:
-        energy: The window and its power samples.
-    """
+    """Every warning that the window's length and its power samples call for."""
     return (*_duration(energy), *_per_device(energy), *_throttling(energy))
 
 
@@ -50,82 +48,50 @@ def _duration(energy: EnergyMeasurement) -> Iterator[MeasurementWarning]:
         )
 
 
-@dataclass(slots=True)
-class _Mean:
-    total: float = 0.0
-    count: int = 0
-
-    def add(self, value: float) -> None:
-        self.total += value
-        self.count += 1
-
-    @property
-    def value(self) -> float:
-        return self.total / self.count
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What the samples of one device inside the window show, gathered in one pass."""
-
-    power_samples: int = 0
-    coolest_c: float = math.inf
-    hottest_c: float = -math.inf
-    first_clocks_mhz: _Mean = field(default_factory=_Mean)
-    last_clocks_mhz: _Mean = field(default_factory=_Mean)
-
-    def add(self, sample: TelemetrySample, position: float) -> None:
-        """Count a sample at `position` of the window, 0..1."""
-        self.power_samples += sample.power_w is not None
-        if sample.temperature_c is not None:
-            self.coolest_c = min(self.coolest_c, sample.temperature_c)
-            self.hottest_c = max(self.hottest_c, sample.temperature_c)
-        if sample.sm_clock_mhz is not None and position < 0.25:
-            self.first_clocks_mhz.add(sample.sm_clock_mhz)
-        if sample.sm_clock_mhz is not None and position > 0.75:
-            self.last_clocks_mhz.add(sample.sm_clock_mhz)
-
-
 def _per_device(energy: EnergyMeasurement) -> Iterator[MeasurementWarning]:
     if energy.telemetry is None or energy.duration_sec <= 0:
         return
     for device in energy.telemetry.devices:
-        seen = _Seen()
-        for sample in energy.telemetry.samples(device):
-            if energy.start_s <= sample.time_s <= energy.end_s:
-                seen.add(sample, (sample.time_s - energy.start_s) / energy.duration_sec)
-        yield from _sample_count(device, seen)
-        yield from _thermal_drift(device, seen)
-        yield from _clock_drift(device, seen)
+        times_s = energy.telemetry.column(device, "time_s")
+        inside = slice(bisect_left(times_s, energy.start_s), bisect_right(times_s, energy.end_s))
+        positions = [(time_s - energy.start_s) / energy.duration_sec for time_s in times_s[inside]]
+        yield from _sample_count(device, answered(energy.telemetry.column(device, "power_w")[inside]))
+        yield from _thermal_drift(device, answered(energy.telemetry.column(device, "temperature_c")[inside]))
+        yield from _clock_drift(device, positions, energy.telemetry.column(device, "sm_clock_mhz")[inside])
 
 
-def _sample_count(device: DeviceId, seen: _Seen) -> Iterator[MeasurementWarning]:
-    if seen.power_samples < MIN_SAMPLES and device != CPU_DEVICE:
+def _sample_count(device: DeviceId, power_w: Sequence[float]) -> Iterator[MeasurementWarning]:
+    if len(power_w) < MIN_SAMPLES and device != CPU_DEVICE:
         yield MeasurementWarning(
             WarningCode.NVML_LOW_SAMPLE_COUNT,
-            f"{device} gave {seen.power_samples} power samples inside the window, fewer than {MIN_SAMPLES}; time "
+            f"{device} gave {len(power_w)} power samples inside the window, fewer than {MIN_SAMPLES}; time "
             "series, phases and the check of the energy counter rest on them",
         )
 
 
-def _thermal_drift(device: DeviceId, seen: _Seen) -> Iterator[MeasurementWarning]:
-    if seen.hottest_c - seen.coolest_c > THERMAL_DRIFT_C:
+def _thermal_drift(device: DeviceId, temperatures_c: Sequence[float]) -> Iterator[MeasurementWarning]:
+    if temperatures_c and max(temperatures_c) - min(temperatures_c) > THERMAL_DRIFT_C:
         yield MeasurementWarning(
             WarningCode.THERMAL_DRIFT_DETECTED,
-            f"{device} went from {seen.coolest_c:.0f} °C to {seen.hottest_c:.0f} °C within the window, more than "
-            f"{THERMAL_DRIFT_C:g} °C; leakage power changes with temperature, so warm up for longer",
+            f"{device} went from {min(temperatures_c):.0f} °C to {max(temperatures_c):.0f} °C within the window, more "
+            f"than {THERMAL_DRIFT_C:g} °C; leakage power changes with temperature, so warm up for longer",
         )
 
 
-def _clock_drift(device: DeviceId, seen: _Seen) -> Iterator[MeasurementWarning]:
-    first, last = seen.first_clocks_mhz, seen.last_clocks_mhz
-    if min(first.count, last.count) < CLOCK_MIN_SAMPLES or first.value <= 0:
+def _clock_drift(
+    device: DeviceId, positions: Sequence[float], clocks_mhz: Sequence[float]
+) -> Iterator[MeasurementWarning]:
+    """Compare the first quarter of the window with the last; `positions` are 0..1 in it."""
+    first = answered(compress(clocks_mhz, (position < 0.25 for position in positions)))
+    last = answered(compress(clocks_mhz, (position > 0.75 for position in positions)))
+    if min(len(first), len(last)) < CLOCK_MIN_SAMPLES:
         return
-    if abs(last.value - first.value) / first.value > CLOCK_DRIFT_SHARE:
+    first_mhz, last_mhz = statistics.fmean(first), statistics.fmean(last)
+    if first_mhz > 0 and abs(last_mhz - first_mhz) / first_mhz > CLOCK_DRIFT_SHARE:
         yield MeasurementWarning(
             WarningCode.CLOCKS_DRIFTED,
-            f"the SM clock of {device} went from {first.value:.0f} MHz in the first quarter of the window to "
-            f"{last.value:.0f} MHz in the last; lock the clocks or warm up for longer",
+            f"the SM clock of {device} went from {first_mhz:.0f} MHz in the first quarter of the window to "
+            f"{last_mhz:.0f} MHz in the last; lock the clocks or warm up for longer",
         )
 
 

@@ -1,0 +1,296 @@
+"""Packages that measure joules: Zeus and CodeCarbon, which may not be installed and talk while they are imported.
+
+*Zeus*: `ZeusMonitor` windows, by its counter path. Zeus knows GPUs by their place in `CUDA_VISIBLE_DEVICES`, which it
+cannot read when it holds UUIDs, and takes to be in NVML's order. It is therefore set up while that variable names every
+board by its NVML index, so that its indices are NVML's; whether it then looks at the right boards is checked by UUID.
+Its other path, the integral of power samples, drops equal neighbours and gives 0 J under constant power.
+
+*CodeCarbon*: GPU counters where there are GPUs, a model of CPU and memory power otherwise: memory always, and the CPU
+from its load and rated power unless RAPL can be read. Those joules are labelled `model_estimate`. Its offline tracker
+is used, writing nothing and asking nobody; only its joules are taken, so the country it wants (for carbon intensity)
+does not matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from llenergymeasure.core.energy.strategies import SourceReading, window_keys
+from llenergymeasure.core.energy.telemetry import Telemetry
+from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.gpu.driver import Gpu
+from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+from llenergymeasure.exceptions import EnergyError
+
+if TYPE_CHECKING:
+    from codecarbon.output_methods.emissions_data import EmissionsData
+
+logger = logging.getLogger(__name__)
+
+JOULES_PER_KWH: Final = 3.6e6
+
+PROOF_S: Final = 0.2
+"""Length of the trial window that proves an estimate."""
+
+ESTIMATED: Final = MeasurementWarning(
+    WarningCode.ENERGY_IS_ESTIMATED,
+    "CPU and memory energy come from CodeCarbon's model of this machine (rated power and load), not from a sensor; "
+    "use them to compare runs on one machine, not to publish joules",
+)
+
+
+def require_counters(gpus: Sequence[Gpu], name: str) -> None:
+    """Make sure that every board has an energy counter for the energy backend `name`.
+
+    Raises:
+        EnergyError: One has none; the package would integrate power in a way of its own (Zeus drops equal samples).
+    """
+    for gpu in gpus:
+        if not gpu.has_counter:
+            raise EnergyError(f"GPU {gpu.index} has no energy counter for {name} to read; use energy.backend: nvml")
+
+
+class ZeusSource:
+    """Windows of one `ZeusMonitor`, a `JouleSource`.
+
+    Raises:
+        EnergyError: Zeus is missing or cannot be set up for these boards.
+    """
+
+    name = "zeus"
+    tells_host = False
+
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
+        require_meter_package(self.name)
+        require_counters(gpus, self.name)
+        driver = gpus[0].driver
+        self._monitor = _monitor([gpu.index for gpu in gpus], len(driver.device_handles()))
+        seen = self._monitor.gpus.gpus
+        for gpu in gpus:
+            if gpu.index >= len(seen) or driver.uuid(seen[gpu.index].handle) != gpu.board_uuid:
+                raise EnergyError(  # Zeus keeps its list of GPUs for the life of the process
+                    "Zeus was set up earlier in this process for other GPUs and cannot be set up again; start a new "
+                    "process, or use energy.backend: nvml"
+                )
+
+    def begin(self, key: str) -> None:
+        """Open a window of Zeus; the harness has synchronised."""
+        with _one_kind_of_error("Zeus", "open a window"):
+            self._monitor.begin_window(key, sync_execution=False)
+
+    def end(self, key: str) -> SourceReading:
+        """Close it."""
+        with _one_kind_of_error("Zeus", "close a window"):
+            return SourceReading(dict(self._monitor.end_window(key, sync_execution=False).gpu_energy))
+
+
+def _monitor(indices: Sequence[int], board_count: int) -> Any:
+    zeus_monitor = _import_meter_package("zeus.monitor")
+    with _one_kind_of_error("Zeus", "start"), _all_boards_visible(board_count):
+        monitor = zeus_monitor.ZeusMonitor(gpu_indices=list(indices), cpu_indices=[])
+    if monitor.power_monitor is not None:
+        raise EnergyError("Zeus would integrate power samples here instead of using the energy counter")
+    return monitor
+
+
+@contextlib.contextmanager
+def _all_boards_visible(count: int) -> Iterator[None]:
+    """Name every board by its NVML index in `CUDA_VISIBLE_DEVICES` for the length of a `with` block."""
+    before = os.environ.get(VISIBLE_DEVICES)
+    os.environ[VISIBLE_DEVICES] = ",".join(map(str, range(count)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VISIBLE_DEVICES]
+        else:
+            os.environ[VISIBLE_DEVICES] = before
+
+
+class CodeCarbonSource:
+    """Tasks of one CodeCarbon tracker per board, a `JouleSource`: a tracker tells only the sum over its GPUs.
+
+    Raises:
+        EnergyError: CodeCarbon is missing or failed.
+    """
+
+    name = "codecarbon"
+    tells_host = True
+
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
+        require_meter_package(self.name)
+        if shutil.which("nvidia-smi") is None:
+            raise EnergyError(
+                "the codecarbon energy backend finds GPUs by running nvidia-smi, which is not on PATH. "
+                "Install the driver's tools, or use energy.backend: nvml."
+            )
+        require_counters(gpus, self.name)
+        self._trackers = {gpu.index: _offline_tracker([gpu.index]) for gpu in gpus}
+
+    def begin(self, key: str) -> None:
+        """Open a task on every tracker. The first call sets them up, which takes seconds."""
+        for tracker in self._trackers.values():
+            _start_task(tracker, key)
+
+    def end(self, key: str) -> SourceReading:
+        """Close them. A board for which CodeCarbon found no sensor has 0 J, which the caller does not believe."""
+        closed = {index: _stop_task(tracker, key) for index, tracker in self._trackers.items()}
+        host = next(iter(closed.values()))  # every tracker models the same host
+        return SourceReading(
+            per_board_j={index: emissions.gpu_energy * JOULES_PER_KWH for index, emissions in closed.items()},
+            cpu_j=_joules(host.cpu_energy),
+            dram_j=_joules(host.ram_energy),
+            notes=(ESTIMATED,),
+        )
+
+
+class CodeCarbonEstimate:
+    """The estimate for a run on the CPU; see `meter.Strategy`.
+
+    Raises:
+        EnergyError: CodeCarbon is missing or failed.
+    """
+
+    name = "codecarbon"
+
+    def __init__(self) -> None:
+        self._tracker = _offline_tracker([])
+        self._keys = window_keys()
+
+    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
+        """Estimate a fifth of a second.
+
+        Raises:
+            EnergyError: CodeCarbon failed, or gave 0 J.
+        """
+        energy = trial(PROOF_S)
+        if energy.total_j is None:
+            raise EnergyError("; ".join(note.message for note in energy.notes))
+        return f"estimates {energy.total_j / energy.duration_sec:.1f} W now"
+
+    def readers(self) -> tuple[()]:
+        """Nothing is sampled."""
+        return ()
+
+    def before(self) -> str:
+        """Open a task. The first call sets the tracker up, which takes seconds."""
+        key = next(self._keys)
+        _start_task(self._tracker, key)
+        return key
+
+    def after(self, before: str) -> EmissionsData:
+        """Close it."""
+        return _stop_task(self._tracker, before)
+
+    def measurement(
+        self, start_s: float, end_s: float, read: EmissionsData, telemetry: Telemetry | None
+    ) -> EnergyMeasurement:
+        """CPU and memory as modelled."""
+        cpu_j, dram_j = _joules(read.cpu_energy), _joules(read.ram_energy)
+        parts = [part for part in (cpu_j, dram_j) if part is not None]
+        nothing = MeasurementWarning(
+            WarningCode.ENERGY_UNAVAILABLE, "CodeCarbon estimated 0 J for CPU and memory: the window was too short"
+        )
+        return EnergyMeasurement(
+            start_s=start_s,
+            end_s=end_s,
+            total_j=sum(parts) if parts else None,
+            method="model_estimate" if parts else None,
+            scope="machine_model" if parts else None,
+            cpu_j=cpu_j,
+            dram_j=dram_j,
+            notes=(ESTIMATED,) if parts else (nothing,),
+            meter=self.name,
+        )
+
+    def warnings(self, telemetry: Telemetry | None = None) -> tuple[MeasurementWarning, ...]:
+        """None but those of `measurement`."""
+        return ()
+
+
+def _joules(kwh: float) -> float | None:
+    """Joules, or `None` for CodeCarbon's 0, with which it means "not found" (no part of a machine draws nothing)."""
+    return kwh * JOULES_PER_KWH if kwh > 0 else None
+
+
+def _offline_tracker(nvml_indices: Sequence[int]) -> Any:
+    codecarbon = _import_meter_package("codecarbon")
+    codecarbon_logger = logging.getLogger("codecarbon")
+    codecarbon_logger.setLevel(logging.ERROR)
+    with _one_kind_of_error("CodeCarbon", "start"):
+        tracker = codecarbon.OfflineEmissionsTracker(
+            country_iso_code="USA",
+            gpu_ids=list(nvml_indices) or None,
+            tracking_mode="machine",
+            output_methods=[],
+            measure_power_secs=1,
+            pue=1.0,
+            log_level="error",
+            allow_multiple_runs=True,  # the alternative is a lock file and signal handlers
+        )
+    codecarbon_logger.handlers.clear()  # its own handler writes to the terminal; the program's logging decides instead
+    codecarbon_logger.propagate = True
+    return tracker
+
+
+def _start_task(tracker: Any, key: str) -> None:
+    with _one_kind_of_error("CodeCarbon", "open a window"):
+        tracker.start_task(key)
+
+
+def _stop_task(tracker: Any, key: str) -> EmissionsData:
+    with _one_kind_of_error("CodeCarbon", "close a window"):
+        emissions: EmissionsData | None = tracker.stop_task(key)
+    if emissions is None:
+        raise EnergyError("CodeCarbon lost its measurement task; repeat the run")
+    return emissions
+
+
+@contextlib.contextmanager
+def _one_kind_of_error(package: str, doing: str) -> Iterator[None]:
+    """These packages raise whatever their parts raise; a caller gets one kind of error."""
+    try:
+        yield
+    except Exception as error:
+        raise EnergyError(f"{package} could not {doing}: {type(error).__name__}: {error}") from error
+
+
+def require_meter_package(package: str) -> None:
+    """Make sure that a package is installed, without importing it; its backend and its extra are called the same.
+
+    Raises:
+        EnergyError: It is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise EnergyError(
+            f"the {package} energy backend needs the package {package}, which is not installed. "
+            f'Install it with: pip install "llenergymeasure[{package}]"'
+        )
+
+
+def _import_meter_package(name: str) -> ModuleType:
+    """Import a package, or a module of it; what it prints meanwhile goes to the log.
+
+    Raises:
+        EnergyError: It is not installed, or cannot be imported.
+    """
+    require_meter_package(name.partition(".")[0])
+    chatter = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter):
+            module = importlib.import_module(name)
+    except Exception as error:
+        raise EnergyError(f"{name} is installed and cannot be imported: {type(error).__name__}: {error}") from error
+    if chatter.getvalue():
+        logger.debug("While importing %s: %s", name, chatter.getvalue().strip())
+    return module
