@@ -11,10 +11,10 @@ from tests.nvml.scripted import ScriptedGpu
 
 from llenergymeasure.cli.display_config import next_steps, render_capabilities
 from llenergymeasure.cli.settings import EffectiveSettings, effective_settings
+from llenergymeasure.core.capabilities import Capabilities, collect_capabilities, docker_version
 from llenergymeasure.core.energy.select import BackendReading
 from llenergymeasure.core.gpu.driver import DeviceId, DriverMissingError, GpuDriver
 from llenergymeasure.core.gpu.nvml import open_nvml
-from llenergymeasure.core.host.capabilities import Capabilities, collect_capabilities, docker_version
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import BackendError, DockerError
 

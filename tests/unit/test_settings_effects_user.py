@@ -24,8 +24,8 @@ from llenergymeasure.cli.dry_run import dry_run_experiment
 from llenergymeasure.cli.settings import effective_settings
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
+from llenergymeasure.core.capabilities import collect_capabilities
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DriverMissingError, GpuDriver
-from llenergymeasure.core.host.capabilities import collect_capabilities
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import Ready, run_preflight
 from llenergymeasure.domain.experiment import ExperimentResult

@@ -7,7 +7,7 @@ import os
 from llenergymeasure.cli.display_config import render_capabilities
 from llenergymeasure.cli.settings import effective_settings
 from llenergymeasure.config.user_config import get_user_config_path
-from llenergymeasure.core.host.capabilities import collect_capabilities
+from llenergymeasure.core.capabilities import collect_capabilities
 
 
 def config_text(*, verbose: bool) -> str:

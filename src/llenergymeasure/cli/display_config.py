@@ -9,8 +9,8 @@ from typing import Final
 
 from llenergymeasure.cli.settings import FROM_DEFAULT, EffectiveSettings
 from llenergymeasure.constants import VERSION
+from llenergymeasure.core.capabilities import Capabilities, Capability
 from llenergymeasure.core.gpu.driver import Gpu
-from llenergymeasure.core.host.capabilities import Capabilities, Capability
 
 WIDTH: Final = 110
 LABEL_WIDTH: Final = 13

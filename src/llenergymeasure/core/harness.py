@@ -50,14 +50,7 @@ class Bench:
     """What an experiment runs on: everything that a test replaces.
 
     Args:
-        engine: The inference engine, not yet loaded.
         preflight: Checks the config against this machine; raises `PreFlightError`.
-        environment: Starts the environment snapshot.
-        collector: Turns what was seen into the record.
-        baselines: This session's idle measurements.
-        clock: The measurement clock.
-        observer: Who is told what happens.
-        share: This process's part of an experiment that several processes run.
         wait_for_others: The barrier of such a run: called after the baseline, and again right before the window.
     """
 
@@ -75,12 +68,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One process's share of an experiment, measured.
-
-    Args:
-        record: The figures.
-        artefacts: Files written beside them.
-    """
+    """One process's share of an experiment, measured."""
 
     record: RawProcessResult
     artefacts: Artefacts
@@ -88,12 +76,6 @@ class Measurement:
 
 def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir: Path) -> Measurement:
     """Measure one experiment on this process's devices.
-
-    Args:
-        config: What to run.
-        bench: What to run it on.
-        experiment_id: Identity of the measurement.
-        work_dir: Where the files beside the result are written.
 
     Raises:
         PreFlightError: The config cannot run on this machine; nothing was loaded.
@@ -114,10 +96,6 @@ def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir
 
 def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     """Run one experiment on this process's devices and tell everything that was seen.
-
-    Args:
-        config: What to run.
-        bench: What to run it on.
 
     Raises:
         PreFlightError: The config cannot run on this machine; nothing was loaded.

@@ -67,9 +67,7 @@ class PowerReading:
     """One value of the instantaneous power field.
 
     Args:
-        power_w: Power draw in watts.
         wall_time_s: When the driver took it, in seconds since 1970; `None` where it does not tell.
-        scope: What it includes.
     """
 
     power_w: float
@@ -172,9 +170,6 @@ class Gpu:
     Args:
         uuid: As a run names it: `GPU-…`, or `MIG-…` for a MIG instance.
         board_uuid: The board whose sensors speak for it: its own, except for a MIG instance.
-        index: Index of the board in the driver's order.
-        name: Marketing name of the board.
-        handle: The driver's handle of the board.
         own_handle: That of the device itself: a MIG instance's memory is its own.
         cuda_index: Index that a CUDA program uses for it; `None`: not known.
         instances: MIG instances of a board; empty where MIG is off.

@@ -182,11 +182,7 @@ def _cudnn() -> str | None:
 
 
 def read_cpu(root: Path = Path("/")) -> CPUEnvironment:
-    """Model and frequency governor of the processor.
-
-    Args:
-        root: Where `proc` and `sys` are.
-    """
+    """Model and frequency governor of the processor."""
     return CPUEnvironment(
         governor=_governor(root / "sys/devices/system/cpu"),
         model=_model(root / "proc/cpuinfo") or platform.processor() or None,
@@ -243,7 +239,6 @@ def detect_container(environ: Mapping[str, str], root: Path = Path("/")) -> Cont
 
     Args:
         environ: This process's environment; only the presence of names is looked at.
-        root: The file system's root.
     """
     runtime = _by_environment(environ) or _by_file(root) or _by_manager(root) or _by_cgroup(root)
     return ContainerEnvironment(detected=runtime is not None, runtime=runtime)

@@ -25,10 +25,6 @@ def installed_packages(distributions: Iterable[metadata.Distribution] | None = N
 
     One installed from version control carries its commit (`name==version (git 0123abcd…)`). Neither local paths nor
     addresses are told: they name users and may hold tokens.
-
-    Args:
-        distributions: What to list; by default everything that can be imported. Of two with one name the first is
-            listed, which is the one that an import finds.
     """
     lines: dict[str, str] = {}
     for distribution in metadata.distributions() if distributions is None else distributions:

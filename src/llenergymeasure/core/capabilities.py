@@ -26,8 +26,6 @@ class Capability:
     """One thing that can be used, or not.
 
     Args:
-        name: What it is called in a config.
-        works: Whether it can be used now.
         detail: The proof (a version, a reading), or why not and what to do.
     """
 
@@ -41,15 +39,8 @@ class Capabilities:
     """What this machine can do.
 
     Args:
-        gpus: The GPUs that a program started here would see, in its order.
         gpu_problem: Why there are none.
-        driver_version: Version of NVIDIA's driver, if there is one.
         cuda: CUDA release of the software, if there is one.
-        cpu: The processor.
-        container: The container around this process.
-        docker: The Docker daemon.
-        engines: Every inference engine that a config may name.
-        meters: Every energy backend that a config may name.
     """
 
     gpus: tuple[Gpu, ...]
@@ -72,12 +63,7 @@ def collect_capabilities(
     versions_of: Callable[[str], Mapping[str, str]] = package_versions,
     read_meters: Callable[[Sequence[DeviceId], Host], Sequence[BackendReading]] = _read_meters,
 ) -> Capabilities:
-    """Look at everything; nothing is written, no engine is imported and no model is loaded.
-
-    Args:
-        versions_of: Versions of an engine's packages; raises `BackendError`.
-        read_meters: Takes a reading with every energy backend that measures these GPUs, or the CPU.
-    """
+    """Look at everything; nothing is written, no engine is imported and no model is loaded."""
     host = host or Host()
     driver_version, gpus, gpu_problem = _look_for_gpus(host)
     return Capabilities(
@@ -136,9 +122,6 @@ ANSWER_TIMEOUT_S: Final = 10.0
 
 def docker_version(environ: Mapping[str, str] | None = None) -> str:
     """Version of the Docker daemon, asked of the daemon itself.
-
-    Args:
-        environ: Environment of the client (`PATH`, `DOCKER_HOST`); this process's unless given.
 
     Raises:
         DockerError: There is no client, or no daemon answers it; says what to do.
