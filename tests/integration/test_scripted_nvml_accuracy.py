@@ -10,14 +10,13 @@ from tests.nvml.scripted import NVML_NOT_SUPPORTED, ScriptedGpu, fault_of
 from tests.nvml.virtual import Counter
 from tests.nvml.waveform import Waveform, constant, square
 
-from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import select_energy_backend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.domain.energy import comparative_half_width
 
 
 def _measure(*gpus: ScriptedGpu, seconds: float) -> EnergyMeasurement:
-    meter = select_energy_backend("nvml", [gpu.uuid for gpu in gpus], clock=SystemClock(), options=MeterOptions())
+    meter = select_energy_backend("nvml", [gpu.uuid for gpu in gpus], options=MeterOptions())
     handle = meter.start_tracking()
     time.sleep(seconds)
     energy = meter.stop_tracking(handle)

@@ -68,4 +68,4 @@ def test_a_broken_calibration_is_an_error_that_names_the_file(
     driver = open_nvml().driver_version()
     (tmp_path / f"{gpu.uuid}_{driver}.json").write_text("{}", encoding="utf-8")
     with pytest.raises(EnergyError, match=r"\.json is not a sensor calibration"):
-        select_energy_backend("nvml", (gpu.uuid,), clock=SystemClock(), options=MeterOptions(calibration_dir=tmp_path))
+        select_energy_backend("nvml", (gpu.uuid,), options=MeterOptions(calibration_dir=tmp_path))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from energy_fakes import measured, steady
 from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.energy.telemetry import TelemetrySample
-from llenergymeasure.core.metrics.phases import phase_breakdown, phase_spans, typical_stretch_s
+from llenergymeasure.core.metrics.latency import phase_breakdown, phase_spans, typical_stretch_s
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import WarningCode
 

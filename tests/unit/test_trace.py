@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,10 @@ def measured_on_gpu(*, counter: bool = True) -> EnergyMeasurement:
     return gpu_measurement(gpu_window, listed({"GPU-0": samples}))
 
 
+OLD_TRACES = Path(__file__).parents[1] / "data" / "traces"
+"""Traces of windows on scripted boards and their figures, both written by version 2.0.0."""
+
+
 def same_figures(one: EnergyMeasurement, other: EnergyMeasurement) -> bool:
     return replace(one, telemetry=None) == replace(other, telemetry=None)
 
@@ -58,6 +63,23 @@ def test_every_sample_and_reading_comes_back_unchanged(tmp_path: Path) -> None:
     assert window == energy.gpu_window
     assert energy.telemetry is not None
     assert rows(telemetry.blocks("GPU-0")) == rows(energy.telemetry.blocks("GPU-0"))
+
+
+@pytest.mark.parametrize("name", ["whole", "part"])
+def test_a_trace_of_an_earlier_release_gives_its_joules_to_the_last_bit(name: str) -> None:
+    energy = recompute_energy(OLD_TRACES / f"{name}.parquet")
+    assert energy.audit is not None
+    figures = {
+        "total_j": energy.total_j,
+        "method": energy.method,
+        "per_gpu_j": energy.per_gpu_j,
+        "counter_j": energy.counter_j,
+        "integral_j": energy.integral_j,
+        "fused_j": energy.fused_j,
+        "disagreement_pct": energy.audit.disagreement_pct,
+        "half_widths_j": {component.name: component.half_width_j for component in energy.components},
+    }
+    assert figures == json.loads((OLD_TRACES / "energy.json").read_text(encoding="utf-8"))[name]
 
 
 def test_a_trace_that_belongs_to_no_gpu_holds_nothing_to_compute(tmp_path: Path) -> None:

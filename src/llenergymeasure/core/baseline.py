@@ -50,10 +50,8 @@ class Baseline:
         half_width_w: 95 % half-width of `power_w` in watts, without the sensor's gain; how far it drifted is in it.
         taken_at: When it was measured (UTC).
         age_s: Seconds between the measurement and its use.
-        duration_s: Seconds it was measured for.
         scope: What the power includes; it must match the measurement's.
-        per_device_w: Idle power of each GPU in watts, by UUID; empty where the meter does not tell them apart.
-        warnings: Doubts about it.
+        per_device_w: Idle power of each GPU, by UUID; empty where the meter does not tell them apart.
     """
 
     power_w: float | None
@@ -84,13 +82,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class CachedBaseline:
-    """A fresh baseline kept for later runs on the same devices with the same meter.
-
-    Args:
-        devices: The device set it belongs to.
-        meter: Name of the energy backend that measured it.
-        baseline: The measurement, with `method == "fresh"`.
-    """
+    """A fresh baseline kept for later runs on the same devices with the same meter."""
 
     devices: frozenset[DeviceId]
     meter: str
@@ -108,14 +100,7 @@ class BaselineCache:
         self._entries = {(entry.devices, entry.meter): entry for entry in entries}
 
     def get(self, devices: Sequence[DeviceId], meter: str, duration_s: float, now: datetime) -> Baseline | None:
-        """The cached baseline, if it is young enough and was measured for at least `duration_s`.
-
-        Args:
-            devices: Devices of the run at hand.
-            meter: Name of its energy backend.
-            duration_s: Measuring time that its config asks for, in seconds.
-            now: The current time (UTC).
-        """
+        """The cached baseline, if it is young enough and was measured for at least `duration_s`."""
         entry = self._entries.get((frozenset(devices), meter))
         if entry is None or entry.baseline.taken_at is None or (entry.baseline.duration_s or 0.0) < duration_s:
             return None
@@ -146,12 +131,8 @@ def measure_baseline(
     """Idle power of `devices`: from the cache, or measured for `config.duration_seconds`.
 
     Args:
-        config: Whether to measure, and for how long.
         meter: The meter that will also measure the window, so that both see the same thing.
-        devices: Devices of the run.
         cache: This session's baselines; a fresh one is added.
-        clock: Where time comes from.
-        observer: Who is told about the wait.
     """
     if not config.enabled or isinstance(meter, NoEnergyBackend):  # without a meter there is nothing to wait for
         return Baseline(power_w=None, method=None)
@@ -165,15 +146,7 @@ def measure_baseline(
 
 
 def measure_idle_power(seconds: float, step: Step, meter: EnergyBackend, clock: Clock, observer: Observer) -> Baseline:
-    """Power of the meter's devices while nothing is asked of them for `seconds`.
-
-    Args:
-        seconds: How long to measure.
-        step: The step of the lifecycle that this wait belongs to.
-        meter: What measures.
-        clock: Where time comes from.
-        observer: Who is told about the wait.
-    """
+    """Power of the meter's devices while nothing is asked of them for `seconds`, which belong to `step`."""
     taken_at = clock.wall()
     handle = meter.start_tracking()
     try:
@@ -191,7 +164,6 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
     """Turn an energy measurement of an idle device set into its baseline.
 
     Args:
-        idle: What the meter saw while nothing was asked of the devices.
         taken_at: When it began (UTC).
     """
     if idle.total_j is None or idle.duration_sec <= 0:
@@ -215,12 +187,7 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
 
 
 def unavailable(reason: str, taken_at: datetime | None = None) -> Baseline:
-    """A baseline that could not be had.
-
-    Args:
-        reason: Why, for the warning.
-        taken_at: When it was tried (UTC).
-    """
+    """A baseline that could not be had."""
     note = MeasurementWarning(
         WarningCode.BASELINE_UNAVAILABLE, f"idle power was not measured ({reason}); no energy above idle is given"
     )
@@ -232,10 +199,8 @@ class _Idling:
     """One device during a baseline.
 
     Args:
-        device: Which.
         busy_pct: Mean SM utilisation.
         power_cv: Coefficient of variation of its power.
-        mean_w: Mean power in watts.
         drift_w: Mean power of the last third minus that of the first.
     """
 

@@ -34,8 +34,7 @@ class Warmup:
     Args:
         result: The record that goes into the result; `None` when warm-up was off.
         prompts_run: Prompts generated for, all of them excluded from every figure.
-        idle_resident_power_w: Idle power in watts with the model in memory, from the thermal floor's wait.
-        warnings: What a reader must know about it.
+        idle_resident_power_w: Idle power with the model in memory, from the thermal floor's wait.
     """
 
     result: WarmupResult | None
@@ -57,12 +56,8 @@ def warm_up(
     Every iteration is one batch of the experiment's size, so that the shapes of the measurement are the ones warmed.
 
     Args:
-        engine: The loaded engine.
         requests: The experiment's requests; warm-up goes through them in order, again from the start when they end.
-        config: How much warming.
         meter: Measures the thermal floor's wait.
-        clock: Where time comes from.
-        observer: Who is told.
     """
     if not config.enabled:
         return Warmup(result=None)

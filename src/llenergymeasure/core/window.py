@@ -28,7 +28,6 @@ class Window:
 
     Args:
         outputs: One per request and pass, in order.
-        energy: What the meter saw between `energy.start_s` and `energy.end_s`.
         passes: How often the prompts were gone through.
         started_at: Wall-clock time of the window's start (UTC).
         ended_at: Wall-clock time of its end (UTC).
@@ -54,10 +53,6 @@ def measure_window(
     """Generate for all `requests` while `meter` measures.
 
     Args:
-        engine: The loaded, warmed engine.
-        requests: The experiment's requests.
-        meter: What measures energy.
-        clock: The measurement clock.
         observer: Told after every batch.
         min_duration_s: Whole passes over the requests are added until the window is this long, in seconds.
         wait_for_others: Called right before the window opens: the barrier of a run on several processes.

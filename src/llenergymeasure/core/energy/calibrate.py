@@ -79,8 +79,7 @@ class CalibratedBoard:
 
     Args:
         power_source: Which reading `read_power_w` gives.
-        read_power_w: Reads its power in watts.
-        read_counter_j: Reads its energy counter in joules; `None`: it has none.
+        read_counter_j: Reads its energy counter; `None`: it has none.
     """
 
     uuid: DeviceId
@@ -103,7 +102,6 @@ def calibrate(
 
     Args:
         board: Nobody else may use it meanwhile.
-        load: A steady load on it.
         draw: Source of the random lengths.
         long_stretches: Stretches of `LONG_STRETCH_S` with and without the load.
         short_stretches: Stretches of `SHORT_STRETCH_S`, if the sensor is quick enough for them.

@@ -61,6 +61,9 @@ class CounterStep:
         return 0.5 * (self.old.asked_s + self.new.answered_s)
 
 
+_Reads = dict[DeviceId, list[CounterRead]]
+
+
 def read_counter(read_j: Callable[[], float], clock: Clock) -> CounterRead:
     """Read a counter once, with the time before and after."""
     asked_s = clock.now()
@@ -71,26 +74,16 @@ def read_counter(read_j: Callable[[], float], clock: Clock) -> CounterRead:
 def find_counter_steps(
     readers: Mapping[DeviceId, Callable[[], float]], clock: Clock, timeout_s: float, poll_s: float = POLL_S
 ) -> dict[DeviceId, tuple[CounterRead, ...]]:
-    """Read several counters in turn until each has moved once, or the time is up.
+    """Read several counters, in joules, in turn until each has moved once or the time is up; errors pass through.
 
     Of a run of equal readings only the first and the last are kept: they bound the steps on both sides. At least one
     reading per counter is taken, however short the time.
-
-    Args:
-        readers: For each device the function that reads its counter, in joules; its errors pass through.
-        clock: The measurement clock.
-        timeout_s: When to give up, in seconds from now.
-        poll_s: Pause between two rounds.
     """
-    deadline_s = clock.now() + timeout_s
-    reads: dict[DeviceId, list[CounterRead]] = {device: [] for device in readers}
-    while True:
-        for device, read_j in readers.items():
-            _append(reads[device], read_counter(read_j, clock))
-        moved = all(seen[-1].energy_j != seen[0].energy_j for seen in reads.values())
-        if moved or clock.now() + poll_s >= deadline_s:
-            return {device: tuple(seen) for device, seen in reads.items()}
-        clock.sleep(poll_s)
+
+    def have_moved(reads: _Reads) -> bool:
+        return all(seen[-1].energy_j != seen[0].energy_j for seen in reads.values())
+
+    return {device: tuple(seen) for device, seen in _watch(readers, clock, timeout_s, poll_s, have_moved).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +108,32 @@ def measure_counter_periods(
 ) -> dict[DeviceId, CounterPeriod]:
     """Watch counters until each has moved `wanted_steps` times or the time is up; once per device, not per window.
 
-    A counter that moved fewer than three times is left out. See `find_counter_steps` for the other arguments.
+    A counter that moved fewer than three times is left out.
     """
+
+    def have_stepped(reads: _Reads) -> bool:
+        return all(len(_steps(seen)) >= wanted_steps for seen in reads.values())
+
+    reads = _watch(readers, clock, timeout_s, poll_s, have_stepped)
+    steps = {device: _steps(seen) for device, seen in reads.items()}
+    return {device: _period(found) for device, found in steps.items() if len(found) >= 3}
+
+
+def _watch(
+    readers: Mapping[DeviceId, Callable[[], float]],
+    clock: Clock,
+    timeout_s: float,
+    poll_s: float,
+    enough: Callable[[_Reads], bool],
+) -> _Reads:
+    """Read counters in turn until there is enough, or the time is up."""
     deadline_s = clock.now() + timeout_s
-    reads: dict[DeviceId, list[CounterRead]] = {device: [] for device in readers}
+    reads: _Reads = {device: [] for device in readers}
     while True:
         for device, read_j in readers.items():
             _append(reads[device], read_counter(read_j, clock))
-        steps = {device: _steps(seen) for device, seen in reads.items()}
-        done = all(len(found) >= wanted_steps for found in steps.values())
-        if done or clock.now() + poll_s >= deadline_s:
-            return {device: _period(found) for device, found in steps.items() if len(found) >= 3}
+        if enough(reads) or clock.now() + poll_s >= deadline_s:
+            return reads
         clock.sleep(poll_s)
 
 

@@ -21,10 +21,7 @@ def integrate_power(times_s: Sequence[float], power_w: Sequence[float], start_s:
     rounded (`math.fsum`), so it does not depend on how the samples were stored or grouped.
 
     Args:
-        times_s: When each sample was valid, in seconds, in order.
-        power_w: Power of each sample in watts.
-        start_s: Start of the window on the same clock.
-        end_s: End of the window.
+        times_s: When each sample was valid, in order.
 
     Raises:
         TraceTooShortError: No sample at or before `start_s`, or at or after `end_s`; extrapolating would invent energy.

@@ -49,10 +49,9 @@ class PartEnergy:
     """Energy of a part of a window.
 
     Args:
-        total_j: Over all devices, in joules.
-        per_device_j: Of each.
+        total_j: Over all devices.
         traced_j: What the power samples say by themselves, not scaled to the meter.
-        per_device_components: The error budget of each (95 % half-widths).
+        per_device_components: The error budget of each device (95 % half-widths).
     """
 
     total_j: float
@@ -161,10 +160,8 @@ class _Trace:
 
     Args:
         times_s: When each sample was read.
-        power_w: What it showed.
-        sampling: How the samples came about.
         lag_s: How much earlier, on average, it was true.
-        metered_j: Energy of the window by the meter, in joules.
+        metered_j: Energy of the window by the meter.
     """
 
     times_s: Sequence[float]

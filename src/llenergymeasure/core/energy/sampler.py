@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -229,14 +229,6 @@ def sampler_warnings(telemetry: Telemetry) -> Iterator[MeasurementWarning]:
             )
 
 
-@dataclass(slots=True)
-class _Failures:
-    """How often one reading failed, and why at first."""
-
-    first_reason: str
-    count: int = 0
-
-
 class GpuReader:
     """Reads one device; a `DeviceReader`.
 
@@ -251,7 +243,8 @@ class GpuReader:
         self._handle = gpu.handle
         self._driver = gpu.driver
         self._clock = clock
-        self._failures: dict[str, _Failures] = {}
+        self._failures: Counter[str] = Counter()
+        self._first_reason = ""
         self._unsupported: set[str] = set()
         self._trusts_field_time: bool | None = None  # None: no field value seen yet
         self._last_time_s = float("-inf")
@@ -278,9 +271,8 @@ class GpuReader:
         """Which readings failed, how often, and why the first one did; one line or none."""
         if not self._failures:
             return ()
-        listed = ", ".join(f"{what} ({failures.count} times)" for what, failures in self._failures.items())
-        first = next(iter(self._failures.values()))
-        return (f"{self.device}: could not be read: {listed}; first because {first.first_reason}",)
+        listed = ", ".join(f"{what} ({count} times)" for what, count in self._failures.items())
+        return (f"{self.device}: could not be read: {listed}; first because {self._first_reason}",)
 
     def _power(self) -> tuple[float, float | None, PowerSource | None]:
         """Time of validity, watts and their source: the instantaneous field, else `nvmlDeviceGetPowerUsage`."""
@@ -325,5 +317,6 @@ class GpuReader:
         except NotSupportedError:
             self._unsupported.add(what)
         except GpuDriverError as error:
-            self._failures.setdefault(what, _Failures(str(error))).count += 1
+            self._first_reason = self._first_reason or str(error)
+            self._failures[what] += 1
         return None

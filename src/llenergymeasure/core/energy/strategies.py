@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of, describe_sensor, power_sampling
@@ -33,6 +33,7 @@ from llenergymeasure.core.energy.counter import (
     measure_counter_periods,
 )
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
+from llenergymeasure.core.energy.meter import Strategy
 from llenergymeasure.core.energy.sampler import GpuReader, sampler_warnings
 from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import BoardRecord, CounterRead, EnergyMeasurement, GpuWindow, MeterOptions
@@ -67,7 +68,7 @@ class GpuReadings:
     notes: tuple[MeasurementWarning, ...] = ()
 
 
-class GpuStrategy(ABC):
+class GpuStrategy(Strategy, ABC):
     """What all meters of GPUs have in common: power is sampled, and gpu_energy.py weighs it against the counters."""
 
     tells_host = False
@@ -79,23 +80,6 @@ class GpuStrategy(ABC):
         self._options = options
         self._calibrations = calibrations_of(self._gpus, options.calibration_dir)
         self._periods: Mapping[DeviceId, CounterPeriod] = {}
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The name a config uses for it."""
-
-    @abstractmethod
-    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """See `meter.Strategy`."""
-
-    @abstractmethod
-    def before(self) -> Any:
-        """See `meter.Strategy`."""
-
-    @abstractmethod
-    def after(self, before: Any) -> GpuReadings:
-        """See `meter.Strategy`."""
 
     def readers(self) -> Sequence[GpuReader]:
         """One per board."""

@@ -16,18 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.part import Span, energy_between
 from llenergymeasure.core.energy.telemetry import COLUMNS, SOURCES, UNKNOWN, Columns, SampleLog, Telemetry
-from llenergymeasure.core.energy.types import (
-    BoardRecord,
-    CounterRead,
-    EnergyMeasurement,
-    GpuWindow,
-    PowerSampling,
-    SensorDescription,
-)
+from llenergymeasure.core.energy.types import EnergyMeasurement, GpuWindow
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.exceptions import PersistenceError
 
@@ -96,10 +91,10 @@ def read_trace(path: Path) -> tuple[GpuWindow, Telemetry]:
         PersistenceError: The file is not such a trace.
     """
     try:
-        window = _window_from_json(_metadata(path)[WINDOW_KEY])
+        window = TypeAdapter(GpuWindow).validate_json(_metadata(path)[WINDOW_KEY])
     except KeyError as error:
         raise PersistenceError(f"{path} holds power samples but no window on GPUs to compute energy for") from error
-    except (ValueError, TypeError) as error:
+    except ValidationError as error:
         raise PersistenceError(f"{path} is not a trace of a measurement: {error}") from error
     return window, _read_samples(path, [board.device for board in window.boards])
 
@@ -161,19 +156,3 @@ def _schema(energy: EnergyMeasurement, counted: Span | None) -> pa.Schema:
     if counted is not None:
         metadata[COUNTED_KEY] = json.dumps(counted, allow_nan=False)
     return pa.schema(columns, metadata=metadata)
-
-
-def _window_from_json(text: bytes) -> GpuWindow:
-    values = json.loads(text)
-    boards = tuple(_board_from_json(board) for board in values.pop("boards"))
-    return GpuWindow(boards=boards, **values)
-
-
-def _board_from_json(values: dict[str, Any]) -> BoardRecord:
-    return BoardRecord(
-        before=tuple(CounterRead(**read) for read in values.pop("before")),
-        after=tuple(CounterRead(**read) for read in values.pop("after")),
-        sensor=SensorDescription(**values.pop("sensor")),
-        sampling=PowerSampling(**values.pop("sampling")),
-        **values,
-    )

@@ -17,7 +17,6 @@ class TokenCounts:
     Args:
         input_tokens: Ids processed as input, after truncation.
         output_tokens: Ids produced, each EOS included.
-        requests: Requests answered.
     """
 
     input_tokens: int
@@ -46,11 +45,6 @@ def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s
 
     An output token counts if it was there within (start, end]; a request's input tokens count with its first output
     token, which is when their processing is known to be over; a request counts as answered with its last.
-
-    Args:
-        outputs: The requests of the whole window, with token timestamps.
-        start_s: First instant, in seconds.
-        end_s: Last instant, in seconds.
 
     Raises:
         ExperimentError: The engine gives no token timestamps, or nothing was produced in between.
@@ -85,9 +79,6 @@ def full_batch_interval(outputs: Sequence[RequestOutput]) -> tuple[float, float]
               ┌─────┘ full         └────┐
         ──────┘                         └───────
                     ^start_s       ^end_s
-
-    Args:
-        outputs: The requests of the whole window, with token timestamps.
 
     Raises:
         ExperimentError: The engine gives no token timestamps.

@@ -1,23 +1,47 @@
-"""From tokens with timestamps to each request's latencies.
+"""What token timestamps tell: each request's latencies, and prefill and decode of the whole run.
 
     started ──── TTFT ────▶ token 1 ── ITL ──▶ token 2 ── ITL ──▶ … last token
     └───────────────────────────── e2e ──────────────────────────────┘
 
-All figures are in milliseconds on the measurement clock. Waiting inside the engine before the start is beside them, not
+Latencies are in milliseconds on the measurement clock. Waiting inside the engine before the start is beside them, not
 in them.
+
+For the phases the window is cut in time. Whenever some request waits for its first token the engine is in prefill; when
+none does and some request still produces tokens it is in decode; the rest is neither. With continuous batching a
+prefill stretch also holds decode steps of other requests, so tokens are counted where they fell: decode tokens of
+prefill stretches belong to no phase's energy and are left out of both.
+
+    request 1    |--prefill--|----decode----|
+    request 2                 |--prefill--|------decode------|
+    phases       |---- prefill -----------|------decode------|
+
+Joules are cut out of the power trace (energy/part.py), so that the parts and the residual make the whole. A phase whose
+stretches are shorter than the sensor can tell apart has no joules.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
+from llenergymeasure.core.energy.part import PartEnergy, PartUnknownError, Span, TracedWindow, sampling_interval_s
+from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.energy.uncertainty import stated_uncertainty
+from llenergymeasure.core.metrics.throttle import merge_spans
 from llenergymeasure.domain.latency import RequestTimings
+from llenergymeasure.domain.metrics import PhaseBreakdown, PhaseMetrics
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MS_PER_S: Final = 1000.0
+
+MIN_SAMPLES_PER_STRETCH: Final = 3.0
+"""Sampling intervals that a stretch of a phase must last for its joules to be told: with fewer, both its edges lie in
+intervals whose power belongs to its neighbours as much as to it."""
 
 
 def request_timings(outputs: Sequence[RequestOutput]) -> RequestTimings | None:
@@ -37,3 +61,136 @@ def request_timings(outputs: Sequence[RequestOutput]) -> RequestTimings | None:
         queue_ms=array("d", (output.queued_s * MS_PER_S for output in outputs)),
         itl_ms=array("f", ((late - early) * MS_PER_S for _, times_s in timed for early, late in pairwise(times_s))),
     )
+
+
+def phase_breakdown(
+    outputs: Sequence[RequestOutput], energy: EnergyMeasurement
+) -> tuple[PhaseBreakdown | None, tuple[MeasurementWarning, ...]]:
+    """Prefill and decode of a window, and warnings about them; `None` where the engine gives no token times."""
+    if not outputs or any(output.token_times_s is None for output in outputs):
+        return None, ()
+    window = (energy.start_s, energy.end_s)
+    prefill_spans, decode_spans = phase_spans(outputs, window)
+    prefill, decode, reason = _phase_energies(energy, prefill_spans, decode_spans)
+    breakdown = PhaseBreakdown(
+        prefill=_phase(prefill_spans, _prefill_tokens(outputs, window), prefill),
+        decode=_phase(decode_spans, _decode_tokens(outputs, decode_spans), decode),
+        residual_j=_residual(energy.total_j, prefill, decode),
+        reason=reason,
+    )
+    notes = () if reason is None else (MeasurementWarning(WarningCode.PHASES_NOT_RESOLVED, reason),)
+    return breakdown, notes
+
+
+def phase_spans(outputs: Sequence[RequestOutput], window: Span) -> tuple[list[Span], list[Span]]:
+    """The stretches of the window that are prefill and decode, without overlaps, each list in order of time."""
+    prefill = list(merge_spans(_clip(((o.started_s, _first_token_s(o)) for o in outputs), window)))
+    generating = list(merge_spans(_clip(((_first_token_s(o), _last_token_s(o)) for o in outputs), window)))
+    return prefill, list(_without(generating, prefill))
+
+
+def typical_stretch_s(spans: Sequence[Span]) -> float:
+    """The stretch length that half of a phase's time lies in or above, in seconds; 0 for no spans."""
+    lengths = sorted(end_s - start_s for start_s, end_s in spans)
+    half, so_far = sum(lengths) / 2, 0.0
+    for length in lengths:
+        so_far += length
+        if so_far >= half:
+            return length
+    return 0.0
+
+
+def _phase(spans: Sequence[Span], tokens: int, energy: PartEnergy | None) -> PhaseMetrics:
+    return PhaseMetrics(
+        time_sec=_length(spans),
+        tokens=tokens,
+        energy_j=None if energy is None else energy.total_j,
+        uncertainty=None if energy is None else stated_uncertainty(energy.total_j, energy.components),
+    )
+
+
+def _phase_energies(
+    energy: EnergyMeasurement, prefill: Sequence[Span], decode: Sequence[Span]
+) -> tuple[PartEnergy | None, PartEnergy | None, str | None]:
+    """Energy of prefill and decode, and why one is missing."""
+    try:
+        traced = TracedWindow(energy, [edge_s for span in (*prefill, *decode) for edge_s in span])
+        interval_s = sampling_interval_s(energy) or energy.duration_sec
+    except PartUnknownError as error:
+        return None, None, str(error)
+    figures: list[PartEnergy | None] = []
+    reasons = []
+    for name, spans in (("prefill", prefill), ("decode", decode)):
+        stretch_s = typical_stretch_s(spans)
+        if spans and stretch_s < MIN_SAMPLES_PER_STRETCH * interval_s:
+            figures.append(None)
+            reasons.append(f"{name} comes in stretches of {1000 * stretch_s:.0f} ms")
+        else:
+            figures.append(traced.part(spans))
+    reason = None
+    if reasons:
+        reason = f"{' and '.join(reasons)}; power samples every {1000 * interval_s:.0f} ms cannot tell its joules apart"
+    return figures[0], figures[1], reason
+
+
+def _residual(total_j: float | None, prefill: PartEnergy | None, decode: PartEnergy | None) -> float | None:
+    if total_j is None or prefill is None or decode is None:
+        return None
+    return total_j - prefill.total_j - decode.total_j
+
+
+def _prefill_tokens(outputs: Sequence[RequestOutput], window: Span) -> int:
+    """Input tokens of the requests whose first output token, and so the end of their prefill, lies in the window."""
+    return sum(output.input_tokens for output in outputs if window[0] < _first_token_s(output) <= window[1])
+
+
+def _decode_tokens(outputs: Sequence[RequestOutput], decode: Sequence[Span]) -> int:
+    """Tokens after each request's first that appeared in a decode stretch."""
+    starts = [start_s for start_s, _ in decode]
+    return sum(_falls_into(decode, starts, time_s) for output in outputs for time_s in _times(output)[1:])
+
+
+def _falls_into(spans: Sequence[Span], starts: Sequence[float], time_s: float) -> bool:
+    """Whether a token's time lies in (start, end] of a span: the step that made it ran before it appeared."""
+    index = bisect_left(starts, time_s) - 1
+    return index >= 0 and time_s <= spans[index][1]
+
+
+def _times(output: RequestOutput) -> Sequence[float]:
+    return output.token_times_s if output.token_times_s is not None else ()
+
+
+def _first_token_s(output: RequestOutput) -> float:
+    times = _times(output)
+    return times[0] if len(times) else output.started_s
+
+
+def _last_token_s(output: RequestOutput) -> float:
+    times = _times(output)
+    return times[-1] if len(times) else output.started_s
+
+
+def _clip(spans: Iterator[Span], window: Span) -> Iterator[Span]:
+    for start_s, end_s in spans:
+        clipped = (max(start_s, window[0]), min(end_s, window[1]))
+        if clipped[0] < clipped[1]:
+            yield clipped
+
+
+def _without(spans: Sequence[Span], holes: Sequence[Span]) -> Iterator[Span]:
+    """`spans` minus `holes`; both in order and without overlaps of their own."""
+    ends = [end_s for _, end_s in holes]
+    for start_s, end_s in spans:
+        left_s = start_s
+        for hole_start_s, hole_end_s in holes[bisect_right(ends, start_s) :]:
+            if hole_start_s >= end_s:
+                break
+            if hole_start_s > left_s:
+                yield left_s, hole_start_s
+            left_s = max(left_s, hole_end_s)
+        if left_s < end_s:
+            yield left_s, end_s
+
+
+def _length(spans: Sequence[Span]) -> float:
+    return math.fsum(end_s - start_s for start_s, end_s in spans)
