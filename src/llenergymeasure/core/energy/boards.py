@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -51,12 +51,7 @@ class SensorCalibration:
     Args:
         driver_version: The driver it was found with; another one may read the sensor differently.
         taken_at: When (UTC, ISO 8601).
-        power_source: Which reading the sensor's figures are about.
-        update_s: Time between two updates of the sensor in seconds.
-        averaging_window_s: Over which time a reading is an average, in seconds.
         noise_w: Standard deviation of single readings under a steady load, in watts.
-        idle_power_w: Power without the load, in watts, by this sensor.
-        load_power_w: Power with the load, likewise.
         counter_period_s: Time between two steps of the energy counter in seconds; `None`: none was seen.
         counter_tolerance_s: How far single steps were from that.
     """
@@ -167,26 +162,16 @@ def power_sampling(gpu: Gpu, calibration: SensorCalibration | None, telemetry: T
 def describe_sensor(
     calibration: SensorCalibration | None, sampling: PowerSampling, period: CounterPeriod | None
 ) -> SensorDescription:
-    """What is known of a board's sensors after a window.
-
-    Args:
-        sampling: How its power samples came about.
-        period: Time between two steps of its counter, where it was watched; otherwise a calibration may tell.
-    """
-    sensor = SensorDescription(averaging_window_s=sampling.averaging_window_s)
+    """What is known of a board's sensors after a window; `period`: its counter's, where that was watched."""
     if period is None and calibration is not None:
         period = calibration.counter_period
     if period is None:
-        return sensor
-    return replace(sensor, counter_period_s=period.period_s, counter_period_tolerance_s=period.tolerance_s)
+        return SensorDescription(averaging_window_s=sampling.averaging_window_s)
+    return SensorDescription(period.period_s, period.tolerance_s, averaging_window_s=sampling.averaging_window_s)
 
 
 def board_warnings(gpus: Sequence[Gpu], family_pid: int | None = None) -> Iterator[MeasurementWarning]:
-    """What about the boards themselves makes a figure doubtful, now.
-
-    Args:
-        family_pid: See `MeterOptions`.
-    """
+    """What about the boards themselves makes a figure doubtful, now."""
     for gpu in gpus:
         if gpu.is_mig:
             yield MeasurementWarning(
@@ -206,7 +191,7 @@ def board_warnings(gpus: Sequence[Gpu], family_pid: int | None = None) -> Iterat
         if others:
             yield MeasurementWarning(
                 WarningCode.FOREIGN_GPU_PROCESS,
-                f"GPU {gpu.index} also worked for {_count(len(others), 'other process', 'other processes')} "
+                f"GPU {gpu.index} also worked for {len(others)} other process{'es' * (len(others) > 1)} "
                 f"({', '.join(map(str, sorted(others)))}), whose energy is in the figures",
             )
 
@@ -217,7 +202,3 @@ def _optional(reading: Callable[[GpuHandle], _T], handle: GpuHandle) -> _T | Non
         return reading(handle)
     except GpuDriverError:
         return None
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"

@@ -173,9 +173,6 @@ def _poll(board: CalibratedBoard, clock: Clock, until_s: float, reads: list[Read
 class MatmulLoad:
     """Matrix products on a CUDA device in a thread of its own.
 
-    Args:
-        cuda_index: The device as CUDA numbers it.
-
     Raises:
         EnergyError: PyTorch is missing or sees no such device.
     """

@@ -71,10 +71,8 @@ class FusedEnergy:
     """Energy of a window from counter and samples.
 
     Args:
-        energy_j: The estimate in joules.
         half_width_j: 95 % half-width from the counter's resolution, without the sensor's gain.
         start_step_s: When the counter moved just before the window; `None`: no step was found.
-        end_step_s: When it moved just after the window.
         used_fallback: The estimate is the plain difference of the counter.
         reason: Why it is; empty otherwise.
     """
@@ -98,8 +96,6 @@ def fuse_energy(
     """Energy of the window from `start_s` to `end_s`, as the module's docstring draws it.
 
     Args:
-        before: Counter reads before the window, in order; a step is looked for in them.
-        after: Counter reads after the window, in order, likewise.
         samples: In order of time, those just outside the window included.
 
     Raises:

@@ -53,9 +53,7 @@ class _BoardEnergy:
         counter_j: Plain difference of the counter, in joules.
         counted: The same, sharpened by fusion where a step was found on both sides.
         counter_reason: Why there is no counter figure; empty where there is one, or never was a counter.
-        integral_j: Integral of the power samples.
         integral_budget: Its error budget without the gain.
-        integral_reason: Why there is none.
     """
 
     device: DeviceId

@@ -20,9 +20,6 @@ def integrate_power(times_s: Sequence[float], power_w: Sequence[float], start_s:
     constant signal is the commonest case, not a duplicate. Two samples at one time make a step. The sum is correctly
     rounded (`math.fsum`), so it does not depend on how the samples were stored or grouped.
 
-    Args:
-        times_s: When each sample was valid, in order.
-
     Raises:
         TraceTooShortError: No sample at or before `start_s`, or at or after `end_s`; extrapolating would invent energy.
         ValueError: The two sequences differ in length, the window ends before it starts, or times or powers inside it

@@ -49,7 +49,6 @@ class PartEnergy:
     """Energy of a part of a window.
 
     Args:
-        total_j: Over all devices.
         traced_j: What the power samples say by themselves, not scaled to the meter.
         per_device_components: The error budget of each device (95 % half-widths).
     """
@@ -154,6 +153,21 @@ def sampling_interval_s(energy: EnergyMeasurement) -> float | None:
     return max(_mean_step_s(times_s, energy.start_s, energy.end_s) for times_s, _ in traces)
 
 
+def without(spans: Sequence[Span], holes: Sequence[Span]) -> Iterator[Span]:
+    """`spans` minus `holes`; both in order and without overlaps of their own."""
+    ends = [end_s for _, end_s in holes]
+    for start_s, end_s in spans:
+        left_s = start_s
+        for hole_start_s, hole_end_s in holes[bisect_right(ends, start_s) :]:
+            if hole_start_s >= end_s:
+                break
+            if hole_start_s > left_s:
+                yield left_s, hole_start_s
+            left_s = max(left_s, hole_end_s)
+        if left_s < end_s:
+            yield left_s, end_s
+
+
 @dataclass(frozen=True, slots=True)
 class _Trace:
     """The samples of one device and what the meter counted for it.
@@ -161,7 +175,6 @@ class _Trace:
     Args:
         times_s: When each sample was read.
         lag_s: How much earlier, on average, it was true.
-        metered_j: Energy of the window by the meter.
     """
 
     times_s: Sequence[float]
@@ -254,7 +267,7 @@ def _cutting_errors(trace: _Trace, spans: Sequence[Span], window: Span) -> tuple
     """Errors of the ratio T(part) / T(whole), in joules by the meter."""
     whole_j = trace.traced_j([window])
     scale, share = trace.metered_j / whole_j, trace.traced_j(spans) / whole_j
-    inside, outside = trace.errors(spans), trace.errors(list(_rest(spans, window)))
+    inside, outside = trace.errors(spans), trace.errors(list(without([window], spans)))
     cut = []
     for own, other in zip(inside, outside, strict=True):
         if own.kind == "aliasing":  # the same error again and again, inside and outside: it cancels
@@ -264,17 +277,6 @@ def _cutting_errors(trace: _Trace, spans: Sequence[Span], window: Span) -> tuple
         half_width_j = own_j + other_j if own.kind == "sensor" else math.hypot(own_j, other_j)
         cut.append(resized(own, scale * half_width_j))
     return tuple(cut)
-
-
-def _rest(spans: Sequence[Span], window: Span) -> Iterator[Span]:
-    """The window without `spans`."""
-    left_s = window[0]
-    for start_s, end_s in spans:
-        if start_s > left_s:
-            yield left_s, start_s
-        left_s = end_s
-    if left_s < window[1]:
-        yield left_s, window[1]
 
 
 def _mean_step_s(times_s: Sequence[float], start_s: float, end_s: float) -> float:

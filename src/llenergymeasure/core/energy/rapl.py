@@ -65,8 +65,6 @@ class HostEnergy:
     """Joules that the host's counters have seen since somebody began to add them up.
 
     Args:
-        time_s: When they were read, on the measurement clock.
-        package_j: All packages together.
         dram_j: All memory together; `None` where no package counts its memory.
     """
 

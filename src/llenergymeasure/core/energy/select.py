@@ -71,7 +71,6 @@ def select_energy_backend(
     """The meter for a run on `devices`.
 
     Args:
-        name: Which one, or `auto`.
         devices: UUIDs of the GPUs that the run uses, or `("cpu",)`.
         options: How meters work on this machine; by default as when the user configures nothing.
         host: The machine; its clock is shared with the engine.
@@ -145,8 +144,6 @@ class BackendReading:
     """Whether an energy backend works here, with the reading that proves it.
 
     Args:
-        name: The name a config uses.
-        available: Whether it just gave a reading.
         text: The reading, or the reason why there is none.
     """
 

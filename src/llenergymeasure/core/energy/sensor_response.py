@@ -117,7 +117,6 @@ def find_averaging_window(published: Sequence[Read], switches: Sequence[Switch])
     is fitted beside it.
 
     Args:
-        published: The value of each update.
         switches: When the load was switched, in order; the last one only ends the last stretch.
 
     Raises:

@@ -57,7 +57,6 @@ class GpuReadings:
         problem: What is wrong with the counter of one board, and so with the method for all; `None`: nothing.
         cpu_j: Joules of the CPU, if whoever read the counters tells them.
         dram_j: Joules of the memory, likewise.
-        notes: What must be known about these figures.
     """
 
     before: Reads
@@ -201,9 +200,6 @@ class SourceReading:
 
     Args:
         per_board_j: Joules of each board, by its index in NVML's order.
-        cpu_j: Joules of the CPU, if it tells.
-        dram_j: Joules of the memory, if it tells.
-        notes: What must be known about these.
     """
 
     per_board_j: Mapping[int, float] = field(default_factory=dict)
@@ -240,11 +236,7 @@ class _PackageWindow:
 
 
 class PackageStrategy(GpuStrategy):
-    """Joules that another package counts; this package's sampler beside it keeps watch.
-
-    Args:
-        gpus: The GPUs that the package was set up for.
-    """
+    """Joules that another package counts; this package's sampler beside it keeps watch."""
 
     def __init__(self, source: JouleSource, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
         super().__init__(gpus, clock, options)

@@ -45,12 +45,7 @@ class TelemetrySample:
 
     Args:
         time_s: When the power value was valid, on the measurement clock, in seconds.
-        power_w: Power draw in watts.
-        temperature_c: GPU temperature in degrees Celsius.
-        sm_clock_mhz: Streaming-multiprocessor clock in MHz.
-        memory_clock_mhz: Memory clock in MHz.
         sm_utilisation_pct: Share of the last sample period in which a kernel ran, 0..100.
-        memory_used_mb: Device memory in use, in MB (10^6 bytes).
         throttle_reasons: NVML's clocks-event-reasons bit mask.
         power_source: What `power_w` was read from.
     """
@@ -221,11 +216,8 @@ class SamplerReport:
     """How the sampler itself did.
 
     Args:
-        ticks: Rounds of readings taken.
         missed_deadlines: Rounds that were due and not taken, because the one before took too long.
         cpu_s: Processor time that the sampler's thread used, in seconds.
-        duration_s: Seconds it ran.
-        longest_tick_s: Longest round, in seconds.
         problems: What went wrong, in words; empty when nothing did.
     """
 
@@ -251,7 +243,6 @@ class Telemetry:
     """The samples of one window, those just outside it included; read them before `close`.
 
     Args:
-        logs: One log per device.
         report: How the sampler did; `None` where none took these samples: they were read from a file.
     """
 

@@ -123,13 +123,20 @@ def _batch(device: DeviceId, block: Columns, schema: pa.Schema) -> pa.RecordBatc
     import pyarrow as pa
 
     names = {UNKNOWN: None} | dict(enumerate(SOURCES))
-    columns: dict[str, Any] = dict(zip(COLUMNS, block.arrays(), strict=True))
-    columns["device"] = [device] * len(block)
-    columns["throttle_reasons"] = [None if reasons == UNKNOWN else reasons for reasons in block.throttle_reasons]
-    columns["power_source"] = [names[source] for source in block.power_source]
-    return pa.record_batch(  # NaN becomes null
-        [pa.array(columns[field.name], field.type, from_pandas=True) for field in schema], schema=schema
-    )
+    numbers = [_with_nulls(column) for column in block.arrays()[:-1]]
+    sources = pa.array([names[source] for source in block.power_source], pa.string())
+    return pa.record_batch([pa.array([device] * len(block), pa.string()), *numbers, sources], schema=schema)
+
+
+def _with_nulls(column: array[Any]) -> pa.Array:
+    """A column as Arrow has it: what the device did not answer is null."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = pa.float64() if column.typecode == "d" else pa.int64()
+    values = pa.Array.from_buffers(kind, len(column), [None, pa.py_buffer(column)])
+    unknown = pc.is_nan(values) if column.typecode == "d" else pc.equal(values, UNKNOWN)
+    return pc.if_else(unknown, pa.scalar(None, kind), values)
 
 
 def _metadata(path: Path) -> Mapping[bytes, bytes]:

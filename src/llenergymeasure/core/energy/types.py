@@ -27,8 +27,6 @@ class CounterRead:
 
     Args:
         asked_s: When the call began, on the measurement clock, in seconds.
-        answered_s: When it returned.
-        energy_j: The counter's total in joules.
     """
 
     asked_s: float
@@ -63,7 +61,6 @@ class PowerSampling:
 
     Args:
         averaging_window_s: Over which time a sample is an average, in seconds.
-        update_s: How often the sensor publishes a new value, in seconds.
     """
 
     averaging_window_s: float = 0.1
@@ -86,15 +83,10 @@ class BoardRecord:
 
     Args:
         device: The device as the run names it: the board's UUID, or that of a MIG instance on it.
-        board: UUID of the board.
-        has_counter: Whether the board has an energy counter.
         before: Reads of the counter before the window.
-        after: Reads after it.
         counter_problem: Why the counter could not be read; `None` when it could.
         includes_module: Whether counter and samples cover a whole superchip.
         power_limit_w: The enforced power limit in watts, where it is known.
-        sensor: What is known of its counter.
-        sampling: How its power samples came about.
     """
 
     device: DeviceId
@@ -120,11 +112,7 @@ class GpuWindow:
 
     Args:
         start_s: Its start on the measurement clock, in seconds.
-        end_s: Its end.
-        boards: One record per device.
-        sampling_interval_s: The sampler's interval.
         gain_uncertainty_pct: 95 % half-width of the sensors' gain, in per cent.
-        meter: Name of the meter.
     """
 
     start_s: float
@@ -141,11 +129,8 @@ class EnergyMeasurement:
 
     Args:
         start_s: Start of the window on the measurement clock, in seconds.
-        end_s: End of the window, likewise.
         total_j: Energy of the window in joules over `scope`. `None`: not measured, and `notes` says why. Never 0 for
             "unknown".
-        method: How `total_j` was found.
-        scope: What `total_j` includes.
         per_gpu_j: Energy per GPU UUID; `None` values for a GPU that could not be read.
         cpu_j: Energy of the CPU packages, if measured; beside GPU energy, never in it.
         dram_j: Energy of the DRAM, likewise.
@@ -222,7 +207,6 @@ class MeterOptions:
     """How a meter works on this machine and in this process; never from an experiment file.
 
     Args:
-        poll_interval_ms: Time between two readings of the power sampler, in milliseconds.
         power_gain_uncertainty_pct: 95 % half-width of the power sensor's gain, in per cent.
         spill_dir: Where a long run's samples go when they outgrow memory; `None`: the system's temporary directory.
         calibration_dir: Where sensor calibrations lie; `None`: none are used.

@@ -23,13 +23,20 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.energy.part import PartEnergy, PartUnknownError, Span, TracedWindow, sampling_interval_s
+from llenergymeasure.core.energy.part import (
+    PartEnergy,
+    PartUnknownError,
+    Span,
+    TracedWindow,
+    sampling_interval_s,
+    without,
+)
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import stated_uncertainty
 from llenergymeasure.core.metrics.throttle import merge_spans
@@ -86,7 +93,7 @@ def phase_spans(outputs: Sequence[RequestOutput], window: Span) -> tuple[list[Sp
     """The stretches of the window that are prefill and decode, without overlaps, each list in order of time."""
     prefill = list(merge_spans(_clip(((o.started_s, _first_token_s(o)) for o in outputs), window)))
     generating = list(merge_spans(_clip(((_first_token_s(o), _last_token_s(o)) for o in outputs), window)))
-    return prefill, list(_without(generating, prefill))
+    return prefill, list(without(generating, prefill))
 
 
 def typical_stretch_s(spans: Sequence[Span]) -> float:
@@ -175,21 +182,6 @@ def _clip(spans: Iterator[Span], window: Span) -> Iterator[Span]:
         clipped = (max(start_s, window[0]), min(end_s, window[1]))
         if clipped[0] < clipped[1]:
             yield clipped
-
-
-def _without(spans: Sequence[Span], holes: Sequence[Span]) -> Iterator[Span]:
-    """`spans` minus `holes`; both in order and without overlaps of their own."""
-    ends = [end_s for _, end_s in holes]
-    for start_s, end_s in spans:
-        left_s = start_s
-        for hole_start_s, hole_end_s in holes[bisect_right(ends, start_s) :]:
-            if hole_start_s >= end_s:
-                break
-            if hole_start_s > left_s:
-                yield left_s, hole_start_s
-            left_s = max(left_s, hole_end_s)
-        if left_s < end_s:
-            yield left_s, end_s
 
 
 def _length(spans: Sequence[Span]) -> float:
