@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,9 @@ from llenergymeasure.core.energy.boards import board_warnings
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.packages import require_counters
 from llenergymeasure.core.energy.select import select_energy_backend
-from llenergymeasure.core.energy.strategies import PackageStrategy, SourceReading
+from llenergymeasure.core.energy.strategies import PackageReading, PackageStrategy
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.gpu.driver import GpuDriverError, find_gpus
+from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, find_gpus
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
@@ -30,13 +30,19 @@ CLOCK = SystemClock()
 POWER_W = 100.0
 
 
-class ScriptedSource:
+class ScriptedPackage(PackageStrategy):
     """A package that answers `closing(seconds since it was opened)`."""
 
     name = "package"
-    tells_host = False
 
-    def __init__(self, closing: Callable[[float], SourceReading], opening: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        gpus: Sequence[Gpu],
+        options: MeterOptions,
+        closing: Callable[[float], PackageReading],
+        opening: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(gpus, CLOCK, options)
         self._closing = closing
         self._opening = opening
         self._opened_s = 0.0
@@ -45,29 +51,28 @@ class ScriptedSource:
         self._opening()
         self._opened_s = CLOCK.now()
 
-    def end(self, key: str) -> SourceReading:
+    def end(self, key: str) -> PackageReading:
         return self._closing(CLOCK.now() - self._opened_s)
 
 
-def backend(closing: Callable[[float], SourceReading], **more: Callable[[], None]) -> Meter:
-    nvml = FakeNvml(FakeGpu("GPU-0", readings={"total_energy_j": 1.0}))
-    source = ScriptedSource(closing, **more)
+def backend(closing: Callable[[float], PackageReading], **more: Callable[[], None]) -> Meter:
+    gpus = find_gpus(["GPU-0"], FakeNvml(FakeGpu("GPU-0", readings={"total_energy_j": 1.0})))
     options = MeterOptions(poll_interval_ms=20)
-    return Meter(PackageStrategy(source, find_gpus(["GPU-0"], nvml), CLOCK, options), CLOCK, options)
+    return Meter(ScriptedPackage(gpus, options, closing, **more), CLOCK, options)
 
 
-def window(closing: Callable[[float], SourceReading], seconds: float = 0.3) -> EnergyMeasurement:
+def window(closing: Callable[[float], PackageReading], seconds: float = 0.3) -> EnergyMeasurement:
     meter = backend(closing)
     handle = meter.start_tracking()
     CLOCK.sleep(seconds)
     return meter.stop_tracking(handle)
 
 
-def joules(factor: float) -> Callable[[float], SourceReading]:
-    return lambda seconds: SourceReading({0: factor * POWER_W * seconds})
+def joules(factor: float) -> Callable[[float], PackageReading]:
+    return lambda seconds: PackageReading({0: factor * POWER_W * seconds})
 
 
-def failing(seconds: float) -> SourceReading:
+def failing(seconds: float) -> PackageReading:
     raise EnergyError("the package is confused")
 
 
@@ -81,10 +86,10 @@ def test_joules_that_the_samples_bear_out_are_the_answer() -> None:
 
 @pytest.mark.parametrize(
     "closing",
-    [joules(0.0), joules(-1.0), joules(1000.0), failing, lambda seconds: SourceReading({})],
+    [joules(0.0), joules(-1.0), joules(1000.0), failing, lambda seconds: PackageReading({})],
     ids=["zero", "backwards", "jumped", "failed", "nothing"],
 )
-def test_joules_that_cannot_be_are_replaced_by_the_integral(closing: Callable[[float], SourceReading]) -> None:
+def test_joules_that_cannot_be_are_replaced_by_the_integral(closing: Callable[[float], PackageReading]) -> None:
     energy = window(closing)
     assert energy.method == "power_integration"
     assert energy.total_j == pytest.approx(POWER_W * energy.duration_sec, rel=0.01)
@@ -98,7 +103,7 @@ def test_joules_that_contradict_the_samples_leave_no_figure() -> None:
 
 
 def test_host_energy_of_the_package_is_carried_along() -> None:
-    energy = window(lambda seconds: SourceReading({0: POWER_W * seconds}, cpu_j=7.0, dram_j=2.0))
+    energy = window(lambda seconds: PackageReading({0: POWER_W * seconds}, cpu_j=7.0, dram_j=2.0))
     assert (energy.cpu_j, energy.dram_j) == (7.0, 2.0)
 
 
@@ -132,7 +137,7 @@ def sampler_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "llem-power-sampler"]
 
 
-def interrupt(*_: object) -> SourceReading:
+def interrupt(*_: object) -> PackageReading:
     raise KeyboardInterrupt
 
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_fakes import measured
+from llenergymeasure.core.energy.part import merge_spans
 from llenergymeasure.core.energy.telemetry import TelemetrySample
-from llenergymeasure.core.metrics.throttle import merge_spans, throttle_info
+from llenergymeasure.core.metrics.throttle import throttle_info
 
 SW_POWER_CAP, HW_SLOWDOWN, SW_THERMAL, HW_THERMAL, HW_POWER_BRAKE, GPU_IDLE = 0x4, 0x8, 0x20, 0x40, 0x80, 0x1
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llenergymeasure.core.energy.counter import CounterError, plain_counter_energy
-from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, fuse_energy
+from llenergymeasure.core.energy.fusion import Sample, fuse_energy
 from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
 from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
@@ -46,38 +46,39 @@ SENSOR_SPREAD_PCT: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
+class _Answer:
+    """Joules of one board by one method, their error budget without the gain, and why there are none, if so."""
+
+    energy_j: float | None = None
+    budget: tuple[BudgetComponent, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _BoardEnergy:
-    """The answers for one board; `None` with a reason where there is none.
+    """The answers for one board.
 
     Args:
-        counter_j: Plain difference of the counter, in joules.
-        counted: The same, sharpened by fusion where a step was found on both sides.
-        counter_reason: Why there is no counter figure; empty where there is one, or never was a counter.
-        integral_budget: Its error budget without the gain.
+        counter_j: Plain difference of the counter.
+        fused_j: Counter and samples together; `None` where only the plain difference was to be had.
+        counter: By the counter, as sharp as could be had.
+        integral: By the power samples.
     """
 
     device: DeviceId
     counter_j: float | None
-    counted: FusedEnergy | None
-    counter_reason: str
-    integral_j: float | None
-    integral_budget: tuple[BudgetComponent, ...]
-    integral_reason: str
+    fused_j: float | None
+    counter: _Answer
+    integral: _Answer
 
-    @property
-    def counted_j(self) -> float | None:
-        """Joules by the counter, as sharp as could be had."""
-        return None if self.counted is None else self.counted.energy_j
-
-    @property
-    def fused_j(self) -> float | None:
-        """Joules by counter and samples together; `None` where only the plain difference was to be had."""
-        return None if self.counted is None or self.counted.used_fallback else self.counted.energy_j
-
-    @property
-    def counter_budget(self) -> tuple[BudgetComponent, ...]:
-        """The error budget of `counted_j` without the gain."""
-        return () if self.counted is None else (counter_component(self.counted),)
+    def by(self, method: EnergyMethod | None) -> float | None:
+        """Joules by the window's method; where the window has none, by the only one the board has."""
+        if method == "hardware_counter":
+            return self.counter.energy_j
+        if method == "power_integration":
+            return self.integral.energy_j
+        known = [answer.energy_j for answer in (self.counter, self.integral) if answer.energy_j is not None]
+        return known[0] if len(known) == 1 else None
 
 
 def gpu_measurement(window: GpuWindow, telemetry: Telemetry) -> EnergyMeasurement:
@@ -89,12 +90,12 @@ def gpu_measurement(window: GpuWindow, telemetry: Telemetry) -> EnergyMeasuremen
     return EnergyMeasurement(
         start_s=window.start_s,
         end_s=window.end_s,
-        total_j=None if method is None else _sum(_answer(a, method) for a in answers),
+        total_j=None if method is None else _sum(a.by(method) for a in answers),
         method=method,
         scope=None if method is None else _scope(window.boards),
-        per_gpu_j={a.device: _answer(a, method) for a in answers},
+        per_gpu_j={a.device: a.by(method) for a in answers},
         counter_j=_sum(a.counter_j for a in answers),
-        integral_j=_sum(a.integral_j for a in answers),
+        integral_j=_sum(a.integral.energy_j for a in answers),
         fused_j=_sum(a.fused_j for a in answers),
         audit=audit,
         components=sum_budgets(budgets.values()),
@@ -107,23 +108,20 @@ def gpu_measurement(window: GpuWindow, telemetry: Telemetry) -> EnergyMeasuremen
 
 
 def _board_energy(record: BoardRecord, telemetry: Telemetry, window: GpuWindow) -> _BoardEnergy:
-    """Both answers for one board."""
     times, power = telemetry.power(record.device)
-    integral_j, integral_reason = _integral(times, power, window)
-    counter_j: float | None = None
-    counted: FusedEnergy | None = None
-    counter_reason = record.counter_problem or ""
+    plain_j = fused_j = None
+    counter = _Answer(reason=record.counter_problem or "")
     if record.has_counter and record.counter_problem is None:
         try:
-            counter_j = _believable_counter(record, window)
+            believable_j = _believable_counter(record, window)
             near = list(_samples_near_edges(times, power, window))
-            counted = fuse_energy(record.before, record.after, near, window.start_s, window.end_s, record.sensor)
+            fused = fuse_energy(record.before, record.after, near, window.start_s, window.end_s, record.sensor)
         except CounterError as error:
-            counter_j, counter_reason = None, str(error)
-    budget: tuple[BudgetComponent, ...] = ()
-    if integral_j is not None:
-        budget = integral_components(times, power, window.start_s, window.end_s, record.sampling)
-    return _BoardEnergy(record.device, counter_j, counted, counter_reason, integral_j, budget, integral_reason)
+            counter = _Answer(reason=str(error))
+        else:
+            plain_j, fused_j = believable_j, None if fused.used_fallback else fused.energy_j
+            counter = _Answer(fused.energy_j, (counter_component(fused),))
+    return _BoardEnergy(record.device, plain_j, fused_j, counter, _integral(times, power, record, window))
 
 
 def _scope(boards: Sequence[BoardRecord]) -> EnergyScope:
@@ -143,14 +141,15 @@ def _believable_counter(record: BoardRecord, window: GpuWindow) -> float:
     return counter_j
 
 
-def _integral(times: Sequence[float], power: Sequence[float], window: GpuWindow) -> tuple[float | None, str]:
+def _integral(times: Sequence[float], power: Sequence[float], record: BoardRecord, window: GpuWindow) -> _Answer:
     gap_s = _longest_gap_s(times, window.start_s, window.end_s)
     if gap_s > max(MAX_GAP_S, MAX_GAP_INTERVALS * window.sampling_interval_s):
-        return None, f"for {gap_s:.1f} s of the window there is no power sample"
+        return _Answer(reason=f"for {gap_s:.1f} s of the window there is no power sample")
     try:
-        return integrate_power(times, power, window.start_s, window.end_s), ""
+        energy_j = integrate_power(times, power, window.start_s, window.end_s)
     except TraceTooShortError as error:
-        return None, str(error)
+        return _Answer(reason=str(error))
+    return _Answer(energy_j, integral_components(times, power, window.start_s, window.end_s, record.sampling))
 
 
 def _longest_gap_s(times: Sequence[float], start_s: float, end_s: float) -> float:
@@ -170,11 +169,11 @@ def _samples_near_edges(times: Sequence[float], power: Sequence[float], window: 
 
 def _audit(answers: Sequence[_BoardEnergy]) -> EnergyAudit | None:
     """Counter against integral over all boards; `None` unless every board has both."""
-    counted_j, integral_j = _sum(a.counted_j for a in answers), _sum(a.integral_j for a in answers)
+    counted_j, integral_j = _sum(a.counter.energy_j for a in answers), _sum(a.integral.energy_j for a in answers)
     counter_j = _sum(a.counter_j for a in answers)
     if counter_j is None or counted_j is None or integral_j is None or counted_j <= 0:
         return None
-    budget = sum_budgets(part for a in answers for part in (a.counter_budget, a.integral_budget))
+    budget = sum_budgets(part for a in answers for part in (a.counter.budget, a.integral.budget))
     bound_pct = 100.0 * comparative_half_width(budget) / counted_j + SENSOR_SPREAD_PCT
     disagreement_pct = 100.0 * (integral_j - counted_j) / counted_j
     return EnergyAudit(
@@ -188,27 +187,27 @@ def _audit(answers: Sequence[_BoardEnergy]) -> EnergyAudit | None:
 
 
 def _budget(answer: _BoardEnergy, method: EnergyMethod, gain_pct: float) -> tuple[BudgetComponent, ...]:
-    timing = answer.counter_budget if method == "hardware_counter" else answer.integral_budget
-    return (gain_component(_answer(answer, method) or 0.0, gain_pct), *timing)
+    timing = answer.counter if method == "hardware_counter" else answer.integral
+    return (gain_component(answer.by(method) or 0.0, gain_pct), *timing.budget)
 
 
 def _notes(
     answers: Sequence[_BoardEnergy], method: EnergyMethod | None, audit: EnergyAudit | None
 ) -> Iterator[MeasurementWarning]:
     for answer in answers:
-        if answer.counter_reason and method == "power_integration":
+        if answer.counter.reason and method == "power_integration":
             yield MeasurementWarning(
                 WarningCode.TELEMETRY_UNAVAILABLE,
-                f"{answer.device}: energy is the integral of power samples, because {answer.counter_reason}",
+                f"{answer.device}: energy is the integral of power samples, because {answer.counter.reason}",
             )
-        if answer.integral_reason and method == "hardware_counter":
+        if answer.integral.reason and method == "hardware_counter":
             yield MeasurementWarning(
                 WarningCode.TELEMETRY_UNAVAILABLE,
                 f"{answer.device}: the energy counter could not be checked against power samples, because "
-                f"{answer.integral_reason}",
+                f"{answer.integral.reason}",
             )
     if method is None and (audit is None or audit.agrees):
-        reasons = [f"{a.device}: {reason}" for a in answers for reason in _reasons(a)]
+        reasons = [f"{a.device}: {by.reason}" for a in answers for by in (a.counter, a.integral) if by.reason]
         yield MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, "; ".join(reasons) or "no GPU was measured")
     if audit is not None and not audit.agrees:
         verdict = (
@@ -223,32 +222,14 @@ def _notes(
         )
 
 
-def _reasons(answer: _BoardEnergy) -> Iterator[str]:
-    if answer.counted_j is None and answer.counter_reason:
-        yield answer.counter_reason
-    if answer.integral_j is None and answer.integral_reason:
-        yield answer.integral_reason
-
-
 def _method(answers: Sequence[_BoardEnergy], audit: EnergyAudit | None) -> EnergyMethod | None:
     if audit is not None and abs(audit.disagreement_pct) > max(BROKEN_PCT, BROKEN_BOUNDS * audit.bound_pct):
         return None
-    if answers and all(answer.counted_j is not None for answer in answers):
+    if answers and all(answer.counter.energy_j is not None for answer in answers):
         return "hardware_counter"
-    if answers and all(answer.integral_j is not None for answer in answers):
+    if answers and all(answer.integral.energy_j is not None for answer in answers):
         return "power_integration"
     return None
-
-
-def _answer(answer: _BoardEnergy, method: EnergyMethod | None) -> float | None:
-    """One board's joules by the window's method; where the window has none, by the only one the board has."""
-    if method == "hardware_counter":
-        return answer.counted_j
-    if method == "power_integration":
-        return answer.integral_j
-    if answer.counted_j is not None and answer.integral_j is not None:
-        return None
-    return answer.counted_j if answer.counted_j is not None else answer.integral_j
 
 
 def _sum(parts: Iterable[float | None]) -> float | None:

@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from llenergymeasure.core.energy.strategies import SourceReading, window_keys
+from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.strategies import PackageReading, PackageStrategy, window_keys
 from llenergymeasure.core.energy.telemetry import Telemetry
-from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import Gpu
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -60,17 +61,17 @@ def require_counters(gpus: Sequence[Gpu], name: str) -> None:
             raise EnergyError(f"GPU {gpu.index} has no energy counter for {name} to read; use energy.backend: nvml")
 
 
-class ZeusSource:
-    """Windows of one `ZeusMonitor`, a `JouleSource`.
+class ZeusStrategy(PackageStrategy):
+    """Windows of one `ZeusMonitor`.
 
     Raises:
         EnergyError: Zeus is missing or cannot be set up for these boards.
     """
 
     name = "zeus"
-    tells_host = False
 
-    def __init__(self, gpus: Sequence[Gpu]) -> None:
+    def __init__(self, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
+        super().__init__(gpus, clock, options)
         require_meter_package(self.name)
         require_counters(gpus, self.name)
         driver = gpus[0].driver
@@ -88,10 +89,10 @@ class ZeusSource:
         with _one_kind_of_error("Zeus", "open a window"):
             self._monitor.begin_window(key, sync_execution=False)
 
-    def end(self, key: str) -> SourceReading:
+    def end(self, key: str) -> PackageReading:
         """Close it."""
         with _one_kind_of_error("Zeus", "close a window"):
-            return SourceReading(dict(self._monitor.end_window(key, sync_execution=False).gpu_energy))
+            return PackageReading(dict(self._monitor.end_window(key, sync_execution=False).gpu_energy))
 
 
 def _monitor(indices: Sequence[int], board_count: int) -> Any:
@@ -117,8 +118,8 @@ def _all_boards_visible(count: int) -> Iterator[None]:
             os.environ[VISIBLE_DEVICES] = before
 
 
-class CodeCarbonSource:
-    """Tasks of one CodeCarbon tracker per board, a `JouleSource`: a tracker tells only the sum over its GPUs.
+class CodeCarbonStrategy(PackageStrategy):
+    """Tasks of one CodeCarbon tracker per board: a tracker tells only the sum over its GPUs.
 
     Raises:
         EnergyError: CodeCarbon is missing or failed.
@@ -127,7 +128,8 @@ class CodeCarbonSource:
     name = "codecarbon"
     tells_host = True
 
-    def __init__(self, gpus: Sequence[Gpu]) -> None:
+    def __init__(self, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
+        super().__init__(gpus, clock, options)
         require_meter_package(self.name)
         if shutil.which("nvidia-smi") is None:
             raise EnergyError(
@@ -142,11 +144,11 @@ class CodeCarbonSource:
         for tracker in self._trackers.values():
             _start_task(tracker, key)
 
-    def end(self, key: str) -> SourceReading:
+    def end(self, key: str) -> PackageReading:
         """Close them. A board for which CodeCarbon found no sensor has 0 J, which the caller does not believe."""
         closed = {index: _stop_task(tracker, key) for index, tracker in self._trackers.items()}
         host = next(iter(closed.values()))  # every tracker models the same host
-        return SourceReading(
+        return PackageReading(
             per_board_j={index: emissions.gpu_energy * JOULES_PER_KWH for index, emissions in closed.items()},
             cpu_j=_joules(host.cpu_energy),
             dram_j=_joules(host.ram_energy),

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -151,6 +151,20 @@ def sampling_interval_s(energy: EnergyMeasurement) -> float | None:
         return None
     traces = (energy.telemetry.power(device) for device in energy.telemetry.devices)
     return max(_mean_step_s(times_s, energy.start_s, energy.end_s) for times_s, _ in traces)
+
+
+def merge_spans(spans: Iterable[Span]) -> Iterator[Span]:
+    """The same stretches of time without overlaps, in order; ones that touch become one."""
+    current: Span | None = None
+    for begins_s, ends_s in sorted(spans):
+        if current is not None and begins_s <= current[1]:
+            current = (current[0], max(current[1], ends_s))
+            continue
+        if current is not None:
+            yield current
+        current = (begins_s, ends_s)
+    if current is not None:
+        yield current
 
 
 def without(spans: Sequence[Span], holes: Sequence[Span]) -> Iterator[Span]:

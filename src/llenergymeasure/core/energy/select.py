@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.meter import Meter, NoEnergyBackend, Strategy
-from llenergymeasure.core.energy.packages import CodeCarbonEstimate, CodeCarbonSource, ZeusSource
+from llenergymeasure.core.energy.packages import CodeCarbonEstimate, CodeCarbonStrategy, ZeusStrategy
 from llenergymeasure.core.energy.rapl import RaplStrategy
-from llenergymeasure.core.energy.strategies import CounterStrategy, GpuStrategy, PackageStrategy
+from llenergymeasure.core.energy.strategies import CounterStrategy, GpuStrategy
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus
 from llenergymeasure.core.host.host import Host
@@ -25,18 +26,6 @@ logger = logging.getLogger(__name__)
 BackendName = Literal["auto", "nvml", "zeus", "codecarbon", "rapl"]
 
 
-def _zeus(gpus: Sequence[Gpu], host: Host, options: MeterOptions) -> GpuStrategy:
-    return PackageStrategy(ZeusSource(gpus), gpus, host.clock, options)
-
-
-def _nvml(gpus: Sequence[Gpu], host: Host, options: MeterOptions) -> GpuStrategy:
-    return CounterStrategy(gpus, host.clock, options)
-
-
-def _codecarbon(gpus: Sequence[Gpu], host: Host, options: MeterOptions) -> GpuStrategy:
-    return PackageStrategy(CodeCarbonSource(gpus), gpus, host.clock, options)
-
-
 def _rapl(host: Host, options: MeterOptions) -> Strategy:
     return RaplStrategy(host.clock, options, host.powercap_root)
 
@@ -45,10 +34,10 @@ def _codecarbon_estimate(host: Host, options: MeterOptions) -> Strategy:
     return CodeCarbonEstimate()
 
 
-GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Host, MeterOptions], GpuStrategy]]] = {
-    "zeus": _zeus,
-    "nvml": _nvml,
-    "codecarbon": _codecarbon,
+GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Clock, MeterOptions], GpuStrategy]]] = {
+    "zeus": ZeusStrategy,
+    "nvml": CounterStrategy,
+    "codecarbon": CodeCarbonStrategy,
 }
 """What measures GPUs, best first."""
 
@@ -134,7 +123,7 @@ def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: 
     """
     if _on_cpu(devices):
         return Meter(CPU_METERS[name](host, options), host.clock, options)
-    strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host, options)
+    strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host.clock, options)
     beside = not strategy.tells_host and Meter(_rapl(host, options), host.clock, options).is_available()
     return Meter(strategy, host.clock, options, host.powercap_root if beside else None)
 

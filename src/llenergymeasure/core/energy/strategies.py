@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of, describe_sensor, power_sampling
@@ -195,7 +195,7 @@ def _read_counter(gpu: Gpu) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceReading:
+class PackageReading:
     """What a package measured in one of its windows.
 
     Args:
@@ -206,24 +206,6 @@ class SourceReading:
     cpu_j: float | None = None
     dram_j: float | None = None
     notes: tuple[MeasurementWarning, ...] = ()
-
-
-class JouleSource(Protocol):
-    """A package's own way to open and close windows; both raise `EnergyError` when they fail."""
-
-    @property
-    def name(self) -> str:
-        """Name of the energy backend."""
-
-    @property
-    def tells_host(self) -> bool:
-        """Whether it has joules of CPU and memory."""
-
-    def begin(self, key: str) -> None:
-        """Open the window called `key`."""
-
-    def end(self, key: str) -> SourceReading:
-        """Close it and tell what flowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,16 +220,25 @@ class _PackageWindow:
 class PackageStrategy(GpuStrategy):
     """Joules that another package counts; this package's sampler beside it keeps watch."""
 
-    def __init__(self, source: JouleSource, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
+    def __init__(self, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
         super().__init__(gpus, clock, options)
-        self._source = source
-        self.tells_host = source.tells_host
         self._keys = window_keys()
 
-    @property
-    def name(self) -> str:
-        """The package's name."""
-        return self._source.name
+    @abstractmethod
+    def begin(self, key: str) -> None:
+        """Open the package's window called `key`.
+
+        Raises:
+            EnergyError: The package failed.
+        """
+
+    @abstractmethod
+    def end(self, key: str) -> PackageReading:
+        """Close it and tell what flowed.
+
+        Raises:
+            EnergyError: The package failed.
+        """
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
         """Measure a quarter of a second.
@@ -264,20 +255,16 @@ class PackageStrategy(GpuStrategy):
         return f"GPU {boards} took {energy.counter_j:.1f} J in {energy.duration_sec:.2f} s"
 
     def before(self) -> _PackageWindow:
-        """Open a window of the package.
-
-        Raises:
-            EnergyError: It failed.
-        """
+        """Open a window of the package."""
         key, asked_s = next(self._keys), self._clock.now()
-        self._source.begin(key)
+        self.begin(key)
         return _PackageWindow(key, asked_s, self._clock.now())
 
     def after(self, before: _PackageWindow) -> GpuReadings:
         """Close it. Where the package fails to, the power samples stand in and a note says so."""
         asked_s = self._clock.now()
         try:
-            reading = self._source.end(before.key)
+            reading = self.end(before.key)
         except EnergyError as error:
             return GpuReadings({}, {}, str(error))
         closed_s = self._clock.now()

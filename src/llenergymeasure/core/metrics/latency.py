@@ -34,12 +34,12 @@ from llenergymeasure.core.energy.part import (
     PartUnknownError,
     Span,
     TracedWindow,
+    merge_spans,
     sampling_interval_s,
     without,
 )
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import stated_uncertainty
-from llenergymeasure.core.metrics.throttle import merge_spans
 from llenergymeasure.domain.latency import RequestTimings
 from llenergymeasure.domain.metrics import PhaseBreakdown, PhaseMetrics
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
+from llenergymeasure.core.energy.part import Span, merge_spans
 from llenergymeasure.core.energy.telemetry import UNKNOWN
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.gpu.driver import DeviceId
@@ -32,7 +33,7 @@ def throttle_info(energy: EnergyMeasurement) -> ThermalThrottleInfo | None:
         return None
     seen, told = 0, False
     hottest_c: float | None = None
-    spans: list[tuple[float, float]] = []
+    spans: list[Span] = []
     for device in energy.telemetry.devices:
         for temperature_c, raw_reasons, begins_s, ends_s in _held(energy, device):
             if not math.isnan(temperature_c):
@@ -77,17 +78,3 @@ def _held(energy: EnergyMeasurement, device: DeviceId) -> Iterator[tuple[float, 
         begins_s, ends_s = max(time_s, energy.start_s), min(next_s, energy.end_s)
         if begins_s <= ends_s:
             yield temperature_c, bits, begins_s, ends_s
-
-
-def merge_spans(spans: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """The same stretches of time without overlaps, in order; ones that touch become one."""
-    current: tuple[float, float] | None = None
-    for begins_s, ends_s in sorted(spans):
-        if current is not None and begins_s <= current[1]:
-            current = (current[0], max(current[1], ends_s))
-            continue
-        if current is not None:
-            yield current
-        current = (begins_s, ends_s)
-    if current is not None:
-        yield current
