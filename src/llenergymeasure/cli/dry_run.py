@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.cli.devices import gpu_count
-from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.config.models import ExperimentConfig, experiment_title
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.gpu.facts import GpuFacts, free_memory_mb, read_gpu_facts
 from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml

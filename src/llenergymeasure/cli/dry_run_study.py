@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from llenergymeasure.cli.devices import gpu_count
 from llenergymeasure.cli.dry_run import DryRunProbes, gigabytes, gpus_here, known_waits, memory_verdict
-from llenergymeasure.config.models import ExperimentConfig, StudyConfig
-from llenergymeasure.config.naming import study_titles
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig, study_titles
 from llenergymeasure.core.gpu.facts import GpuFacts
 from llenergymeasure.core.model.memory import estimate_vram
 from llenergymeasure.results.summary import duration

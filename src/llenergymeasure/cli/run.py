@@ -17,8 +17,9 @@ from llenergymeasure.cli.output import output_width, print_result, result_json
 from llenergymeasure.cli.progress import experiment_observer
 from llenergymeasure.cli.signals import signals_as_interrupt
 from llenergymeasure.config.errors import describe_validation_error, problem_report
-from llenergymeasure.config.loader import is_study_document, load_experiment_config
-from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.config.loader import load_experiment_config
+from llenergymeasure.config.merge import is_study_document
+from llenergymeasure.config.models import experiment_title
 from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document

@@ -11,10 +11,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.config.base import ConfigModel, NonBlankStr, Problem, reject
-from llenergymeasure.config.rules import (
+from llenergymeasure.config.base import (
+    ConfigModel,
     Excludes,
     Needs,
+    NonBlankStr,
+    Problem,
     Rule,
     given,
     is_one_of,
@@ -22,6 +24,7 @@ from llenergymeasure.config.rules import (
     not_off,
     off,
     on,
+    reject,
     rule_problems,
     several,
 )

@@ -21,7 +21,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from llenergymeasure.config.errors import describe_validation_error
-from llenergymeasure.config.loader import deep_merge
+from llenergymeasure.config.merge import deep_merge
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.study_plan import Axis, StudyPlan, plan_study
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap

@@ -13,10 +13,9 @@ from typing import Any, Final, TypedDict
 
 from pydantic import BaseModel
 
-from llenergymeasure.config.crosschecks import CHECKS
+from llenergymeasure.config.base import Excludes, Needs, Rule, nested_model
+from llenergymeasure.config.checks import CHECKS
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.rules import Excludes, Needs, Rule
-from llenergymeasure.config.schema import nested_model
 from llenergymeasure.config.ssot import (
     BACKENDS,
     BATCH_SIZE_FIELD,

@@ -1,12 +1,13 @@
-"""The parts of an experiment that every backend shares: decoding, warm-up, baseline, window, energy, data, adapter."""
+"""What is said of an experiment: parts that all backends share (decoding, warm-up, window, …), and all its fields."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
+from llenergymeasure.config.backend_configs import PyTorchConfig, TensorRTConfig, VLLMConfig
 from llenergymeasure.config.base import ConfigModel, NonBlankStr, Problem, reject, try_values
 from llenergymeasure.config.ssot import DECODER_PRESETS
 
@@ -149,6 +150,68 @@ class LoRAConfig(ConfigModel):
                 ]
             )
         return self
+
+
+def _dataset_kind(value: Any) -> str:
+    return "synthetic" if isinstance(value, (dict, SyntheticDatasetConfig)) else "name"
+
+
+Dataset = Annotated[
+    Annotated[NonBlankStr, Tag("name")] | Annotated[SyntheticDatasetConfig, Tag("synthetic")],
+    Discriminator(_dataset_kind),
+]
+"""A data set's name, or how to make one; told apart by shape, so that an error speaks of the form that was used."""
+
+
+class ExperimentFields(ConfigModel):
+    """Everything that is said of an experiment; `models.ExperimentConfig` adds what must hold between the fields."""
+
+    model: NonBlankStr = Field(description="Hub model id, local directory, or builtin/<name>.")
+    backend: Literal["pytorch", "vllm", "tensorrt"] = Field(default="pytorch", description="Inference engine.")
+    n: int = Field(
+        default=100, ge=1, description="Prompts taken from the data set.", json_schema_extra=try_values(10, 100, 500)
+    )
+    dataset: Dataset = Field(
+        default="aienergyscore",
+        description="Bundled set, path of a .jsonl file, hf:<id> on the Hub, or synthetic prompts of exact lengths.",
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        default="bf16", description="Number format of weights and activations."
+    )
+    random_seed: int = Field(
+        default=42, ge=0, le=2**32 - 1, description="Seed of every random number generator the run touches."
+    )
+    max_input_tokens: int = Field(
+        default=512,
+        ge=1,
+        description="Longer prompts are cut at the end to this many tokens.",
+        json_schema_extra=try_values(64, 128, 256),
+    )
+    max_output_tokens: int = Field(
+        default=128,
+        ge=1,
+        description="Most tokens to generate per prompt.",
+        json_schema_extra=try_values(32, 128, 256),
+    )
+    decoder: DecoderConfig = Field(default_factory=DecoderConfig, description="How the next token is chosen.")
+    warmup: WarmupConfig = Field(default_factory=WarmupConfig, description="What runs before the window.")
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig, description="Idle power before loading.")
+    energy: EnergyConfig = Field(default_factory=EnergyConfig, description="What measures the joules.")
+    measurement: MeasurementConfig = Field(
+        default_factory=MeasurementConfig, description="What counts as the window, and what is kept of it."
+    )
+    revision: NonBlankStr | None = Field(
+        default=None, description="Branch, tag or commit of model and tokenizer on the Hub."
+    )
+    trust_remote_code: bool = Field(default=False, description="Run model code that comes from the Hub.")
+    pytorch: PyTorchConfig | None = Field(default=None, description="Settings of the pytorch backend.")
+    vllm: VLLMConfig | None = Field(default=None, description="Settings of the vllm backend.")
+    tensorrt: TensorRTConfig | None = Field(default=None, description="Settings of the tensorrt backend.")
+    lora: LoRAConfig | None = Field(default=None, description="Low-rank adapter.")
+    passthrough_kwargs: dict[str, Any] | None = Field(
+        default=None, description="Keyword arguments handed to the engine's constructor untouched."
+    )
+    output_dir: NonBlankStr | None = Field(default=None, description="Directory this experiment's result goes to.")
 
 
 def _thermal_floor_problems(warmup: WarmupConfig) -> list[Problem]:

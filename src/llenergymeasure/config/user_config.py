@@ -14,9 +14,8 @@ import platformdirs
 from pydantic import AfterValidator, Field, ValidationError
 
 from llenergymeasure.config.base import ConfigModel, NonBlankStr
-from llenergymeasure.config.errors import describe_validation_error
-from llenergymeasure.config.loader import deep_merge, reject_unknown, set_dotted
-from llenergymeasure.config.schema import unknown_fields
+from llenergymeasure.config.errors import describe_validation_error, unknown_keys
+from llenergymeasure.config.merge import deep_merge, reject_unknown, set_dotted
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap, load_document
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.exceptions import ConfigError
@@ -139,7 +138,7 @@ def load_user_config(config_path: str | Path | None = None, environ: Mapping[str
         ConfigError: The file does not parse or a setting is wrong; names the file and field, or the variable.
     """
     document = _read(Path(config_path) if config_path is not None else get_user_config_path())
-    reject_unknown(unknown_fields(document.data, UserConfig, root=UserConfig), document)
+    reject_unknown(unknown_keys(document.data, UserConfig), document)
     from_environment, sources = environment_settings(os.environ if environ is None else environ)
     try:
         return UserConfig.model_validate(deep_merge(document.data, from_environment))

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.naming import model_short_name
+from llenergymeasure.config.models import ExperimentConfig, model_short_name
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.backends.missing import MissingBackend
