@@ -310,16 +310,14 @@ FLAGS: Final[Mapping[str, Effect]] = {
     ),
     "llem run --dry-run": _flag_effect("cli/dry_run.py", "test_dry_run_runs_nothing_and_writes_nothing"),
     "llem run --quiet": Effect("cli/run.py", f"{FLAGS_TEST}::test_quiet_leaves_the_progress_out"),
-    "llem run --verbose": Effect("cli/logs.py", f"{RUN_TEST}::test_verbose_tells_the_log_beside_the_progress"),
-    "llem run --json": Effect("cli/output.py", f"{RUN_TEST}::test_json_puts_the_result_on_stdout_and_nothing_else"),
+    "llem run --verbose": Effect("cli/terminal.py", f"{RUN_TEST}::test_verbose_tells_the_log_beside_the_progress"),
+    "llem run --json": Effect("cli/terminal.py", f"{RUN_TEST}::test_json_puts_the_result_on_stdout_and_nothing_else"),
     "llem run --export-csv": Effect("results/export.py", f"{RUN_TEST}::test_export_csv_lies_beside_the_result"),
     "llem run --cycles": _flag_effect("cli/study.py", "test_cycles_repeat_a_study"),
     "llem run --order": _flag_effect("cli/study.py", "test_order_arranges_the_cycles"),
     "llem run --no-gaps": _flag_effect("cli/study.py", "test_no_gaps_leaves_the_gaps_out"),
     "llem run --resume": _flag_effect("study/resume.py", "test_resume_of_a_finished_study_shows_it_and_runs_nothing"),
-    "llem config --verbose": _flag_effect(
-        "cli/display_config.py", "test_config_verbose_tells_where_every_setting_comes_from"
-    ),
+    "llem config --verbose": _flag_effect("cli/config.py", "test_config_verbose_tells_where_every_setting_comes_from"),
     "llem --version": _flag_effect("cli/__init__.py", "test_version_is_told"),
 }
 """Flags and arguments of the command line."""

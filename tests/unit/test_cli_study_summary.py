@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llenergymeasure.cli.study_summary import MAX_FAILURES, render_study
+from llenergymeasure.cli.study import MAX_FAILURES, render_study
 from llenergymeasure.config.models import ExperimentConfig, study_titles
 from llenergymeasure.domain.study import ConfigurationStatistics, FailedExperiment, StudyResult, StudySummary
 from llenergymeasure.results.statistics import cycle_statistics

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from llenergymeasure import exceptions
-from llenergymeasure.cli import errors
+from llenergymeasure.cli import terminal as errors
 from llenergymeasure.config.loader import load_experiment_config, load_study_config
 from llenergymeasure.config.user_config import UserConfig, environment_settings, load_user_config
 from llenergymeasure.domain.warnings import WarningCode

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from llenergymeasure.config.base import COMBINATION_ERROR, field_paths
 from llenergymeasure.config.yaml_io import LoadedDocument
+from llenergymeasure.exceptions import ConfigError
 
 Path = tuple[str | int, ...]
 
@@ -130,6 +131,13 @@ def describe_validation_error(
         else:
             lines.append((0, message))
     return [line for _, line in sorted(lines, key=lambda numbered: numbered[0])]
+
+
+def config_error(
+    error: ValidationError, document: LoadedDocument | None = None, overrides: Mapping[str, str] | None = None
+) -> ConfigError:
+    """All that `describe_validation_error` says, as one error."""
+    return ConfigError(problem_report(describe_validation_error(error, document, overrides)))
 
 
 def _refusals(data: Mapping[str, Any], model: type[BaseModel]) -> list[tuple[Path, str]]:

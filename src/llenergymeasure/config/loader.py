@@ -13,7 +13,6 @@ from typing import Any
 from llenergymeasure.config.errors import unknown_keys
 from llenergymeasure.config.grid import resolve_study
 from llenergymeasure.config.merge import (
-    BATCH_SIZE_OVERRIDE,
     batch_size_field,
     deep_merge,
     experiment_data,
@@ -22,6 +21,7 @@ from llenergymeasure.config.merge import (
     unwrap_dataset,
 )
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
+from llenergymeasure.config.ssot import BATCH_SIZE_OVERRIDE
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
 from llenergymeasure.exceptions import ConfigError
 

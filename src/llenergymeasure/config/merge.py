@@ -13,9 +13,6 @@ from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
 from llenergymeasure.config.yaml_io import LoadedDocument
 from llenergymeasure.exceptions import ConfigError
 
-BATCH_SIZE_OVERRIDE: Final = "batch_size"
-"""Override key that means the batch setting of whichever backend is chosen (`--batch-size`)."""
-
 _STUDY_ONLY_KEYS: Final = ("sweep", "experiments", "execution", "base", "name")
 
 

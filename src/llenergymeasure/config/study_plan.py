@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from llenergymeasure.config.errors import Path as KeyPath
 from llenergymeasure.config.errors import leads_nowhere, unknown_keys
-from llenergymeasure.config.merge import BATCH_SIZE_OVERRIDE, deep_merge, set_dotted, unwrap_dataset
+from llenergymeasure.config.merge import deep_merge, set_dotted, unwrap_dataset
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig
-from llenergymeasure.config.ssot import BACKENDS, BATCH_SIZE_FIELD
+from llenergymeasure.config.ssot import BACKENDS, BATCH_SIZE_FIELD, BATCH_SIZE_OVERRIDE
 from llenergymeasure.config.yaml_io import SourceMap, load_document
 from llenergymeasure.exceptions import ConfigError
 
