@@ -1,5 +1,5 @@
-"""`llem run --dry-run`, which loads nothing: what an experiment would do and need; of a study its grid, what is skipped and
-why, the order, and how long it takes at the least.
+"""`llem run --dry-run`, which loads nothing: what an experiment would do and need; of a study its grid, what is
+skipped and why, the order, and how long it takes at the least.
 """
 
 from __future__ import annotations
