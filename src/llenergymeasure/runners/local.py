@@ -26,7 +26,7 @@ from llenergymeasure.core.harness import Bench, Measurement, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.preflight import Preflight
 from llenergymeasure.core.progress import Observer, ignore_events
-from llenergymeasure.datasets.types import WHOLE, Share
+from llenergymeasure.datasets.types import WHOLE, Shard
 from llenergymeasure.domain.emissions import FootprintFactors
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError
@@ -97,7 +97,7 @@ def measure_here(
     *,
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
-    share: Share = WHOLE,
+    share: Shard = WHOLE,
     wait_for_others: Callable[[], None] | None = None,
 ) -> Measurement:
     """Measure this process's share of an experiment with the machine's real engine, meters and clock.
@@ -128,7 +128,7 @@ def bench_here(
     *,
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
-    share: Share = WHOLE,
+    share: Shard = WHOLE,
     wait_for_others: Callable[[], None] | None = None,
 ) -> Bench:
     """This machine's real engine, meters and clock, as the user has set them up.
