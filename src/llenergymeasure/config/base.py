@@ -26,7 +26,14 @@ class ConfigModel(BaseModel):
     integer is accepted where a float is meant.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
 
 def try_values(*values: float) -> dict[str, JsonValue]:

@@ -72,39 +72,35 @@ class ExperimentConfig(ExperimentFields):
 class ExecutionConfig(ConfigModel):
     """How a study's experiments are repeated, ordered and spaced."""
 
-    n_cycles: int = Field(default=1, ge=1, description="Times each experiment is run.")
-    cycle_order: Literal["sequential", "interleaved", "shuffled"] = Field(
-        default="sequential", description="AAABBB, ABABAB, or a fresh random order in each cycle."
-    )
-    config_gap_seconds: float | None = Field(
-        default=None, ge=0.0, description="Seconds to cool down between experiments; null: the machine's value."
-    )
-    cycle_gap_seconds: float | None = Field(
-        default=None, ge=0.0, description="Seconds to cool down between cycles; null: the machine's value."
-    )
-    shuffle_seed: int | None = Field(
-        default=None, description="Seed of the shuffled order; null: made from the study's design hash."
-    )
-    experiment_timeout_seconds: float | None = Field(
-        default=None, gt=0.0, description="Seconds after which an experiment is stopped; null: from its size."
-    )
-    max_consecutive_failures: int = Field(
-        default=5, ge=1, description="Failures in a row after which the study gives up."
-    )
+    n_cycles: int = Field(default=1, ge=1)
+    """Times each experiment is run."""
+    cycle_order: Literal["sequential", "interleaved", "shuffled"] = "sequential"
+    """AAABBB, ABABAB, or a fresh random order in each cycle."""
+    config_gap_seconds: float | None = Field(default=None, ge=0.0)
+    """Seconds to cool down between experiments; null: the machine's value."""
+    cycle_gap_seconds: float | None = Field(default=None, ge=0.0)
+    """Seconds to cool down between cycles; null: the machine's value."""
+    shuffle_seed: int | None = None
+    """Seed of the shuffled order; null: made from the study's design hash."""
+    experiment_timeout_seconds: float | None = Field(default=None, gt=0.0)
+    """Seconds after which an experiment is stopped; null: from its size."""
+    max_consecutive_failures: int = Field(default=5, ge=1)
+    """Failures in a row after which the study gives up."""
 
 
 class StudyConfig(ConfigModel):
     """The unique, resolved experiments of a study in order, and how to execute them."""
 
-    experiments: list[ExperimentConfig] = Field(min_length=1, description="Unique experiments in order.")
-    name: NonBlankStr | None = Field(default=None, description="Name of the study, used for its directory.")
-    execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="Repetition, order and gaps.")
-    study_design_hash: str | None = Field(
-        default=None, description="First 16 hex digits of the SHA-256 of the experiments."
-    )
-    skipped_configs: list[dict[str, Any]] = Field(
-        default_factory=list, description="Grid points that are not valid, each with its reason."
-    )
+    experiments: list[ExperimentConfig] = Field(min_length=1)
+    """Unique experiments in order."""
+    name: NonBlankStr | None = None
+    """Name of the study, used for its directory."""
+    execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
+    """Repetition, order and gaps."""
+    study_design_hash: str | None = None
+    """First 16 hex digits of the SHA-256 of the experiments."""
+    skipped_configs: list[dict[str, Any]] = Field(default_factory=list)
+    """Grid points that are not valid, each with its reason."""
 
 
 def model_short_name(model: str) -> str:
