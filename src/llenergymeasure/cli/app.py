@@ -5,12 +5,11 @@ Only Typer is imported here; each command imports its own work when it is called
 
 from __future__ import annotations
 
-import inspect
 from typing import Annotated, Any
 
 import typer
 
-from llenergymeasure.cli.request import RunRequest
+from llenergymeasure.cli.request import RunRequest, signature
 
 app = typer.Typer(
     name="llem",
@@ -62,7 +61,7 @@ def run(**typed: Any) -> None:
     raise typer.Exit(run_command(RunRequest(**typed)))
 
 
-run.__signature__ = inspect.signature(RunRequest, eval_str=True)  # type: ignore[attr-defined] # whence Typer takes flags
+run.__signature__ = signature()  # type: ignore[attr-defined] # whence Typer takes the flags
 app.command()(run)
 
 

@@ -4,13 +4,15 @@ A field says how its flag is typed, what it sets in the configuration, and wheth
 command's signature, the overrides and the words of errors are read off these fields.
 """
 
+# ruff: noqa: RUF009 (the functions in the defaults below are the rows of the table)
+
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field, fields
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args, get_type_hints
+from typing import Any, Final, get_type_hints
 
 import typer
 
@@ -21,18 +23,20 @@ SHORTEST_RUN: Final = "llem run --model builtin/tiny-llama --device cpu -n 20"
 
 
 @dataclass(frozen=True, slots=True)
-class Sets:
-    """What a flag means to the configuration.
+class Flag:
+    """A flag that says something to the configuration.
 
     Args:
-        fields: The config fields it sets, by dotted path.
-        value: What it sets them to; `None`: what was typed.
+        name: As it is typed.
+        sets: The config fields it sets, by dotted path.
+        to: What it sets them to; `None`: what was typed.
         study_only: Whether a single experiment has no use for it.
     """
 
-    fields: tuple[str, ...] = ()
-    value: Any = None
-    study_only: bool = False
+    name: str
+    sets: tuple[str, ...]
+    to: Any
+    study_only: bool
 
 
 def _whole_number(text: str) -> int:
@@ -42,84 +46,80 @@ def _whole_number(text: str) -> int:
         raise typer.BadParameter(f"must be a whole number, got {text!r}.") from error
 
 
-_INT: Final[dict[str, Any]] = {"parser": _whole_number, "metavar": "<int>"}
+def _text(*names: str, says: str, sets: tuple[str, ...] = (), study_only: bool = False) -> Any:
+    """A row of a flag with a value; `says` is its line in the help."""
+    return _row(typer.Option(None, *names, help=says), Flag(names[0], sets, None, study_only))
+
+
+def _number(name: str, *, says: str, sets: tuple[str, ...], study_only: bool = False) -> Any:
+    """A row of a flag with a whole number."""
+    option = typer.Option(None, name, help=says, parser=_whole_number, metavar="<int>")
+    return _row(option, Flag(name, sets, None, study_only))
+
+
+def _switch(*names: str, says: str, sets: tuple[str, ...] = (), to: Any = None, study_only: bool = False) -> Any:
+    """A row of a flag without a value, which sets its fields to `to`."""
+    return _row(typer.Option(False, *names, help=says), Flag(names[0], sets, to, study_only))
+
+
+def _row(option: Any, flag: Flag | None = None) -> Any:
+    return field(default=option.default, metadata={"option": option, "flag": flag})
 
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
     """What was typed after `llem run`; `None` and `False` mean "not given"."""
 
-    config: Annotated[
-        Path | None,
+    config: Path | None = _row(
         typer.Argument(
-            metavar="CONFIG", help="YAML or JSON file of an experiment, or of a study (with sweep: or experiments:)."
-        ),
-    ] = None
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Hugging Face model ID, local path, or builtin/tiny-llama."),
-        Sets(("model",)),
-    ] = None
-    backend: Annotated[
-        str | None,
-        typer.Option("--backend", "-b", help="Inference engine: pytorch, vllm or tensorrt."),
-        Sets(("backend",)),
-    ] = None
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="auto, cuda or cpu (pytorch.device; a GPU is required by default)."),
-        Sets(("pytorch.device",)),
-    ] = None
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", "-d", help="aienergyscore, a .jsonl file, or hf:<dataset>."),
-        Sets(("dataset",)),
-    ] = None
-    n: Annotated[
-        int | None,
-        typer.Option("-n", help="Prompts to run.", **_INT),
-        Sets(("n",)),
-    ] = None
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", help="Batch setting of the chosen backend.", **_INT),
-        Sets((BATCH_SIZE_OVERRIDE,)),
-    ] = None
-    precision: Annotated[
-        str | None,
-        typer.Option("--precision", help="fp32, fp16 or bf16."),
-        Sets(("precision",)),
-    ] = None
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Directory for results."),
-        Sets(("output_dir",)),
-    ] = None
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate and estimate; run nothing.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the summary.")] = False
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log messages and tracebacks too.")] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of text.")] = False
-    export_csv: Annotated[bool, typer.Option("--export-csv", help="Also write a CSV beside the result.")] = False
-    cycles: Annotated[
-        int | None,
-        typer.Option("--cycles", help="Study: how often to run each experiment (3 unless the file says).", **_INT),
-        Sets(("execution.n_cycles",), study_only=True),
-    ] = None
-    order: Annotated[
-        str | None,
-        typer.Option("--order", help="Study: sequential, interleaved or shuffled."),
-        Sets(("execution.cycle_order",), study_only=True),
-    ] = None
-    no_gaps: Annotated[
-        bool,
-        typer.Option("--no-gaps", help="Study: no thermal gaps between runs."),
-        Sets(("execution.config_gap_seconds", "execution.cycle_gap_seconds"), value=0.0, study_only=True),
-    ] = False
-    resume: Annotated[
-        Path | None,
-        typer.Option("--resume", help="Study: go on with the study in this directory."),
-        Sets(study_only=True),
-    ] = None
+            None,
+            metavar="CONFIG",
+            help="YAML or JSON file of an experiment, or of a study (with sweep: or experiments:).",
+        )
+    )
+    model: str | None = _text(
+        "--model", "-m", sets=("model",), says="Hugging Face model ID, local path, or builtin/tiny-llama."
+    )
+    backend: str | None = _text(
+        "--backend", "-b", sets=("backend",), says="Inference engine: pytorch, vllm or tensorrt."
+    )
+    device: str | None = _text(
+        "--device", sets=("pytorch.device",), says="auto, cuda or cpu (pytorch.device; a GPU is required by default)."
+    )
+    dataset: str | None = _text(
+        "--dataset", "-d", sets=("dataset",), says="aienergyscore, a .jsonl file, or hf:<dataset>."
+    )
+    n: int | None = _number("-n", sets=("n",), says="Prompts to run.")
+    batch_size: int | None = _number(
+        "--batch-size", sets=(BATCH_SIZE_OVERRIDE,), says="Batch setting of the chosen backend."
+    )
+    precision: str | None = _text("--precision", sets=("precision",), says="fp32, fp16 or bf16.")
+    output: Path | None = _text("--output", "-o", sets=("output_dir",), says="Directory for results.")
+    dry_run: bool = _switch("--dry-run", says="Validate and estimate; run nothing.")
+    quiet: bool = _switch("--quiet", "-q", says="No progress, only the summary.")
+    verbose: bool = _switch("--verbose", "-v", says="Log messages and tracebacks too.")
+    as_json: bool = _switch("--json", says="Print the result as JSON instead of text.")
+    export_csv: bool = _switch("--export-csv", says="Also write a CSV beside the result.")
+    cycles: int | None = _number(
+        "--cycles",
+        sets=("execution.n_cycles",),
+        study_only=True,
+        says="Study: how often to run each experiment (3 unless the file says).",
+    )
+    order: str | None = _text(
+        "--order",
+        sets=("execution.cycle_order",),
+        study_only=True,
+        says="Study: sequential, interleaved or shuffled.",
+    )
+    no_gaps: bool = _switch(
+        "--no-gaps",
+        sets=("execution.config_gap_seconds", "execution.cycle_gap_seconds"),
+        to=0.0,
+        study_only=True,
+        says="Study: no thermal gaps between runs.",
+    )
+    resume: Path | None = _text("--resume", study_only=True, says="Study: go on with the study in this directory.")
 
     def contradictions(self) -> list[str]:
         """What cannot be meant, found before any file is read."""
@@ -137,36 +137,35 @@ class RunRequest:
 
     def study_flags(self) -> list[str]:
         """The flags given that only a study understands."""
-        return [flag for flag, _, sets in self._given() if sets.study_only]
+        return [flag.name for flag, _ in self._given() if flag.study_only]
 
     def overrides(self) -> dict[str, Any]:
         """What the flags given set, by the dotted path of the config field."""
-        return {
-            field: typed if sets.value is None else sets.value
-            for _, typed, sets in self._given()
-            for field in sets.fields
-        }
+        return {path: typed if flag.to is None else flag.to for flag, typed in self._given() for path in flag.sets}
 
     def sources(self) -> dict[str, str]:
         """The flags given, by the config field each sets."""
-        sources = {field: flag for flag, _, sets in self._given() for field in sets.fields}
+        sources = {path: flag.name for flag, _ in self._given() for path in flag.sets}
         if BATCH_SIZE_OVERRIDE in sources:
             sources |= dict.fromkeys(BATCH_SIZE_FIELD.values(), sources.pop(BATCH_SIZE_OVERRIDE))
         if self.device is not None and self.config is None:
             sources["pytorch"] = "--device"  # a section that nobody else wrote
         return sources
 
-    def _given(self) -> Iterator[tuple[str, Any, Sets]]:
-        """The flags given that mean something to the configuration: as they are typed, their value, what they set."""
-        for name, sets in _meanings().items():
-            value = getattr(self, name)
-            if value is not None and value is not False:
-                flag = f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}"
-                yield flag, str(value) if isinstance(value, Path) else value, sets
+    def _given(self) -> Iterator[tuple[Flag, Any]]:
+        """The flags given, each with its value."""
+        for row in fields(self):
+            flag, typed = row.metadata["flag"], getattr(self, row.name)
+            if flag is not None and typed is not None and typed is not False:
+                yield flag, str(typed) if isinstance(typed, Path) else typed
 
 
-@cache
-def _meanings() -> dict[str, Sets]:
-    """What each flag means to the configuration, by the field of the request."""
-    hints = get_type_hints(RunRequest, include_extras=True)
-    return {name: mark for name, hint in hints.items() for mark in get_args(hint) if isinstance(mark, Sets)}
+def signature() -> Signature:
+    """How `llem run` is called, for Typer: one parameter per field of `RunRequest`."""
+    hints = get_type_hints(RunRequest)
+    return Signature(
+        [
+            Parameter(row.name, Parameter.KEYWORD_ONLY, default=row.metadata["option"], annotation=hints[row.name])
+            for row in fields(RunRequest)
+        ]
+    )
