@@ -22,10 +22,7 @@ app = typer.Typer(
 
 
 def run_app(arguments: list[str]) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        arguments: The words after `llem`.
+    """Run the command line, given the words after `llem`, and return its exit code.
 
     Returns:
         0 success; 1 an experiment, its pre-flight or a study failed; 2 usage or configuration; 130 interrupted.

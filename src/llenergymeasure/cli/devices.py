@@ -21,12 +21,6 @@ def device_title(
     """What the run's devices are called, e.g. `2 × NVIDIA A100-SXM4-80GB`.
 
     `None` where there is none for the run, and where CUDA alone knows which of several unlike boards it will be.
-
-    Args:
-        config: The experiment.
-        environ: Environment of the run.
-        nvml_opener: Gives the machine's NVML or raises `NvmlError`.
-        cpu_reader: Describes the processor.
     """
     device = config.pytorch.device if config.pytorch is not None else None
     if device != "cpu":
@@ -41,12 +35,7 @@ def device_title(
 
 
 def gpu_count(config: ExperimentConfig, available: int) -> int:
-    """How many GPUs the config asks for.
-
-    Args:
-        config: The experiment.
-        available: How many there are, for settings that take them all.
-    """
+    """How many GPUs the config asks for; some settings take all that are `available`."""
     if config.pytorch is not None:
         return available if config.pytorch.device_map is not None else config.pytorch.num_processes or 1
     if config.vllm is not None:

@@ -44,9 +44,7 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
     """Run, resume or preview a study; returns 0 when every run has a result, else 1.
 
     Args:
-        request: What was typed.
         document: The study file; `None` for `--resume` alone.
-        machine: The user's settings.
     """
     named = None if document is None else _named(document, request)
     parent = _parent(named, request, machine)
@@ -169,12 +167,7 @@ MAX_FAILURES: Final = 20
 
 
 def render_study(result: StudyResult, directory: Path) -> str:
-    """The summary of a study.
-
-    Args:
-        result: What it yielded.
-        directory: Where it is kept.
-    """
+    """The summary of a study that is kept in `directory`."""
     lines = [*_table(result.statistics), ""]
     summary = result.summary
     counts = [f"{summary.completed} completed", f"{summary.failed} failed"]

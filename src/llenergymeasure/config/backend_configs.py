@@ -6,13 +6,13 @@ and ranges are those of transformers 5, vLLM (0.30 to 0.33) and TensorRT-LLM (0.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
-from typing_extensions import Self
+from pydantic import Field
 
 from llenergymeasure.config.base import (
-    ConfigModel,
+    BackendSection,
     Excludes,
     Needs,
     NonBlankStr,
@@ -24,8 +24,6 @@ from llenergymeasure.config.base import (
     not_off,
     off,
     on,
-    reject,
-    rule_problems,
     several,
 )
 
@@ -33,7 +31,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
-class PyTorchConfig(ConfigModel):
+class PyTorchConfig(BackendSection):
     """Hugging Face transformers on PyTorch: `from_pretrained`, then `generate` on left-padded batches."""
 
     batch_size: Count | None = None
@@ -117,13 +115,8 @@ class PyTorchConfig(ConfigModel):
         ),
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject(rule_problems(self.section, self, self.rules))
-        return self
 
-
-class VLLMSpeculativeConfig(ConfigModel):
+class VLLMSpeculativeConfig(BackendSection):
     """vLLM's `speculative_config`: several tokens are drafted, then checked in one pass."""
 
     method: Literal["ngram", "draft_model", "eagle", "eagle3", "medusa", "mlp_speculator", "mtp", "suffix"] | None = (
@@ -147,26 +140,20 @@ class VLLMSpeculativeConfig(ConfigModel):
         Excludes(is_one_of("method", "ngram"), given("model"), "n-grams come from the text itself"),
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        problems = rule_problems(self.section, self, self.rules)
+    def problems(self) -> Iterator[Problem]:
+        """What the rules do not say: something has to draft, and the shortest n-gram is no longer than the longest."""
+        yield from super().problems()
         if self.method is None and self.model is None:
-            problems.append(
-                Problem("method", f"{self.section}: needs method or model. Set method: ngram, or name a draft model.")
-            )
+            yield Problem("method", f"{self.section}: needs method or model. Set method: ngram, or name a draft model.")
         if self.prompt_lookup_max is not None and (self.prompt_lookup_min or 1) > self.prompt_lookup_max:
-            problems.append(
-                Problem(
-                    "prompt_lookup_min",
-                    f"{self.section}.prompt_lookup_min: {self.prompt_lookup_min} exceeds "
-                    f"prompt_lookup_max={self.prompt_lookup_max}. Lower it.",
-                )
+            yield Problem(
+                "prompt_lookup_min",
+                f"{self.section}.prompt_lookup_min: {self.prompt_lookup_min} exceeds "
+                f"prompt_lookup_max={self.prompt_lookup_max}. Lower it.",
             )
-        reject(problems)
-        return self
 
 
-class VLLMConfig(ConfigModel):
+class VLLMConfig(BackendSection):
     """vLLM's offline engine; the fields are its engine arguments."""
 
     max_num_seqs: Count | None = None
@@ -232,13 +219,8 @@ class VLLMConfig(ConfigModel):
         Excludes(on("enforce_eager"), given("max_cudagraph_capture_size"), "eager mode captures no graphs"),
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject(rule_problems(self.section, self, self.rules))
-        return self
 
-
-class TensorRTKVCacheConfig(ConfigModel):
+class TensorRTKVCacheConfig(BackendSection):
     """TensorRT-LLM's `KvCacheConfig`."""
 
     free_gpu_memory_fraction: Fraction | None = None
@@ -258,13 +240,8 @@ class TensorRTKVCacheConfig(ConfigModel):
     section: ClassVar[str] = "tensorrt.kv_cache_config"
     rules: ClassVar[tuple[Rule, ...]] = (Needs("enable_partial_reuse", not_off("enable_block_reuse")),)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject(rule_problems(self.section, self, self.rules))
-        return self
 
-
-class TensorRTSpeculativeConfig(ConfigModel):
+class TensorRTSpeculativeConfig(BackendSection):
     """TensorRT-LLM's speculative decoding: several tokens are drafted, then checked in one pass."""
 
     decoding_type: Literal["NGram", "Draft_Target", "Eagle3", "MTP"]
@@ -281,21 +258,17 @@ class TensorRTSpeculativeConfig(ConfigModel):
         Needs("speculative_model", none_of("decoding_type", "NGram")),
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        problems = rule_problems(self.section, self, self.rules)
+    def problems(self) -> Iterator[Problem]:
+        """What the rules do not say: some ways of drafting need a drafter."""
+        yield from super().problems()
         if self.decoding_type in ("Draft_Target", "Eagle3") and self.speculative_model is None:
-            problems.append(
-                Problem(
-                    "speculative_model",
-                    f"{self.section}.speculative_model: needed by {self.decoding_type!r}. Name the drafter.",
-                )
+            yield Problem(
+                "speculative_model",
+                f"{self.section}.speculative_model: needed by {self.decoding_type!r}. Name the drafter.",
             )
-        reject(problems)
-        return self
 
 
-class TensorRTConfig(ConfigModel):
+class TensorRTConfig(BackendSection):
     """TensorRT-LLM's `LLM`: both its engine-building and its PyTorch-based generation."""
 
     max_batch_size: Count | None = None
@@ -347,8 +320,3 @@ class TensorRTConfig(ConfigModel):
             for name in ("max_input_len", "quantization", "tp_size", "pp_size", "moe_expert_parallel_size")
         ),
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject(rule_problems(self.section, self, self.rules))
-        return self

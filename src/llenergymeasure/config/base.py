@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Final, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 COMBINATION_ERROR: Final = "config_combination"
 """Pydantic error type of values that are fine one by one but not together."""
@@ -184,6 +185,18 @@ def none_of(field: str, *values: Any) -> Condition:
     return Condition(field, lambda value: value not in values)
 
 
-def rule_problems(section: str, config: ConfigModel, rules: Iterable[Rule]) -> list[Problem]:
-    """Every problem that `rules` have with `config`, whose dotted name is `section`."""
-    return [problem for rule in rules for problem in rule.problems(section, config)]
+class BackendSection(ConfigModel):
+    """A section of one backend, named `section`, with the rules between its fields."""
+
+    section: ClassVar[str]
+    rules: ClassVar[tuple[Rule, ...]]
+
+    def problems(self) -> Iterator[Problem]:
+        """Every reason why the section's values do not go together."""
+        for rule in self.rules:
+            yield from rule.problems(self.section, self)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        reject(self.problems())
+        return self

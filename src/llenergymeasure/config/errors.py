@@ -78,13 +78,7 @@ def unknown_keys(data: Mapping[str, Any], model: type[BaseModel], at: Path = ())
 
 
 def leads_nowhere(path: Sequence[str], value: Any, model: type[BaseModel]) -> bool:
-    """Whether `path` goes on below a field that holds a plain value, such as `precision.x`.
-
-    Args:
-        path: Parts of a path whose keys are known as far as they go.
-        value: What would stand there.
-        model: What it is meant for.
-    """
+    """Whether `path`, where `value` would stand, goes on below a field of a plain value, such as `precision.x`."""
     for part in reversed(path):
         value = {part: value}
     return any(
@@ -115,7 +109,7 @@ def describe_validation_error(
     """One sentence per problem, in the order of the file: `experiment.yaml, line 7: n: must be at least 1, got 0`.
 
     Args:
-        error: What validating a configuration model raised.
+        error: What validating a model raised.
         document: The file the values came from, for its name and lines.
         overrides: Where values came from that did not come from the file, by dotted path: `{"n": "-n"}`.
     """

@@ -82,11 +82,10 @@ def load_study_config(path: str | Path, cli_overrides: Mapping[str, Any] | None 
 
 
 def with_overrides(config: ExperimentConfig, overrides: Mapping[str, Any]) -> ExperimentConfig:
-    """`config` with some fields changed, validated anew.
+    """A new experiment: `config` with some fields, by (dotted) name, replaced and validated anew.
 
     Args:
-        config: An experiment; not changed.
-        overrides: Fields by (dotted) name; mappings are merged, `None` is no override.
+        overrides: Mappings are merged, `None` is no override.
 
     Raises:
         ConfigError: A name is unknown.

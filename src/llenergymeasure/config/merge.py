@@ -70,11 +70,7 @@ def is_study_document(data: Mapping[str, Any]) -> bool:
 
 
 def experiment_data(document: LoadedDocument, model: type[BaseModel]) -> dict[str, Any]:
-    """What an experiment file says, its keys checked.
-
-    Args:
-        document: The file.
-        model: The model of an experiment, which knows its keys.
+    """What an experiment file says, its keys checked against the model of an experiment.
 
     Raises:
         ConfigError: The file is a study, or has unknown keys (all of them are listed).

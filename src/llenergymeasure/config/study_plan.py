@@ -25,12 +25,9 @@ _DEFAULT_BACKEND: Final[str] = ExperimentConfig.model_fields["backend"].default
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One sweep key.
+    """One sweep key, as written and in parts, and the values it takes in order.
 
     Args:
-        key: As written, e.g. `pytorch.batch_size`.
-        parts: The field's path, e.g. `("pytorch", "batch_size")`.
-        values: What it takes, in order.
         backend: The backend it belongs to; `None` if it is for all.
     """
 
@@ -57,8 +54,7 @@ class StudyPlan:
         fixed: Fields common to all experiments, backend sections included.
         grid_backends: Backends the grid spans; empty when there is no grid.
         names_backend: Whether the description says which backend to use.
-        axes: Sweep keys in the order of the file.
-        entries: Explicit experiments.
+        axes: In the order of the file.
         overrides: Values from flags, nested, for every experiment; scoped sections for their backend only.
         study_fields: `name` and `execution`, flags included, not validated yet.
         batch_size: Value for each backend's own batch setting.
@@ -106,7 +102,7 @@ def plan_study(
         raw: The description as parsed.
         path: Its file, which `base:` is relative to.
         source_map: The lines of its keys.
-        overrides: Flags by dotted name; `None` values do not count.
+        overrides: By dotted name; `None` values do not count.
 
     Raises:
         ConfigError: With every key that is misspelt, misplaced, empty or contradicted by a flag.

@@ -149,8 +149,8 @@ def load_user_config(config_path: str | Path | None = None, environ: Mapping[str
     """Read the machine's settings; environment variables beat the file, a missing file means defaults.
 
     Args:
-        config_path: The file; `None` for the user's own.
-        environ: Environment variables; `None` for this process's.
+        config_path: `None`: the user's own.
+        environ: `None`: this process's.
 
     Raises:
         ConfigError: The file does not parse or a setting is wrong; names the file and field, or the variable.
@@ -176,13 +176,9 @@ def get_user_config_path() -> Path:
 
 
 def environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What environment variables set. An empty variable counts as unset.
+    """What environment variables set, nested as in the file, and for each dotted path the variable behind it.
 
-    Args:
-        environ: The environment.
-
-    Returns:
-        The settings, nested as in the file, and for each dotted path the variable behind it.
+    An empty variable counts as unset.
 
     Raises:
         ConfigError: A value does not parse; names the variable.
