@@ -22,7 +22,7 @@ from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES, visible_gpus
 from llenergymeasure.core.progress import Event, Observer
 from llenergymeasure.core.timeseries import merge_timeseries
-from llenergymeasure.datasets.types import Share
+from llenergymeasure.datasets.types import Shard
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.aggregation import aggregate_results, validate_process_completeness
 from llenergymeasure.results.process_files import read_process_results, write_process_result
@@ -59,7 +59,7 @@ class ShareJob:
     experiment_id: str
     work_dir: Path
     state_dir: Path
-    share: Share
+    share: Shard
     baselines: tuple[CachedBaseline, ...]
 
 
@@ -100,7 +100,7 @@ def run_parallel(
             f"pytorch.num_processes: {processes} processes cannot share {config.n} prompts. Raise n, or lower it."
         )
     environments = process_environments(config, processes)
-    shares = [Share(index, processes) for index in range(processes)]
+    shares = [Shard(index, processes) for index in range(processes)]
     jobs = [
         ShareJob(
             config,
