@@ -154,7 +154,7 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
     ),
     "passthrough_kwargs": Effect(_LOADING, f"{PYTORCH_TEST}::test_passthrough_arguments_reach_the_model"),
     "output_dir": Effect(
-        "results/repository.py",
+        "results/persistence.py",
         f"{RUN_TEST}::test_output_dir_of_the_experiment_is_the_only_reason_for_the_library_to_write",
     ),
     "pytorch.batch_size": Effect(_GENERATION, f"{PYTORCH_TEST}::test_batch_size_is_what_the_engine_asks_for"),
@@ -245,7 +245,7 @@ _NOT_USED: Final = _user_effect(
 
 USER: Final[Mapping[str, Effect]] = {
     "output.results_dir": Effect(
-        "results/repository.py", f"{RUN_TEST}::test_results_dir_of_the_settings_takes_a_run_of_the_command_line"
+        "results/persistence.py", f"{RUN_TEST}::test_results_dir_of_the_settings_takes_a_run_of_the_command_line"
     ),
     "output.model_cache_dir": Effect(
         "core/model/source.py",
@@ -306,7 +306,7 @@ FLAGS: Final[Mapping[str, Effect]] = {
     "llem run --batch-size": _flag_effect("config/loader.py", "test_batch_size_is_the_batch_setting_of_the_backend"),
     "llem run --precision": _flag_effect("config/loader.py", "test_precision_is_the_number_format"),
     "llem run --output": Effect(
-        "results/repository.py", f"{RUN_TEST}::test_output_flag_beats_the_settings_and_the_default"
+        "results/persistence.py", f"{RUN_TEST}::test_output_flag_beats_the_settings_and_the_default"
     ),
     "llem run --dry-run": _flag_effect("cli/dry_run.py", "test_dry_run_runs_nothing_and_writes_nothing"),
     "llem run --quiet": Effect("cli/run.py", f"{FLAGS_TEST}::test_quiet_leaves_the_progress_out"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llenergymeasure.core.energy.trace import write_trace
-from llenergymeasure.core.observations import Observations, counted_limits
+from llenergymeasure.core.observations import Observations, slice_limits
 from llenergymeasure.core.timeseries import write_timeseries
 
 TIMESERIES_FILE = "timeseries.parquet"
@@ -62,7 +62,7 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
     trace = outputs = None
     timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path))
     if energy.telemetry is not None and wanted.save_trace:
-        counted = counted_limits(wanted, seen.window)
+        counted = slice_limits(wanted, seen.window)
         trace = write_or_go_without(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, counted))
     if wanted.save_outputs:
         outputs = write_or_go_without(work_dir / OUTPUTS_FILE, write_outputs)

@@ -16,15 +16,10 @@ from llenergymeasure.core.metrics.latency import request_timings
 from llenergymeasure.core.metrics.phases import phase_breakdown
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings
-from llenergymeasure.core.observations import CountedPart, Observations, counted_part
+from llenergymeasure.core.observations import MeasurementSlice, Observations, measurement_slice
 from llenergymeasure.domain.energy import EnergyBreakdown, EnergyUncertainty
-from llenergymeasure.domain.experiment import (
-    DatasetInfo,
-    MeasurementBoundary,
-    RawProcessResult,
-    Timestamps,
-    compute_measurement_config_hash,
-)
+from llenergymeasure.domain.environment import DatasetInfo, MeasurementBoundary
+from llenergymeasure.domain.experiment import RawProcessResult, Timestamps, compute_measurement_config_hash
 from llenergymeasure.domain.metrics import ComputeMetrics, EnergyMetrics, InferenceMetrics
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
@@ -65,7 +60,7 @@ def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process
     Raises:
         ExperimentError: The counted part of the window holds no output token.
     """
-    part = counted_part(seen.config, seen.window)
+    part = measurement_slice(seen.config, seen.window)
     tokens, energy = part.tokens, part.energy
     name, version = seen.engine
     flops = estimate_flops(seen.model, tokens.input_tokens + tokens.output_tokens, seen.config.precision)
@@ -183,7 +178,7 @@ def reproducibility_note(energy: EnergyMeasurement) -> str:
     return f"Energy measured via {energy.meter}. {accuracy} varies with thermal state and system load. {same}"
 
 
-def _inference_metrics(part: CountedPart) -> InferenceMetrics:
+def _inference_metrics(part: MeasurementSlice) -> InferenceMetrics:
     tokens = part.tokens
     return InferenceMetrics(
         total_tokens=tokens.input_tokens + tokens.output_tokens,

@@ -59,7 +59,7 @@ class Observations:
 
 
 @dataclass(frozen=True, slots=True)
-class CountedPart:
+class MeasurementSlice:
     """The part of a window that goes into the headline figures.
 
     Args:
@@ -94,23 +94,23 @@ class CountedPart:
         return self.end_s - self.start_s
 
 
-def counted_part(config: ExperimentConfig, window: Window) -> CountedPart:
+def measurement_slice(config: ExperimentConfig, window: Window) -> MeasurementSlice:
     """Find the part of `window` that counts, its tokens and its energy.
 
     Raises:
         ExperimentError: Nothing was produced in it, or it cannot be told apart.
     """
     energy = window.energy
-    limits = counted_limits(config.measurement, window)
+    limits = slice_limits(config.measurement, window)
     if limits is None:
         methodology: Methodology = "steady_state" if config.warmup.enabled else "total"
-        return CountedPart(methodology, energy.start_s, energy.end_s, count_tokens(window.outputs), energy)
+        return MeasurementSlice(methodology, energy.start_s, energy.end_s, count_tokens(window.outputs), energy)
     start_s, end_s = limits
     tokens = count_tokens_between(window.outputs, start_s, end_s)
-    return CountedPart("windowed", start_s, end_s, tokens, energy_between(energy, start_s, end_s))
+    return MeasurementSlice("windowed", start_s, end_s, tokens, energy_between(energy, start_s, end_s))
 
 
-def counted_limits(config: MeasurementConfig, window: Window) -> Span | None:
+def slice_limits(config: MeasurementConfig, window: Window) -> Span | None:
     """Start and end of the part of `window` that counts, on the measurement clock in seconds; `None`: all of it.
 
     Raises:

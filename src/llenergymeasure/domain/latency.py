@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence, Sized
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from llenergymeasure.domain.base import Float32Array, Float64Array, Record
+from llenergymeasure.domain.figures import Column
 
 HISTOGRAM_BINS = 40
 
@@ -75,13 +77,29 @@ class Histogram(Record):
     counts: list[int] = Field(description="Values in each bin.")
 
 
+def _columns(position: int, name: str, text: str) -> tuple[Column, ...]:
+    spread = {"mean": "mean", "p50": "median", "p95": "95th percentile", "p99": "99th percentile"}
+    return tuple(
+        Column(position + offset, "ms", f"{text}, {title}", f"{name}_{statistic}_ms", statistic)
+        for offset, (statistic, title) in enumerate(spread.items())
+    )
+
+
 class LatencyStatistics(Record):
     """Latencies over all requests of all processes at once, in milliseconds; null where the engine does not tell."""
 
-    ttft_ms: Percentiles | None = Field(default=None, description="Time to first token, in ms.")
-    itl_ms: Percentiles | None = Field(default=None, description="Inter-token latency, every gap of its own, in ms.")
-    tpot_ms: Percentiles | None = Field(default=None, description="Time per output token of each request, in ms.")
-    e2e_ms: Percentiles | None = Field(default=None, description="Start on the request to its last token, in ms.")
+    ttft_ms: Annotated[Percentiles | None, _columns(34, "ttft", "Time to first token")] = Field(
+        default=None, description="Time to first token, in ms."
+    )
+    itl_ms: Annotated[Percentiles | None, _columns(38, "itl", "Inter-token latency")] = Field(
+        default=None, description="Inter-token latency, every gap of its own, in ms."
+    )
+    tpot_ms: Annotated[Percentiles | None, _columns(42, "tpot", "Time per output token")] = Field(
+        default=None, description="Time per output token of each request, in ms."
+    )
+    e2e_ms: Annotated[Percentiles | None, _columns(46, "e2e", "End-to-end latency")] = Field(
+        default=None, description="Start on the request to its last token, in ms."
+    )
     queue_ms: Percentiles | None = Field(default=None, description="Waiting before the start, in ms.")
     ttft_histogram: Histogram | None = Field(default=None, description="Distribution of TTFT, edges in ms.")
     itl_histogram: Histogram | None = Field(default=None, description="Distribution of ITL, edges in ms.")

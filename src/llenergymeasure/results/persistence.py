@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -30,7 +31,7 @@ from llenergymeasure.atomic import (
     write_bytes_atomically,
 )
 from llenergymeasure.domain.base import as_utc
-from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
 from llenergymeasure.results import export
@@ -39,6 +40,7 @@ from llenergymeasure.security import sanitize_experiment_id
 
 if TYPE_CHECKING:
     from typing import BinaryIO
+
 
 RESULT_FILE: Final = "result.json"
 TIMESERIES_FILE: Final = "timeseries.parquet"
@@ -227,3 +229,88 @@ def _save_what_fits(
         return save_result(result, refuge)
     except PersistenceError as second:
         raise PersistenceError(f"The result could not be saved: {first} Nor elsewhere: {second}") from first
+
+
+_RECORD: Final = re.compile(r"process_(\d+)\.json")
+_MARKER: Final = re.compile(r"process_(\d+)\.done")
+
+
+def write_process_result(record: RawProcessResult, state_dir: Path) -> Path:
+    """Leave a process's record, and after it the marker that says it is whole.
+
+    Args:
+        record: What the process measured.
+        state_dir: The `.state` directory that all processes share.
+
+    Raises:
+        PersistenceError: It cannot be written; names the path.
+    """
+    directory = _directory(state_dir, record.experiment_id)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PersistenceError(f"Cannot create {directory}: {error.strerror or error}.") from error
+    path = to_json(record, directory / f"process_{record.process_index}.json")
+    write_bytes_atomically(path.with_suffix(".done"), b"")
+    return path
+
+
+def read_process_results(experiment_id: str, state_dir: Path) -> list[RawProcessResult]:
+    """All records of an experiment, in the order of their process index.
+
+    Raises:
+        PersistenceError: A record is damaged; names the file.
+    """
+    indices = _indices(_directory(state_dir, experiment_id), _RECORD)
+    directory = _directory(state_dir, experiment_id)
+    return [load_record(directory / f"process_{i}.json", RawProcessResult, "process record") for i in sorted(indices)]
+
+
+def marked_indices(experiment_id: str, state_dir: Path) -> frozenset[int]:
+    """Indices of the processes that left their marker."""
+    return _indices(_directory(state_dir, experiment_id), _MARKER)
+
+
+def _directory(state_dir: Path, experiment_id: str) -> Path:
+    return state_dir / sanitize_experiment_id(experiment_id)
+
+
+def _indices(directory: Path, pattern: re.Pattern[str]) -> frozenset[int]:
+    if not directory.is_dir():
+        return frozenset()
+    matches = (pattern.fullmatch(path.name) for path in directory.iterdir())
+    return frozenset(int(match[1]) for match in matches if match)
+
+
+class DirectoryRepository:
+    """A `ResultsRepository` that gives each result a directory of its own.
+
+    Args:
+        root: Where the directories go; made if missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def save(self, result: ExperimentResult, timeseries: Path | None = None, extra_files: Sequence[Path] = ()) -> Path:
+        """Store a result with the files that belong beside it; nothing is ever overwritten.
+
+        Returns:
+            Path of the new `result.json`.
+
+        Raises:
+            ResultRescuedError: It had to be saved elsewhere; says where.
+            PersistenceError: It could not be saved at all.
+        """
+        return save_result_or_rescue(result, self._root, timeseries, extra_files)
+
+    def load(self, path: Path) -> ExperimentResult:
+        """Read a result back.
+
+        Args:
+            path: A `result.json` or its directory, as `save` gave it or relative to the root.
+
+        Raises:
+            PersistenceError: The file is missing, damaged, or of another major version.
+        """
+        return load_result(path if path.exists() else self._root / path)
