@@ -83,15 +83,8 @@ def _encode_array(numbers: array[float]) -> str:
     return base64.b64encode(numbers.tobytes()).decode("ascii")
 
 
-def _parse_float32(value: object) -> array[float]:
-    return _parse_array(value, "f")
-
-
-def _parse_float64(value: object) -> array[float]:
-    return _parse_array(value, "d")
-
-
-_BASE64_SCHEMA = {"type": "string", "contentEncoding": "base64"}
+_TO_BASE64 = PlainSerializer(_encode_array, return_type=str)
+_BASE64_SCHEMA = WithJsonSchema({"type": "string", "contentEncoding": "base64"})
 
 if TYPE_CHECKING:
     _FloatArray = array[float]
@@ -99,17 +92,11 @@ else:
     _FloatArray = array  # not subscriptable at run time before Python 3.12
 
 Float32Array = Annotated[
-    _FloatArray,
-    PlainValidator(_parse_float32),
-    PlainSerializer(_encode_array, return_type=str),
-    WithJsonSchema(_BASE64_SCHEMA),
+    _FloatArray, PlainValidator(lambda value: _parse_array(value, "f")), _TO_BASE64, _BASE64_SCHEMA
 ]
 """Numbers at 4 bytes each (7 significant digits), for what there is one of per token; base64 in JSON."""
 
 Float64Array = Annotated[
-    _FloatArray,
-    PlainValidator(_parse_float64),
-    PlainSerializer(_encode_array, return_type=str),
-    WithJsonSchema(_BASE64_SCHEMA),
+    _FloatArray, PlainValidator(lambda value: _parse_array(value, "d")), _TO_BASE64, _BASE64_SCHEMA
 ]
 """Numbers at 8 bytes each, for what there is one of per request; base64 in JSON."""

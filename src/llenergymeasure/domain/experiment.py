@@ -17,26 +17,16 @@ from pydantic import BaseModel, Field
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, SCHEMA_VERSION
 from llenergymeasure.domain.base import JsonDict, Record, as_utc
 from llenergymeasure.domain.energy import EnergyAudit, EnergyBreakdown, EnergyUncertainty, merge_audits
+from llenergymeasure.domain.environment import AggregationMetadata as AggregationMetadata
 from llenergymeasure.domain.environment import (
-    AggregationMetadata,
     DatasetInfo,
     EnvironmentSnapshot,
     MeasurementBoundary,
-    Timestamps,
     merge_boundaries,
     merge_environments,
 )
-from llenergymeasure.domain.figures import (
-    Column,
-    Merge,
-    count,
-    first,
-    merge_records,
-    of_all,
-    of_known,
-    total,
-    united,
-)
+from llenergymeasure.domain.environment import Timestamps as Timestamps
+from llenergymeasure.domain.figures import Column, Merge, count, first, merge_records, of_all, of_known, total, united
 from llenergymeasure.domain.latency import LatencyStatistics, RequestTimings, pool_latencies
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,
@@ -50,20 +40,8 @@ from llenergymeasure.domain.metrics import (
     WarmupResult,
     merge_flops,
 )
-from llenergymeasure.domain.study import StudyResult, StudySummary  # part of this module's names, kept beside it
-
-__all__ = [
-    "NVML_REPRODUCIBILITY_NOTE",
-    "AggregatedResult",
-    "AggregationMetadata",
-    "ExperimentResult",
-    "Methodology",
-    "RawProcessResult",
-    "StudyResult",
-    "StudySummary",
-    "Timestamps",
-    "compute_measurement_config_hash",
-]
+from llenergymeasure.domain.study import StudyResult as StudyResult  # names of this module, kept beside it
+from llenergymeasure.domain.study import StudySummary as StudySummary
 
 Methodology = Literal["total", "steady_state", "windowed"]
 """Warm-up off; warm-up run and excluded; only part of the generation counted."""
@@ -359,11 +337,7 @@ class ExperimentResult(Record):
         return _per_joule(self.output_tokens, self.total_energy_j)
 
     def summary(self, path: Path | None = None) -> str:
-        """The result as text for people.
-
-        Args:
-            path: Where the result was saved, named in the last line.
-        """
+        """The result as text for people, `path` in its last line; see `results.summary`."""
         from llenergymeasure.results.summary import render_summary
 
         return render_summary(self, path)

@@ -111,10 +111,6 @@ def percentile(ordered: Sequence[float], q: float) -> float:
 
     Definition 7 of Hyndman and Fan (1996), "Sample Quantiles in Statistical Packages"; numpy's default.
 
-    Args:
-        ordered: Values in ascending order, at least one.
-        q: Percentile, 0 to 100.
-
     Raises:
         ValueError: No values, or `q` outside 0..100.
     """
@@ -162,11 +158,7 @@ def histogram(values: Sequence[float], bins: int = HISTOGRAM_BINS) -> Histogram 
 
 
 def pool_latencies(processes: Iterable[RequestTimings]) -> LatencyStatistics | None:
-    """Statistics over every request of every process; an average of averages would hide the slow process.
-
-    Returns:
-        `None` when no process kept timings.
-    """
+    """Statistics over every request of every process, `None` without any; averages of averages hide the slow one."""
     timings = list(processes)
     if not timings:
         return None

@@ -50,9 +50,6 @@ def validate_process_completeness(
     marker file, which is written after the record.
 
     Args:
-        experiment_id: Identity of the measurement.
-        raw_results: The records that were found.
-        expected_processes: How many processes were started.
         state_dir: The `.state` directory the records were left in; `None` when they never left this process, and there
             is no marker to look for.
     """
