@@ -26,20 +26,12 @@ class Observations:
     """Everything that was seen of one experiment on one process, before any arithmetic.
 
     Args:
-        config: The experiment.
         engine: Name and version of the inference engine.
         began_s: Start of the experiment on the measurement clock, in seconds.
         began_at: The same moment for people (UTC).
-        environment: The machine and its software.
-        prompts: What was generated from.
-        baseline: Idle power.
-        warmup: What warm-up did.
-        window: What happened in the measurement window.
-        model: What was loaded, read back from the engine.
-        memory: Device memory of the window.
-        devices: The devices the engine really used.
-        tokenizer: The model's tokenizer, to turn ids into text where that was asked for.
-        preflight_warnings: Doubts found before anything ran.
+        model: Read back from the engine after loading.
+        devices: Those the engine really used.
+        tokenizer: Turns ids into text where that was asked for.
     """
 
     config: ExperimentConfig
@@ -60,15 +52,7 @@ class Observations:
 
 @dataclass(frozen=True, slots=True)
 class MeasurementSlice:
-    """The part of a window that goes into the headline figures.
-
-    Args:
-        methodology: `total`, `steady_state` or `windowed`.
-        start_s: Its start on the measurement clock, in seconds.
-        end_s: Its end, likewise.
-        tokens: What was produced in it.
-        energy: What was spent in it.
-    """
+    """The part of a window that goes into the headline figures, its instants on the measurement clock in seconds."""
 
     methodology: Methodology
     start_s: float
@@ -77,7 +61,7 @@ class MeasurementSlice:
     energy: EnergyMeasurement
 
     def whole_requests(self, outputs: Sequence[RequestOutput]) -> Sequence[RequestOutput]:
-        """Those of `outputs` whose latencies belong to this part: all, or those begun and ended within it."""
+        """Those of `outputs` whose latencies belong to the slice: all, or those begun and ended within it."""
         if self.methodology != "windowed":
             return outputs
         return [

@@ -68,14 +68,9 @@ class TimeseriesRow:
 
 
 def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
-    """Write the time series of a window; the file appears whole or not at all.
+    """Write the time series of a window, without rows where there are no samples; returns `path`.
 
-    Args:
-        energy: The window and its power samples. Without samples the file has no rows.
-        path: Where to write.
-
-    Returns:
-        `path`.
+    The file appears whole or not at all.
 
     Raises:
         OSError: It cannot be written.

@@ -89,7 +89,7 @@ def merge_breakdowns(
     merged = merge_records(parts)
     return merged.model_copy(
         update={
-            "disagreement_pct": _disagreement_pct(merged.second_method_j, merged.raw_j),
+            "disagreement_pct": difference_pct(merged.second_method_j, merged.raw_j),
             "cpu_j": largest(part.cpu_j for part in everyone if part is not None),
             "dram_j": largest(part.dram_j for part in everyone if part is not None),
         }
@@ -116,13 +116,9 @@ def merge_audits(parts: Sequence[EnergyAudit]) -> EnergyAudit:
     if len(parts) == 1:
         return parts[0]
     merged = merge_records(parts)
-    disagreement_pct = _disagreement_pct(merged.integral_j, merged.counter_j) or 0.0
+    disagreement_pct = difference_pct(merged.integral_j, merged.counter_j) or 0.0
     agrees = merged.agrees and abs(disagreement_pct) <= merged.bound_pct
     return merged.model_copy(update={"disagreement_pct": disagreement_pct, "agrees": agrees})
-
-
-def _disagreement_pct(second_j: float | None, first_j: float) -> float | None:
-    return 100 * (second_j - first_j) / first_j if second_j is not None and first_j else None
 
 
 class BudgetComponent(Record):
@@ -169,9 +165,9 @@ def combine_budget(
     power was read with the same gain, so that of adjusted energy is proportional to adjusted energy.
 
     Args:
-        components: The error budget, 95 % half-widths in joules.
-        output_tokens: Output tokens of the window, for the figures per token.
-        above_idle: Size of adjusted energy as a share of the raw energy.
+        components: 95 % half-widths in joules.
+        output_tokens: Of the window; without them there are no figures per token.
+        above_idle: Size of adjusted energy as a fraction of the raw energy.
     """
     raw = [c for c in components if c.kind != "baseline"]
     absolute_j = _quadrature(raw)
@@ -219,6 +215,11 @@ def _merge_line(line: Sequence[BudgetComponent], total_energy_j: float | None) -
     half_width_j = math.fsum(sizes) if line[0].kind == "gain" else math.hypot(*sizes)
     relative_pct = 100 * half_width_j / total_energy_j if total_energy_j else None
     return line[0].model_copy(update={"half_width_j": half_width_j, "relative_pct": relative_pct})
+
+
+def difference_pct(second_j: float | None, first_j: float) -> float | None:
+    """Second minus first, in per cent of the first; `None` where the second is unknown or the first is 0."""
+    return 100.0 * (second_j - first_j) / first_j if second_j is not None and first_j else None
 
 
 def _quadrature(components: Sequence[BudgetComponent]) -> float:
