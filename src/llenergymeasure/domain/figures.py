@@ -1,8 +1,8 @@
-"""What a figure declares beside its type and description: how it merges over processes, and its exported column.
+"""What a figure declares beside its type and description: how it merges over processes, and its column in tables.
 
-    total_flops: Annotated[float | None, Merge(total, "compute_metrics.flops_total"), Column(50, "total_flops", ...)]
+    baseline_power_w: Annotated[float | None, Merge(total, counted=True), Column(26, "W", "Idle power of the devices")]
 
-Whoever aggregates or exports reads these declarations, so that a new figure is nothing but its declaration.
+Aggregation and export read these declarations, so that a new figure is its declaration and what measures it.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def largest(values: Iterable[float | None]) -> float | None:
 
 def only(values: Iterable[Hashable]) -> Hashable:
     """The value that all share, or `None` when they differ."""
-    distinct = set(values)
-    return distinct.pop() if len(distinct) == 1 else None
+    different = set(values)
+    return different.pop() if len(different) == 1 else None
 
 
 def distinct(values: Iterable[Iterable[T]]) -> list[T]:
