@@ -15,8 +15,8 @@ from llenergymeasure.core.metrics.counting import TokenCounts, count_tokens, cou
 from llenergymeasure.core.warmup import Warmup
 from llenergymeasure.core.window import Window
 from llenergymeasure.datasets.types import PromptSet, PromptTokenizer
+from llenergymeasure.domain.base import Methodology
 from llenergymeasure.domain.environment import EnvironmentSnapshot
-from llenergymeasure.domain.experiment import Methodology
 from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.exceptions import ExperimentError
 

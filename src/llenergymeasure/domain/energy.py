@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope, Record
-from llenergymeasure.domain.figures import Column, Merge, complete, largest, merge_records, of_known, only, total
+from llenergymeasure.domain.figures import (
+    AllOf,
+    Column,
+    Largest,
+    Merge,
+    Same,
+    Total,
+    complete,
+    largest,
+    merge_records,
+    of_known,
+    united,
+)
 
 BaselineMethod = Literal["fresh", "cached", "unavailable"]
 """Where an idle power came from: measured for this run, reused from this session, or not to be had."""
 
 _WORST_BASELINE_FIRST: Final[tuple[BaselineMethod, ...]] = ("unavailable", "cached", "fresh")
+
+NVML_REPRODUCIBILITY_NOTE: Final = (
+    "Energy measured via NVML. Accuracy ±5 %; it varies with thermal state and system load. "
+    "The same measurement_config_hash means the same workload, not the same joules."
+)
 
 BudgetKind = Literal["gain", "counter_resolution", "sampling", "aliasing", "sensor", "model", "baseline", "cycles"]
 """What a line of the error budget is about. Only `gain` cancels when two runs on one board are compared."""
@@ -29,13 +46,13 @@ def _worst_baseline(methods: Sequence[BaselineMethod | None]) -> BaselineMethod 
 class EnergyBreakdown(Record):
     """Raw and baseline-adjusted energy, with the provenance of both."""
 
-    raw_j: Annotated[float, Merge(total)] = Field(
+    raw_j: Total[float] = Field(
         description="Energy of the window as metered, in joules; never reduced by the baseline."
     )
-    adjusted_j: Annotated[float | None, Merge(total)] = Field(
+    adjusted_j: Total[float | None] = Field(
         default=None, description="raw_j minus baseline power x window length, in joules; signed."
     )
-    baseline_power_w: Annotated[float | None, Merge(total)] = Field(
+    baseline_power_w: Total[float | None] = Field(
         default=None, description="Idle power of the same devices before the model was loaded, in watts."
     )
     baseline_method: Annotated[BaselineMethod | None, Merge(_worst_baseline)] = Field(
@@ -44,31 +61,29 @@ class EnergyBreakdown(Record):
     baseline_timestamp: Annotated[datetime | None, Merge(of_known(min))] = Field(
         default=None, description="When the idle power was measured (UTC)."
     )
-    baseline_cache_age_sec: Annotated[float | None, Merge(largest)] = Field(
+    baseline_cache_age_sec: Largest[float | None] = Field(
         default=None, description="Age of a reused idle power when the run began, in seconds."
     )
-    meter: Annotated[str | None, Merge(only), Column(29, "", "Energy backend that measured", "energy_meter")] = Field(
+    meter: Annotated[Same[str | None], Column(29, "", "Energy backend that measured", "energy_meter")] = Field(
         default=None, description="Energy backend that measured, and the sensor it read."
     )
-    method: Annotated[EnergyMethod | None, Merge(only), Column(27, "", "How the energy was found", "energy_method")] = (
-        Field(default=None, description="How raw_j was found.")
+    method: Annotated[Same[EnergyMethod | None], Column(27, "", "How the energy was found", "energy_method")] = Field(
+        default=None, description="How raw_j was found."
     )
-    scope: Annotated[EnergyScope | None, Merge(only), Column(28, "", "What the energy includes", "energy_scope")] = (
-        Field(default=None, description="What raw_j includes.")
+    scope: Annotated[Same[EnergyScope | None], Column(28, "", "What the energy includes", "energy_scope")] = Field(
+        default=None, description="What raw_j includes."
     )
-    second_method: Annotated[EnergyMethod | None, Merge(only)] = Field(
+    second_method: Same[EnergyMethod | None] = Field(
         default=None, description="The other method, where two were possible."
     )
-    second_method_j: Annotated[float | None, Merge(total)] = Field(
-        default=None, description="Energy by the other method, in joules."
-    )
+    second_method_j: Total[float | None] = Field(default=None, description="Energy by the other method, in joules.")
     disagreement_pct: float | None = Field(
         default=None, description="Difference of the second method from raw_j, in per cent of raw_j; signed."
     )
-    cpu_j: Annotated[float | None, Merge(largest)] = Field(
+    cpu_j: Largest[float | None] = Field(
         default=None, description="Energy of the CPU packages beside a GPU run, in joules; never part of raw_j there."
     )
-    dram_j: Annotated[float | None, Merge(largest)] = Field(
+    dram_j: Largest[float | None] = Field(
         default=None, description="Energy of the DRAM beside a GPU run, in joules; never part of raw_j there."
     )
 
@@ -96,19 +111,24 @@ def merge_breakdowns(
     )
 
 
+def energies_of_devices(processes: Sequence[Mapping[str, float | None]]) -> dict[str, float] | None:
+    """Joules by device, of those that could be read."""
+    return {device: joules for device, joules in united(processes).items() if joules is not None} or None
+
+
 class EnergyAudit(Record):
     """Hardware counter against the integral of power samples, over one window."""
 
-    counter_j: Annotated[float, Merge(total)] = Field(description="Difference of the hardware counter, in joules.")
-    integral_j: Annotated[float, Merge(total)] = Field(description="Integral of the power samples, in joules.")
-    fused_j: Annotated[float | None, Merge(total)] = Field(
+    counter_j: Total[float] = Field(description="Difference of the hardware counter, in joules.")
+    integral_j: Total[float] = Field(description="Integral of the power samples, in joules.")
+    fused_j: Total[float | None] = Field(
         default=None, description="Counter and samples fused at the window's edges, in joules."
     )
     disagreement_pct: float = Field(description="Integral minus counter, in per cent of the counter; signed.")
-    bound_pct: Annotated[float, Merge(max)] = Field(
+    bound_pct: Largest[float] = Field(
         description="Largest disagreement that both stated uncertainties allow, in per cent."
     )
-    agrees: Annotated[bool, Merge(all)] = Field(description="Whether the disagreement is within the bound.")
+    agrees: AllOf[bool] = Field(description="Whether the disagreement is within the bound.")
 
 
 def merge_audits(parts: Sequence[EnergyAudit]) -> EnergyAudit:

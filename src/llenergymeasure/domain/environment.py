@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from llenergymeasure.domain.base import EnergyScope, Record
-from llenergymeasure.domain.figures import Column, Merge, distinct, merge_records, only
+from llenergymeasure.domain.figures import Column, Merge, Same, distinct, merge_records
 
 
 class GPUEnvironment(Record):
@@ -165,9 +165,7 @@ class MeasurementBoundary(Record):
 
     devices: Annotated[list[str], Merge(distinct)] = Field(description="Metered devices: GPU UUIDs, or `cpu`.")
     device_names: list[str] = Field(default_factory=list, description="Their marketing names, in the same order.")
-    scope: Annotated[EnergyScope | None, Merge(only)] = Field(
-        default=None, description="What of each device is metered; null: nothing."
-    )
+    scope: Same[EnergyScope | None] = Field(default=None, description="What of each device is metered; null: nothing.")
     includes: list[str] = Field(default_factory=list, description="Work inside the window.")
     excludes: list[str] = Field(default_factory=list, description="Work outside the window.")
 

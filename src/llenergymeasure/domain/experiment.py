@@ -5,18 +5,23 @@ RawProcessResult (one per process, internal) --aggregate--> ExperimentResult (wh
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, SCHEMA_VERSION
-from llenergymeasure.domain.base import JsonDict, Record, as_utc
-from llenergymeasure.domain.energy import EnergyAudit, EnergyBreakdown, EnergyUncertainty, merge_audits
+from llenergymeasure.domain.base import JsonDict, Methodology, Record, as_utc
+from llenergymeasure.domain.base import compute_measurement_config_hash as compute_measurement_config_hash
+from llenergymeasure.domain.energy import (
+    NVML_REPRODUCIBILITY_NOTE,
+    EnergyAudit,
+    EnergyBreakdown,
+    EnergyUncertainty,
+    energies_of_devices,
+    merge_audits,
+)
 from llenergymeasure.domain.environment import AggregationMetadata as AggregationMetadata
 from llenergymeasure.domain.environment import (
     DatasetInfo,
@@ -26,7 +31,19 @@ from llenergymeasure.domain.environment import (
     merge_environments,
 )
 from llenergymeasure.domain.environment import Timestamps as Timestamps
-from llenergymeasure.domain.figures import Column, Merge, count, first, merge_records, of_all, of_known, total, united
+from llenergymeasure.domain.figures import (
+    Column,
+    First,
+    Merge,
+    Total,
+    count,
+    first,
+    merge_records,
+    of_all,
+    of_known,
+    total,
+    united,
+)
 from llenergymeasure.domain.latency import LatencyStatistics, RequestTimings, pool_latencies
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,
@@ -43,21 +60,12 @@ from llenergymeasure.domain.metrics import (
 from llenergymeasure.domain.study import StudyResult as StudyResult  # names of this module, kept beside it
 from llenergymeasure.domain.study import StudySummary as StudySummary
 
-Methodology = Literal["total", "steady_state", "windowed"]
-"""Warm-up off; warm-up run and excluded; only part of the generation counted."""
-
-NVML_REPRODUCIBILITY_NOTE: Final = (
-    "Energy measured via NVML. Accuracy ±5 %; it varies with thermal state and system load. "
-    "The same measurement_config_hash means the same workload, not the same joules."
-)
-
-
 # Figures that a process and the experiment both have. Each is declared here; the records below name it where it stands
 # in their files. (Fields of a common base would all come first, and the files would change.)
 
-_Backend = Annotated[str, Field(description="Inference engine."), Merge(first), Column(5)]
-_BackendVersion = Annotated[str | None, Field(description="Version of the inference engine."), Merge(first), Column(6)]
-_EffectiveConfig = Annotated[JsonDict, Field(description="Resolved config, engine defaults filled in."), Merge(first)]
+_Backend = Annotated[First[str], Field(description="Inference engine."), Column(5)]
+_BackendVersion = Annotated[First[str | None], Field(description="Version of the inference engine."), Column(6)]
+_EffectiveConfig = Annotated[First[JsonDict], Field(description="Resolved config, engine defaults filled in.")]
 _Methodology = Annotated[
     Methodology,
     Field(
@@ -69,8 +77,8 @@ _Methodology = Annotated[
 _SteadyStateWindow = Annotated[
     tuple[float, float] | None, Field(description="Start and end of the window, in seconds since the experiment began.")
 ]
-_Dataset = Annotated[DatasetInfo | None, Field(description="The prompts."), Merge(first)]
-_ModelRevision = Annotated[str | None, Field(description="Commit of the loaded weights."), Merge(first)]
+_Dataset = Annotated[First[DatasetInfo | None], Field(description="The prompts.")]
+_ModelRevision = Annotated[First[str | None], Field(description="Commit of the loaded weights.")]
 _TruncatedPrompts = Annotated[int | None, Field(ge=0, description="Prompts cut to the input limit."), Merge(count)]
 _ExcludedSamples = Annotated[
     int | None, Field(ge=0, description="Warm-up prompts left out; null when methodology is `total`."), Merge(count)
@@ -120,7 +128,7 @@ _IdleResidentPower = Annotated[
 ]
 _Phases = Annotated[PhaseBreakdown | None, Field(description="Prefill and decode.")]
 _Flops = Annotated[FlopsResult | None, Field(description="How `total_flops` was counted."), Merge(of_all(merge_flops))]
-_KvCache = Annotated[float | None, Field(description="Memory of the key-value cache, in MB (10^6 B)."), Merge(total)]
+_KvCache = Annotated[Total[float | None], Field(description="Memory of the key-value cache, in MB (10^6 B).")]
 _Throttle = Annotated[
     ThermalThrottleInfo | None, Field(description="Throttling in the window."), Merge(of_known(merge_records))
 ]
@@ -184,10 +192,6 @@ class RawProcessResult(Record):
         return None if total_j is None or idle_w is None else total_j - idle_w * self.energy_metrics.duration_sec
 
 
-def _known_devices(processes: Sequence[Mapping[str, float | None]]) -> dict[str, float] | None:
-    return {device: joules for device, joules in united(processes).items() if joules is not None} or None
-
-
 class ExperimentResult(Record):
     """One experiment, measured once. Figures are of the measurement window; null means not measured or not known."""
 
@@ -238,7 +242,7 @@ class ExperimentResult(Record):
     energy_adjusted_j: Annotated[
         float | None, Merge(total, counted=True), Column(25, "J", "Raw energy minus idle power over the window; signed")
     ] = Field(default=None, description="Raw energy minus idle power x window length, in joules; signed.")
-    energy_per_device_j: Annotated[dict[str, float] | None, Merge(_known_devices, counted=True)] = Field(
+    energy_per_device_j: Annotated[dict[str, float] | None, Merge(energies_of_devices, counted=True)] = Field(
         default=None, description="Raw joules by device UUID (or `cpu`)."
     )
     energy_breakdown: _EnergyBreakdown = None
@@ -272,11 +276,9 @@ class ExperimentResult(Record):
     )
     extended_metrics: ExtendedEfficiencyMetrics | None = Field(default=None, description="Further derived figures.")
 
-    model_name: Annotated[str | None, Merge(first)] = Field(default=None, description="Model as configured.")
+    model_name: First[str | None] = Field(default=None, description="Model as configured.")
     model_revision: _ModelRevision = None
-    config_name: Annotated[str | None, Merge(first)] = Field(
-        default=None, description="Short name of the configuration, for people."
-    )
+    config_name: First[str | None] = Field(default=None, description="Short name of the configuration, for people.")
     cycle: Annotated[int | None, Column(3)] = Field(
         default=None, ge=1, description="Which repetition in a study, from 1."
     )
@@ -370,22 +372,6 @@ class ExperimentResult(Record):
 
 AggregatedResult = ExperimentResult
 """The same class under the name it has where several processes are put together."""
-
-
-def compute_measurement_config_hash(config: BaseModel) -> str:
-    """Identity of what a configuration measures: the same on every machine, process and Python version.
-
-    Unset fields do not count, so that a release which adds an optional field keeps the hashes of old configurations;
-    `output_dir` says where results go, not what is measured.
-
-    Args:
-        config: An `ExperimentConfig`.
-
-    Returns:
-        The first 16 hex digits of SHA-256 over the configuration's JSON with sorted keys.
-    """
-    fields = config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"})
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _per_joule(tokens: int | None, energy_j: float | None) -> float | None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from llenergymeasure.domain.base import Record
 
@@ -149,3 +149,12 @@ def of_known(rule: Callable[[list[Any]], T | None]) -> Callable[[Sequence[Any]],
         return rule(known) if known else None
 
     return merged
+
+
+Total = Annotated[T, Merge(total)]
+Largest = Annotated[T, Merge(largest)]
+Same = Annotated[T, Merge(only)]
+First = Annotated[T, Merge(first)]
+AllOf = Annotated[T, Merge(all)]
+AnyOf = Annotated[T, Merge(any)]
+"""The common rules, for the figures of a record: `power_w: Total[float | None]`."""

@@ -12,7 +12,19 @@ from pydantic import Field
 from llenergymeasure.domain.base import Confidence, Record
 from llenergymeasure.domain.energy import EnergyBreakdown as EnergyBreakdown  # kept beside it, a name of this one
 from llenergymeasure.domain.energy import EnergyUncertainty, merge_uncertainties
-from llenergymeasure.domain.figures import Column, Merge, complete, count, joined, largest, merge_records, total
+from llenergymeasure.domain.figures import (
+    AllOf,
+    AnyOf,
+    Column,
+    Largest,
+    Merge,
+    Total,
+    complete,
+    count,
+    joined,
+    merge_records,
+    total,
+)
 from llenergymeasure.domain.latency import LatencyStatistics as LatencyStatistics  # likewise
 
 _LEAST_TRUSTED_FIRST: Final = ("low", "medium", "high")
@@ -74,21 +86,15 @@ def merge_flops(parts: Sequence[FlopsResult]) -> FlopsResult:
 class WarmupResult(Record):
     """How the warm-up went; none of it is in any headline figure."""
 
-    converged: Annotated[bool, Merge(all)] = Field(
-        description="Whether latencies settled; true in fixed mode and when warm-up is off."
-    )
-    final_cv: Annotated[float | None, Merge(largest)] = Field(
-        description="Last coefficient of variation seen; null below two latencies."
-    )
+    converged: AllOf[bool] = Field(description="Whether latencies settled; true in fixed mode and when warm-up is off.")
+    final_cv: Largest[float | None] = Field(description="Last coefficient of variation seen; null below two latencies.")
     iterations_completed: Annotated[int, Merge(count)] = Field(ge=0, description="Warm-up prompts run.")
     target_cv: float = Field(description="Coefficient of variation that counts as converged.")
     max_prompts: int = Field(ge=0, description="Most warm-up prompts allowed.")
     latencies_ms: Annotated[list[float], Merge(joined)] = Field(
         default_factory=list, description="Latency of each warm-up prompt, in ms."
     )
-    thermal_floor_wait_s: Annotated[float, Merge(max)] = Field(
-        default=0.0, ge=0, description="Wait after warm-up, in seconds."
-    )
+    thermal_floor_wait_s: Largest[float] = Field(default=0.0, ge=0, description="Wait after warm-up, in seconds.")
 
 
 def _in_order(timestamps: Iterable[Iterable[float]]) -> list[float]:
@@ -98,22 +104,14 @@ def _in_order(timestamps: Iterable[Iterable[float]]) -> list[float]:
 class ThermalThrottleInfo(Record):
     """Whether the hardware held its clocks back during the window, and why."""
 
-    detected: Annotated[bool, Merge(any)] = Field(default=False, description="Whether any throttling below was seen.")
-    thermal: Annotated[bool, Merge(any)] = Field(
-        default=False, description="Throttled by temperature, in software or hardware."
-    )
-    power: Annotated[bool, Merge(any)] = Field(default=False, description="Throttled by a power limit.")
-    sw_thermal: Annotated[bool, Merge(any)] = Field(
-        default=False, description="Throttled by the driver because of temperature."
-    )
-    hw_thermal: Annotated[bool, Merge(any)] = Field(
-        default=False, description="Throttled by the hardware because of temperature."
-    )
-    hw_power: Annotated[bool, Merge(any)] = Field(default=False, description="Throttled by the hardware's power brake.")
-    throttle_duration_sec: Annotated[float, Merge(max)] = Field(
-        default=0.0, ge=0, description="Time throttled, in seconds."
-    )
-    max_temperature_c: Annotated[float | None, Merge(largest)] = Field(
+    detected: AnyOf[bool] = Field(default=False, description="Whether any throttling below was seen.")
+    thermal: AnyOf[bool] = Field(default=False, description="Throttled by temperature, in software or hardware.")
+    power: AnyOf[bool] = Field(default=False, description="Throttled by a power limit.")
+    sw_thermal: AnyOf[bool] = Field(default=False, description="Throttled by the driver because of temperature.")
+    hw_thermal: AnyOf[bool] = Field(default=False, description="Throttled by the hardware because of temperature.")
+    hw_power: AnyOf[bool] = Field(default=False, description="Throttled by the hardware's power brake.")
+    throttle_duration_sec: Largest[float] = Field(default=0.0, ge=0, description="Time throttled, in seconds.")
+    max_temperature_c: Largest[float | None] = Field(
         default=None, description="Highest temperature, in degrees Celsius."
     )
     throttle_timestamps: Annotated[list[float], Merge(_in_order)] = Field(
@@ -135,13 +133,9 @@ class MultiGPUMetrics(Record):
 class PhaseMetrics(Record):
     """One phase of generation, prefill or decode."""
 
-    time_sec: Annotated[float, Merge(total)] = Field(
-        ge=0, description="Time in this phase, in seconds; summed over processes."
-    )
+    time_sec: Total[float] = Field(ge=0, description="Time in this phase, in seconds; summed over processes.")
     tokens: Annotated[int, Merge(count)] = Field(ge=0, description="Tokens processed (prefill) or produced (decode).")
-    energy_j: Annotated[float | None, Merge(total)] = Field(
-        default=None, description="Energy in joules; null: too short for the sensor."
-    )
+    energy_j: Total[float | None] = Field(default=None, description="Energy in joules; null: too short for the sensor.")
     uncertainty: EnergyUncertainty | None = Field(default=None, description="95 % half-widths of `energy_j`.")
 
 

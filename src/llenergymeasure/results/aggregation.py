@@ -17,9 +17,9 @@ from pydantic import Field
 
 from llenergymeasure.domain.base import Record, as_utc
 from llenergymeasure.domain.emissions import EmissionFactors
-from llenergymeasure.domain.energy import merge_breakdowns, merge_uncertainties
+from llenergymeasure.domain.energy import NVML_REPRODUCIBILITY_NOTE, merge_breakdowns, merge_uncertainties
 from llenergymeasure.domain.environment import AggregationMetadata
-from llenergymeasure.domain.experiment import NVML_REPRODUCIBILITY_NOTE, ExperimentResult, RawProcessResult
+from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.figures import distinct, merge_figures
 from llenergymeasure.domain.metrics import MultiGPUMetrics, Totals, extended_metrics, merge_phases, ratio
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -103,7 +103,7 @@ def aggregate_results(
     _refuse_what_cannot_be_summed(experiment_id, records, completeness)
     window = common_window(records)
     attribution = attribute_energy(records)
-    counted = attribution.counted or ()
+    counted = attribution.counted
     metadata = _metadata(records, completeness, window, attribution)
     figures = merge_figures(ExperimentResult, records, counted)
     totals = Totals(

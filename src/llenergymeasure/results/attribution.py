@@ -31,12 +31,12 @@ class Attribution:
     """Whose energy counts.
 
     Args:
-        counted: Records whose energies add up to the experiment's; `None` when they cannot be told apart.
+        counted: Records whose energies add up to the experiment's; none when they cannot be told apart.
         shared_devices: Devices used by several processes, with the indices of those.
         verified: Whether every joule was traced to a named device and counted once.
     """
 
-    counted: tuple[RawProcessResult, ...] | None
+    counted: tuple[RawProcessResult, ...]
     shared_devices: dict[str, list[int]]
     verified: bool
     warnings: tuple[MeasurementWarning, ...] = ()
@@ -74,7 +74,7 @@ def attribute_energy(records: Sequence[RawProcessResult]) -> Attribution:
     for group in _groups_by_device(records):
         chosen = _widest(group)
         if chosen is None:
-            return Attribution(None, shared, verified=False, warnings=(_entangled(group),))
+            return Attribution((), shared, verified=False, warnings=(_entangled(group),))
         counted.append(chosen)
         if len(group) > 1:
             warnings.append(_shared_warning(group, chosen))
