@@ -159,7 +159,7 @@ def _declared(model: type[BaseModel], path: str = "") -> Iterator[FlatColumn]:
     for name, field in model.model_fields.items():
         here = f"{path}{name}"
         options = get_args(field.annotation) if get_origin(field.annotation) in _UNIONS else (field.annotation,)
-        types = [option for option in options if isinstance(option, type)]
+        types = [option for option in options if isinstance(option, type) and get_origin(option) is None]
         for column in columns_in(field.metadata):
             where = f"{here}.{column.at}" if column.at else here
             text = column.text or str(field.description).rstrip(".")
