@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 from pydantic import Field
 
 from llenergymeasure.domain.base import EnergyScope, Record
 from llenergymeasure.domain.figures import Column, Merge, Same, distinct, merge_records
+
+T = TypeVar("T")
 
 
 class GPUEnvironment(Record):
@@ -84,6 +86,11 @@ class EnvironmentMetadata(Record):
         return " | ".join(parts)
 
 
+_PER_GPU: Final = "one entry per GPU, in one order"
+PerGPU = Annotated[list[T], _PER_GPU]
+"""A fact of each GPU in use."""
+
+
 class EnvironmentSnapshot(Record):
     """Everything about the machine and its software that may move a figure; nothing secret."""
 
@@ -96,19 +103,19 @@ class EnvironmentSnapshot(Record):
     )
     cuda_driver_version: str | None = Field(default=None, description="NVIDIA driver version.")
     os_version: str | None = Field(default=None, description="Distribution and its version.")
-    gpu_names: list[str] = Field(default_factory=list, description="Marketing name of each GPU in use.")
-    gpu_uuids: list[str] = Field(default_factory=list, description="UUID of each GPU in use.")
-    gpu_vram_mb: list[float | None] = Field(
+    gpu_names: PerGPU[str] = Field(default_factory=list, description="Marketing name of each GPU in use.")
+    gpu_uuids: PerGPU[str] = Field(default_factory=list, description="UUID of each GPU in use.")
+    gpu_vram_mb: PerGPU[float | None] = Field(
         default_factory=list,
         description="Total memory of each GPU in MB of 2^20 bytes, as nvidia-smi prints it; null: not told.",
     )
-    gpu_persistence_mode: list[bool | None] = Field(
+    gpu_persistence_mode: PerGPU[bool | None] = Field(
         default_factory=list, description="Persistence mode of each GPU; null: not told."
     )
-    gpu_power_limit_w: list[float | None] = Field(
+    gpu_power_limit_w: PerGPU[float | None] = Field(
         default_factory=list, description="Enforced power limit of each GPU, in watts; null: not told."
     )
-    gpu_max_sm_clock_mhz: list[float | None] = Field(
+    gpu_max_sm_clock_mhz: PerGPU[float | None] = Field(
         default_factory=list, description="Highest SM clock of each GPU, in MHz; null: not told."
     )
     cpu: CPUEnvironment | None = Field(default=None, description="The processor.")
@@ -120,23 +127,14 @@ class EnvironmentSnapshot(Record):
     hardware: EnvironmentMetadata | None = Field(default=None, description="The first GPU; null without one.")
 
 
-_PER_GPU: Final = (
-    "gpu_uuids",
-    "gpu_names",
-    "gpu_vram_mb",
-    "gpu_persistence_mode",
-    "gpu_power_limit_w",
-    "gpu_max_sm_clock_mhz",
-)
-
-
 def merge_environments(parts: Sequence[EnvironmentSnapshot]) -> EnvironmentSnapshot:
     """The first process's snapshot with the GPUs of all."""
-    merged: dict[str, list[object]] = {name: list(getattr(parts[0], name)) for name in _PER_GPU}
+    per_gpu = [name for name, field in EnvironmentSnapshot.model_fields.items() if _PER_GPU in field.metadata]
+    merged: dict[str, list[object]] = {name: list(getattr(parts[0], name)) for name in per_gpu}
     for part in parts[1:]:
         for index, uuid in enumerate(part.gpu_uuids):
             if uuid not in merged["gpu_uuids"]:
-                for name in _PER_GPU:
+                for name in per_gpu:
                     merged[name] += getattr(part, name)[index : index + 1]
     return parts[0].model_copy(update=merged)
 

@@ -61,7 +61,8 @@ from llenergymeasure.domain.study import StudyResult as StudyResult  # names of 
 from llenergymeasure.domain.study import StudySummary as StudySummary
 
 # Figures that a process and the experiment both have. Each is declared here; the records below name it where it stands
-# in their files. (Fields of a common base would all come first, and the files would change.)
+# in their files. (Fields of a common base would all come first, and the files would change.) Window, breakdown,
+# uncertainty and phases take more than their own values to merge: see `results.aggregation`.
 
 _Backend = Annotated[First[str], Field(description="Inference engine."), Column(5)]
 _BackendVersion = Annotated[First[str | None], Field(description="Version of the inference engine."), Column(6)]
