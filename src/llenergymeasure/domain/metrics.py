@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 from pydantic import Field
 
@@ -201,28 +200,27 @@ class ExtendedEfficiencyMetrics(Record):
     flops_per_joule: float | None = Field(default=None, description="Counted operations per joule of raw energy.")
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Sums of one window over its processes, from which further figures are derived; `None` where a part is unknown."""
+class Measured(Protocol):
+    """What further figures are derived from: a result, as far as it was measured."""
 
-    window_sec: float
-    input_tokens: int
-    output_tokens: int
-    requests: int | None
-    energy_j: float | None
-    adjusted_j: float | None
-    flops: float | None
+    total_inference_time_sec: float
+    total_tokens: int
+    output_tokens: int | None
+    num_requests: int | None
+    total_energy_j: float | None
+    energy_adjusted_j: float | None
+    total_flops: float | None
 
 
-def extended_metrics(of: Totals) -> ExtendedEfficiencyMetrics:
-    """The figures that follow from the headline ones."""
+def extended_metrics(of: Measured) -> ExtendedEfficiencyMetrics:
+    """The figures that follow from the measured ones."""
     return ExtendedEfficiencyMetrics(
-        energy_adjusted_per_token_j=ratio(of.adjusted_j, of.output_tokens),
-        energy_per_request_j=ratio(of.energy_j, of.requests),
-        total_tokens_per_second=(of.input_tokens + of.output_tokens) / of.window_sec,
-        requests_per_second=ratio(of.requests, of.window_sec),
-        avg_power_w=ratio(of.energy_j, of.window_sec),
-        flops_per_joule=ratio(of.flops, of.energy_j),
+        energy_adjusted_per_token_j=ratio(of.energy_adjusted_j, of.output_tokens),
+        energy_per_request_j=ratio(of.total_energy_j, of.num_requests),
+        total_tokens_per_second=of.total_tokens / of.total_inference_time_sec,
+        requests_per_second=ratio(of.num_requests, of.total_inference_time_sec),
+        avg_power_w=ratio(of.total_energy_j, of.total_inference_time_sec),
+        flops_per_joule=ratio(of.total_flops, of.total_energy_j),
     )
 
 

@@ -9,7 +9,7 @@ RawProcessResult 1 ─┼─ throughput  tokens of all over first start to last 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from llenergymeasure.domain.energy import NVML_REPRODUCIBILITY_NOTE, merge_break
 from llenergymeasure.domain.environment import AggregationMetadata
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.figures import distinct, merge_figures
-from llenergymeasure.domain.metrics import MultiGPUMetrics, Totals, extended_metrics, merge_phases, ratio
+from llenergymeasure.domain.metrics import MultiGPUMetrics, extended_metrics, merge_phases, ratio
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.attribution import Attribution, CommonWindow, attribute_energy, common_window
@@ -106,28 +106,19 @@ def aggregate_results(
     counted = attribution.counted
     metadata = _metadata(records, completeness, window, attribution)
     figures = merge_figures(ExperimentResult, records, counted)
-    totals = Totals(
-        window_sec=window.length_sec,
-        input_tokens=figures["input_tokens"],
-        output_tokens=figures["output_tokens"],
-        requests=figures["num_requests"],
-        energy_j=figures["total_energy_j"],
-        adjusted_j=figures["energy_adjusted_j"],
-        flops=figures["total_flops"],
-    )
+    output_tokens: int = figures["output_tokens"]
     path = records[0].timeseries_path
-    return ExperimentResult(
+    measured = ExperimentResult(
         experiment_id=experiment_id,
         measurement_config_hash=records[0].measurement_config_hash or "",
         steady_state_window=_steady_state_window(records, window),
-        total_tokens=totals.input_tokens + totals.output_tokens,
-        total_inference_time_sec=totals.window_sec,
-        avg_tokens_per_second=totals.output_tokens / totals.window_sec,
-        avg_energy_per_token_j=ratio(totals.energy_j, totals.output_tokens),
+        total_tokens=figures["input_tokens"] + output_tokens,
+        total_inference_time_sec=window.length_sec,
+        avg_tokens_per_second=output_tokens / window.length_sec,
+        avg_energy_per_token_j=ratio(figures["total_energy_j"], output_tokens),
         energy_breakdown=merge_breakdowns(
             [record.energy_breakdown for record in counted], [record.energy_breakdown for record in records]
         ),
-        multi_gpu=_multi_gpu(figures["energy_per_device_j"] or {}, totals),
         measurement_warnings=distinct([*(record.warnings for record in records), metadata.warnings]),
         reproducibility_notes=records[0].reproducibility_notes or NVML_REPRODUCIBILITY_NOTE,
         timeseries=Path(path).name if path else None,
@@ -135,24 +126,30 @@ def aggregate_results(
         end_time=max((record.ended_at or record.timestamps.end for record in records), key=as_utc),
         process_results=[_without_bulk(record) for record in records] if len(records) > 1 else [],
         aggregation=metadata,
-        extended_metrics=extended_metrics(totals),
-        uncertainty=merge_uncertainties(
-            [record.uncertainty for record in counted], totals.energy_j, totals.adjusted_j, totals.output_tokens
-        ),
         phases=merge_phases([record.phases for record in records], bool(attribution.shared_devices)),
         **figures,
-        **(factors.emissions_and_cost(totals.energy_j) if factors is not None else {}),
     )
+    uncertainty = merge_uncertainties(
+        [record.uncertainty for record in counted], measured.total_energy_j, measured.energy_adjusted_j, output_tokens
+    )
+    derived = {
+        "multi_gpu": _multi_gpu(measured),
+        "extended_metrics": extended_metrics(measured),
+        "uncertainty": uncertainty,
+        **(factors.emissions_and_cost(measured.total_energy_j) if factors is not None else {}),
+    }
+    return measured.model_copy(update=derived)
 
 
-def _multi_gpu(per_device_j: Mapping[str, float], totals: Totals) -> MultiGPUMetrics | None:
-    if len(per_device_j) < 2 or totals.energy_j is None:
+def _multi_gpu(result: ExperimentResult) -> MultiGPUMetrics | None:
+    per_device_j = result.energy_per_device_j or {}
+    if len(per_device_j) < 2 or result.total_energy_j is None:
         return None
     return MultiGPUMetrics(
         num_gpus=len(per_device_j),
         energy_per_gpu_j=list(per_device_j.values()),
-        energy_total_j=totals.energy_j,
-        energy_per_output_token_j=totals.energy_j / totals.output_tokens,
+        energy_total_j=result.total_energy_j,
+        energy_per_output_token_j=result.avg_energy_per_token_j,
     )
 
 
