@@ -68,9 +68,14 @@ class TimeseriesRow:
 
 
 def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
-    """Write the time series of a window, without rows where there are no samples; returns `path`.
+    """Write the time series of a window; the file appears whole or not at all.
 
-    The file appears whole or not at all.
+    Args:
+        energy: The window and its power samples. Without samples the file has no rows.
+        path: Where to write.
+
+    Returns:
+        `path`.
 
     Raises:
         OSError: It cannot be written.
