@@ -217,7 +217,7 @@ def _save(run: MeasuredRun, output_dir: Path | None) -> tuple[Path | None, Persi
     """Save a run where it belongs; a failure is returned, because the figures must reach the caller first."""
     if output_dir is None:
         return None, None
-    from llenergymeasure.results.repository import DirectoryRepository
+    from llenergymeasure.results.persistence import DirectoryRepository
 
     repository: ResultsRepository = DirectoryRepository(output_dir)
     try:

@@ -29,7 +29,7 @@ from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.core.progress import Observer, ignore_events
 from llenergymeasure.datasets.types import WHOLE, Shard
-from llenergymeasure.domain.emissions import FootprintFactors
+from llenergymeasure.domain.emissions import EmissionFactors
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.protocols import EnergyBackend
@@ -87,7 +87,7 @@ def run_local(
             config, machine, experiment_id, work_dir, processes=processes, observer=observer, baselines=baselines
         )
     measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
-    result = aggregate_results(experiment_id, [measurement.record], footprint=footprint_factors(machine))
+    result = aggregate_results(experiment_id, [measurement.record], factors=emission_factors(machine))
     return MeasuredRun(result.model_copy(update={"runner": LOCAL_RUNNER}), measurement.artefacts)
 
 
@@ -194,10 +194,10 @@ def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> Backen
     return machine.measurement.energy_backend if wanted == "auto" else wanted
 
 
-def footprint_factors(machine: UserConfig) -> FootprintFactors:
+def emission_factors(machine: UserConfig) -> EmissionFactors:
     """What a kilowatt-hour means here, as far as the user said."""
     said = machine.measurement
-    return FootprintFactors(
+    return EmissionFactors(
         carbon_intensity_gco2_kwh=said.carbon_intensity_gco2_kwh,
         pue=said.datacenter_pue,
         electricity_price_kwh=said.electricity_price_kwh,

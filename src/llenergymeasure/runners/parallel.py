@@ -25,10 +25,10 @@ from llenergymeasure.core.timeseries import merge_timeseries
 from llenergymeasure.datasets.types import Shard
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.aggregation import aggregate_results, validate_process_completeness
-from llenergymeasure.results.process_files import read_process_results, write_process_result
+from llenergymeasure.results.persistence import read_process_results, write_process_result
 from llenergymeasure.runners.child import ParentLink
 from llenergymeasure.runners.interrupt import Interrupt
-from llenergymeasure.runners.local import LOCAL_RUNNER, MeasuredRun, footprint_factors, measure_here
+from llenergymeasure.runners.local import LOCAL_RUNNER, MeasuredRun, emission_factors, measure_here
 from llenergymeasure.runners.process import Child, ChildTask, Mail, function_path
 from llenergymeasure.runners.supervise import ChildGroup, Patience
 from llenergymeasure.runners.worker import ENGINE_MODULES
@@ -119,7 +119,7 @@ def run_parallel(
             baselines.put(tuple(entry.devices), entry.meter, entry.baseline)
     records = read_process_results(experiment_id, work_dir / STATE_DIR)
     completeness = validate_process_completeness(experiment_id, records, processes, work_dir / STATE_DIR)
-    result = aggregate_results(experiment_id, records, completeness=completeness, footprint=footprint_factors(machine))
+    result = aggregate_results(experiment_id, records, completeness=completeness, factors=emission_factors(machine))
     result = result.model_copy(update={"runner": LOCAL_RUNNER})
     return MeasuredRun(result, merge_artefacts([outcome.artefacts for outcome in outcomes], work_dir))
 
