@@ -24,14 +24,13 @@ from llenergymeasure.core.backends.protocol import (
 )
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import BackendName, MeterHost, select_energy_backend
-from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, TrackingHandle
+from llenergymeasure.core.energy.types import DeviceId, EnergyBackend, EnergyMeasurement, MeterOptions, TrackingHandle
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.window import Window
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning
-from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
 
 NO_CPU_COUNTERS = MeterHost(powercap_root=Path("/no/powercap/tree"))

@@ -9,13 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llenergymeasure.core.backends.protocol import LoadedModel
-from llenergymeasure.core.metrics.flops import (
-    count_from_config,
-    count_from_file_size,
-    count_from_name,
-    estimate_flops,
-)
-from llenergymeasure.core.model.parameters import count_weights
+from llenergymeasure.core.metrics.flops import estimate_flops
+from llenergymeasure.core.model.parameters import count_from_config, count_from_name, count_weights
 
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
 LLAMA2_7B = {
@@ -97,7 +92,6 @@ def test_confidence_says_how_the_count_was_made() -> None:
     assert count_from_config({**LLAMA2_7B, "model_type": "brandnew"}).confidence == "low"
     assert "brandnew" in count_from_config({**LLAMA2_7B, "model_type": "brandnew"}).note
     assert count_from_name("meta-llama/Llama-2-7b-hf").confidence == "low"
-    assert count_from_file_size(10, 8).confidence == "low"
 
 
 def test_a_config_without_dimensions_gives_no_count_and_says_so() -> None:
@@ -120,10 +114,6 @@ def test_a_config_without_dimensions_gives_no_count_and_says_so() -> None:
 )
 def test_a_name_tells_a_size_or_nothing(name: str, params: int | None) -> None:
     assert count_from_name(name).params == params
-
-
-def test_a_file_tells_a_size_by_the_width_of_its_weights() -> None:
-    assert count_from_file_size(4_000_000_000, 4).params == 8_000_000_000
 
 
 def test_operations_are_two_per_parameter_and_token() -> None:

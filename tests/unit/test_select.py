@@ -17,11 +17,10 @@ from llenergymeasure.core.energy.select import (
     describe_energy_backends,
     select_energy_backend,
 )
-from llenergymeasure.core.energy.types import CPU_DEVICE, MeterOptions
+from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, PermissionDeniedError
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
-from llenergymeasure.protocols import EnergyBackend
 
 OPTIONS = MeterOptions(poll_interval_ms=20)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llenergymeasure.cli.devices import gpu_count
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.core.backends.registry import package_versions
@@ -16,8 +15,8 @@ from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError
 from llenergymeasure.core.gpu.facts import GpuFacts, free_memory_mb, read_gpu_facts
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import visible_gpus
-from llenergymeasure.core.model.hub_config import fetch_model_config
 from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_vram
+from llenergymeasure.core.model.source import fetch_model_config
 from llenergymeasure.datasets.hub import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.exceptions import BackendError
@@ -163,20 +162,20 @@ def gpus_here(probes: DryRunProbes) -> tuple[GpuFacts, ...]:
 
 def _devices(config: ExperimentConfig, probes: DryRunProbes) -> tuple[tuple[GpuFacts, ...], str | None]:
     """The GPUs that the run would use, and what to know about them."""
-    device = config.pytorch.device if config.pytorch else None
+    device = config.backend_config.device_choice
     if device == "cpu":
-        return (), "the CPU, as pytorch.device says"
+        return (), f"the CPU, as {config.backend}.device says"
     gpus = gpus_here(probes)
     if not gpus:
-        return (), "the CPU: there is no GPU here" if device == "auto" else _no_gpu(config.backend)
-    wanted = gpu_count(config, len(gpus))
+        return (), "the CPU: there is no GPU here" if device == "auto" else _no_gpu(config)
+    wanted = config.backend_config.gpu_count(len(gpus))
     if wanted > len(gpus):
         return gpus, f"the config asks for {wanted} GPUs, and this machine shows {len(gpus)}"
     return gpus[:wanted], None
 
 
-def _no_gpu(backend: str) -> str:
-    flag = " (or pass --device cpu)" if backend == "pytorch" else ""
+def _no_gpu(config: ExperimentConfig) -> str:
+    flag = " (or pass --device cpu)" if "device" in type(config.backend_config).model_fields else ""
     return f"there is no GPU here: run it on a machine that has one{flag}"
 
 
@@ -203,8 +202,7 @@ def _memory(report: DryRunReport) -> Iterator[str]:
 
 
 def _is_on_the_cpu(report: DryRunReport) -> bool:
-    section = report.config.pytorch
-    return not report.gpus and section is not None and section.device in ("cpu", "auto")
+    return not report.gpus and report.config.backend_config.device_choice in ("cpu", "auto")
 
 
 def memory_verdict(needed_mb: float, config: ExperimentConfig, gpus: Sequence[GpuFacts]) -> str:
@@ -215,8 +213,7 @@ def memory_verdict(needed_mb: float, config: ExperimentConfig, gpus: Sequence[Gp
         config: The experiment.
         gpus: The GPUs it would use.
     """
-    section = config.pytorch
-    free_mb = free_memory_mb(gpus, one_copy_each=section is not None and (section.num_processes or 1) > 1)
+    free_mb = free_memory_mb(gpus, one_copy_each=config.backend_config.processes > 1)
     if free_mb is None:
         return ""
     names = ", ".join(dict.fromkeys(gpu.name for gpu in gpus))

@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llenergymeasure.cli.devices import gpu_count
 from llenergymeasure.cli.dry_run import DryRunProbes, gigabytes, gpus_here, known_waits, memory_verdict
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.naming import study_titles
@@ -65,12 +64,12 @@ def _configurations(
 
 def _memory(config: ExperimentConfig, machine: UserConfig, gpus: Sequence[GpuFacts], probes: DryRunProbes) -> str:
     """The GPU memory that `config` needs; nothing on the CPU, and where it is not known."""
-    if config.pytorch is not None and config.pytorch.device == "cpu":
+    if config.backend_config.device_choice == "cpu":
         return ""
     vram = estimate_vram(config, environ=probes.environ, cache_home=Path(machine.output.model_cache_dir))
     if vram.total_mb is None:
         return ""
-    used = gpus[: gpu_count(config, len(gpus))] if gpus else ()
+    used = gpus[: config.backend_config.gpu_count(len(gpus))] if gpus else ()
     return f"  (GPU memory ≈ {gigabytes(vram.total_mb)}{memory_verdict(vram.total_mb, config, used)})"
 
 

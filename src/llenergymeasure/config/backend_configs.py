@@ -6,16 +6,18 @@ and ranges are those of transformers 5, vLLM (0.30 to 0.33) and TensorRT-LLM (0.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.config.base import ConfigModel, NonBlankStr, Problem, reject
+from llenergymeasure.config.base import NonBlankStr, Problem, reject
 from llenergymeasure.config.rules import (
+    BackendConfig,
     Excludes,
     Needs,
     Rule,
+    RuledConfig,
     given,
     is_one_of,
     none_of,
@@ -30,7 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
-class PyTorchConfig(ConfigModel):
+class PyTorchConfig(BackendConfig):
     """Hugging Face transformers on PyTorch: `from_pretrained`, then `generate` on left-padded batches."""
 
     batch_size: Count | None = Field(default=None, description="Prompts per call of generate; null is 1.")
@@ -95,6 +97,8 @@ class PyTorchConfig(ConfigModel):
     )
 
     section: ClassVar[str] = "pytorch"
+    default_batch: ClassVar[int] = 1
+    fills_memory: ClassVar[bool] = False
     rules: ClassVar[tuple[Rule, ...]] = (
         Needs("torch_compile_mode", on("torch_compile")),
         Needs("torch_compile_backend", on("torch_compile")),
@@ -125,13 +129,32 @@ class PyTorchConfig(ConfigModel):
         ),
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject(rule_problems(self.section, self, self.rules))
-        return self
+    @property
+    def rows_per_prompt(self) -> int:
+        """Beams."""
+        return self.num_beams or 1
+
+    @property
+    def processes(self) -> int:
+        """Data-parallel copies."""
+        return self.num_processes or 1
+
+    @property
+    def device_choice(self) -> Literal["auto", "cuda", "cpu"] | None:
+        """`device`."""
+        return self.device
+
+    @property
+    def loading_bits(self) -> int | None:
+        """By bitsandbytes."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
+    def gpu_count(self, available: int) -> int:
+        """One per process; all for a device map."""
+        return available if self.device_map is not None else self.processes
 
 
-class VLLMSpeculativeConfig(ConfigModel):
+class VLLMSpeculativeConfig(RuledConfig):
     """vLLM's `speculative_config`: several tokens are drafted, then checked in one pass."""
 
     method: Literal["ngram", "draft_model", "eagle", "eagle3", "medusa", "mlp_speculator", "mtp", "suffix"] | None = (
@@ -171,7 +194,7 @@ class VLLMSpeculativeConfig(ConfigModel):
         return self
 
 
-class VLLMConfig(ConfigModel):
+class VLLMConfig(BackendConfig):
     """vLLM's offline engine; the fields are its engine arguments."""
 
     max_num_seqs: Count | None = Field(default=None, description="Most sequences in one step: vLLM's batch size.")
@@ -237,17 +260,17 @@ class VLLMConfig(ConfigModel):
     speculative_config: VLLMSpeculativeConfig | None = Field(default=None, description="Speculative decoding.")
 
     section: ClassVar[str] = "vllm"
+    default_batch: ClassVar[int] = 256
     rules: ClassVar[tuple[Rule, ...]] = (
         Excludes(on("enforce_eager"), given("max_cudagraph_capture_size"), "eager mode captures no graphs"),
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject(rule_problems(self.section, self, self.rules))
-        return self
+    def gpu_count(self, available: int) -> int:
+        """Those of one engine."""
+        return (self.tensor_parallel_size or 1) * (self.pipeline_parallel_size or 1)
 
 
-class TensorRTKVCacheConfig(ConfigModel):
+class TensorRTKVCacheConfig(RuledConfig):
     """TensorRT-LLM's `KvCacheConfig`."""
 
     free_gpu_memory_fraction: Fraction | None = Field(
@@ -267,13 +290,8 @@ class TensorRTKVCacheConfig(ConfigModel):
     section: ClassVar[str] = "tensorrt.kv_cache_config"
     rules: ClassVar[tuple[Rule, ...]] = (Needs("enable_partial_reuse", not_off("enable_block_reuse")),)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject(rule_problems(self.section, self, self.rules))
-        return self
 
-
-class TensorRTSpeculativeConfig(ConfigModel):
+class TensorRTSpeculativeConfig(RuledConfig):
     """TensorRT-LLM's speculative decoding: several tokens are drafted, then checked in one pass."""
 
     decoding_type: Literal["NGram", "Draft_Target", "Eagle3", "MTP"] = Field(description="How tokens are drafted.")
@@ -305,7 +323,7 @@ class TensorRTSpeculativeConfig(ConfigModel):
         return self
 
 
-class TensorRTConfig(ConfigModel):
+class TensorRTConfig(BackendConfig):
     """TensorRT-LLM's `LLM`: both its engine-building and its PyTorch-based generation."""
 
     max_batch_size: Count | None = Field(default=None, description="Most sequences in one step.")
@@ -354,6 +372,7 @@ class TensorRTConfig(ConfigModel):
     speculative_config: TensorRTSpeculativeConfig | None = Field(default=None, description="Speculative decoding.")
 
     section: ClassVar[str] = "tensorrt"
+    default_batch: ClassVar[int] = 256
     rules: ClassVar[tuple[Rule, ...]] = (
         Needs("cuda_graph_max_batch_size", not_off("cuda_graph")),
         Needs("cuda_graph_enable_padding", not_off("cuda_graph")),
@@ -363,7 +382,12 @@ class TensorRTConfig(ConfigModel):
         ),
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject(rule_problems(self.section, self, self.rules))
-        return self
+    def gpu_count(self, available: int) -> int:
+        """Those of one engine."""
+        return (self.tp_size or 1) * (self.pp_size or 1)
+
+
+SECTIONS: Final[dict[str, type[BackendConfig]]] = {
+    section.section: section for section in (PyTorchConfig, VLLMConfig, TensorRTConfig)
+}
+"""The section of each backend."""

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.config.backend_configs import PyTorchConfig, TensorRTConfig, VLLMConfig
+from llenergymeasure.config.backend_configs import SECTIONS, PyTorchConfig, TensorRTConfig, VLLMConfig
 from llenergymeasure.config.base import ConfigModel, NonBlankStr, reject, try_values
 from llenergymeasure.config.crosschecks import experiment_problems
+from llenergymeasure.config.rules import BackendConfig
 from llenergymeasure.config.sections import (
     BaselineConfig,
     DecoderConfig,
@@ -95,6 +96,12 @@ class ExperimentConfig(ConfigModel):
         default=None, description="Keyword arguments handed to the engine's constructor untouched."
     )
     output_dir: NonBlankStr | None = Field(default=None, description="Directory this experiment's result goes to.")
+
+    @property
+    def backend_config(self) -> BackendConfig:
+        """The section of this experiment's backend; one of defaults where it is left out."""
+        section: BackendConfig | None = getattr(self, self.backend)
+        return SECTIONS[self.backend]() if section is None else section
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ExperimentConfig:

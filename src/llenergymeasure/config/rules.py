@@ -1,12 +1,18 @@
-"""Rules between the fields of one section, as data: validation applies them and introspection lists them."""
+"""What sections are made of: rules between their fields, as data that validation applies and introspection lists, and
+the answers that the sections of all engines give in the same words.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from llenergymeasure.config.base import ConfigModel, Problem
+from pydantic import model_validator
+from typing_extensions import Self
+
+from llenergymeasure.config.base import ConfigModel, Problem, reject
+from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +110,57 @@ def none_of(field: str, *values: Any) -> Condition:
 def rule_problems(section: str, config: ConfigModel, rules: Iterable[Rule]) -> list[Problem]:
     """Every problem that `rules` have with `config`, whose dotted name is `section`."""
     return [problem for rule in rules for problem in rule.problems(section, config)]
+
+
+class RuledConfig(ConfigModel):
+    """A section whose fields are bound by rules; `section` is its dotted name."""
+
+    section: ClassVar[str]
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        reject(rule_problems(self.section, self, self.rules))
+        return self
+
+
+class BackendConfig(RuledConfig):
+    """An engine's section: fields of its own, and answers that all sections give in the same words.
+
+    What follows from the settings alone is told here, without the engine: previews, runners and estimates need it on
+    machines that have none.
+    """
+
+    default_batch: ClassVar[int]
+    """Sequences in flight where nobody said: the engine's own default."""
+    fills_memory: ClassVar[bool] = True
+    """Whether its key-value cache takes the memory that is left, rather than what the batch needs."""
+
+    @property
+    def batch(self) -> int:
+        """Most prompts in flight at once."""
+        return getattr(self, BATCH_SIZE_FIELD[self.section].partition(".")[2]) or self.default_batch
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Sequences that the engine keeps for each prompt, such as beams."""
+        return 1
+
+    @property
+    def processes(self) -> int:
+        """Copies of the model, each in a process and on a GPU of its own."""
+        return 1
+
+    @property
+    def device_choice(self) -> Literal["auto", "cuda", "cpu"] | None:
+        """Where it was told to run; `None` requires a GPU."""
+        return None
+
+    @property
+    def loading_bits(self) -> int | None:
+        """Bits of a weight that is quantised while it is loaded; `None`: weights stay as they are."""
+        return None
+
+    def gpu_count(self, available: int) -> int:
+        """GPUs that the settings ask for, of so many that are `available` to those that take them all."""
+        return self.processes

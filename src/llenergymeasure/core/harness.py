@@ -22,8 +22,8 @@ from llenergymeasure.core.assemble import RecordCollector
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.core.energy.types import DeviceId
-from llenergymeasure.core.observations import Observations
+from llenergymeasure.core.energy.types import DeviceId, EnergyBackend
+from llenergymeasure.core.observations import MetricsCollector, Observations
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
 from llenergymeasure.core.warmup import warm_up
 from llenergymeasure.core.window import measure_window
@@ -32,7 +32,6 @@ from llenergymeasure.datasets.types import WHOLE, PromptSet, Share
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning
-from llenergymeasure.protocols import EnergyBackend, MetricsCollector
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.exceptions import ConfigError, EnergyError, LLEMError, PreFlightError
+from llenergymeasure.exceptions import BackendError, ConfigError, EnergyError, LLEMError, PreFlightError
 from llenergymeasure.security import validate_path
 
 if TYPE_CHECKING:
@@ -91,7 +91,6 @@ class Case:
 
     Args:
         config: The experiment.
-        engine: The engine, not loaded.
         machine: The user's settings.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
         host: The machine.
@@ -101,7 +100,6 @@ class Case:
     """
 
     config: ExperimentConfig
-    engine: InferenceBackend
     machine: UserConfig
     meter_name: BackendName | None
     host: PreflightHost
@@ -132,7 +130,9 @@ class Preflight:
     meter_name: BackendName | None
     host: PreflightHost = field(default_factory=PreflightHost)
 
-    def __call__(self, config: ExperimentConfig, engine: InferenceBackend) -> tuple[MeasurementWarning, ...]:
+    def __call__(
+        self, config: ExperimentConfig, engine: InferenceBackend | BackendError
+    ) -> tuple[MeasurementWarning, ...]:
         """Check `config`; what is worth knowing but not fatal is returned, or told in the log.
 
         Raises:
@@ -146,7 +146,7 @@ class Preflight:
 
 def run_preflight(
     config: ExperimentConfig,
-    engine: InferenceBackend,
+    engine: InferenceBackend | BackendError,
     machine: UserConfig,
     meter_name: BackendName | None,
     host: PreflightHost | None = None,
@@ -155,7 +155,7 @@ def run_preflight(
 
     Args:
         config: The experiment.
-        engine: The engine, not loaded.
+        engine: The engine, not loaded, or why there is none.
         machine: The user's settings.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
         host: The machine; this one unless given.
@@ -176,19 +176,21 @@ def run_preflight(
 
 def _open_case(
     config: ExperimentConfig,
-    engine: InferenceBackend,
+    engine: InferenceBackend | BackendError,
     machine: UserConfig,
     meter_name: BackendName | None,
     host: PreflightHost,
 ) -> Case:
-    problems = tuple(engine.preflight(config))
     devices: tuple[DeviceId, ...] = ()
+    if isinstance(engine, BackendError):
+        return Case(config, machine, meter_name, host, (str(engine),), devices, ())
+    problems = tuple(engine.preflight(config))
     try:
         devices = engine.plan_devices(config)
     except LLEMError as error:  # usually one of the problems already
         if str(error) not in problems:
             problems = (*problems, str(error))
-    return Case(config, engine, machine, meter_name, host, problems, devices, _describe(devices, host))
+    return Case(config, machine, meter_name, host, problems, devices, _describe(devices, host))
 
 
 def _describe(devices: tuple[DeviceId, ...], host: PreflightHost) -> tuple[GpuFacts, ...]:
@@ -238,16 +240,16 @@ def check_memory(case: Case) -> Iterator[Finding]:
 
     The estimate's reserve is not a reason to refuse a run that may well fit, so it is only told.
     """
-    section = case.config.pytorch
-    free_mb = free_memory_mb(case.gpus, one_copy_each=section is not None and (section.num_processes or 1) > 1)
+    section = case.config.backend_config
+    free_mb = free_memory_mb(case.gpus, one_copy_each=section.processes > 1)
     if free_mb is None:
         return
     cache_home = Path(case.machine.output.model_cache_dir)
     estimate = estimate_vram(case.config, environ=case.host.environ, cache_home=cache_home)
     if estimate.weights_mb is None:
         return
-    cache_mb = estimate.kv_cache_mb if case.config.backend == "pytorch" else None  # the others size it to what is left
-    needed_mb = estimate.weights_mb + (cache_mb or 0.0)
+    cache_mb = 0.0 if section.fills_memory else estimate.kv_cache_mb or 0.0
+    needed_mb = estimate.weights_mb + cache_mb
     where = ", ".join(dict.fromkeys(gpu.name for gpu in case.gpus))
     if needed_mb > free_mb:
         yield Failure(

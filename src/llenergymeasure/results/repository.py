@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.results.persistence import load_result, save_result_or_rescue
+
+
+@runtime_checkable
+class ResultsRepository(Protocol):
+    """Keeps results."""
+
+    def save(self, result: ExperimentResult, timeseries: Path | None = None, extra_files: Sequence[Path] = ()) -> Path:
+        """Store a result with the files that belong beside it, and say where.
+
+        Raises:
+            PersistenceError: It could not be stored where it should be.
+        """
+
+    def load(self, path: Path) -> ExperimentResult:
+        """Read a stored result back."""
 
 
 class DirectoryRepository:

@@ -16,7 +16,6 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.energy.types import DeviceId
 from llenergymeasure.datasets.types import PromptTokenizer
 from llenergymeasure.domain.base import Confidence
-from llenergymeasure.protocols import ModelLoader
 
 FinishReason = Literal["eos", "length"]
 
@@ -111,6 +110,26 @@ class LoadedModel:
     params_confidence: Confidence = "high"
     context_length: int | None = None
     device_names: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class ModelLoader(Protocol):
+    """Brings a model into memory, ready to generate."""
+
+    def load(self, config: ExperimentConfig) -> None:
+        """Load the model that `config` names.
+
+        Raises:
+            BackendError: The model cannot be loaded as asked.
+        """
+
+
+@runtime_checkable
+class InferenceEngine(Protocol):
+    """Turns prompts into tokens."""
+
+    def run(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
+        """Generate for `requests` and return when the last token is there."""
 
 
 @runtime_checkable

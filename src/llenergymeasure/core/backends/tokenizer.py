@@ -9,8 +9,7 @@ from typing import Final
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.model.hub_errors import first_line
-from llenergymeasure.core.model.source import ModelSource
+from llenergymeasure.core.model.source import ModelSource, first_line
 from llenergymeasure.exceptions import BackendError
 
 TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")

@@ -19,12 +19,11 @@ from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.proof import Meter
 from llenergymeasure.core.energy.rapl import POWERCAP_ROOT, RaplBackend
-from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
+from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, EnergyBackend, MeterOptions
 from llenergymeasure.core.energy.zeus import zeus_backend
 from llenergymeasure.core.gpu.driver import GpuDriver
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.exceptions import EnergyError
-from llenergymeasure.protocols import EnergyBackend
 
 logger = logging.getLogger(__name__)
 

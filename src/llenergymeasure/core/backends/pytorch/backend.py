@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Final
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.backends.engine_logs import engine_output_logged
+from llenergymeasure.core.backends.isolation import engine_output_logged, seeded
 from llenergymeasure.core.backends.protocol import (
     GenerationOutput,
     GenerationRequest,
@@ -22,18 +23,18 @@ from llenergymeasure.core.backends.protocol import (
     RequestOutput,
 )
 from llenergymeasure.core.backends.pytorch.checks import preflight_problems
-from llenergymeasure.core.backends.pytorch.generation import generate_batch
+from llenergymeasure.core.backends.pytorch.generation import DeviceStepTimer, HostStepTimer, StepTimer, generate_batch
 from llenergymeasure.core.backends.pytorch.loading import LoadedParts, load_parts
-from llenergymeasure.core.backends.pytorch.memory import MemoryMeter
 from llenergymeasure.core.backends.pytorch.placement import placement_here, planned_devices, used_devices
-from llenergymeasure.core.backends.pytorch.readback import describe_model
-from llenergymeasure.core.backends.pytorch.timing import DeviceStepTimer, HostStepTimer, StepTimer
-from llenergymeasure.core.backends.seeding import seeded
+from llenergymeasure.core.backends.pytorch.readback import MemoryMeter, describe_model
 from llenergymeasure.core.backends.tokenizer import TransformersTokenizer, load_tokenizer
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.types import DeviceId
 from llenergymeasure.core.model.source import ModelSource, find_model
 from llenergymeasure.exceptions import BackendError
+
+LOGGERS: Final = ("accelerate", "peft", "bitsandbytes")
+"""What the libraries behind transformers speak through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,6 @@ class PyTorchBackend:
     (warm-up, other batches) does not change it, and the process's own generators are left as they were.
 
     Args:
-        clock: The measurement clock.
         model_cache_dir: Home of the Hub's cache (`HF_HOME`); `None` leaves it to the Hub's client.
     """
 
@@ -77,7 +77,7 @@ class PyTorchBackend:
 
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
-        with engine_output_logged():
+        with engine_output_logged(LOGGERS):
             return preflight_problems(config, self._cache_home, self._own_tokenizer)
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
@@ -99,7 +99,7 @@ class PyTorchBackend:
             if section.allow_tf32 is not None:
                 self._matmul_precision_before = torch.get_float32_matmul_precision()
                 torch.set_float32_matmul_precision("high" if section.allow_tf32 else "highest")
-            with engine_output_logged(), seeded(config.random_seed):
+            with engine_output_logged(LOGGERS), seeded(config.random_seed):
                 parts = load_parts(config, self._model_source(config), tokenizer, placement, self._cache_home)
             self._session = _Session(
                 batch_size=section.batch_size or 1,
@@ -135,7 +135,7 @@ class PyTorchBackend:
         """Generate for `requests`, `batch_size` at a time."""
         session = self._loaded()
         outputs: list[RequestOutput] = []
-        with engine_output_logged():
+        with engine_output_logged(LOGGERS):
             for start in range(0, len(requests), session.batch_size):
                 outputs += _generate_batch(session, requests[start : start + session.batch_size])
         return GenerationOutput(tuple(outputs))
@@ -173,7 +173,7 @@ class PyTorchBackend:
 
     def _own_tokenizer(self, config: ExperimentConfig) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
-            with engine_output_logged():
+            with engine_output_logged(LOGGERS):
                 self._tokenizer = load_tokenizer(config, self._model_source(config))
         return self._tokenizer
 

@@ -18,12 +18,11 @@ from transformers import (
 )
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
-from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.backends.pytorch.adapter import apply_adapter, find_adapter
+from llenergymeasure.config.models import ExperimentConfig, LoRAConfig
 from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_parameters
 from llenergymeasure.core.backends.pytorch.placement import Placement
-from llenergymeasure.core.model.hub_errors import first_line
-from llenergymeasure.core.model.source import ModelSource, find_model
+from llenergymeasure.core.model.parameters import context_length
+from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model, first_line
 from llenergymeasure.exceptions import BackendError
 
 if TYPE_CHECKING:
@@ -134,6 +133,41 @@ def load_weights(config: ExperimentConfig, source: ModelSource, placement: Place
     return model
 
 
+def apply_adapter(
+    model: PreTrainedModel, lora: LoRAConfig, source: ModelSource
+) -> tuple[PreTrainedModel, PeftModel | None]:
+    """Put the adapter's layers into `model`, or merge its weights into the model's.
+
+    Returns:
+        The model to generate with, and the adapter around it (`None` once merged).
+
+    Raises:
+        BackendError: The adapter was made for another model, or is not of a kind that lives in the model's layers.
+    """
+    from peft import PeftModel
+
+    where = lora.adapter_id or lora.adapter_path
+    try:
+        # Adapter weights stay in the experiment's precision; peft would train, and so widen, them in fp32.
+        adapter = source.patiently(PeftModel.from_pretrained)(
+            model, source.location, autocast_adapter_dtype=False, **source.loader_arguments
+        )
+    except Exception as error:  # shape mismatches are RuntimeErrors, absent layers ValueErrors, and so on
+        made_for = source.config.get("base_model_name_or_path") or "another model"
+        raise BackendError(
+            f"lora: {where} does not fit {model.name_or_path} ({first_line(error)}); it was made for {made_for}."
+        ) from error
+    if adapter.active_peft_config.is_prompt_learning:
+        raise BackendError(
+            f"lora: {where} is a {adapter.active_peft_config.peft_type.value} adapter, not a low-rank one. "
+            "Adapters that lengthen the prompt are not supported."
+        )
+    _check_adapter_is_complete(adapter, source, str(where), model.name_or_path)
+    if lora.merge_weights:
+        return adapter.merge_and_unload(), None
+    return adapter.get_base_model(), adapter
+
+
 def check_passthrough(config: ExperimentConfig) -> None:
     """Refuse `passthrough_kwargs` that would set what a field of the config sets.
 
@@ -198,18 +232,6 @@ def build_decoding(
         vocab_size=model.get_input_embeddings().weight.shape[0],
         generate_arguments=_drafting_arguments(model, assistant, tokenizer),
     )
-
-
-def context_length(config: Mapping[str, Any]) -> int | None:
-    """Longest sequence a model takes, from the content of its `config.json`; `None`: it sets no bound."""
-    text_config = config.get("text_config")
-    layers = (text_config, config) if isinstance(text_config, Mapping) else (config,)
-    for values in layers:
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"):
-            length = values.get(name)
-            if isinstance(length, int) and length > 0:
-                return length
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,3 +329,19 @@ def _passthrough_hint(config: ExperimentConfig) -> str:
     if not config.passthrough_kwargs:
         return ""
     return f" (passthrough_kwargs sent along: {', '.join(sorted(config.passthrough_kwargs))})"
+
+
+def _check_adapter_is_complete(adapter: PeftModel, source: ModelSource, where: str, model: str) -> None:
+    """Every tensor of the adapter must have found its layer, and every adapter layer its tensor."""
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    saved = set(load_peft_weights(source.location, device="cpu", **source.loader_arguments))
+    loaded = set(get_peft_model_state_dict(adapter))
+    if saved != loaded:
+        odd = sorted(saved ^ loaded)
+        made_for = source.config.get("base_model_name_or_path") or "another model"
+        raise BackendError(
+            f"lora: {where} does not fit {model}: {len(odd)} tensors have no counterpart (first: {odd[0]}); "
+            f"it was made for {made_for}."
+        )

@@ -1,16 +1,22 @@
-"""What was really loaded, asked of the loaded objects themselves rather than of the config that they came from."""
+"""What was really loaded and the memory it takes, asked of the loaded objects rather than of the config behind them.
+
+The device is asked nothing inside the window.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from llenergymeasure.core.backends.protocol import LoadedModel
+from llenergymeasure.core.backends.protocol import LoadedModel, MemoryStats
 from llenergymeasure.core.backends.pytorch.loading import DTYPES, GENERATION_FIELDS, Assistant, LoadedParts
-from llenergymeasure.core.model.matmul_params import count_loaded
+from llenergymeasure.core.model.memory import MB, kv_cache_bytes
+from llenergymeasure.core.model.parameters import count_loaded
 
 _ENGINE_DEFAULTS: Final = {"use_cache": True, "cache_implementation": "dynamic", "num_beams": 1}
 """What transformers does where a `GenerationConfig` field is `None`."""
@@ -19,12 +25,7 @@ _PRECISIONS: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
-    """Read everything back from `parts`.
-
-    Args:
-        parts: The loaded model and its companions.
-        batch_size: Prompts per call of `generate`.
-    """
+    """Read everything back from `parts`, which are asked for `batch_size` prompts at a time."""
     model = parts.model
     count = count_loaded(model)
     settings = {
@@ -115,3 +116,71 @@ def _device_names(model: PreTrainedModel) -> tuple[str, ...]:
     devices = {parameter.device for parameter in model.parameters()}
     gpus = sorted(device.index or 0 for device in devices if device.type == "cuda")
     return tuple(torch.cuda.get_device_name(index) for index in gpus) if gpus else ("CPU",)
+
+
+RESET_PEAK_RSS: Final = "5"
+"""Written to `/proc/self/clear_refs`, it makes the kernel start a new peak of the resident set (proc(5))."""
+
+
+class MemoryMeter:
+    """Peak memory, weights and key-value cache of one loaded model.
+
+    Args:
+        proc: Where the kernel tells about this process.
+    """
+
+    def __init__(self, model: PreTrainedModel, proc: Path = Path("/proc/self")) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        self.gpu_indices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
+        self._model_mb = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MB
+        self._config = model.config.to_dict()
+        self._value_bytes = torch.empty((), dtype=model.dtype).element_size()
+        self._proc = proc
+        self._peak_is_ours = False
+        self._largest_cache_bytes: float | None = None
+
+    def reset_peak(self) -> None:
+        """Start a new peak; on the CPU only where the kernel lets a process do that."""
+        self._largest_cache_bytes = None
+        for index in self.gpu_indices:
+            torch.cuda.reset_peak_memory_stats(index)
+        if not self.gpu_indices:
+            try:
+                (self._proc / "clear_refs").write_text(RESET_PEAK_RSS)
+            except OSError:
+                self._peak_is_ours = False
+            else:
+                self._peak_is_ours = True
+
+    def note_batch(self, rows: int, tokens: int) -> None:
+        """Remember the size of a batch's key-value cache.
+
+        Args:
+            rows: Sequences in the cache, beams included.
+            tokens: Positions per sequence, padding included.
+        """
+        size = kv_cache_bytes(self._config, rows, tokens, self._value_bytes)
+        if size is not None:
+            self._largest_cache_bytes = max(size, self._largest_cache_bytes or 0)
+
+    def stats(self) -> MemoryStats:
+        """The figures since the last reset. On the CPU, the peak is the process's resident memory."""
+        return MemoryStats(
+            peak_mb=self._peak_mb(),
+            model_mb=self._model_mb,
+            kv_cache_mb=None if self._largest_cache_bytes is None else self._largest_cache_bytes / MB,
+        )
+
+    def _peak_mb(self) -> float | None:
+        if self.gpu_indices:
+            return float(sum(torch.cuda.max_memory_allocated(index) for index in self.gpu_indices)) / MB
+        return peak_rss_mb(self._proc) if self._peak_is_ours else None
+
+
+def peak_rss_mb(proc: Path = Path("/proc/self")) -> float | None:
+    """Highest resident memory of a process in MB since its start or last reset; `None` where the kernel hides it."""
+    try:
+        match = re.search(r"^VmHWM:\s+(\d+) kB$", (proc / "status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * 1024 / MB if match else None
