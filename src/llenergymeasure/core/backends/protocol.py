@@ -27,7 +27,6 @@ class GenerationRequest:
     Args:
         index: Position in the experiment's prompt list; outputs carry it back.
         token_ids: Input ids as the engine must see them (BOS included, nothing added).
-        max_new_tokens: Most tokens to generate.
         min_new_tokens: EOS is ignored until this many tokens exist; 0 switches that off.
     """
 
@@ -42,7 +41,6 @@ class RequestOutput:
     """What one request produced.
 
     Args:
-        index: The request's index.
         input_tokens: Ids the engine processed as input, padding not counted.
         token_ids: Ids the model produced, up to and including its first EOS; never padding.
         finish_reason: `eos` when the model ended the text, `length` when the limit did.

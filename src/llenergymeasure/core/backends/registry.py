@@ -35,15 +35,7 @@ DEFAULT_BACKEND: Final[str] = ExperimentConfig.model_fields["backend"].default
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A registered engine.
-
-    Args:
-        name: The name a config uses.
-        extra: The extra of this package that installs it.
-        needs: Requirements on what is installed, e.g. `vllm>=0.30,<0.34`; the engine's own first.
-        preload: Modules that take long to import.
-        load: Imports the engine and returns what makes a backend.
-    """
+    """A registered engine; the fields are the arguments of `Registry.register`."""
 
     name: str
     extra: str
@@ -75,7 +67,6 @@ class Registry:
         """Register the decorated provider function as the engine `name`.
 
         Args:
-            name: The name a config uses.
             extra: The extra of this package that installs the engine.
             needs: Requirements separated by spaces, e.g. `"torch>=2.4 transformers>=4.56,<6"`.
             preload: Modules that take long to import, separated by spaces.
@@ -93,8 +84,7 @@ class Registry:
         """A fresh backend for one experiment.
 
         Args:
-            name: The name a config uses.
-            clock: The measurement clock that tokens are stamped with; the machine's own unless given.
+            clock: What tokens are stamped with; the machine's own unless given.
             model_cache_dir: Where downloaded models are kept (`HF_HOME`); `None` leaves that to the Hub's client.
 
         Raises:

@@ -45,11 +45,7 @@ def _comes_without_tokenizer(source: ModelSource) -> bool:
 
 
 class TransformersTokenizer:
-    """Encodes prompts with the model's own tokenizer and its own special tokens.
-
-    Args:
-        tokenizer: The tokenizer that belongs to the model.
-    """
+    """Encodes prompts with the model's own tokenizer and its own special tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer

@@ -12,7 +12,6 @@ from typing import Final
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.isolation import engine_output_logged, seeded
 from llenergymeasure.core.backends.protocol import (
@@ -24,7 +23,7 @@ from llenergymeasure.core.backends.protocol import (
 )
 from llenergymeasure.core.backends.pytorch.checks import preflight_problems
 from llenergymeasure.core.backends.pytorch.generation import DeviceStepTimer, HostStepTimer, StepTimer, generate_batch
-from llenergymeasure.core.backends.pytorch.loading import LoadedParts, load_parts
+from llenergymeasure.core.backends.pytorch.loading import LoadedParts, load_parts, section_of
 from llenergymeasure.core.backends.pytorch.placement import placement_here, planned_devices, used_devices
 from llenergymeasure.core.backends.pytorch.readback import MemoryMeter, describe_model
 from llenergymeasure.core.backends.tokenizer import TransformersTokenizer, load_tokenizer
@@ -82,7 +81,7 @@ class PyTorchBackend:
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
-        return planned_devices(_section(config))
+        return planned_devices(section_of(config))
 
     def tokenizer(self, config: ExperimentConfig) -> TransformersTokenizer:
         """The model's own tokenizer."""
@@ -92,7 +91,7 @@ class PyTorchBackend:
         """Load weights, adapter and drafter, and compile if asked to."""
         if self._session is not None:
             self.unload()
-        section = _section(config)
+        section = section_of(config)
         placement = placement_here(section)
         tokenizer = self._own_tokenizer(config)
         try:
@@ -186,10 +185,6 @@ class PyTorchBackend:
         if self._session is None:
             raise BackendError("the pytorch backend has no model loaded; call load() first.")
         return self._session
-
-
-def _section(config: ExperimentConfig) -> PyTorchConfig:
-    return config.pytorch or PyTorchConfig()
 
 
 def _timer_for(device: torch.device, clock: Clock) -> StepTimer:

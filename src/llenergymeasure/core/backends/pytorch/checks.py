@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.checks import Check, EngineHost, attempt, combination_problems, quantised_already
-from llenergymeasure.core.backends.pytorch.loading import check_passthrough
+from llenergymeasure.core.backends.pytorch.loading import check_passthrough, section_of
 from llenergymeasure.core.backends.pytorch.placement import placement_here
 from llenergymeasure.core.model.source import find_adapter, find_model
 
@@ -30,7 +29,7 @@ def preflight_problems(
         load_tokenizer: Loads the model's tokenizer, or raises `BackendError`.
     """
     problems: list[str] = []
-    section = config.pytorch or PyTorchConfig()
+    section = section_of(config)
     placement = attempt(lambda: placement_here(section), problems)
     source = attempt(lambda: find_model(config.model, config.revision, cache_home=cache_home), problems)
     if source is not None:
@@ -51,17 +50,17 @@ def _adapter_can_be_loaded(config: ExperimentConfig, host: EngineHost) -> Iterat
 
 
 def _quantisation_is_possible(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
-    section = config.pytorch
-    if section is None or not (section.load_in_4bit or section.load_in_8bit):
+    bits = section_of(config).loading_bits
+    if bits is None:
         return
-    name = "load_in_4bit" if section.load_in_4bit else "load_in_8bit"
+    name = f"load_in_{bits}bit"
     if not host.is_installed("bitsandbytes"):
         yield f"pytorch.{name}: needs bitsandbytes, which is not installed. Install it with: pip install bitsandbytes"
     yield from quantised_already(config, host, name)
 
 
 def _attention_kernel_is_there(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
-    kernel = config.pytorch.attn_implementation if config.pytorch else None
+    kernel = section_of(config).attn_implementation
     packages = ATTENTION_PACKAGES.get(kernel or "")
     if packages is None:
         return
@@ -77,10 +76,8 @@ def _attention_kernel_is_there(config: ExperimentConfig, host: EngineHost) -> It
 
 
 def _compiler_takes_the_mode(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
-    section = config.pytorch
-    if section is None or section.torch_compile_mode is None:
-        return
-    if section.torch_compile_backend not in (None, "inductor"):
+    section = section_of(config)
+    if section.torch_compile_mode is not None and section.torch_compile_backend not in (None, "inductor"):
         yield (
             f"pytorch.torch_compile_mode: {section.torch_compile_mode!r} is a mode of inductor, and "
             f"torch_compile_backend={section.torch_compile_backend!r} ignores it. Remove one of the two."
@@ -88,13 +85,12 @@ def _compiler_takes_the_mode(config: ExperimentConfig, host: EngineHost) -> Iter
 
 
 def _compiler_backend_fits(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
-    backend = config.pytorch.torch_compile_backend if config.pytorch else None
-    if backend == "cudagraphs" and host.on_gpu is False:
+    if section_of(config).torch_compile_backend == "cudagraphs" and host.on_gpu is False:
         yield "pytorch.torch_compile_backend: cudagraphs needs a CUDA GPU. Remove it, or run on a GPU."
 
 
 def _cache_kind_is_possible(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
-    kind = config.pytorch.cache_implementation if config.pytorch else None
+    kind = section_of(config).cache_implementation
     if kind in ("offloaded", "offloaded_static") and host.on_gpu is False:
         yield f"pytorch.cache_implementation: {kind} moves keys and values off a GPU, and there is none. Remove it."
     if kind == "quantized" and not host.is_installed("optimum"):
@@ -105,9 +101,7 @@ def _cache_kind_is_possible(config: ExperimentConfig, host: EngineHost) -> Itera
 
 
 def _tf32_has_an_effect(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
-    if config.pytorch is None or config.pytorch.allow_tf32 is None:
-        return
-    if host.on_gpu is False:
+    if section_of(config).allow_tf32 is not None and host.on_gpu is False:
         yield "pytorch.allow_tf32: has no effect on the CPU. Remove it, or run on a GPU."
 
 

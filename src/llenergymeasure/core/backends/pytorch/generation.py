@@ -232,19 +232,6 @@ class HostStepTimer:
         return self._times_s
 
 
-class DeviceEvent(Protocol):
-    """What is needed of `torch.cuda.Event(enable_timing=True)`."""
-
-    def record(self, stream: object) -> None:
-        """Mark the place that `stream` has reached."""
-
-    def synchronize(self) -> None:
-        """Wait until the device has passed the mark."""
-
-    def elapsed_time(self, end: DeviceEvent) -> float:
-        """Milliseconds of device time from this mark to `end`."""
-
-
 class DeviceStepTimer:
     """Records an event in the device's stream at every step, and turns them into clock times afterwards.
 
@@ -252,7 +239,7 @@ class DeviceStepTimer:
     Events are kept for later batches, because making one costs more than recording it.
 
     Args:
-        new_event: Makes a timing event.
+        new_event: Makes a timing event, as `torch.cuda.Event(enable_timing=True)` does.
         stream: The stream that the device's work goes to.
         synchronize: Waits until the device is idle.
     """
@@ -260,7 +247,7 @@ class DeviceStepTimer:
     def __init__(
         self,
         clock: Clock,
-        new_event: Callable[[], DeviceEvent],
+        new_event: Callable[[], Any],
         stream: object,
         synchronize: Callable[[], None],
     ) -> None:
@@ -268,7 +255,7 @@ class DeviceStepTimer:
         self._new_event = new_event
         self._stream = stream
         self._synchronize = synchronize
-        self._events: list[DeviceEvent] = [new_event()]
+        self._events: list[Any] = [new_event()]
         self._used = 1
         self._start_s = 0.0
 

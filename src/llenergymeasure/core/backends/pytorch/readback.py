@@ -14,7 +14,14 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from llenergymeasure.core.backends.protocol import LoadedModel, MemoryStats
-from llenergymeasure.core.backends.pytorch.loading import DTYPES, GENERATION_FIELDS, Assistant, LoadedParts
+from llenergymeasure.core.backends.pytorch.loading import (
+    DRAFTING_FIELDS,
+    DTYPES,
+    GENERATION_FIELDS,
+    QUANTISATION_FIELDS,
+    Assistant,
+    LoadedParts,
+)
 from llenergymeasure.core.model.memory import MB, kv_cache_bytes
 from llenergymeasure.core.model.parameters import count_loaded
 
@@ -63,15 +70,9 @@ def _engine_settings(parts: LoadedParts) -> Iterator[tuple[str, Any]]:
 
 def _generation_settings(generation: GenerationConfig) -> Iterator[tuple[str, Any]]:
     sampling = ("temperature", "top_k", "top_p", "min_p") if generation.do_sample else ()
-    for name in ("do_sample", *sampling, "repetition_penalty"):
-        value = getattr(generation, name, None)
-        if value is not None:
-            yield f"decoder.{name}", value
-    for name in GENERATION_FIELDS:
-        value = getattr(generation, name, None)
-        value = _ENGINE_DEFAULTS.get(name) if value is None else value
-        if value is not None:
-            yield f"pytorch.{name}", value
+    yield from _set_fields("decoder", generation, "do_sample", *sampling, "repetition_penalty")
+    yield from ((f"pytorch.{name}", value) for name, value in _ENGINE_DEFAULTS.items())
+    yield from _set_fields("pytorch", generation, *GENERATION_FIELDS)
     yield "generation.eos_token_id", generation.eos_token_id
     yield "generation.pad_token_id", generation.pad_token_id
 
@@ -82,15 +83,7 @@ def _quantisation_settings(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
         return
     settings = quantizer.quantization_config.to_dict()
     yield "quantization", settings.get("quant_method")
-    for name in (
-        "load_in_4bit",
-        "load_in_8bit",
-        "bnb_4bit_compute_dtype",
-        "bnb_4bit_quant_type",
-        "bnb_4bit_use_double_quant",
-    ):
-        if name in settings:
-            yield f"pytorch.{name}", settings[name]
+    yield from ((f"pytorch.{name}", settings[name]) for name in QUANTISATION_FIELDS if name in settings)
 
 
 def _adapter_settings(parts: LoadedParts) -> Iterator[tuple[str, Any]]:
@@ -105,11 +98,14 @@ def _adapter_settings(parts: LoadedParts) -> Iterator[tuple[str, Any]]:
 
 def _assistant_settings(assistant: Assistant) -> Iterator[tuple[str, Any]]:
     yield "pytorch.assistant_model", assistant.model.name_or_path
-    generation = assistant.model.generation_config
-    for name in ("num_assistant_tokens", "num_assistant_tokens_schedule"):
-        value = getattr(generation, name)
+    yield from _set_fields("pytorch", assistant.model.generation_config, *DRAFTING_FIELDS)
+
+
+def _set_fields(section: str, generation: GenerationConfig, *names: str) -> Iterator[tuple[str, Any]]:
+    for name in names:
+        value = getattr(generation, name, None)
         if value is not None:
-            yield f"pytorch.{name}", value
+            yield f"{section}.{name}", value
 
 
 def _device_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -118,24 +114,20 @@ def _device_names(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(torch.cuda.get_device_name(index) for index in gpus) if gpus else ("CPU",)
 
 
+PROC: Final = Path("/proc/self")
 RESET_PEAK_RSS: Final = "5"
 """Written to `/proc/self/clear_refs`, it makes the kernel start a new peak of the resident set (proc(5))."""
 
 
 class MemoryMeter:
-    """Peak memory, weights and key-value cache of one loaded model.
+    """Peak memory, weights and key-value cache of one loaded model."""
 
-    Args:
-        proc: Where the kernel tells about this process.
-    """
-
-    def __init__(self, model: PreTrainedModel, proc: Path = Path("/proc/self")) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         tensors = [*model.parameters(), *model.buffers()]
         self.gpu_indices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
         self._model_mb = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MB
         self._config = model.config.to_dict()
         self._value_bytes = torch.empty((), dtype=model.dtype).element_size()
-        self._proc = proc
         self._peak_is_ours = False
         self._largest_cache_bytes: float | None = None
 
@@ -146,7 +138,7 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats(index)
         if not self.gpu_indices:
             try:
-                (self._proc / "clear_refs").write_text(RESET_PEAK_RSS)
+                (PROC / "clear_refs").write_text(RESET_PEAK_RSS)
             except OSError:
                 self._peak_is_ours = False
             else:
@@ -174,13 +166,13 @@ class MemoryMeter:
     def _peak_mb(self) -> float | None:
         if self.gpu_indices:
             return float(sum(torch.cuda.max_memory_allocated(index) for index in self.gpu_indices)) / MB
-        return peak_rss_mb(self._proc) if self._peak_is_ours else None
+        return _peak_rss_mb() if self._peak_is_ours else None
 
 
-def peak_rss_mb(proc: Path = Path("/proc/self")) -> float | None:
-    """Highest resident memory of a process in MB since its start or last reset; `None` where the kernel hides it."""
+def _peak_rss_mb() -> float | None:
+    """Highest resident memory of this process in MB since the last reset; `None` where the kernel hides it."""
     try:
-        match = re.search(r"^VmHWM:\s+(\d+) kB$", (proc / "status").read_text(), re.MULTILINE)
+        match = re.search(r"^VmHWM:\s+(\d+) kB$", (PROC / "status").read_text(), re.MULTILINE)
     except OSError:
         return None
     return int(match[1]) * 1024 / MB if match else None
