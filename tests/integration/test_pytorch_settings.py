@@ -116,7 +116,7 @@ def test_quantised_weights_are_in_memory_and_generate(model: Path, field: str, d
         assert engine.parts.model.model.layers[0].mlp.up_proj.weight.dtype is dtype
         found = engine.describe()
         assert found.settings[f"pytorch.{field}"] is True
-        assert found.active_matmul_params == plain.active_matmul_params  # what is multiplied stays as large as it was
+        assert found.parameters.params == plain.parameters.params  # what is multiplied stays as large as it was
         assert engine.memory().model_mb < plain_mb
         assert len(ids(engine.generate(requests("abc", limits=[4], minimum=4)))[0]) == 4
 

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.core.backends.protocol import LoadedModel
 from llenergymeasure.core.metrics.flops import estimate_flops
-from llenergymeasure.core.model.parameters import count_from_config, count_from_name, count_weights
+from llenergymeasure.core.model.parameters import ParameterCount, count_from_config, count_from_name, count_weights
 
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
 LLAMA2_7B = {
@@ -117,8 +116,7 @@ def test_a_name_tells_a_size_or_nothing(name: str, params: int | None) -> None:
 
 
 def test_operations_are_two_per_parameter_and_token() -> None:
-    model = LoadedModel(active_matmul_params=7_504_658_432, params_note="counted", params_confidence="medium")
-    flops = estimate_flops(model, 512 + 128, "bf16")
+    flops = estimate_flops(ParameterCount(7_504_658_432, "medium", "counted"), 512 + 128, "bf16")
     assert flops is not None
     assert flops.value == 2 * 7_504_658_432 * 640
     assert (flops.method, flops.confidence, flops.precision) == ("palm_formula", "medium", "bf16")
@@ -128,7 +126,7 @@ def test_operations_are_two_per_parameter_and_token() -> None:
 
 
 def test_without_a_count_there_are_no_operations_rather_than_zero() -> None:
-    assert estimate_flops(LoadedModel(active_matmul_params=None), 100, "bf16") is None
+    assert estimate_flops(ParameterCount(None, "low", ""), 100, "bf16") is None
 
 
 DIMENSION = st.integers(1, 64)

@@ -241,7 +241,7 @@ def _figures_are_plausible(subject: _Subject) -> Iterator[str]:
     json.dumps(dict(model.settings), allow_nan=False)
     if not model.settings:
         yield "describe() reads no setting back"
-    if model.active_matmul_params is None and not model.params_note:
+    if model.parameters.params is None and not model.parameters.note:
         yield "describe() counts no parameters and does not say why"
 
 

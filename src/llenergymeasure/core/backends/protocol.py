@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.core.model.parameters import ParameterCount
 from llenergymeasure.datasets.types import PromptTokenizer
-from llenergymeasure.domain.base import Confidence
 
 FinishReason = Literal["eos", "length"]
+
+NOT_COUNTED: Final = ParameterCount(None, "low", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +94,15 @@ class LoadedModel:
 
     Args:
         settings: The engine's resolved settings by config field (`pytorch.attn_implementation` → `sdpa`), JSON-ready.
+        parameters: How many take part in matrix products for each token.
         revision: Commit hash of the weights, where the Hub gave one.
-        active_matmul_params: Parameters that take part in matrix products for each token (`core/metrics/flops.py`);
-            `None` where the engine cannot count them.
-        params_note: How they were counted, or why they could not be.
-        params_confidence: `high`: counted on the loaded model; `medium`: from its config; `low`: from its name or size.
         context_length: Longest sequence the model takes, in tokens.
         device_names: Marketing names of the devices in use, for people.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
-    active_matmul_params: int | None = None
-    params_note: str = ""
-    params_confidence: Confidence = "high"
+    parameters: ParameterCount = NOT_COUNTED
     context_length: int | None = None
     device_names: tuple[str, ...] = ()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llenergymeasure.core.backends.protocol import LoadedModel
+from llenergymeasure.core.model.parameters import ParameterCount
 from llenergymeasure.domain.metrics import FlopsResult
 
 METHOD: Final = "palm_formula"
@@ -19,8 +19,8 @@ ATTENTION_NOTE: Final = (
 )
 
 
-def estimate_flops(model: LoadedModel, tokens: int, precision: str) -> FlopsResult | None:
-    """Operations that `tokens` cost on `model`.
+def estimate_flops(parameters: ParameterCount, tokens: int, precision: str) -> FlopsResult | None:
+    """Operations that `tokens` cost on a model of so many active parameters.
 
     Args:
         tokens: Input and output tokens of the window; warm-up is not in it.
@@ -29,12 +29,12 @@ def estimate_flops(model: LoadedModel, tokens: int, precision: str) -> FlopsResu
     Returns:
         `None` where the parameters could not be counted.
     """
-    if model.active_matmul_params is None:
+    if parameters.params is None:
         return None
     return FlopsResult(
-        value=2.0 * model.active_matmul_params * tokens,
+        value=2.0 * parameters.params * tokens,
         method=METHOD,
-        confidence=model.params_confidence,
+        confidence=parameters.confidence,
         precision=precision,
-        notes=f"N = {model.active_matmul_params:,} ({model.params_note}). {ATTENTION_NOTE}",
+        notes=f"N = {parameters.params:,} ({parameters.note}). {ATTENTION_NOTE}",
     )

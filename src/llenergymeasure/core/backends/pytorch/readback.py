@@ -34,7 +34,6 @@ _PRECISIONS: Final = {dtype: name for name, dtype in DTYPES.items()}
 def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
     """Read everything back from `parts`, which are asked for `batch_size` prompts at a time."""
     model = parts.model
-    count = count_loaded(model)
     settings = {
         "precision": _PRECISIONS.get(model.dtype, str(model.dtype)),
         "pytorch.batch_size": batch_size,
@@ -47,9 +46,7 @@ def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
     return LoadedModel(
         settings=settings,
         revision=parts.source.revision,
-        active_matmul_params=count.params,
-        params_note=count.note,
-        params_confidence=count.confidence,
+        parameters=count_loaded(model),
         context_length=parts.decoding.context_length,
         device_names=_device_names(model),
     )
