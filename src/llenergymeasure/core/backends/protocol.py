@@ -112,10 +112,10 @@ class ModelLoader(Protocol):
     """Brings a model into memory, ready to generate."""
 
     def load(self, config: ExperimentConfig) -> None:
-        """Load the model that `config` names.
+        """Bring the model into memory with every setting of `config`.
 
         Raises:
-            BackendError: The model cannot be loaded as asked.
+            BackendError: The model or a setting cannot be had; nothing is left allocated.
         """
 
 
@@ -129,7 +129,7 @@ class InferenceEngine(Protocol):
 
 @runtime_checkable
 class InferenceBackend(ModelLoader, Protocol):
-    """An inference engine under measurement. One instance serves one experiment."""
+    """An inference engine under measurement, `load` included. One instance serves one experiment."""
 
     @property
     def name(self) -> str:
@@ -149,13 +149,6 @@ class InferenceBackend(ModelLoader, Protocol):
 
         Raises:
             BackendError: The model has none, or it cannot be read.
-        """
-
-    def load(self, config: ExperimentConfig) -> None:
-        """Bring the model into memory with every setting of `config`.
-
-        Raises:
-            BackendError: The model or a setting cannot be had; nothing is left allocated.
         """
 
     def devices(self) -> tuple[DeviceId, ...]:

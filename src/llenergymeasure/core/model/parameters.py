@@ -95,12 +95,11 @@ def count_from_config(config: Config) -> ParameterCount:
         return ParameterCount(None, "low", "not counted: the config lacks the model's dimensions")
     routed = experts(config)
     mixture = f"; {routed[1]} of {routed[0]} experts" if routed else ""
-    if count.assumed:
-        family = config.get("model_type") or "unknown"
-        return ParameterCount(
-            count.active, "low", f"from the config, taking {family!r} to be built like Llama{mixture}"
-        )
-    return ParameterCount(count.active, "medium", f"from the dimensions in the config{mixture}")
+    if not count.assumed:
+        return ParameterCount(count.active, "medium", f"from the dimensions in the config{mixture}")
+    family = config.get("model_type") or "unknown"
+    note = f"from the config, taking {family!r} to be built like Llama{mixture}"
+    return ParameterCount(count.active, "low", note)
 
 
 def count_from_name(name: str) -> ParameterCount:
@@ -174,29 +173,17 @@ def first_int(config: Config, *names: str) -> int | None:
 
 
 def model_width(config: Config) -> int:
-    """Width of the residual stream.
-
-    Raises:
-        KeyError: The config does not tell.
-    """
+    """Width of the residual stream; `KeyError` where the config does not tell."""
     return _get(config, "hidden_size", "n_embd", "d_model", "n_embed")
 
 
 def layer_count(config: Config) -> int:
-    """Number of decoder layers.
-
-    Raises:
-        KeyError: The config does not tell.
-    """
+    """Number of decoder layers; `KeyError` where the config does not tell."""
     return _get(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def attention_heads(config: Config) -> tuple[int, int, int]:
-    """Query heads, key-value heads, and the width of a head.
-
-    Raises:
-        KeyError: The config does not tell.
-    """
+    """Query heads, key-value heads, and the width of a head; `KeyError` where the config does not tell."""
     heads = _get(config, "num_attention_heads", "n_head", "n_heads", "num_heads")
     kv_heads = first_int(config, "num_key_value_heads", "num_kv_heads") or heads
     one_for_all = config.get("multi_query", config.get("model_type") in _MULTI_QUERY_BY_DEFAULT)

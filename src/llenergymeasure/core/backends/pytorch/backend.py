@@ -57,6 +57,8 @@ class PyTorchBackend:
         model_cache_dir: Home of the Hub's cache (`HF_HOME`); `None` leaves it to the Hub's client.
     """
 
+    name: Final = "pytorch"
+
     def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
         self._clock = clock
         self._cache_home = model_cache_dir
@@ -64,11 +66,6 @@ class PyTorchBackend:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._session: _Session | None = None
         self._matmul_precision_before: str | None = None
-
-    @property
-    def name(self) -> str:
-        """`pytorch`."""
-        return "pytorch"
 
     def version(self) -> str:
         """Version of transformers."""
@@ -206,21 +203,20 @@ def _generate_batch(session: _Session, batch: Sequence[GenerationRequest]) -> li
             outputs = generate_batch(parts.model, batch, parts.decoding, session.timer)
     except BackendError:
         raise
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise BackendError(_out_of_memory(batch)) from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):  # the CPU's allocator
-            raise BackendError(_out_of_memory(batch)) from error
-        raise BackendError(f"transformers failed to generate: {error}") from error
     except Exception as error:  # a hundred architectures, and remote code
-        raise BackendError(f"transformers cannot generate as asked: {type(error).__name__}: {error}") from error
+        raise BackendError(_explain(error, batch)) from error
     width = max(len(request.token_ids) for request in batch)
     longest_output = max(output.output_tokens for output in outputs)
     session.memory.note_batch(len(batch) * parts.decoding.num_beams, width + longest_output - 1)
     return outputs
 
 
-def _out_of_memory(batch: Sequence[GenerationRequest]) -> str:
+def _explain(error: Exception, batch: Sequence[GenerationRequest]) -> str:
+    is_runtime = isinstance(error, RuntimeError)
+    is_cpu_full = is_runtime and any(text in str(error) for text in ("not enough memory", "can't allocate memory"))
+    if not is_cpu_full and not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        kind = "failed to generate" if is_runtime else f"cannot generate as asked: {type(error).__name__}"
+        return f"transformers {kind}: {error}"
     longest = max(len(request.token_ids) for request in batch)
     output = max(request.max_new_tokens for request in batch)
     return (

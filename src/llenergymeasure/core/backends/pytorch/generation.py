@@ -86,6 +86,7 @@ def generate_batch(
     input_ids, attention_mask = pad_left(requests, decoding.pad_token_id, model.device)
     width = input_ids.shape[1]
     limits = [request.max_new_tokens for request in requests]
+    least, eos = [request.min_new_tokens for request in requests], decoding.eos_token_ids
     steps = StepHook(timer, limits, width)
     with torch.inference_mode():
         sequences = model.generate(
@@ -93,16 +94,13 @@ def generate_batch(
             attention_mask=attention_mask,
             generation_config=decoding.generation_config(max(limits)),
             stopping_criteria=[steps],
-            logits_processor=_minimum_lengths(requests, width, decoding),
+            logits_processor=[MinimumLengths(least, width, eos)] if any(least) and eos else None,
             **decoding.generate_arguments,
         )
     rows = sequences[:, width:].tolist()
     # A slice of a memoryview is no copy. With beams, the text that won need not have grown step by step.
     times_s: Sequence[float] | None = memoryview(steps.token_times_s()) if decoding.num_beams == 1 else None
-    return [
-        _request_output(request, row, decoding.eos_token_ids, started_s, times_s)
-        for request, row in zip(requests, rows, strict=True)
-    ]
+    return [_request_output(request, row, eos, started_s, times_s) for request, row in zip(requests, rows, strict=True)]
 
 
 def pad_left(
@@ -286,15 +284,6 @@ def _row_values(values: Sequence[int], input_ids: torch.Tensor) -> torch.Tensor:
     """One value per row of `input_ids`; with beams, each prompt has several rows next to each other."""
     tensor = torch.tensor(values, device=input_ids.device)
     return tensor.repeat_interleave(input_ids.shape[0] // len(values))
-
-
-def _minimum_lengths(
-    requests: Sequence[GenerationRequest], width: int, decoding: Decoding
-) -> list[MinimumLengths] | None:
-    minimums = [request.min_new_tokens for request in requests]
-    if not any(minimums) or not decoding.eos_token_ids:
-        return None
-    return [MinimumLengths(minimums, width, decoding.eos_token_ids)]
 
 
 def _check_request(request: GenerationRequest, decoding: Decoding) -> None:
