@@ -41,7 +41,7 @@ from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
-from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError
+from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError, all_boards
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.window import measure_window, split_into_batches
@@ -115,8 +115,7 @@ def available_nvml() -> Iterator[tuple[GpuDriver, str] | None]:
 
 def sampler_cost(nvml: GpuDriver, clock: SystemClock, seconds: float, note: str) -> list[Figure]:
     """The sampler's own processor time, on one GPU at the default rate."""
-    handle = nvml.device_handles()[0]
-    sampler = PowerSampler([GpuReader(nvml.uuid(handle), handle, nvml, clock)], interval_s=INTERVAL_S, clock=clock)
+    sampler = PowerSampler([GpuReader(all_boards(nvml)[0], clock)], interval_s=INTERVAL_S, clock=clock)
     sampler.start()
     clock.sleep(seconds)
     record = sampler.stop(clock.now())

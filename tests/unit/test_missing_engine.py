@@ -7,7 +7,7 @@ import pytest
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.preflight import Preflight
+from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.core.progress import Event, StepStarted
 from llenergymeasure.exceptions import BackendError, PreFlightError
 from llenergymeasure.runners.local import bench_here, engine_or_reason
@@ -18,7 +18,7 @@ REASON = "the vllm backend needs vllm>=0.30 (none installed)"
 def test_a_missing_engine_is_listed_with_everything_else_that_is_wrong() -> None:
     config = ExperimentConfig(model="m", backend="vllm", dataset="nowhere.jsonl")
     with pytest.raises(PreFlightError) as raised:
-        Preflight(UserConfig(), None)(config, BackendError(REASON))
+        run_preflight(config, BackendError(REASON), UserConfig(), None)
     assert any(REASON in failure for failure in raised.value.failures)
     assert any("nowhere.jsonl" in failure for failure in raised.value.failures)
 

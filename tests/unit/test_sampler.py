@@ -16,7 +16,7 @@ from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.gpu_reader import GpuReader
 from llenergymeasure.core.energy.sampler import PowerSampler, next_deadline
 from llenergymeasure.core.energy.types import TelemetrySample
-from llenergymeasure.core.gpu.driver import GpuDriverError, GpuLostError, NotSupportedError, PowerReading
+from llenergymeasure.core.gpu.driver import GpuDriverError, GpuLostError, NotSupportedError, PowerReading, find_gpus
 from llenergymeasure.exceptions import EnergyError
 
 CLOCK = SystemClock()
@@ -136,7 +136,7 @@ def test_deadlines_stay_on_their_grid_however_long_a_round_takes(
 
 def gpu_reader(clock: VirtualClock | None = None, **readings: object) -> GpuReader:
     gpu = FakeGpu("GPU-0", readings=readings)
-    return GpuReader("GPU-0", gpu, FakeNvml(gpu), clock or VirtualClock())
+    return GpuReader(*find_gpus(["GPU-0"], FakeNvml(gpu)), clock or VirtualClock())
 
 
 def stamped(clock: VirtualClock, age_s: float, power_w: float = 200.0) -> PowerReading:
@@ -173,7 +173,7 @@ def test_module_scope_is_recorded() -> None:
 
 def test_without_the_field_the_older_reading_is_used_and_the_field_asked_for_once() -> None:
     gpu = FakeGpu("GPU-0", readings={"power_instant": NotSupportedError("old board"), "power_usage_w": 80.0})
-    reader = GpuReader("GPU-0", gpu, FakeNvml(gpu), VirtualClock())
+    reader = GpuReader(*find_gpus(["GPU-0"], FakeNvml(gpu)), VirtualClock())
     assert [reader.read().power_source for _ in range(3)] == ["power_usage"] * 3
     assert gpu.calls.count("power_instant") == 1
     assert not reader.problems()

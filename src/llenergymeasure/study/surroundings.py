@@ -53,7 +53,7 @@ def leftover_gpu_memory(open_nvml: Callable[[], GpuDriver] | None = None) -> tup
             if used_mb > LEFTOVER_MB:
                 pids = ", ".join(map(str, nvml.compute_pids(handle))) or "unknown"
                 found.append(
-                    f"GPU {gpu.nvml_index} ({gpu.name}) has {used_mb / 1000:.1f} GB in use before the experiment "
+                    f"GPU {gpu.index} ({gpu.name}) has {used_mb / 1000:.1f} GB in use before the experiment "
                     f"(processes: {pids}). Energy and speed may be off; stop whoever holds it."
                 )
         return tuple(found)

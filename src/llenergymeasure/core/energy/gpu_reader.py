@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.types import DeviceId, PowerSource, TelemetrySample
-from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError, GpuHandle, InvalidReadingError, NotSupportedError
+from llenergymeasure.core.energy.types import PowerSource, TelemetrySample
+from llenergymeasure.core.gpu.driver import (
+    DeviceId,
+    Gpu,
+    GpuDriverError,
+    GpuHandle,
+    InvalidReadingError,
+    NotSupportedError,
+)
 
 ABSURD_FACTOR: Final = 3.0
 """Readings above this many power limits are broken: short spikes reach about twice the limit, superchips' module
@@ -36,18 +43,12 @@ class GpuReader:
 
     A reading that the device does not have is asked for once. Any other failure costs this one value, is told once by
     `problems`, and the reading is tried again next time.
-
-    Args:
-        device: The device's UUID.
-        handle: NVML's handle of the board.
-        nvml: The machine's NVML.
-        clock: The measurement clock.
     """
 
-    def __init__(self, device: DeviceId, handle: GpuHandle, nvml: GpuDriver, clock: Clock) -> None:
-        self.device = device
-        self._handle = handle
-        self._nvml = nvml
+    def __init__(self, gpu: Gpu, clock: Clock) -> None:
+        self.device: DeviceId = gpu.uuid
+        self._handle = gpu.handle
+        self._nvml = gpu.driver
         self._clock = clock
         self._failures: dict[str, _Failures] = {}
         self._unsupported: set[str] = set()

@@ -28,7 +28,7 @@ from llenergymeasure.core.backends.pytorch.placement import placement_here, plan
 from llenergymeasure.core.backends.pytorch.readback import MemoryMeter, describe_model
 from llenergymeasure.core.backends.tokenizer import TransformersTokenizer, load_tokenizer
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.source import ModelSource, find_model
 from llenergymeasure.exceptions import BackendError
 
