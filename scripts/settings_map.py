@@ -86,7 +86,7 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
     "dataset.seed": _SYNTHETIC,
     "precision": Effect(_LOADING, pytorch.test_precision_is_the_type_of_every_weight),
     "random_seed": Effect(
-        "core/backends/seeding.py",
+        "core/backends/isolation.py",
         pytorch_generation.test_sampling_follows_the_seed_and_nothing_that_ran_before,
     ),
     "max_input_tokens": Effect(

@@ -58,7 +58,7 @@ def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process
     counted = measurement_slice(seen.config, seen.window)
     tokens, energy = counted.tokens, counted.energy
     name, version = seen.engine
-    flops = estimate_flops(seen.model, tokens.input_tokens + tokens.output_tokens, seen.config.precision)
+    flops = estimate_flops(seen.model.parameters, tokens.input_tokens + tokens.output_tokens, seen.config.precision)
     phases, phase_notes = phase_breakdown(seen.window.outputs, energy)
     baseline, baseline_notes = _fitting_baseline(seen.baseline, energy)
     breakdown = _breakdown(energy, baseline)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol, runtime_checkable
 
 from llenergymeasure.config.models import ExperimentConfig, MeasurementConfig
 from llenergymeasure.core.backends.protocol import LoadedModel, MemoryStats, RequestOutput
@@ -18,6 +19,7 @@ from llenergymeasure.core.window import Window
 from llenergymeasure.datasets.types import PromptSet, PromptTokenizer
 from llenergymeasure.domain.base import Methodology
 from llenergymeasure.domain.environment import EnvironmentSnapshot
+from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.exceptions import ExperimentError
 
@@ -49,6 +51,20 @@ class Observations:
     devices: tuple[DeviceId, ...]
     tokenizer: PromptTokenizer
     preflight_warnings: tuple[MeasurementWarning, ...] = ()
+
+
+@runtime_checkable
+class MetricsCollector(Protocol):
+    """Turns what was seen of an experiment into a record."""
+
+    def collect(
+        self, seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0
+    ) -> RawProcessResult:
+        """Compute one process's record.
+
+        Raises:
+            ExperimentError: The counted part of the window holds no output token.
+        """
 
 
 @dataclass(frozen=True, slots=True)

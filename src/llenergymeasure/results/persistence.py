@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -59,6 +59,21 @@ _RECORD: Final = re.compile(r"process_(\d+)\.json")
 _MARKER: Final = re.compile(r"process_(\d+)\.done")
 
 _log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class ResultsRepository(Protocol):
+    """Keeps results."""
+
+    def save(self, result: ExperimentResult, timeseries: Path | None = None, extra_files: Sequence[Path] = ()) -> Path:
+        """Store a result with the files that belong beside it, and say where.
+
+        Raises:
+            PersistenceError: It could not be stored where it should be.
+        """
+
+    def load(self, path: Path) -> ExperimentResult:
+        """Read a stored result back."""
 
 
 class DirectoryRepository:

@@ -14,25 +14,23 @@ from uuid import uuid4
 from llenergymeasure.config.models import ExperimentConfig, model_short_name
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.artefacts import Artefacts
-from llenergymeasure.core.backends.missing import MissingBackend
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.backends.registry import get_backend
 from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
-from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, Measurement, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import run_preflight
-from llenergymeasure.core.progress import Observer, ignore_events
+from llenergymeasure.core.progress import Observer, StepStarted, ignore_events
 from llenergymeasure.datasets.types import WHOLE, Shard
 from llenergymeasure.domain.emissions import EmissionFactors
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError
-from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.security import sanitize_experiment_id
 
@@ -79,8 +77,8 @@ def run_local(
         LLEMError: See `core.harness.measure`.
     """
     experiment_id = experiment_id or new_experiment_id(config, datetime.now(timezone.utc))
-    processes = config.pytorch.num_processes if config.pytorch is not None else None
-    if processes is not None and processes > 1:
+    processes = config.backend_config.processes
+    if processes > 1:
         from llenergymeasure.runners.parallel import run_parallel  # it builds on this module
 
         return run_parallel(
@@ -161,9 +159,15 @@ def bench_here(
             return NoEnergyBackend(host.clock)
         return select_energy_backend(meter_name, devices, options, host)
 
+    preflight = partial(run_preflight, machine=machine, meter_name=meter_name, host=host, options=options)
+    engine = engine_or_reason(config.backend, host.clock, cache_dir)
+    if isinstance(engine, BackendError):
+        observer(StepStarted("preflight"))
+        preflight(config, engine)  # it tells of this together with everything else that is wrong
+        raise engine
     return Bench(
-        engine=engine_or_reason(config.backend, host.clock, cache_dir),
-        preflight=partial(run_preflight, machine=machine, meter_name=meter_name, host=host, options=options),
+        engine=engine,
+        preflight=preflight,
         meter_for=meter_for,
         environment=partial(environment_in_background, host),
         baselines=baselines,
@@ -174,18 +178,12 @@ def bench_here(
     )
 
 
-def engine_or_reason(name: str, clock: Clock, model_cache_dir: Path) -> InferenceBackend:
-    """The engine, or, where it cannot be had, a stand-in whose pre-flight says why.
-
-    Args:
-        name: The name a config uses.
-        clock: The measurement clock.
-        model_cache_dir: Where downloaded models are kept.
-    """
+def engine_or_reason(name: str, clock: Clock, model_cache_dir: Path) -> InferenceBackend | BackendError:
+    """The engine, not loaded, or why it cannot be had."""
     try:
         return get_backend(name, clock=clock, model_cache_dir=model_cache_dir)
     except BackendError as error:
-        return MissingBackend(name, str(error))
+        return error
 
 
 def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> BackendName | None:
