@@ -28,8 +28,13 @@ from tests.nvml.scripted import ScriptedGpu, ScriptedNvml, have_compiler
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend
-from llenergymeasure.core.backends.pytorch.generation import StepHook, pad_left
-from llenergymeasure.core.backends.pytorch.timing import DeviceStepTimer, HostStepTimer, StepTimer
+from llenergymeasure.core.backends.pytorch.generation import (
+    DeviceStepTimer,
+    HostStepTimer,
+    StepHook,
+    StepTimer,
+    pad_left,
+)
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.meter import Meter, NoEnergyBackend
 from llenergymeasure.core.energy.sampler import GpuReader, PowerSampler

@@ -19,9 +19,8 @@ from effects_bench import ExperimentBench
 from fakes import StepEngine, VirtualClock
 from llenergymeasure._api import study_parent
 from llenergymeasure.cli.app import run_app
-from llenergymeasure.cli.display_config import render_capabilities
+from llenergymeasure.cli.config import effective_settings, render_capabilities
 from llenergymeasure.cli.dry_run import dry_run_experiment
-from llenergymeasure.cli.settings import effective_settings
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.core.capabilities import collect_capabilities
@@ -32,7 +31,7 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.results.summary import render_summary
-from llenergymeasure.runners.local import energy_backend_name, footprint_factors
+from llenergymeasure.runners.local import emission_factors, energy_backend_name
 from llenergymeasure.study.events import GapStarted, StudyEvent, StudyNotice
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from study_fakes import ScriptedLauncher, Stage, study_of
@@ -207,7 +206,7 @@ def measured(tmp_path: Path) -> Any:
     record = ExperimentBench(tmp_path).run().record
 
     def on(settings: UserConfig) -> ExperimentResult:
-        return aggregate_results("id", [record], footprint=footprint_factors(settings))
+        return aggregate_results("id", [record], factors=emission_factors(settings))
 
     return on
 

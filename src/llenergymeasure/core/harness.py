@@ -24,16 +24,15 @@ from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.core.observations import Observations
+from llenergymeasure.core.observations import MetricsCollector, Observations
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
 from llenergymeasure.core.warmup import warm_up
 from llenergymeasure.core.window import measure_window
 from llenergymeasure.datasets.loader import load_prompts
-from llenergymeasure.datasets.types import WHOLE, PromptSet, Share
+from llenergymeasure.datasets.types import WHOLE, PromptSet, Shard
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
-from llenergymeasure.protocols import MetricsCollector
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ class Bench:
     baselines: BaselineCache = field(default_factory=BaselineCache)
     clock: Clock = field(default_factory=SystemClock)
     observer: Observer = ignore_events
-    share: Share = WHOLE
+    share: Shard = WHOLE
     wait_for_others: Callable[[], None] | None = None
 
 

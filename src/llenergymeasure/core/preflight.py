@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from llenergymeasure.config.dormant import dormant_settings
+from llenergymeasure.config.checks import ineffective_settings
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
@@ -28,7 +28,7 @@ from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.types import RawPrompts
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.exceptions import ConfigError, EnergyError, LLEMError, PreFlightError
+from llenergymeasure.exceptions import BackendError, ConfigError, EnergyError, LLEMError, PreFlightError
 from llenergymeasure.security import validate_path
 
 logger = logging.getLogger(__name__)
@@ -62,12 +62,12 @@ class Case:
     """What is checked, and what it would run on; each thing is looked for once, when a check first asks for it.
 
     Args:
-        engine: Not loaded.
+        engine: Not loaded, or why there is none.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
     """
 
     config: ExperimentConfig
-    engine: InferenceBackend
+    engine: InferenceBackend | BackendError
     machine: UserConfig
     meter_name: BackendName | None
     host: Host
@@ -76,11 +76,15 @@ class Case:
     @cached_property
     def engine_problems(self) -> tuple[str, ...]:
         """What the engine says against the config."""
+        if isinstance(self.engine, BackendError):
+            return (str(self.engine),)
         return tuple(self.engine.preflight(self.config))
 
     @cached_property
     def devices(self) -> tuple[DeviceId, ...] | LLEMError:
         """What the engine would use, or why it cannot tell."""
+        if isinstance(self.engine, BackendError):
+            return self.engine
         try:
             return self.engine.plan_devices(self.config)
         except LLEMError as error:
@@ -137,7 +141,7 @@ class Ready:
 
 def run_preflight(
     config: ExperimentConfig,
-    engine: InferenceBackend,
+    engine: InferenceBackend | BackendError,
     machine: UserConfig,
     meter_name: BackendName | None,
     host: Host | None = None,
@@ -146,7 +150,7 @@ def run_preflight(
     """Run all checks; what is worth knowing but not fatal is returned, or told in the log.
 
     Args:
-        engine: Not loaded.
+        engine: Not loaded, or why there is none.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
         options: How the meter will work.
 
@@ -183,9 +187,9 @@ def check_runner(case: Case) -> Iterator[Finding]:
         )
 
 
-def check_dormant_settings(case: Case) -> Iterator[Finding]:
+def check_ineffective_settings(case: Case) -> Iterator[Finding]:
     """What was written and does nothing should not be believed to have done something."""
-    yield from (LoggedWarning(f"{told}.") for told in dormant_settings(case.config))
+    yield from (LoggedWarning(f"{told}.") for told in ineffective_settings(case.config))
 
 
 def check_dataset(case: Case) -> Iterator[Finding]:
@@ -201,16 +205,16 @@ def check_memory(case: Case) -> Iterator[Finding]:
 
     The estimate's reserve is not a reason to refuse a run that may well fit, so it is only told.
     """
-    section = case.config.pytorch
-    free_mb = free_memory_mb(case.gpus, one_copy_each=section is not None and (section.num_processes or 1) > 1)
+    section = case.config.backend_config
+    free_mb = free_memory_mb(case.gpus, one_copy_each=section.processes > 1)
     if free_mb is None:
         return
     cache_home = Path(case.machine.output.model_cache_dir)
     estimate = estimate_vram(case.config, environ=case.host.environ, cache_home=cache_home)
     if estimate.weights_mb is None:
         return
-    cache_mb = estimate.kv_cache_mb if case.config.backend == "pytorch" else None  # the others size it to what is left
-    needed_mb = estimate.weights_mb + (cache_mb or 0.0)
+    cache_mb = 0.0 if section.fills_memory else estimate.kv_cache_mb or 0.0
+    needed_mb = estimate.weights_mb + cache_mb
     where = ", ".join(dict.fromkeys(gpu.name for gpu in case.gpus))
     if needed_mb > free_mb:
         yield Failure(
@@ -287,7 +291,7 @@ def check_power_limit(case: Case) -> Iterator[Finding]:
 CHECKS: Final[tuple[Callable[[Case], Iterator[Finding]], ...]] = (
     check_engine,
     check_runner,
-    check_dormant_settings,
+    check_ineffective_settings,
     check_dataset,
     check_memory,
     check_energy,

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.naming import model_short_name
+from llenergymeasure.config.models import ExperimentConfig, model_short_name
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.artefacts import Artefacts
-from llenergymeasure.core.backends.missing import MissingBackend
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.backends.registry import get_backend
 from llenergymeasure.core.baseline import BaselineCache
@@ -28,9 +26,9 @@ from llenergymeasure.core.harness import Bench, Measurement, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import run_preflight
-from llenergymeasure.core.progress import Observer, ignore_events
-from llenergymeasure.datasets.types import WHOLE, Share
-from llenergymeasure.domain.emissions import FootprintFactors
+from llenergymeasure.core.progress import Observer, StepStarted, ignore_events
+from llenergymeasure.datasets.types import WHOLE, Shard
+from llenergymeasure.domain.emissions import EmissionFactors
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.results.aggregation import aggregate_results
@@ -79,15 +77,15 @@ def run_local(
         LLEMError: See `core.harness.measure`.
     """
     experiment_id = experiment_id or new_experiment_id(config, datetime.now(timezone.utc))
-    processes = config.pytorch.num_processes if config.pytorch is not None else None
-    if processes is not None and processes > 1:
+    processes = config.backend_config.processes
+    if processes > 1:
         from llenergymeasure.runners.parallel import run_parallel  # it builds on this module
 
         return run_parallel(
             config, machine, experiment_id, work_dir, processes=processes, observer=observer, baselines=baselines
         )
     measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
-    result = aggregate_results(experiment_id, [measurement.record], footprint=footprint_factors(machine))
+    result = aggregate_results(experiment_id, [measurement.record], factors=emission_factors(machine))
     return MeasuredRun(result.model_copy(update={"runner": LOCAL_RUNNER}), measurement.artefacts)
 
 
@@ -99,7 +97,7 @@ def measure_here(
     *,
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
-    share: Share = WHOLE,
+    share: Shard = WHOLE,
     wait_for_others: Callable[[], None] | None = None,
 ) -> Measurement:
     """Measure this process's share of an experiment with the machine's real engine, meters and clock.
@@ -130,7 +128,7 @@ def bench_here(
     *,
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
-    share: Share = WHOLE,
+    share: Shard = WHOLE,
     wait_for_others: Callable[[], None] | None = None,
 ) -> Bench:
     """This machine's real engine, meters and clock, as the user has set them up.
@@ -161,9 +159,15 @@ def bench_here(
             return NoEnergyBackend(host.clock)
         return select_energy_backend(meter_name, devices, options, host)
 
+    preflight = partial(run_preflight, machine=machine, meter_name=meter_name, host=host, options=options)
+    engine = engine_or_reason(config.backend, host.clock, cache_dir)
+    if isinstance(engine, BackendError):
+        observer(StepStarted("preflight"))
+        preflight(config, engine)  # it tells of this together with everything else that is wrong
+        raise engine
     return Bench(
-        engine=engine_or_reason(config.backend, host.clock, cache_dir),
-        preflight=partial(run_preflight, machine=machine, meter_name=meter_name, host=host, options=options),
+        engine=engine,
+        preflight=preflight,
         meter_for=meter_for,
         environment=partial(environment_in_background, host),
         baselines=baselines,
@@ -174,18 +178,12 @@ def bench_here(
     )
 
 
-def engine_or_reason(name: str, clock: Clock, model_cache_dir: Path) -> InferenceBackend:
-    """The engine, or, where it cannot be had, a stand-in whose pre-flight says why.
-
-    Args:
-        name: The name a config uses.
-        clock: The measurement clock.
-        model_cache_dir: Where downloaded models are kept.
-    """
+def engine_or_reason(name: str, clock: Clock, model_cache_dir: Path) -> InferenceBackend | BackendError:
+    """The engine, not loaded, or why it cannot be had."""
     try:
         return get_backend(name, clock=clock, model_cache_dir=model_cache_dir)
     except BackendError as error:
-        return MissingBackend(name, str(error))
+        return error
 
 
 def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> BackendName | None:
@@ -194,10 +192,10 @@ def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> Backen
     return machine.measurement.energy_backend if wanted == "auto" else wanted
 
 
-def footprint_factors(machine: UserConfig) -> FootprintFactors:
+def emission_factors(machine: UserConfig) -> EmissionFactors:
     """What a kilowatt-hour means here, as far as the user said."""
     said = machine.measurement
-    return FootprintFactors(
+    return EmissionFactors(
         carbon_intensity_gco2_kwh=said.carbon_intensity_gco2_kwh,
         pue=said.datacenter_pue,
         electricity_price_kwh=said.electricity_price_kwh,

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Final
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import OUTPUTS_FILE, TIMESERIES_FILE, Artefacts, write_or_go_without
+from llenergymeasure.core.backends.registry import preload_modules
 from llenergymeasure.core.baseline import BaselineCache, CachedBaseline
 from llenergymeasure.core.gpu.driver import GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES, visible_gpus
 from llenergymeasure.core.progress import Event, Observer
 from llenergymeasure.core.timeseries import merge_timeseries
-from llenergymeasure.datasets.types import Share
+from llenergymeasure.datasets.types import Shard
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.aggregation import aggregate_results, validate_process_completeness
-from llenergymeasure.results.process_files import read_process_results, write_process_result
+from llenergymeasure.results.persistence import read_process_results, write_process_result
 from llenergymeasure.runners.child import ParentLink
 from llenergymeasure.runners.interrupt import Interrupt
-from llenergymeasure.runners.local import LOCAL_RUNNER, MeasuredRun, footprint_factors, measure_here
+from llenergymeasure.runners.local import LOCAL_RUNNER, MeasuredRun, emission_factors, measure_here
 from llenergymeasure.runners.process import Child, ChildTask, Mail, function_path
 from llenergymeasure.runners.supervise import ChildGroup, Patience
-from llenergymeasure.runners.worker import ENGINE_MODULES
 
 if TYPE_CHECKING:
     from llenergymeasure.config.user_config import UserConfig
@@ -59,7 +59,7 @@ class ShareJob:
     experiment_id: str
     work_dir: Path
     state_dir: Path
-    share: Share
+    share: Shard
     baselines: tuple[CachedBaseline, ...]
 
 
@@ -97,10 +97,11 @@ def run_parallel(
     """
     if processes > config.n:
         raise ExperimentError(
-            f"pytorch.num_processes: {processes} processes cannot share {config.n} prompts. Raise n, or lower it."
+            f"{config.backend}.num_processes: {processes} processes cannot share {config.n} prompts. "
+            "Raise n, or lower it."
         )
     environments = process_environments(config, processes)
-    shares = [Share(index, processes) for index in range(processes)]
+    shares = [Shard(index, processes) for index in range(processes)]
     jobs = [
         ShareJob(
             config,
@@ -119,7 +120,7 @@ def run_parallel(
             baselines.put(tuple(entry.devices), entry.meter, entry.baseline)
     records = read_process_results(experiment_id, work_dir / STATE_DIR)
     completeness = validate_process_completeness(experiment_id, records, processes, work_dir / STATE_DIR)
-    result = aggregate_results(experiment_id, records, completeness=completeness, footprint=footprint_factors(machine))
+    result = aggregate_results(experiment_id, records, completeness=completeness, factors=emission_factors(machine))
     result = result.model_copy(update={"runner": LOCAL_RUNNER})
     return MeasuredRun(result, merge_artefacts([outcome.artefacts for outcome in outcomes], work_dir))
 
@@ -159,8 +160,7 @@ def process_environments(config: ExperimentConfig, processes: int) -> list[dict[
         config: The experiment.
         processes: How many.
     """
-    on_cpu = config.pytorch is not None and config.pytorch.device == "cpu"
-    names = [] if on_cpu else _visible_names(os.environ)
+    names = [] if config.backend_config.device_choice == "cpu" else _visible_names(os.environ)
     if names:
         return [{VISIBLE_DEVICES: names[index % len(names)]} for index in range(processes)]
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
@@ -206,7 +206,7 @@ def _run_jobs(
             job,
             log_dir,
             name=f"process_{job.share.index}",
-            preload=ENGINE_MODULES[job.config.backend],
+            preload=preload_modules(job.config.backend),
             environment=tuple(environment.items()),
         )
         children.append(Child(task, mailbox, observer if first else _ignore))

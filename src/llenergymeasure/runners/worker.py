@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from llenergymeasure.runners.child import ChildFunction, ParentLink
 from llenergymeasure.runners.launcher import ExperimentJob, JobOutcome
@@ -15,13 +15,6 @@ from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Pati
 if TYPE_CHECKING:
     from llenergymeasure.core.progress import Event, Observer
     from llenergymeasure.runners.interrupt import Interrupt
-
-ENGINE_MODULES: Final[Mapping[str, tuple[str, ...]]] = {
-    "pytorch": ("torch", "transformers"),
-    "vllm": ("vllm",),
-    "tensorrt": ("tensorrt_llm",),
-}
-"""What takes long to import, by backend."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,14 +42,14 @@ class ProcessLauncher:
 
     Args:
         function: What the child runs; takes an `ExperimentJob`, returns a `JobOutcome`.
-        preload: Modules to import while waiting for the job, by backend.
+        preload: Modules to import while waiting for the job, by backend; `None`: those the engines name.
         patience: How long to wait for imports and for ends; the job itself says how long it may take.
     """
 
     def __init__(
         self,
         function: ChildFunction = run_job,
-        preload: Mapping[str, tuple[str, ...]] = ENGINE_MODULES,
+        preload: Mapping[str, tuple[str, ...]] | None = None,
         patience: Patience | None = None,
     ) -> None:
         self._function = function_path(function)
@@ -98,7 +91,11 @@ class ProcessLauncher:
             launch.group.kill()
 
     def _launch(self, job: ExperimentJob) -> _Launch:
-        return _Launch(job, self._function, self._preload.get(job.config.backend, ()), self._patience)
+        from llenergymeasure.core.backends.registry import preload_modules
+
+        backend = job.config.backend
+        preload = preload_modules(backend) if self._preload is None else self._preload.get(backend, ())
+        return _Launch(job, self._function, preload, self._patience)
 
 
 class _Launch:

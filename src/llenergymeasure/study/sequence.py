@@ -7,8 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from llenergymeasure.config.grid import apply_cycles, compute_study_design_hash
-from llenergymeasure.config.models import ExperimentConfig, StudyConfig
-from llenergymeasure.config.naming import study_titles
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig, study_titles
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 
 RunKey = tuple[str, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.metrics.flops import count_from_name
+from llenergymeasure.core.model.parameters import count_from_name
 
 BASE_S: Final = 3600.0
 """For downloading, loading, compiling, and building an engine, in seconds."""
@@ -27,7 +27,7 @@ def timeout_s(config: ExperimentConfig) -> float:
         config: The experiment; its number of prompts, its lengths, its waits and the size in its model's name count.
     """
     billions = max(1.0, (count_from_name(config.model).params or UNKNOWN_SIZE) / 1e9)
-    on_cpu = config.pytorch is not None and config.pytorch.device in ("cpu", "auto")
+    on_cpu = config.backend_config.device_choice in ("cpu", "auto")
     per_token_s = SLOWEST_CPU_S_PER_TOKEN if on_cpu else SLOWEST_S_PER_TOKEN
     warmup_prompts = max(config.warmup.n_warmup, config.warmup.max_prompts)
     generation_s = (config.n + warmup_prompts) * config.max_output_tokens * per_token_s * billions

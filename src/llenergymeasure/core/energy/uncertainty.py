@@ -25,7 +25,7 @@ from typing import Final
 
 from llenergymeasure.core.energy.fusion import FusedEnergy
 from llenergymeasure.core.energy.types import PowerSampling
-from llenergymeasure.domain.energy import BudgetComponent, EnergyUncertainty, combine_budget
+from llenergymeasure.domain.energy import BudgetComponent, EnergyUncertainty, combine_budget, related
 
 Z95: Final = 1.96
 """Half-width of 95 % in standard deviations of a normal distribution (JCGM 100:2008, table G.1)."""
@@ -177,12 +177,8 @@ def stated_uncertainty(
     if idle is not None:
         note = "half-width of the idle power times the window's length"
         lines.append(BudgetComponent(name="idle power", kind="baseline", half_width_j=idle.half_width_j, note=note))
-    budget = [
-        line.model_copy(update={"relative_pct": 100.0 * line.half_width_j / energy_j if energy_j else None})
-        for line in lines
-    ]
     above_idle = 1.0 if idle is None or not energy_j else abs(energy_j - idle.energy_j) / energy_j
-    return combine_budget(budget, output_tokens, above_idle)
+    return combine_budget([related(line, energy_j) for line in lines], output_tokens, above_idle)
 
 
 def coverage_factor(degrees_of_freedom: int) -> float:
