@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from energy_fakes import nvml_meter
+from energy_fakes import PowercapTree, nvml_meter
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.boards import board_warnings
@@ -152,6 +152,23 @@ def test_an_interrupt_while_a_window_closes_leaves_no_thread() -> None:
     handle = meter.start_tracking()
     with pytest.raises(KeyboardInterrupt):
         meter.stop_tracking(handle)
+    assert not sampler_threads()
+
+
+def test_host_counters_that_fail_as_a_window_opens_leave_no_window_and_no_thread(tmp_path: Path) -> None:
+    tree, closed = PowercapTree(tmp_path), list[float]()
+    zone = tree.zone("intel-rapl:0", "package-0")
+
+    def closing(seconds: float) -> PackageReading:
+        closed.append(seconds)
+        return PackageReading()
+
+    gpus = find_gpus(["GPU-0"], FakeNvml(FakeGpu("GPU-0", readings={"total_energy_j": 1.0})))
+    options = MeterOptions(poll_interval_ms=20)
+    package = ScriptedPackage(gpus, options, closing, opening=(zone / "energy_uj").unlink)
+    with pytest.raises(EnergyError, match="energy_uj cannot be read"):
+        Meter(package, CLOCK, options, tree.root).start_tracking()
+    assert len(closed) == 1
     assert not sampler_threads()
 
 
