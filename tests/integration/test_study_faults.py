@@ -18,10 +18,10 @@ import study_children
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.host.processes import descendants_of
 from llenergymeasure.domain.study import StudyManifest, StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.results.persistence import load_result, load_study
-from llenergymeasure.runners.descendants import descendants_of
 from llenergymeasure.runners.supervise import Patience
 from llenergymeasure.runners.worker import ProcessLauncher
 from llenergymeasure.study.events import GapEnded, GapStarted, StudyEvent

@@ -19,7 +19,7 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.energy.select import MeterHost
 from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId
 from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, open_nvml
-from llenergymeasure.core.gpu.processes import relatives
+from llenergymeasure.core.host.processes import relatives
 from llenergymeasure.core.preflight import Preflight, PreflightHost, PreFlightReport, run_preflight
 from llenergymeasure.exceptions import BackendError, PreFlightError
 from llenergymeasure.security import sanitize_experiment_id

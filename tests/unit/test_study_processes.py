@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.timeseries import merge_timeseries, write_timeseries
 from llenergymeasure.datasets.types import WHOLE, DatasetIdentity, Prompt, PromptSet, Share
 from llenergymeasure.runners.childlog import ChildLog
-from llenergymeasure.runners.descendants import descendants_of, kill_process
 from llenergymeasure.runners.exits import describe_exit
 from llenergymeasure.runners.interrupt import Interrupt, signals_as
 from llenergymeasure.runners.parallel import merge_artefacts, process_environments
@@ -71,16 +68,6 @@ def test_last_line_is_the_last_one_before_pythons_crash_dump(tmp_path: Path) -> 
     writing.close()
     log.finish(10)
     assert log.last_line() == "CUDA error: device-side assert"
-
-
-def test_descendants_are_found_and_only_the_very_process_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as child:
-        (found,) = (process for process in descendants_of(os.getpid()) if process.pid == child.pid)
-        kill_process(type(found)(found.pid, found.start_ticks + 1))
-        assert child.poll() is None
-        kill_process(found)
-        assert child.wait(10) == -signal.SIGKILL
-    kill_process(found)  # long gone
 
 
 def test_signal_that_is_ignored_stays_ignored() -> None:

@@ -26,9 +26,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from llenergymeasure.core.host.processes import ProcessIdentity, descendants_of, is_running, kill_process
 from llenergymeasure.runners.child import Channels, ChildFunction, child_main
 from llenergymeasure.runners.childlog import ChildLog
-from llenergymeasure.runners.descendants import ProcessIdentity, descendants_of, is_alive, kill_process
 from llenergymeasure.runners.exits import describe_exit
 from llenergymeasure.runners.messages import ChildMessage, Go, Open, ParentMessage
 
@@ -185,7 +185,7 @@ class Child:
     def _wait_for_offspring(self) -> None:
         """Wait for engine workers to be gone: what they hold on a GPU is free only then."""
         deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
-        while left := [process.pid for process in self._offspring if is_alive(process)]:
+        while left := [process.pid for process in self._offspring if is_running(process)]:
             if time.monotonic() >= deadline_s:
                 _log.warning("%s has left processes that do not end: %s", self.task.name, left)
                 return

@@ -17,7 +17,7 @@ from llenergymeasure.core.gpu.nvml import (
     NvmlHandle,
     NvmlNotSupportedError,
 )
-from llenergymeasure.core.gpu.processes import foreign_pids, process_exists, relatives
+from llenergymeasure.core.host.processes import foreign_pids, process_exists, relatives
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
