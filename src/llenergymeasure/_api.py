@@ -27,7 +27,7 @@ from llenergymeasure.protocols import ResultsRepository
 from llenergymeasure.security import validate_path
 
 if TYPE_CHECKING:
-    from llenergymeasure.runners.local import MeasuredRun
+    from llenergymeasure.runners.job import MeasuredRun
     from llenergymeasure.study.execute import StudyPlace
 
 OnResult = Callable[[ExperimentResult], None]

@@ -12,7 +12,7 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.domain.experiment import DatasetInfo, ExperimentResult
 from llenergymeasure.exceptions import BackendError, DatasetError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import load_result, load_study
-from llenergymeasure.runners.launcher import ExperimentJob
+from llenergymeasure.runners.job import Job
 from llenergymeasure.study.events import StudyNotice
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.lock import locked
@@ -30,8 +30,8 @@ def same_prompts(config: ExperimentConfig) -> str:
     return "a" * 64
 
 
-def stop_at(stage: Stage, model: str) -> Callable[[ExperimentJob], ExperimentResult]:
-    def act(job: ExperimentJob) -> ExperimentResult:
+def stop_at(stage: Stage, model: str) -> Callable[[Job], ExperimentResult]:
+    def act(job: Job) -> ExperimentResult:
         if job.config.model == model:
             stage.interrupt.request()
             raise KeyboardInterrupt
@@ -83,7 +83,7 @@ def test_resume_runs_what_is_left_and_touches_nothing_that_is_done(stage: Stage,
 
 
 def test_failed_runs_are_tried_again(stage: Stage) -> None:
-    def act(job: ExperimentJob) -> ExperimentResult:
+    def act(job: Job) -> ExperimentResult:
         if job.config.model == "b":
             raise BackendError("out of memory")
         return result_of(job.config)
@@ -178,7 +178,7 @@ def test_entry_that_points_out_of_the_directory_is_not_believed(stage: Stage) ->
     assert plan_resumption(stage.directory, None, same_prompts).kept == ()
 
 
-def with_known_prompts(job: ExperimentJob) -> ExperimentResult:
+def with_known_prompts(job: Job) -> ExperimentResult:
     return result_of(job.config, dataset=DatasetInfo(name="aienergyscore", sha256="a" * 64, prompt_count=100))
 
 

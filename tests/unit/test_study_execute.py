@@ -13,7 +13,7 @@ from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError, DatasetError, StudyError
-from llenergymeasure.runners.launcher import ExperimentJob
+from llenergymeasure.runners.job import Job
 from llenergymeasure.study.events import StudyEvent, StudyNotice, StudyStarted
 from llenergymeasure.study.execute import StudyPlace, dataset_hashes, execute_study
 from llenergymeasure.study.lock import locked
@@ -26,7 +26,7 @@ def launcher() -> ScriptedLauncher:
     return ScriptedLauncher(VirtualClock())
 
 
-def failing(job: ExperimentJob) -> ExperimentResult:
+def failing(job: Job) -> ExperimentResult:
     raise BackendError("it does not fit")
 
 

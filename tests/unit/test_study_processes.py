@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from multiprocessing import Pipe
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,10 +17,9 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.timeseries import merge_timeseries, write_timeseries
 from llenergymeasure.datasets.types import WHOLE, DatasetIdentity, Prompt, PromptSet, Share
-from llenergymeasure.runners.childlog import ChildLog
-from llenergymeasure.runners.exits import describe_exit
 from llenergymeasure.runners.interrupt import Interrupt, signals_as
 from llenergymeasure.runners.parallel import merge_artefacts, process_environments
+from llenergymeasure.runners.process import ChildLog, describe_exit
 
 
 @pytest.mark.parametrize(
@@ -40,17 +38,19 @@ def test_exit_codes_in_words(code: int | None, words: str) -> None:
     assert describe_exit(code) == words
 
 
+def keep(log: ChildLog, output: bytes) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, output)
+    os.close(writing)
+    log.drain(os.fdopen(reading, "rb"))
+
+
 @given(output=st.binary(max_size=400), head=st.integers(0, 100), tail=st.integers(0, 100))
 def test_log_keeps_beginning_and_end_of_any_output(
     tmp_path_factory: pytest.TempPathFactory, output: bytes, head: int, tail: int
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "child.log"
-    reading, writing = Pipe(duplex=False)
-    log = ChildLog(reading, path, head_bytes=head, tail_bytes=tail)
-    log.start()
-    os.write(writing.fileno(), output)
-    writing.close()
-    log.finish(10)
+    keep(ChildLog(path, head_bytes=head, tail_bytes=tail), output)
     kept = path.read_bytes()
     assert kept.startswith(output[:head])
     if len(output) <= head + tail:
@@ -61,12 +61,8 @@ def test_log_keeps_beginning_and_end_of_any_output(
 
 
 def test_last_line_is_the_last_one_before_pythons_crash_dump(tmp_path: Path) -> None:
-    reading, writing = Pipe(duplex=False)
-    log = ChildLog(reading, tmp_path / "child.log")
-    log.start()
-    os.write(writing.fileno(), b"CUDA error: device-side assert\n\nFatal Python error: Aborted\n  File ...\n")
-    writing.close()
-    log.finish(10)
+    log = ChildLog(tmp_path / "child.log")
+    keep(log, b"CUDA error: device-side assert\n\nFatal Python error: Aborted\n  File ...\n")
     assert log.last_line() == "CUDA error: device-side assert"
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from llenergymeasure.core.progress import StepStarted
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError, LLEMError
 from llenergymeasure.results.persistence import load_result, load_study
-from llenergymeasure.runners.launcher import ExperimentJob
+from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
 from llenergymeasure.study.events import RunFinished, RunStarted, StudyFinished, StudyNotice, StudyStarted
 from llenergymeasure.study.manifest import load_manifest
@@ -26,7 +27,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def failing_for(*models: str, error: LLEMError | None = None):
-    def act(job: ExperimentJob) -> ExperimentResult:
+    def act(job: Job) -> ExperimentResult:
         if job.config.model in models:
             raise error or BackendError(f"{job.config.model} does not fit")
         return result_of(job.config)
@@ -111,7 +112,7 @@ def test_a_success_in_between_starts_the_count_anew(stage: Stage) -> None:
 
 
 def test_interrupt_keeps_what_is_finished_and_leaves_the_rest_pending(stage: Stage) -> None:
-    def act(job: ExperimentJob) -> ExperimentResult:
+    def act(job: Job) -> ExperimentResult:
         if job.config.model == "b":
             stage.interrupt.request()
             raise RunInterruptedError("interrupted")
@@ -130,7 +131,7 @@ def test_interrupt_keeps_what_is_finished_and_leaves_the_rest_pending(stage: Sta
 def test_signals_are_ours_during_the_run_only(stage: Stage) -> None:
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
 
-    def act(job: ExperimentJob) -> ExperimentResult:
+    def act(job: Job) -> ExperimentResult:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stage.interrupt.requested
         return result_of(job.config)
@@ -148,7 +149,7 @@ def test_result_that_cannot_be_saved_is_shown_kept_elsewhere_and_ends_the_study(
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
 
-    def act(job: ExperimentJob) -> ExperimentResult:
+    def act(job: Job) -> ExperimentResult:
         shutil.rmtree(stage.directory)
         stage.directory.mkdir()  # as an unmounted disk leaves its mount point behind
         return result_of(job.config, total_energy_j=42.0)
@@ -175,12 +176,11 @@ def test_baselines_go_from_child_to_child(stage: Stage) -> None:
     from datetime import datetime, timezone
 
     from llenergymeasure.core.baseline import Baseline, CachedBaseline
-    from llenergymeasure.runners.launcher import JobOutcome
 
     idle = Baseline(power_w=60.0, method="fresh", taken_at=datetime.now(timezone.utc), duration_s=30.0)
     entry = CachedBaseline(frozenset({"GPU-0"}), "nvml", idle)
     run = stage.launcher.run
-    stage.launcher.run = lambda job, observer, interrupt: JobOutcome(run(job, observer, interrupt).run, (entry,))
+    stage.launcher.run = lambda job, observer, interrupt: replace(run(job, observer, interrupt), baselines=(entry,))
     stage.runner(study_of("a", "b")).run()
     assert [job.baselines for job in stage.launcher.jobs] == [(), (entry,)]
 

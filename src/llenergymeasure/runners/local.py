@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Final
 from uuid import uuid4
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.naming import model_short_name
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.backends.missing import MissingBackend
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.backends.registry import get_backend
@@ -29,30 +26,17 @@ from llenergymeasure.core.preflight import Preflight
 from llenergymeasure.core.progress import Observer, ignore_events
 from llenergymeasure.datasets.types import WHOLE, Share
 from llenergymeasure.domain.emissions import FootprintFactors
-from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
+from llenergymeasure.results.process_files import write_process_result
+from llenergymeasure.runners.child import ParentLink
+from llenergymeasure.runners.job import LOCAL_RUNNER, Job, MeasuredRun, MeasuredShard, read_job, run_to_json
+from llenergymeasure.runners.parallel import STATE_DIR, run_shards
 from llenergymeasure.security import sanitize_experiment_id
-
-LOCAL_RUNNER: Final = "local"
-"""Name of this runner in results and in the user configuration."""
 
 SESSION_BASELINES = BaselineCache()
 """Idle measurements of this process's life, so that a notebook's second run need not wait again."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredRun:
-    """A finished experiment that is not on disk yet.
-
-    Args:
-        result: The result.
-        artefacts: Files that belong beside it, lying in the work directory.
-    """
-
-    result: ExperimentResult
-    artefacts: Artefacts
 
 
 def run_local(
@@ -70,24 +54,60 @@ def run_local(
         config: What to run.
         machine: The user's settings for this machine.
         work_dir: An existing directory for the run's files; the caller removes it.
-        experiment_id: Identity of the measurement; a new one by default.
+        experiment_id: Identity of the measurement; `None`: a new one.
         observer: Who is told what happens.
         baselines: Idle measurements that may be reused; a fresh one is added.
 
     Raises:
-        LLEMError: See `core.harness.measure`.
+        LLEMError: See `core.harness.measure` and `run_shards`.
     """
     experiment_id = experiment_id or new_experiment_id(config, datetime.now(timezone.utc))
     processes = config.pytorch.num_processes if config.pytorch is not None else None
     if processes is not None and processes > 1:
-        from llenergymeasure.runners.parallel import run_parallel  # it builds on this module
+        whole = Job(config, machine, work_dir, experiment_id=experiment_id)
+        records, completeness, artefacts = run_shards(whole, processes, observer, baselines)
+    else:
+        measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
+        records, completeness, artefacts = [measurement.record], None, measurement.artefacts
+    result = aggregate_results(
+        experiment_id, records, completeness=completeness, footprint=footprint_factors(machine)
+    ).model_copy(update={"runner": LOCAL_RUNNER})
+    return MeasuredRun(result, artefacts, baselines.entries())
 
-        return run_parallel(
-            config, machine, experiment_id, work_dir, processes=processes, observer=observer, baselines=baselines
+
+def run_job(directory: Path, link: ParentLink) -> str:
+    """Run the job of a directory in this process: a whole experiment, or one shard of it.
+
+    Args:
+        directory: Holds `job.json`, and takes the files of the run.
+        link: Takes progress events, and brings the shards together.
+
+    Returns:
+        A `MeasuredRun`, or a `MeasuredShard`, as JSON.
+
+    Raises:
+        LLEMError: See `run_local` and `measure_here`.
+    """
+    job = read_job(directory)
+    config, machine, baselines = job.config, job.machine, BaselineCache(job.baselines)
+    experiment_id = job.experiment_id or new_experiment_id(config, datetime.now(timezone.utc))
+    if job.shard.count == 1:
+        run = run_local(
+            config, machine, directory, experiment_id=experiment_id, observer=link.observe, baselines=baselines
         )
-    measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
-    result = aggregate_results(experiment_id, [measurement.record], footprint=footprint_factors(machine))
-    return MeasuredRun(result.model_copy(update={"runner": LOCAL_RUNNER}), measurement.artefacts)
+        return run_to_json(run, directory)
+    measurement = measure_here(
+        config,
+        machine,
+        experiment_id,
+        directory,
+        observer=link.observe,
+        baselines=baselines,
+        share=job.shard,
+        wait_for_others=link.wait_for_others,
+    )
+    write_process_result(measurement.record, directory.parent / STATE_DIR)
+    return run_to_json(MeasuredShard(measurement.artefacts, baselines.entries()), directory)
 
 
 def measure_here(

@@ -1,37 +1,42 @@
-"""What a parent and its child process say to each other."""
+"""What a job's process and its launcher say to each other: frozen data, one JSON line each, in either direction.
+
+Nothing that comes through a pipe is ever run: a line is one of the types below, or it is not a message.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Final, get_args
+
+from llenergymeasure.core.progress import Event
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Child: everything is imported; waiting for the task."""
+    """Job: everything is imported; waiting for the word to begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class AtBarrier:
-    """Child: waiting for the others before the window opens."""
+    """Job: waiting for the others before the window opens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Child: the task is done.
+    """Job: the run is over.
 
     Args:
-        payload: The pickled result, or `None` when it went to `file`.
-        file: Where a large result lies, pickled; the parent removes it.
+        result: What came of it, as JSON; `None` when it lies in `result.json`.
     """
 
-    payload: bytes | None = None
-    file: Path | None = None
+    result: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Child: the task raised an exception.
+    """Job: it raised an exception.
 
     Args:
         error_type: Name of the exception's class.
@@ -44,25 +49,14 @@ class Failed:
     traceback: str = ""
 
 
-ChildMessage = Ready | AtBarrier | Done | Failed
-
-
 @dataclass(frozen=True, slots=True)
 class Go:
-    """Parent: here is the task.
-
-    Args:
-        task: The pickled argument of the child's function.
-        spill_dir: Where a result goes that is too large for the pipe.
-    """
-
-    task: bytes
-    spill_dir: Path
+    """Launcher: begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Parent: everybody is at the barrier.
+    """Launcher: everybody is at the barrier.
 
     Args:
         at_s: When to go on, on the machine's monotonic clock, in seconds.
@@ -71,4 +65,23 @@ class Open:
     at_s: float
 
 
-ParentMessage = Go | Open
+Message = Ready | AtBarrier | Done | Failed | Go | Open | Event
+
+_KINDS: Final[dict[str, type]] = {kind.__name__: kind for kind in get_args(Message)}
+
+
+def to_line(message: Message) -> bytes:
+    """A message as one line of JSON."""
+    return json.dumps({"is": type(message).__name__, **dataclasses.asdict(message)}).encode("ascii") + b"\n"
+
+
+def from_line(line: bytes) -> Message | None:
+    """The message of a whole line; `None` where it is something else, such as what a library has printed."""
+    if not line.endswith(b"\n"):  # its sender died while it wrote
+        return None
+    try:
+        fields = json.loads(line)
+        message: Message = _KINDS[fields.pop("is")](**fields)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return message

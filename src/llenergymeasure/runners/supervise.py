@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pickle
 import queue
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from llenergymeasure.exceptions import ExperimentError
+from llenergymeasure.runners.child import RESULT_FILE
 from llenergymeasure.runners.interrupt import POLL_INTERVAL_S, Interrupt
-from llenergymeasure.runners.messages import AtBarrier, Done, Failed, Ready
+from llenergymeasure.runners.messages import AtBarrier, Done, Failed, Go, Message, Open, Ready
 from llenergymeasure.runners.process import Child, Ended, Mail
 
 BARRIER_LEAD_S: Final = 0.05
@@ -92,7 +91,7 @@ class ChildGroup:
         self._task_began_s = 0.0
         self._ready: set[Child] = set()
         self._at_barrier: set[Child] = set()
-        self._results: dict[Child, Any] = {}
+        self._results: dict[Child, str] = {}
         self._reported: set[Child] = set()
         self._exit_seen_s: dict[Child, float] = {}
 
@@ -112,8 +111,8 @@ class ChildGroup:
             self.kill()
             raise ChildFailedError("Crash", f"a child process could not be started: {error}") from error
 
-    def run(self, interrupt: Interrupt) -> list[Any]:
-        """Let every child do its task; their results, in order.
+    def run(self, interrupt: Interrupt) -> list[str]:
+        """Let every child do its task; their results as JSON, in order.
 
         Args:
             interrupt: How the user asks to stop.
@@ -133,7 +132,7 @@ class ChildGroup:
                 self._check_alive()
             for child in self._children:
                 if not child.wait(self._patience.exit_s, lambda: self._interrupt.requested):
-                    _log.warning("%s gave its result and did not end; killing it", child.task.name)
+                    _log.warning("%s gave its result and did not end; killing it", child.task.log_path.stem)
         except BaseException:  # also Ctrl-C and SIGTERM, where this process is a child itself
             self._tear_down()
             raise
@@ -146,22 +145,22 @@ class ChildGroup:
         for child in self._children:
             child.kill_group()
 
-    def _take(self, child: Child, message: object) -> None:
+    def _take(self, child: Child, message: Message | Ended) -> None:
         if isinstance(message, Ready):
             self._ready.add(child)
             if len(self._ready) == len(self._children):  # one child's imports must not disturb another's baseline
                 self._task_began_s = time.monotonic()
                 for each in self._children:
-                    each.go()
+                    each.send(Go())
         elif isinstance(message, AtBarrier):
             self._at_barrier.add(child)
             self._open_barrier_if_all_are_there()
         elif isinstance(message, Done):
             self._reported.add(child)
-            self._results[child] = _unpacked(message)
+            self._results[child] = _result_of(child, message)
         elif isinstance(message, Failed):
             self._reported.add(child)
-            raise ChildFailedError(message.error_type, message.message, message.traceback)
+            raise ChildFailedError(str(message.error_type), str(message.message), str(message.traceback))
         elif isinstance(message, Ended) and child not in self._results:
             self._fail_as_crashed(child)
 
@@ -170,7 +169,7 @@ class ChildGroup:
             at_s = time.monotonic() + BARRIER_LEAD_S
             self._at_barrier.clear()
             for child in self._children:
-                child.open_barrier(at_s)
+                child.send(Open(at_s))
 
     def _check_interrupt(self) -> None:
         if self._interrupt.requested:
@@ -211,14 +210,14 @@ class ChildGroup:
             child.wait(deadline_s - time.monotonic(), lambda: self._interrupt.urgent)
 
 
-def _unpacked(message: Done) -> Any:
-    """The result that a child sent, or left in a file."""
-    if message.payload is not None:
-        return pickle.loads(message.payload)
-    path = message.file or Path()
+def _result_of(child: Child, message: Done) -> str:
+    """The result that a child sent, or left in its directory."""
+    if message.result is not None:
+        return message.result
+    path = child.task.directory / RESULT_FILE
     try:
-        payload = path.read_bytes()
+        result = path.read_text(encoding="utf-8")
         path.unlink()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ChildFailedError("Crash", f"its result, left in {path}, could not be read: {error}") from error
-    return pickle.loads(payload)
+    return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig, settings_without_effect
@@ -14,7 +13,8 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.results.persistence import load_study
-from llenergymeasure.runners.worker import ProcessLauncher
+from llenergymeasure.runners.job import LOCAL_RUNNER, Launcher
+from llenergymeasure.runners.launchers import LAUNCHERS
 from llenergymeasure.study.events import (
     RunFinished,
     StudyEvent,
@@ -31,9 +31,6 @@ from llenergymeasure.study.resume import Resumption, check_study_dir, plan_resum
 from llenergymeasure.study.runner import StudyRunner, StudyStoppedError, Surroundings
 from llenergymeasure.study.sequence import plan_runs
 from llenergymeasure.study.webhook import send_summary
-
-if TYPE_CHECKING:
-    from llenergymeasure.runners.launcher import Launcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ def execute_study(
             study = resumption.study
             check_backends(study, machine)
         around = Surroundings(
-            launcher=launcher or ProcessLauncher(),
+            launcher=launcher or LAUNCHERS[LOCAL_RUNNER](),
             observer=follow,
             skip_gap=enter_key() if place.interactive else None,
         )

@@ -25,7 +25,7 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.runners.interrupt import Interrupt, signals_as
-from llenergymeasure.runners.launcher import ExperimentJob, JobOutcome, Launcher
+from llenergymeasure.runners.job import Job, Launcher, MeasuredRun
 from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
 from llenergymeasure.study.events import (
     RunFinished,
@@ -155,7 +155,7 @@ class StudyRunner:
         )
         self._all = plan_runs(study)
         self._left = [run for run in self._all if self._manifest.entry(*run.key).status != "completed"]
-        self._prepared: dict[RunKey, ExperimentJob] = {}
+        self._prepared: dict[RunKey, Job] = {}
 
     def run(self) -> StudyResult:
         """Run every run that is left.
@@ -196,27 +196,29 @@ class StudyRunner:
             job = self._prepared.pop(run.key) if run.key in self._prepared else self._make_job(run)
             self._run_one(run, job)
 
-    def _run_one(self, run: PlannedRun, job: ExperimentJob) -> None:
+    def _run_one(self, run: PlannedRun, job: Job) -> None:
         clock = self._around.clock
         notes = self._leftovers()
         self._manifest.mark_running(*run.key)
         self._tell(RunStarted(run, len(self._all)))
         began_s = clock.now()
         try:
-            outcome = self._around.launcher.run(job, self._tell, self._around.interrupt)
+            measured = self._around.launcher.run(job, self._tell, self._around.interrupt)
         except RunInterruptedError:
             keep_failure(run, self._dir, _logs(job), clock.wall())
+            raise
+        except PersistenceError:  # the job's own directory cannot be written to: no run would fare better
             raise
         except LLEMError as error:
             self._record_failure(run, job, error, clock.now() - began_s)
             return
-        self._record_success(run, job, outcome, notes, clock.now() - began_s)
+        self._record_success(run, job, measured, notes, clock.now() - began_s)
 
     def _record_success(
-        self, run: PlannedRun, job: ExperimentJob, outcome: JobOutcome, notes: list[str], duration_s: float
+        self, run: PlannedRun, job: Job, measured: MeasuredRun, notes: list[str], duration_s: float
     ) -> None:
-        result = self._annotated(outcome.run.result, run, notes)
-        measured = replace(outcome.run, result=result)
+        result = self._annotated(measured.result, run, notes)
+        measured = replace(measured, result=result)
         try:
             if not self._directory_is_ours():
                 rescue_run(measured, self._dir, _GONE)
@@ -231,12 +233,12 @@ class StudyRunner:
             path.relative_to(self._dir).as_posix(),
             None if result.dataset is None else result.dataset.sha256,
         )
-        self._baselines = BaselineCache(outcome.baselines)
+        self._baselines = BaselineCache(measured.baselines)
         self._failures_in_a_row.clear()
         _remove(job.work_dir)
         self._tell(RunFinished(run, len(self._all), result, None, duration_s))
 
-    def _record_failure(self, run: PlannedRun, job: ExperimentJob, error: LLEMError, duration_s: float) -> None:
+    def _record_failure(self, run: PlannedRun, job: Job, error: LLEMError, duration_s: float) -> None:
         kept = keep_failure(run, self._dir, _logs(job), self._around.clock.wall())
         self._mark_failed(run, error)
         _remove(job.work_dir)
@@ -265,7 +267,7 @@ class StudyRunner:
             skip=self._around.skip_gap,
         )
 
-    def _make_job(self, run: PlannedRun) -> ExperimentJob:
+    def _make_job(self, run: PlannedRun) -> Job:
         work_dir = self._dir / WORK_DIR / f"run-{run.position:05d}"
         if not self._directory_is_ours():
             raise PersistenceError(f"Cannot write to {self._dir}: {_GONE}")
@@ -275,7 +277,7 @@ class StudyRunner:
         except OSError as error:
             raise PersistenceError(f"Cannot create {work_dir}: {error.strerror or error}.") from error
         limit_s = self._study.execution.experiment_timeout_seconds
-        return ExperimentJob(
+        return Job(
             config=run.config,
             machine=self._machine,
             work_dir=work_dir,
@@ -361,7 +363,7 @@ class StudyRunner:
             _log.exception("The study's observer failed on %s", type(event).__name__)
 
 
-def _logs(job: ExperimentJob) -> list[Path]:
+def _logs(job: Job) -> list[Path]:
     return sorted(job.work_dir.glob("*.log"))
 
 

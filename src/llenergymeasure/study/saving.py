@@ -38,7 +38,7 @@ from llenergymeasure.study.gaps import Gaps
 from llenergymeasure.study.sequence import PlannedRun, RunKey, design_hash_of, plan_runs
 
 if TYPE_CHECKING:
-    from llenergymeasure.runners.local import MeasuredRun
+    from llenergymeasure.runners.job import MeasuredRun
 
 TABLE_FILE: Final = "results.parquet"
 CSV_FILE: Final = "results.csv"
