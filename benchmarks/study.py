@@ -24,7 +24,7 @@ from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.launchers import ProcessLauncher
 from llenergymeasure.study.manifest import ManifestWriter
-from llenergymeasure.study.runner import StudyRunner, Surroundings
+from llenergymeasure.study.runner import StudyHost, StudyRunner
 
 POINTS = 10_000
 EXPERIMENTS, QUICK_EXPERIMENTS = 10, 2
@@ -75,7 +75,7 @@ def run_study(count: int) -> tuple[float, list[float]]:
     launcher = TimedLauncher()
     with tempfile.TemporaryDirectory() as directory:
         start_s = time.perf_counter()
-        StudyRunner(study, Path(directory), UserConfig(), Surroundings(launcher=launcher)).run()
+        StudyRunner(study, Path(directory), UserConfig(), StudyHost(launcher=launcher)).run()
         return time.perf_counter() - start_s, launcher.times_s
 
 

@@ -17,7 +17,7 @@ from llenergymeasure.domain.experiment import ExperimentResult, compute_measurem
 from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.study.events import StudyEvent
-from llenergymeasure.study.runner import StudyRunner, Surroundings
+from llenergymeasure.study.runner import StudyHost, StudyRunner
 from result_samples import make_result
 
 ENVIRONMENT = EnvironmentSnapshot(
@@ -98,7 +98,7 @@ class Stage:
     def __post_init__(self) -> None:
         self.launcher = ScriptedLauncher(self.clock)
 
-    def around(self, **changes: Any) -> Surroundings:
+    def around(self, **changes: Any) -> StudyHost:
         fields: dict[str, Any] = {
             "launcher": self.launcher,
             "clock": self.clock,
@@ -106,7 +106,7 @@ class Stage:
             "interrupt": self.interrupt,
             "leftovers": lambda: self.leftovers,
         }
-        return Surroundings(**{**fields, **changes})
+        return StudyHost(**{**fields, **changes})
 
     def runner(self, study: StudyConfig, machine: UserConfig | None = None, **changes: Any) -> StudyRunner:
         return StudyRunner(study, self.directory, machine or UserConfig(), self.around(**changes))

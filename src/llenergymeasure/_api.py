@@ -192,8 +192,8 @@ def _run(
 def _run_here(
     study: StudyConfig, config: ExperimentConfig, on_result: OnResult, machine: UserConfig, observer: Observer
 ) -> StudyResult:
+    from llenergymeasure.core.state import tracked
     from llenergymeasure.runners.local import new_experiment_id, run_local  # the engines' side: only when one runs
-    from llenergymeasure.runners.tracking import tracked
 
     started_at = datetime.now(timezone.utc)
     experiment_id = new_experiment_id(config, started_at)

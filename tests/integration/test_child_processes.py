@@ -20,9 +20,8 @@ import pytest
 
 import children
 from llenergymeasure.core.progress import PromptsDone, StepStarted
-from llenergymeasure.runners.child import Entry
+from llenergymeasure.runners.child import Entry, Failed, from_line, to_line
 from llenergymeasure.runners.interrupt import Interrupt
-from llenergymeasure.runners.messages import Failed, from_line, to_line
 from llenergymeasure.runners.process import Child, ChildTask, Mail
 from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Patience, RunInterruptedError
 

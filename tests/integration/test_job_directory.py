@@ -13,8 +13,8 @@ import pytest
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.progress import PromptsDone, StepStarted
+from llenergymeasure.runners.child import Done, Failed, from_line
 from llenergymeasure.runners.job import Job, MeasuredRun, run_from_json, write_job
-from llenergymeasure.runners.messages import Done, Failed, from_line
 
 TINY = ExperimentConfig.model_validate(
     {

@@ -26,7 +26,7 @@ from llenergymeasure.runners.supervise import Patience
 from llenergymeasure.study.events import GapEnded, GapStarted, StudyEvent
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.manifest import load_manifest
-from llenergymeasure.study.runner import StudyRunner, StudyStoppedError, Surroundings
+from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
 from study_fakes import study_of
 
 TESTS = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def no_leftovers() -> tuple[str, ...]:
 
 
 def run(study_dir: Path, study: StudyConfig, **around: object) -> StudyResult:
-    surroundings = Surroundings(launcher=launcher(), leftovers=no_leftovers, **around)  # type: ignore[arg-type]
+    surroundings = StudyHost(launcher=launcher(), leftovers=no_leftovers, **around)  # type: ignore[arg-type]
     return StudyRunner(study, study_dir, UserConfig(), surroundings).run()
 
 

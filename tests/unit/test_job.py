@@ -23,8 +23,8 @@ from llenergymeasure.datasets.types import Share
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ExperimentError, PersistenceError
+from llenergymeasure.runners.child import AtBarrier, Done, Failed, Go, Message, Open, Ready, from_line, to_line
 from llenergymeasure.runners.job import Job, MeasuredRun, MeasuredShard, read_job, run_from_json, run_to_json, write_job
-from llenergymeasure.runners.messages import AtBarrier, Done, Failed, Go, Message, Open, Ready, from_line, to_line
 from result_samples import make_result, make_rich_result
 
 IDLE = CachedBaseline(

@@ -13,7 +13,7 @@ from llenergymeasure.domain.experiment import DatasetInfo, ExperimentResult
 from llenergymeasure.exceptions import BackendError, DatasetError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import load_result, load_study
 from llenergymeasure.runners.job import Job
-from llenergymeasure.study.events import StudyNotice
+from llenergymeasure.study.events import StudyWarning
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.lock import locked
 from llenergymeasure.study.manifest import load_manifest
@@ -101,7 +101,7 @@ def test_resuming_a_finished_study_does_nothing_and_says_so(stage: Stage) -> Non
     again = resume(stage.directory)
     assert ran(again) == []
     assert again.result == finished  # type: ignore[attr-defined]
-    assert "nothing to do" in again.of(StudyNotice)[-1].message
+    assert "nothing to do" in again.of(StudyWarning)[-1].message
     after = {path: path.read_bytes() for path in stage.directory.rglob("*") if path.is_file()}
     assert before == {path: content for path, content in after.items() if path.name != ".lock"}
 
@@ -151,7 +151,7 @@ def test_result_that_does_not_load_is_run_again(stage: Stage, damage: str) -> No
     (stage.directory / result.result_files[0]).write_text(damage)
     again = resume(stage.directory)
     assert ran(again) == ["a"]
-    assert "a / pytorch / bf16, cycle 1, runs again" in again.of(StudyNotice)[0].message
+    assert "a / pytorch / bf16, cycle 1, runs again" in again.of(StudyWarning)[0].message
 
 
 def test_result_that_is_gone_is_run_again(stage: Stage) -> None:
@@ -166,7 +166,7 @@ def test_result_of_another_configuration_is_run_again(stage: Stage) -> None:
     a.write_bytes(b.read_bytes())
     again = resume(stage.directory)
     assert ran(again) == ["a"]
-    assert "is the result of another configuration" in again.of(StudyNotice)[0].message
+    assert "is the result of another configuration" in again.of(StudyWarning)[0].message
 
 
 def test_entry_that_points_out_of_the_directory_is_not_believed(stage: Stage) -> None:
@@ -188,7 +188,7 @@ def test_result_of_other_prompts_is_run_again(stage: Stage) -> None:
     assert len(plan_resumption(stage.directory, None, same_prompts).kept) == 1
     resumption = plan_resumption(stage.directory, None, lambda config: "b" * 64)
     assert resumption.kept == ()
-    assert "data set has changed" in resumption.notices[0]
+    assert "data set has changed" in resumption.warnings[0]
 
 
 def test_data_set_that_cannot_be_read_now_does_not_cost_results(stage: Stage) -> None:
@@ -199,7 +199,7 @@ def test_data_set_that_cannot_be_read_now_does_not_cost_results(stage: Stage) ->
     stage.runner(study_of("a")).run()
     resumption = plan_resumption(stage.directory, None, missing)
     assert len(resumption.kept) == 1
-    assert "no such file" in resumption.notices[0]
+    assert "no such file" in resumption.warnings[0]
 
 
 def test_result_saved_an_instant_before_the_end_counts(stage: Stage) -> None:

@@ -14,11 +14,10 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError, DatasetError, StudyError
 from llenergymeasure.runners.job import Job
-from llenergymeasure.study.events import StudyEvent, StudyNotice, StudyStarted
+from llenergymeasure.study.events import StudyEvent, StudyStarted, StudyWarning
 from llenergymeasure.study.execute import StudyPlace, dataset_hashes, execute_study
-from llenergymeasure.study.lock import locked
+from llenergymeasure.study.lock import find_unfinished, locked
 from llenergymeasure.study.runner import StudyStoppedError
-from llenergymeasure.study.unfinished import find_unfinished
 from study_fakes import ScriptedLauncher, study_of
 
 
@@ -64,7 +63,7 @@ def test_settings_that_this_release_does_not_use_are_said(tmp_path: Path) -> Non
     events: list[StudyEvent] = []
     machine = UserConfig.model_validate({"cluster": {"address": "auto"}})
     execute_study(study_of("a"), StudyPlace(tmp_path), machine, lambda result: None, events.append, launcher())
-    notices = [event.message for event in events if isinstance(event, StudyNotice)]
+    notices = [event.message for event in events if isinstance(event, StudyWarning)]
     assert any(notice.startswith("cluster.address is set, and this release does not use it") for notice in notices)
 
 

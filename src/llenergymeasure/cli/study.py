@@ -20,9 +20,9 @@ from llenergymeasure.config.models import ExecutionConfig, StudyConfig
 from llenergymeasure.exceptions import ConfigError, PersistenceError
 from llenergymeasure.study.events import StudyEvent, StudyStarted
 from llenergymeasure.study.execute import StudyPlace
+from llenergymeasure.study.lock import find_unfinished
 from llenergymeasure.study.resume import load_resumable_study
 from llenergymeasure.study.runner import StudyStoppedError
-from llenergymeasure.study.unfinished import find_unfinished
 
 if TYPE_CHECKING:
     from llenergymeasure.cli.run import RunRequest

@@ -21,8 +21,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import faulthandler
 import importlib
+import json
 import logging
 import os
 import queue
@@ -33,12 +35,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, Final, NoReturn, TextIO, TypeVar
+from typing import BinaryIO, Final, NoReturn, TextIO, TypeVar, get_args
 
 from llenergymeasure.core.progress import Event
-from llenergymeasure.runners.messages import AtBarrier, Done, Failed, Go, Message, Open, Ready, from_line, to_line
 
 DEFAULT_ENTRY: Final = "llenergymeasure.runners.local:run_job"
 """What a job runs: imported by name, because the runners build on this module."""
@@ -54,9 +56,83 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _HIGHEST_FD: Final = 4096
 """Beyond any descriptor that an interpreter has open at its start; the system's own limit can be a thousand million."""
 
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Job: everything is imported; waiting for the word to begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class AtBarrier:
+    """Job: waiting for the others before the window opens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Job: the run is over.
+
+    Args:
+        result: What came of it, as JSON; `None` when it lies in `result.json`.
+    """
+
+    result: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Job: it raised an exception.
+
+    Args:
+        error_type: Name of the exception's class.
+        message: Its text.
+        traceback: Rendered traceback, for the log.
+    """
+
+    error_type: str
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """Launcher: begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Launcher: everybody is at the barrier.
+
+    Args:
+        at_s: When to go on, on the machine's monotonic clock, in seconds.
+    """
+
+    at_s: float
+
+
+Message = Ready | AtBarrier | Done | Failed | Go | Open | Event
+
+_KINDS: Final[dict[str, type]] = {kind.__name__: kind for kind in get_args(Message)}
+
 _Command = TypeVar("_Command", Go, Open)
 
-_log = logging.getLogger(__name__)
+
+def to_line(message: Message) -> bytes:
+    """A message as one line of JSON."""
+    return json.dumps({"is": type(message).__name__, **dataclasses.asdict(message)}).encode("ascii") + b"\n"
+
+
+def from_line(line: bytes) -> Message | None:
+    """The message of a whole line; `None` where it is something else, such as what a library has printed."""
+    if not line.endswith(b"\n"):  # its sender died while it wrote
+        return None
+    try:
+        fields = json.loads(line)
+        message: Message = _KINDS[fields.pop("is")](**fields)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return message
 
 
 class ParentLink:

@@ -23,8 +23,7 @@ from typing import IO, BinaryIO, Final, get_args
 
 from llenergymeasure.core.host.processes import ProcessIdentity, descendants_of, is_running, kill_process
 from llenergymeasure.core.progress import Event, Observer
-from llenergymeasure.runners.child import DEFAULT_ENTRY
-from llenergymeasure.runners.messages import Go, Message, Open, from_line, to_line
+from llenergymeasure.runners.child import DEFAULT_ENTRY, Go, Message, Open, from_line, to_line
 
 DRAIN_TIMEOUT_S: Final = 5.0
 """How long to wait for the end of a process group that has been killed, and for its last output, in seconds."""

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from llenergymeasure.exceptions import ExperimentError
-from llenergymeasure.runners.child import RESULT_FILE
+from llenergymeasure.runners.child import RESULT_FILE, AtBarrier, Done, Failed, Go, Message, Open, Ready
 from llenergymeasure.runners.interrupt import POLL_INTERVAL_S, Interrupt
-from llenergymeasure.runners.messages import AtBarrier, Done, Failed, Go, Message, Open, Ready
 from llenergymeasure.runners.process import Child, Ended, Mail
 
 BARRIER_LEAD_S: Final = 0.05

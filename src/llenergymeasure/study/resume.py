@@ -46,14 +46,14 @@ class Resumption:
         kept: Completed entries that stay.
         started_at: When the study began; `None` where nobody knows any more.
         environment: Environment of the kept results.
-        notices: What the user should know: results that are run again, and why.
+        warnings: What the user should know: results that are run again, and why.
     """
 
     study: StudyConfig
     kept: tuple[ExperimentManifestEntry, ...]
     started_at: datetime | None
     environment: EnvironmentSnapshot | None
-    notices: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def check_study_dir(study_dir: Path) -> None:
@@ -102,13 +102,13 @@ def plan_resumption(study_dir: Path, study: StudyConfig | None, dataset_sha256: 
         PersistenceError: The manifest is damaged, and no `study` was given to do without it.
     """
     check_study_dir(study_dir)
-    notices: list[str] = []
+    warnings: list[str] = []
     try:
         manifest = load_manifest(study_dir)
     except PersistenceError as error:
         if study is None:
             raise PersistenceError(f"{error} Give the study file beside --resume to go on without it.") from error
-        notices.append(f"{error} Going on with the results that are there.")
+        warnings.append(f"{error} Going on with the results that are there.")
         manifest = None
     else:
         before = load_resumable_study(study_dir)
@@ -122,7 +122,7 @@ def plan_resumption(study_dir: Path, study: StudyConfig | None, dataset_sha256: 
         kept=tuple(kept),
         started_at=None if manifest is None else manifest.started_at,
         environment=done.environment,
-        notices=(*notices, *done.notices),
+        warnings=(*warnings, *done.warnings),
     )
 
 
@@ -171,12 +171,12 @@ class _Done:
         self._dataset_sha256 = dataset_sha256
         self._hashes_now: dict[str, str | None] = {}
         self.environment: EnvironmentSnapshot | None = None
-        self.notices: list[str] = []
+        self.warnings: list[str] = []
 
     def holds(self, entry: ExperimentManifestEntry, study: StudyConfig) -> bool:
         problem = self._problem(entry, study)
         if problem is not None:
-            self.notices.append(f"{entry.config_summary}, cycle {entry.cycle}, runs again: {problem}")
+            self.warnings.append(f"{entry.config_summary}, cycle {entry.cycle}, runs again: {problem}")
         return problem is None
 
     def _problem(self, entry: ExperimentManifestEntry, study: StudyConfig) -> str | None:
@@ -205,7 +205,7 @@ class _Done:
         try:
             return self._dataset_sha256(config)
         except LLEMError as error:  # the run itself will say it, if there is one left to do
-            self.notices.append(f"The data set of {experiment_title(config)} cannot be checked: {error}")
+            self.warnings.append(f"The data set of {experiment_title(config)} cannot be checked: {error}")
             return None
 
 

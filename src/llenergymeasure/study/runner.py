@@ -27,23 +27,22 @@ from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.runners.interrupt import Interrupt, signals_as
 from llenergymeasure.runners.job import Job, Launcher, MeasuredRun
 from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
+from llenergymeasure.study.environment import environment_changes, leftover_gpu_memory
 from llenergymeasure.study.events import (
     RunFinished,
     RunStarted,
     StudyEvent,
     StudyFinished,
-    StudyNotice,
     StudyObserver,
     StudyStarted,
+    StudyWarning,
     ignore_study_events,
 )
 from llenergymeasure.study.gaps import Gaps, SkipKey, gaps_of, wait_out
 from llenergymeasure.study.manifest import ManifestWriter
 from llenergymeasure.study.resume import Resumption
 from llenergymeasure.study.saving import Save, keep_failure, rescue_run, save_run, write_study
-from llenergymeasure.study.sequence import PlannedRun, RunKey, plan_runs
-from llenergymeasure.study.surroundings import environment_changes, leftover_gpu_memory
-from llenergymeasure.study.timeouts import timeout_s
+from llenergymeasure.study.sequence import PlannedRun, RunKey, plan_runs, timeout_s
 
 if TYPE_CHECKING:
     from llenergymeasure.config.user_config import UserConfig
@@ -91,7 +90,7 @@ class StudyInterruptedError(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class StudyHost:
     """What a study runs in: everything that a test replaces.
 
     Args:
@@ -130,7 +129,7 @@ class StudyRunner:
         study: StudyConfig,
         study_dir: Path,
         machine: UserConfig,
-        around: Surroundings,
+        around: StudyHost,
         *,
         resumption: Resumption | None = None,
         export_csv: bool = False,
@@ -300,7 +299,7 @@ class StudyRunner:
     def _leftovers(self) -> list[str]:
         notes = []
         for message in self._around.leftovers():
-            self._tell(StudyNotice(message))
+            self._tell(StudyWarning(message))
             _log.warning("%s", message)
             notes.append(str(MeasurementWarning(WarningCode.GPU_MEMORY_LEFT_BEHIND, message)))
         return notes

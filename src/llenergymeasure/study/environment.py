@@ -1,4 +1,4 @@
-"""What around a study may move its figures: memory somebody left on a GPU, a machine that is not the same any more."""
+"""The environment of a study: whether it can hold all of it, and what of it may move a figure while it runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from llenergymeasure.config.models import StudyConfig
+from llenergymeasure.config.user_config import UserConfig, get_user_config_path
+from llenergymeasure.constants import VERSION
 from llenergymeasure.domain.environment import EnvironmentSnapshot
+from llenergymeasure.exceptions import PreFlightError
 
 if TYPE_CHECKING:
     from llenergymeasure.core.gpu.nvml import Nvml
+
 
 LEFTOVER_MB: Final = 1000.0
 """Memory in use on a GPU that nobody uses above which it is reported, in MB; drivers keep some hundreds themselves."""
@@ -33,11 +38,31 @@ WATCHED_PACKAGES: Final = (
 _log = logging.getLogger(__name__)
 
 
+def check_backends(study: StudyConfig, machine: UserConfig) -> None:
+    """Refuse several backends in one Python environment: their engines need different releases of the same packages.
+
+    Raises:
+        PreFlightError: More than one backend would run here; shows the settings that mend it.
+    """
+    backends = list(dict.fromkeys(config.backend for config in study.experiments))
+    here = [backend for backend in backends if getattr(machine.runners, backend) == "local"]
+    if len(here) < 2:
+        return
+    settings = "\n".join(f"      {backend}: docker:llenergymeasure/{backend}:{VERSION}-cuda12" for backend in backends)
+    raise PreFlightError(
+        [
+            f"the study uses several backends ({', '.join(backends)}), and {', '.join(here)} would run in this Python "
+            f"environment, where they cannot live side by side. Run them in Docker: put this into "
+            f"{get_user_config_path()}\n    runners:\n{settings}\n    or make one study per backend."
+        ]
+    )
+
+
 def leftover_gpu_memory(open_nvml: Callable[[], Nvml] | None = None) -> tuple[str, ...]:
     """GPUs with memory in use while no experiment runs, one sentence each.
 
     Args:
-        open_nvml: Gives the machine's NVML.
+        open_nvml: Gives the driver; `None`: this machine's own.
     """
     from llenergymeasure.core.gpu import nvml as nvml_module
     from llenergymeasure.core.gpu.visible import visible_gpus
@@ -64,12 +89,7 @@ def leftover_gpu_memory(open_nvml: Callable[[], Nvml] | None = None) -> tuple[st
 
 
 def environment_changes(before: EnvironmentSnapshot, now: EnvironmentSnapshot) -> tuple[str, ...]:
-    """What differs between two environments that may move a figure, as `name: old -> new`.
-
-    Args:
-        before: Environment of the study's earlier results.
-        now: Environment of the result at hand.
-    """
+    """What differs between two environments that may move a figure, as `name: old -> new`."""
     packages_before, packages_now = _packages(before), _packages(now)
     pairs: list[tuple[str, object, object]] = [
         ("GPUs", before.gpu_names, now.gpu_names),

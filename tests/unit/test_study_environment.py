@@ -7,9 +7,8 @@ from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.gpu.nvml import Nvml, NvmlGpuLostError, NvmlLibraryMissingError
 from llenergymeasure.exceptions import PreFlightError
-from llenergymeasure.study.preflight import check_backends
-from llenergymeasure.study.surroundings import environment_changes, leftover_gpu_memory
-from llenergymeasure.study.timeouts import BASE_S, timeout_s
+from llenergymeasure.study.environment import check_backends, environment_changes, leftover_gpu_memory
+from llenergymeasure.study.sequence import BASE_S, timeout_s
 from study_fakes import ENVIRONMENT, study_of
 
 
