@@ -28,6 +28,7 @@ from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.core.energy.uncertainty import comparative_half_width
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.protocols import EnergyBackend
 
 METERS: tuple[BackendName, ...] = ("nvml", "zeus", "codecarbon")
@@ -73,7 +74,7 @@ def measure(lengths_s: tuple[float, ...]) -> Iterator[Window]:
             gpu = _board(waveform, draw)
             with ScriptedNvml([gpu], Path(scratch)):
                 for name in METERS:
-                    meter = select_energy_backend(name, (gpu.uuid,), clock=clock, options=MeterOptions())
+                    meter = select_energy_backend(name, (gpu.uuid,), MeterOptions(), Host(clock=clock))
                     for length_s in lengths_s:
                         time.sleep(draw.uniform(0.0, 0.1))
                         yield _window(meter, gpu, load, length_s)

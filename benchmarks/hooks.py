@@ -36,7 +36,8 @@ from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.types import MeterOptions
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError, all_boards
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.window import measure_window, split_into_batches
 from llenergymeasure.datasets.loader import load_prompts
@@ -95,12 +96,12 @@ def hook_cost(clock: SystemClock, steps: int) -> Figure:
 
 
 @contextlib.contextmanager
-def available_nvml() -> Iterator[tuple[Nvml, str] | None]:
+def available_nvml() -> Iterator[tuple[GpuDriver, str] | None]:
     """The machine's NVML, else a scripted one; and which of the two."""
     try:
         yield open_nvml(), "real NVML"
         return
-    except NvmlError:
+    except GpuDriverError:
         if not have_compiler():
             yield None
             return
@@ -108,10 +109,9 @@ def available_nvml() -> Iterator[tuple[Nvml, str] | None]:
         yield open_nvml(), "scripted NVML"
 
 
-def sampler_cost(nvml: Nvml, clock: SystemClock, seconds: float, note: str) -> list[Figure]:
+def sampler_cost(nvml: GpuDriver, clock: SystemClock, seconds: float, note: str) -> list[Figure]:
     """The sampler's own processor time, on one GPU at the default rate."""
-    handle = nvml.device_handles()[0]
-    sampler = PowerSampler([GpuReader(nvml.uuid(handle), handle, nvml, clock)], interval_s=INTERVAL_S, clock=clock)
+    sampler = PowerSampler([GpuReader(all_boards(nvml)[0], clock)], interval_s=INTERVAL_S, clock=clock)
     sampler.start()
     clock.sleep(seconds)
     record = sampler.stop(clock.now())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +15,10 @@ from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, TrackingHandle
 from llenergymeasure.core.harness import Bench, measure
+from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Event, StepStarted
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
-from llenergymeasure.domain.warnings import MeasurementWarning
 
 POWER_W = 200.0
 STEP_S = 0.01
@@ -67,9 +67,9 @@ def ready_snapshot() -> Iterator[ReadySnapshot]:
     yield ReadySnapshot()
 
 
-def no_warnings(config: ExperimentConfig, engine: InferenceBackend) -> Sequence[MeasurementWarning]:
+def no_warnings(config: ExperimentConfig, engine: InferenceBackend) -> Ready:
     """A pre-flight that finds nothing."""
-    return ()
+    return Ready()
 
 
 class ExperimentBench:

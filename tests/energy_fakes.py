@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.gpu.driver import DeviceId
 
 
 class ListedTelemetry:

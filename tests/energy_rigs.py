@@ -17,8 +17,10 @@ from tests.nvml.waveform import Waveform, constant, square
 
 from energy_fakes import PowercapTree
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.select import MeterHost, select_energy_backend
-from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyMeasurement, MeterOptions, TelemetrySample
+from llenergymeasure.core.energy.select import select_energy_backend
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TelemetrySample
+from llenergymeasure.core.gpu.driver import CPU_DEVICE
+from llenergymeasure.core.host.host import Host
 
 CHILD = Path(__file__).parent / "integration" / "energy_child.py"
 
@@ -85,7 +87,7 @@ def run_on_gpus(
 
 def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
     """Measure a made-up processor that draws 80 W and whose counter wraps every second and a quarter."""
-    tree = PowercapTree(directory / "powercap")
+    tree = PowercapTree(directory / "sys/class/powercap")
     package = tree.zone("intel-rapl:0", "package-0", range_j=100.0)
     tree.zone("intel-rapl:1", "psys", joules=5.0)
     power_w, stop, began_s = 80.0, threading.Event(), time.monotonic()
@@ -98,9 +100,7 @@ def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
     player.start()
     try:
         clock = SystemClock()
-        meter = select_energy_backend(
-            "rapl", [CPU_DEVICE], clock=clock, options=MeterOptions(), host=MeterHost(powercap_root=tree.root)
-        )
+        meter = select_energy_backend("rapl", [CPU_DEVICE], MeterOptions(), Host(root=directory, clock=clock))
         threads_before, windows = threading.active_count(), []
         for length_s in lengths_s:
             asked_s = clock.now()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llenergymeasure.core.gpu.nvml import NvmlDeviceNotFoundError, NvmlNotSupportedError, PowerReading
+from llenergymeasure.core.gpu.driver import DeviceNotFoundError, NotSupportedError, PowerReading
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class FakeGpu:
 
 
 class FakeNvml:
-    """`Nvml` over `FakeGpu`s, which are their own handles."""
+    """`GpuDriver` over `FakeGpu`s, which are their own handles."""
 
     def __init__(self, *gpus: FakeGpu) -> None:
         self.gpus = gpus
@@ -52,7 +52,7 @@ class FakeNvml:
         for gpu in (g for board in self.gpus for g in (board, *board.mig)):
             if gpu.uuid == uuid:
                 return gpu
-        raise NvmlDeviceNotFoundError(f"no {uuid}")
+        raise DeviceNotFoundError(f"no {uuid}")
 
     def uuid(self, handle: FakeGpu) -> str:
         return handle.uuid
@@ -65,7 +65,7 @@ class FakeNvml:
 
     def mig_parent(self, handle: FakeGpu) -> FakeGpu:
         if handle.parent is None:
-            raise NvmlNotSupportedError("not a MIG instance")
+            raise NotSupportedError("not a MIG instance")
         return handle.parent
 
     def power_instant(self, handle: FakeGpu) -> PowerReading:
@@ -74,7 +74,7 @@ class FakeNvml:
     def __getattr__(self, method: str) -> Callable[[FakeGpu], object]:
         defaults = {
             "power_usage_w": 100.0,
-            "total_energy_j": NvmlNotSupportedError("no counter"),
+            "total_energy_j": NotSupportedError("no counter"),
             "power_limit_w": 300.0,
             "temperature_c": 40.0,
             "sm_clock_mhz": 1500.0,

@@ -15,7 +15,8 @@ from llenergymeasure.core.backends.protocol import (
     MemoryStats,
     RequestOutput,
 )
-from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, EnergyMeasurement, TelemetrySample, TrackingHandle
+from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, TrackingHandle
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 
 EPOCH = datetime(2026, 2, 18, 14, 30, 5, tzinfo=timezone.utc)
 

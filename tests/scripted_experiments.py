@@ -23,18 +23,20 @@ from llenergymeasure.core.backends.protocol import (
     RequestOutput,
 )
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.select import BackendName, MeterHost, select_energy_backend
-from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, TrackingHandle
+from llenergymeasure.core.energy.select import BackendName, select_energy_backend
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, measure
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.observations import Observations
+from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.window import Window
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
-from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
 
-NO_CPU_COUNTERS = MeterHost(powercap_root=Path("/no/powercap/tree"))
+NO_CPU_COUNTERS = Host(root=Path("/no/powercap/tree"))
 PREFILL_W, DECODE_W = 600.0, 300.0
 
 
@@ -135,8 +137,8 @@ def _snapshot() -> Iterator[_Snapshot]:
     yield _Snapshot()
 
 
-def _no_doubts(config: ExperimentConfig, engine: InferenceBackend) -> Sequence[MeasurementWarning]:
-    return ()
+def _ready(config: ExperimentConfig, engine: InferenceBackend) -> Ready:
+    return Ready()
 
 
 def experiment(directory: Path, *, prompts: int = 2, **fields: object) -> ExperimentConfig:
@@ -169,11 +171,11 @@ def run_experiment(
 
     def meter_for(devices: Sequence[DeviceId]) -> EnergyBackend:
         options = MeterOptions(poll_interval_ms=poll_interval_ms, spill_dir=work_dir)
-        return select_energy_backend(meter, devices, clock=clock, options=options, host=NO_CPU_COUNTERS)
+        return select_energy_backend(meter, devices, options, replace(NO_CPU_COUNTERS, clock=clock))
 
     bench = Bench(
         engine=engine,
-        preflight=_no_doubts,
+        preflight=_ready,
         meter_for=meter_for,
         environment=_snapshot,
         collector=collector,
@@ -211,7 +213,7 @@ def run_virtual_experiment(
     config = ExperimentConfig.model_validate({**base, **fields})
     bench = Bench(
         engine=engine or StepEngine(clock, step_s=0.1),
-        preflight=_no_doubts,
+        preflight=_ready,
         meter_for=lambda devices: SampledMeter(clock, devices=tuple(devices)),
         environment=_snapshot,
         clock=clock,

@@ -14,11 +14,12 @@ from pathlib import Path
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import select_energy_backend
 from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.host.host import Host
 
 
 def main(out: Path, name: str, devices: list[str], lengths_s: list[float]) -> None:
     clock = SystemClock()
-    meter = select_energy_backend(name, devices, clock=clock, options=MeterOptions())  # type: ignore[arg-type]
+    meter = select_energy_backend(name, devices, MeterOptions(), Host(clock=clock))  # type: ignore[arg-type]
     threads_before = threading.active_count()
     windows = []
     for length_s in lengths_s:

@@ -12,8 +12,8 @@ import pytest
 from tests.nvml.scripted import have_compiler
 
 from energy_rigs import CHILD, RigRun, run_on_gpus, run_on_rapl
-from llenergymeasure.core.energy.types import CPU_DEVICE
 from llenergymeasure.core.energy.uncertainty import absolute_half_width
+from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.domain.warnings import WarningCode
 
 LENGTHS_S = (1.5, 0.7, 3.0)

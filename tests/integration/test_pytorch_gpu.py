@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from llenergymeasure.core.backends.conformance import check_backend  # noqa: E402
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
-from llenergymeasure.core.gpu.nvml import open_nvml  # noqa: E402
+from llenergymeasure.core.gpu.driver import open_nvml  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
 from pytorch_models import experiment, ids, loaded, requests, save_model  # noqa: E402
 

@@ -12,11 +12,12 @@ from tests.nvml.scripted import ScriptedGpu
 from tests.nvml.virtual import Sensor
 
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.boards import find_boards
+from llenergymeasure.core.energy.boards import calibrations_of, known_sampling
 from llenergymeasure.core.energy.calibrate import calibrate, open_board
 from llenergymeasure.core.energy.calibration import save_calibration
 from llenergymeasure.core.energy.select import select_energy_backend
 from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.gpu.driver import find_gpus
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.exceptions import EnergyError
 
@@ -38,8 +39,9 @@ def test_a_boards_sensor_is_found_and_used_from_then_on(scripted_nvml: ScriptedN
     odd = Sensor(window_s=0.04, update_s=0.08, phase_s=0.03, noise_w=1.0)  # like no known architecture
     gpu = scripted_nvml.gpu(power_w=80.0, instant=odd)
     clock, nvml = SystemClock(), open_nvml()
+    (board,) = find_gpus([gpu.uuid], nvml)
     found = calibrate(
-        open_board(gpu.uuid, nvml, clock),
+        open_board(board, clock),
         ScriptedLoad(gpu),
         clock,
         draw=random.Random(1),
@@ -52,12 +54,12 @@ def test_a_boards_sensor_is_found_and_used_from_then_on(scripted_nvml: ScriptedN
     assert found.counter_period_s == pytest.approx(0.1, rel=0.01)
 
     save_calibration(found, tmp_path)
-    (board,) = find_boards([gpu.uuid], nvml, tmp_path)
-    assert board.sampling("power_instant") == found.sampling
-    assert board.sampling("power_usage") != found.sampling
+    calibration = calibrations_of([board], tmp_path)[gpu.uuid]
+    assert known_sampling(board, "power_instant", calibration) == found.sampling
+    assert known_sampling(board, "power_usage", calibration) != found.sampling
 
     save_calibration(replace(found, driver_version="999.1"), tmp_path)
-    assert find_boards([gpu.uuid], nvml, tmp_path)[0].calibration == found
+    assert calibrations_of([board], tmp_path)[gpu.uuid] == found
 
 
 def test_a_broken_calibration_is_an_error_that_names_the_file(

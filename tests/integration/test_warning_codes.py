@@ -29,7 +29,7 @@ from tests.nvml.waveform import steps
 
 from fakes import StepEngine, VirtualClock
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.types import CPU_DEVICE
+from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.results.aggregation import aggregate_results

@@ -14,12 +14,13 @@ from tests.nvml.virtual_run import VirtualClock, random_board
 from tests.nvml.waveform import constant
 
 from fake_nvml import FakeGpu, FakeNvml
-from llenergymeasure.core.energy.boards import find_boards
+from llenergymeasure.core.energy.boards import known_sampling
 from llenergymeasure.core.energy.calibrate import CalibratedBoard, calibrate, describe
 from llenergymeasure.core.energy.calibration import SensorCalibration, load_calibration, save_calibration
 from llenergymeasure.core.energy.counter import CounterPeriod
 from llenergymeasure.core.energy.gpu_sampling import describe_sensor
 from llenergymeasure.core.energy.sensor_response import ResponseError, find_updates
+from llenergymeasure.core.gpu.driver import find_gpus
 from llenergymeasure.exceptions import EnergyError
 
 IDLE_W, LOAD_W = 70.0, 420.0
@@ -132,14 +133,13 @@ def test_a_calibration_is_kept_per_board_and_driver(tmp_path: Path) -> None:
 
 def test_it_describes_the_sensor_to_fusion_and_uncertainty(tmp_path: Path) -> None:
     calibration = _calibration(tmp_path)
-    (board,) = find_boards(["GPU-1"], FakeNvml(FakeGpu("GPU-1")))
-    calibrated = replace(board, calibration=calibration)
-    sampling = calibrated.sampling("power_instant")
+    (board,) = find_gpus(["GPU-1"], FakeNvml(FakeGpu("GPU-1")))
+    sampling = known_sampling(board, "power_instant", calibration)
     assert (sampling.averaging_window_s, sampling.update_s) == (0.025, 0.1)
-    sensor = describe_sensor(calibrated, sampling, None)
+    sensor = describe_sensor(calibration, sampling, None)
     assert (sensor.averaging_window_s, sensor.counter_period_s) == (0.025, 0.1)
-    assert describe_sensor(calibrated, sampling, CounterPeriod(0.05, 0.001)).counter_period_s == 0.05  # seen just now
-    assert describe_sensor(board, sampling, None).counter_period_s is None
+    assert describe_sensor(calibration, sampling, CounterPeriod(0.05, 0.001)).counter_period_s == 0.05  # seen just now
+    assert describe_sensor(None, sampling, None).counter_period_s is None
 
 
 @pytest.mark.parametrize(

@@ -11,38 +11,38 @@ from tests.nvml.scripted import ScriptedGpu
 
 from llenergymeasure.cli.display_config import next_steps, render_capabilities
 from llenergymeasure.cli.settings import EffectiveSettings, effective_settings
+from llenergymeasure.core.capabilities import Capabilities, collect_capabilities, docker_version
 from llenergymeasure.core.energy.select import BackendReading
-from llenergymeasure.core.energy.types import DeviceId
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, open_nvml
-from llenergymeasure.core.host.capabilities import Capabilities, CapabilityProbes, collect_capabilities, docker_version
+from llenergymeasure.core.gpu.driver import DeviceId, DriverMissingError, GpuDriver
+from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import BackendError, DockerError
 
 if TYPE_CHECKING:
     from tests.nvml.fixtures import ScriptedNvmlFactory
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("no driver")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no driver")
 
 
 def nothing_installed(name: str) -> Mapping[str, str]:
     raise BackendError(f"the {name} backend needs {name}>=1 (none installed). Install it.")
 
 
-def no_sensor(devices: Sequence[DeviceId]) -> Sequence[BackendReading]:
+def no_sensor(devices: Sequence[DeviceId], host: Host) -> Sequence[BackendReading]:
     return [BackendReading("rapl", False, "no counters"), BackendReading("codecarbon", False, "not installed")]
 
 
 def bare_machine(tmp_path: Path, **more: Any) -> Capabilities:
     defaults: dict[str, Any] = {
         "environ": {"PATH": "", "CUDA_HOME": str(tmp_path)},
-        "open_nvml": no_driver,
+        "open_driver": no_driver,
         "root": tmp_path,
         "torch_dir": lambda: None,
-        "package_versions": nothing_installed,
-        "read_meters": no_sensor,
     }
-    return collect_capabilities(CapabilityProbes(**{**defaults, **more}))
+    versions_of, read_meters = more.pop("versions_of", nothing_installed), more.pop("read_meters", no_sensor)
+    return collect_capabilities(Host(**{**defaults, **more}), versions_of, read_meters)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_every_engine_and_energy_backend_that_a_config_may_name_is_told(tmp_path
 
 
 def test_an_installed_engine_is_told_with_its_versions(tmp_path: Path, defaults: EffectiveSettings) -> None:
-    machine = bare_machine(tmp_path, package_versions=lambda _: {"torch": "2.13.0", "transformers": "5.23.0"})
+    machine = bare_machine(tmp_path, versions_of=lambda _: {"torch": "2.13.0", "transformers": "5.23.0"})
 
     page = render_capabilities(machine, defaults, verbose=False)
 
@@ -87,12 +87,12 @@ def test_gpus_are_told_in_the_programs_order_and_their_meters_read(
     )
     asked: list[Sequence[DeviceId]] = []
 
-    def read_meters(devices: Sequence[DeviceId]) -> Sequence[BackendReading]:
+    def read_meters(devices: Sequence[DeviceId], host: Host) -> Sequence[BackendReading]:
         asked.append(devices)
         return [BackendReading("nvml", True, "GPU 0 draws 61.2 W")]
 
     environ = {"PATH": "", "CUDA_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": "1,0"}
-    machine = bare_machine(tmp_path, open_nvml=open_nvml, environ=environ, read_meters=read_meters)
+    machine = bare_machine(tmp_path, open_driver=open_nvml, environ=environ, read_meters=read_meters)
 
     assert [gpu.uuid for gpu in machine.gpus] == ["GPU-b", "GPU-a"]
     assert asked == [("GPU-b", "GPU-a")]
@@ -106,7 +106,7 @@ def test_gpus_are_told_in_the_programs_order_and_their_meters_read(
 def test_hidden_gpus_are_told_from_missing_ones(scripted_nvml: ScriptedNvmlFactory, tmp_path: Path) -> None:
     scripted_nvml.play(ScriptedGpu.of("hopper"))
 
-    machine = bare_machine(tmp_path, open_nvml=open_nvml, environ={"PATH": "", "CUDA_VISIBLE_DEVICES": ""})
+    machine = bare_machine(tmp_path, open_driver=open_nvml, environ={"PATH": "", "CUDA_VISIBLE_DEVICES": ""})
 
     assert machine.gpus == ()
     assert "CUDA_VISIBLE_DEVICES" in (machine.gpu_problem or "")
@@ -118,12 +118,12 @@ def test_the_next_step_fits_the_machine(
 ) -> None:
     scripted_nvml.play(ScriptedGpu.of("hopper", persistence_mode=False))
     ready: dict[str, Any] = {
-        "package_versions": lambda _: {"torch": "2.13.0"},
-        "read_meters": lambda _: [BackendReading("nvml", True, "GPU 0 draws 61.2 W")],
+        "versions_of": lambda _: {"torch": "2.13.0"},
+        "read_meters": lambda *_: [BackendReading("nvml", True, "GPU 0 draws 61.2 W")],
     }
 
     on_cpu = next_steps(bare_machine(tmp_path, **ready), defaults)
-    on_gpu = next_steps(bare_machine(tmp_path, open_nvml=open_nvml, **ready), defaults)
+    on_gpu = next_steps(bare_machine(tmp_path, open_driver=open_nvml, **ready), defaults)
 
     assert on_cpu == ["Measure:  llem run --model builtin/tiny-llama -n 20 --device cpu"]
     assert on_gpu == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,25 +11,26 @@ import pytest
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.cli.devices import device_title
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.gpu.nvml import NvmlLibraryMissingError
-from llenergymeasure.domain.environment import CPUEnvironment
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
+from llenergymeasure.core.host.host import Host
 
 A100 = "NVIDIA A100-SXM4-80GB"
 FOUR_A100 = FakeNvml(*(FakeGpu(f"GPU-{index}", A100) for index in range(4)))
 UNLIKE = FakeNvml(FakeGpu("GPU-0", A100), FakeGpu("GPU-1", "NVIDIA T4"))
 
 
-def no_driver() -> FakeNvml:
-    raise NvmlLibraryMissingError("no driver")
+EPYC = Path(__file__).parents[1] / "data" / "epyc"
+"""Root of a file system that knows of a processor."""
+
+
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no driver")
 
 
 def title(nvml: FakeNvml | None, environ: Mapping[str, str] | None = None, **fields: Any) -> str | None:
-    return device_title(
-        ExperimentConfig.model_validate({"model": "gpt2", **fields}),
-        environ or {},
-        no_driver if nvml is None else lambda: nvml,
-        lambda: CPUEnvironment(model="AMD EPYC 9654"),
-    )
+    driver: GpuDriver | None = nvml  # type: ignore[assignment]
+    host = Host(environ or {}, no_driver if driver is None else lambda: driver, root=EPYC)
+    return device_title(ExperimentConfig.model_validate({"model": "gpt2", **fields}), host)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 from tests.nvml.scripted import ScriptedGpu
 
 from command_line import CommandLine
-from llenergymeasure.cli.dry_run import DryRunProbes
 from llenergymeasure.cli.dry_run_study import MAX_LISTED, render_study_preview
 from llenergymeasure.cli.study import with_command_line_defaults
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.host.host import Host
 from study_fakes import Stage, study_of
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def test_a_preview_compares_the_memory_of_each_configuration_with_the_gpu(
 ) -> None:
     scripted_nvml.play(ScriptedGpu.of("ada", memory_total_mb=total_mb, memory_used_mb=0))
     study = StudyConfig(experiments=[ExperimentConfig(model=llama_1b)])
-    text = render_study_preview(study, UserConfig(), probes=DryRunProbes(environ={}, open_nvml=open_nvml))
+    text = render_study_preview(study, UserConfig(), host=Host({}, open_nvml))
     assert "llama-1b / pytorch / bf16  (GPU memory ≈ " in text
     assert verdict in text
 

@@ -46,8 +46,8 @@ def test_visible_devices_are_read_as_cuda_reads_them(visible: str | None, expect
 
 def test_a_device_carries_both_its_nvml_index_and_its_cuda_index() -> None:
     first, second = visible_gpus({"CUDA_VISIBLE_DEVICES": "3,1"}, NVML)
-    assert (first.nvml_index, first.cuda_index) == (3, 0)
-    assert (second.nvml_index, second.cuda_index) == (1, 1)
+    assert (first.index, first.cuda_index) == (3, 0)
+    assert (second.index, second.cuda_index) == (1, 1)
 
 
 def mig_machine() -> FakeNvml:
@@ -73,8 +73,9 @@ def test_cuda_shows_one_mig_instance_and_then_no_whole_board(visible: str | None
 
 def test_a_mig_instance_names_the_board_whose_sensors_speak_for_it() -> None:
     (instance,) = visible_gpus({"CUDA_VISIBLE_DEVICES": "MIG-2"}, mig_machine())
-    assert instance.mig_parent_uuid == instance.board_uuid == "GPU-s"
-    assert instance.nvml_index == 1
+    assert instance.is_mig
+    assert instance.board_uuid == "GPU-s"
+    assert instance.index == 1
 
 
 def test_the_uuids_of_a_running_cuda_override_the_environment() -> None:

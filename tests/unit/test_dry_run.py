@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.nvml.scripted import ScriptedGpu
 
-from llenergymeasure.cli.dry_run import DryRunProbes, DryRunReport, dry_run_experiment, known_waits, render_dry_run
+from llenergymeasure.cli.dry_run import DryRunReport, dry_run_experiment, known_waits, render_dry_run
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
+from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import BackendError, DatasetError
 
 if TYPE_CHECKING:
     from tests.nvml.fixtures import ScriptedNvmlFactory
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("no driver")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no driver")
 
 
 def no_engine(name: str) -> Mapping[str, str]:
@@ -34,13 +36,11 @@ def config(**fields: Any) -> ExperimentConfig:
     return ExperimentConfig(**{"model": "somebody/some-model", "dataset": {"synthetic": {"n": 10}}, **fields})
 
 
-def dry_run(case: ExperimentConfig, machine: UserConfig | None = None, **probes: Any) -> DryRunReport:
-    defaults: dict[str, Any] = {
-        "environ": {"HF_HUB_OFFLINE": "1"},
-        "open_nvml": no_driver,
-        "package_versions": no_engine,
-    }
-    return dry_run_experiment(case, machine or UserConfig(), DryRunProbes(**{**defaults, **probes}))
+def dry_run(case: ExperimentConfig, machine: UserConfig | None = None, **more: Any) -> DryRunReport:
+    hub = {"fetch_config": more.pop("fetch_config")} if "fetch_config" in more else {}
+    host = Host(more.pop("environ", {"HF_HUB_OFFLINE": "1"}), more.pop("open_driver", no_driver))
+    versions_of = more.pop("versions_of", no_engine)
+    return dry_run_experiment(case, machine or UserConfig(), host, versions_of=versions_of, **hub)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_memory_is_the_sum_of_its_parts_and_compared_with_the_gpu(
     scripted_nvml.play(ScriptedGpu.of("ada", name="NVIDIA L4", memory_total_mb=24_000, memory_used_mb=1_000))
     case = config(model=llama_1b, dataset={"synthetic": {"n": 8, "input_len": 896}}, pytorch={"batch_size": 8})
 
-    report = dry_run(case, open_nvml=open_nvml)
+    report = dry_run(case, open_driver=open_nvml)
 
     assert report.vram.weights_mb == pytest.approx(2000.0)
     assert report.vram.kv_cache_mb == pytest.approx(2 * 16 * 512 * 2 * 8 * 1024 / 1e6)
@@ -102,7 +102,7 @@ def test_memory_is_the_sum_of_its_parts_and_compared_with_the_gpu(
 def test_a_model_that_does_not_fit_is_told(scripted_nvml: ScriptedNvmlFactory, llama_1b: str) -> None:
     scripted_nvml.play(ScriptedGpu.of("ada", memory_total_mb=2_000, memory_used_mb=0))
 
-    assert "DOES NOT FIT in the 2.0 GB free" in render_dry_run(dry_run(config(model=llama_1b), open_nvml=open_nvml))
+    assert "DOES NOT FIT in the 2.0 GB free" in render_dry_run(dry_run(config(model=llama_1b), open_driver=open_nvml))
 
 
 def test_unknown_memory_is_called_unknown() -> None:
@@ -128,13 +128,13 @@ def test_the_gpus_are_those_the_config_asks_for(
 ) -> None:
     scripted_nvml.play(*(ScriptedGpu.of("hopper") for _ in range(3)))
 
-    assert len(dry_run(config(**section), open_nvml=open_nvml).gpus) == seen
+    assert len(dry_run(config(**section), open_driver=open_nvml).gpus) == seen
 
 
 def test_too_few_gpus_are_told(scripted_nvml: ScriptedNvmlFactory) -> None:
     scripted_nvml.play(ScriptedGpu.of("hopper"))
 
-    report = dry_run(config(backend="vllm", vllm={"tensor_parallel_size": 4}), open_nvml=open_nvml)
+    report = dry_run(config(backend="vllm", vllm={"tensor_parallel_size": 4}), open_driver=open_nvml)
 
     assert report.device_note == "the config asks for 4 GPUs, and this machine shows 1"
 

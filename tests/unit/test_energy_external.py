@@ -14,12 +14,12 @@ import pytest
 
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.boards import board_warnings, find_boards
+from llenergymeasure.core.energy.boards import board_warnings
 from llenergymeasure.core.energy.codecarbon import codecarbon_gpu_backend
 from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.gpu.nvml import NvmlError
+from llenergymeasure.core.gpu.driver import GpuDriverError, find_gpus
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -48,7 +48,7 @@ class ScriptedSource:
 def backend(closing: Callable[[float], SourceReading], **more: Callable[[], None]) -> ExternalGpuBackend:
     nvml = FakeNvml(FakeGpu("GPU-0", readings={"total_energy_j": 1.0}))
     source = ScriptedSource(closing, **more)
-    return ExternalGpuBackend(source, find_boards(["GPU-0"], nvml), nvml, CLOCK, MeterOptions(poll_interval_ms=20))
+    return ExternalGpuBackend(source, find_gpus(["GPU-0"], nvml), CLOCK, MeterOptions(poll_interval_ms=20))
 
 
 def window(closing: Callable[[float], SourceReading], seconds: float = 0.3) -> EnergyMeasurement:
@@ -118,7 +118,7 @@ def test_codecarbon_without_the_program_it_finds_gpus_with_says_so(
 
 
 def test_boards_without_a_counter_are_refused() -> None:
-    boards = find_boards(["GPU-0"], FakeNvml(FakeGpu("GPU-0")))
+    boards = find_gpus(["GPU-0"], FakeNvml(FakeGpu("GPU-0")))
     with pytest.raises(EnergyError, match=r"GPU 0 has no energy counter for zeus to read; use energy\.backend: nvml"):
         require_counters(boards, "zeus")
 
@@ -197,12 +197,12 @@ def test_a_meter_takes_the_experiments_processes_for_its_own_and_no_others() -> 
 
 def codes(**readings: object) -> list[WarningCode]:
     nvml = FakeNvml(FakeGpu("GPU-0", readings=readings))
-    return [warning.code for warning in board_warnings(find_boards(["GPU-0"], nvml), nvml)]
+    return [warning.code for warning in board_warnings(find_gpus(["GPU-0"], nvml))]
 
 
 def test_a_board_in_good_order_raises_no_doubt() -> None:
     assert codes() == []
-    assert codes(persistence_mode=NvmlError("unknown"), compute_pids=NvmlError("unknown")) == []
+    assert codes(persistence_mode=GpuDriverError("unknown"), compute_pids=GpuDriverError("unknown")) == []
 
 
 def test_what_spoils_a_measurement_is_told() -> None:

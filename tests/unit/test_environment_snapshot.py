@@ -11,34 +11,35 @@ import pytest
 from tests.nvml.scripted import NVML_UNKNOWN, Fault, MigSlice, ScriptedGpu
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlGpuLostError, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, GpuLostError
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.host.environment import (
-    EnvironmentSources,
     collect_environment,
     environment_in_background,
 )
+from llenergymeasure.core.host.host import Host
 
 if TYPE_CHECKING:
     from tests.nvml.fixtures import ScriptedNvmlFactory
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("no driver")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no driver")
 
 
 def no_cuda_toolkit(root: Path) -> dict[str, str]:
     return {"PATH": "", "CUDA_HOME": str(root)}
 
 
-def sources(root: Path, **more: object) -> EnvironmentSources:
+def sources(root: Path, **more: object) -> Host:
     defaults: dict[str, object] = {
         "environ": no_cuda_toolkit(root),
-        "open_nvml": no_driver,
+        "open_driver": no_driver,
         "root": root,
         "torch_dir": lambda: None,
         "packages": lambda: ["pydantic==2.14.3"],
     }
-    return EnvironmentSources(**{**defaults, **more})  # type: ignore[arg-type]
+    return Host(**{**defaults, **more})  # type: ignore[arg-type]
 
 
 def test_a_machine_without_gpus_has_a_snapshot_without_hardware(
@@ -61,7 +62,7 @@ def test_gpus_are_those_the_program_sees_in_its_order(scripted_nvml: ScriptedNvm
     )
 
     snapshot = collect_environment(
-        sources(tmp_path, open_nvml=open_nvml, environ={"CUDA_VISIBLE_DEVICES": "1,0", **no_cuda_toolkit(tmp_path)})
+        sources(tmp_path, open_driver=open_nvml, environ={"CUDA_VISIBLE_DEVICES": "1,0", **no_cuda_toolkit(tmp_path)})
     )
 
     assert snapshot.gpu_uuids == ["GPU-bbbb", "GPU-aaaa"]
@@ -78,7 +79,7 @@ def test_the_first_gpu_is_described_in_full(scripted_nvml: ScriptedNvmlFactory, 
     )
     (tmp_path / ".dockerenv").touch()
 
-    hardware = collect_environment(sources(tmp_path, open_nvml=open_nvml)).hardware
+    hardware = collect_environment(sources(tmp_path, open_driver=open_nvml)).hardware
 
     assert hardware is not None
     assert hardware.gpu.compute_capability == "8.0"
@@ -95,7 +96,7 @@ def test_a_mig_instance_has_its_own_memory_and_its_boards_limits(
 ) -> None:
     scripted_nvml.play(ScriptedGpu.of("hopper", mig_slices=[MigSlice("MIG-1111", memory_mb=10_000.0)]))
 
-    snapshot = collect_environment(sources(tmp_path, open_nvml=open_nvml))
+    snapshot = collect_environment(sources(tmp_path, open_driver=open_nvml))
 
     assert snapshot.gpu_uuids == ["MIG-1111"]
     assert snapshot.gpu_vram_mb == [pytest.approx(10_000.0, rel=0.05)]
@@ -108,7 +109,7 @@ def test_a_reading_that_fails_is_null_and_logged(
     fault = Fault("nvmlDeviceGetPersistenceMode", "error", NVML_UNKNOWN)
     scripted_nvml.play(ScriptedGpu.of("hopper", faults=[fault]))
 
-    snapshot = collect_environment(sources(tmp_path, open_nvml=open_nvml))
+    snapshot = collect_environment(sources(tmp_path, open_driver=open_nvml))
 
     assert snapshot.gpu_persistence_mode == [None]
     assert snapshot.gpu_power_limit_w == [700.0]
@@ -116,13 +117,13 @@ def test_a_reading_that_fails_is_null_and_logged(
 
 
 def test_a_part_that_fails_leaves_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def lost() -> Nvml:
-        raise NvmlGpuLostError("GPU 0 is lost")
+    def lost() -> GpuDriver:
+        raise GpuLostError("GPU 0 is lost")
 
     def broken() -> list[str]:
         raise RuntimeError("the package database is locked")
 
-    snapshot = collect_environment(sources(tmp_path, open_nvml=lost, packages=broken))
+    snapshot = collect_environment(sources(tmp_path, open_driver=lost, packages=broken))
 
     assert snapshot.gpu_names == []
     assert snapshot.pip_freeze == []
@@ -161,12 +162,12 @@ def test_a_block_that_is_interrupted_does_not_wait_for_a_hanging_driver(
 ) -> None:
     release, answered = threading.Event(), threading.Event()
 
-    def hang() -> Nvml:
+    def hang() -> GpuDriver:
         release.wait(30)
         answered.set()
-        raise NvmlLibraryMissingError("no driver")
+        raise DriverMissingError("no driver")
 
-    with pytest.raises(KeyboardInterrupt), environment_in_background(sources(tmp_path, open_nvml=hang)):
+    with pytest.raises(KeyboardInterrupt), environment_in_background(sources(tmp_path, open_driver=hang)):
         raise KeyboardInterrupt
     assert not answered.is_set()
     release.set()
@@ -192,11 +193,11 @@ def test_a_hanging_driver_costs_the_description_and_not_the_run(
 ) -> None:
     release = threading.Event()
 
-    def hang() -> Nvml:
+    def hang() -> GpuDriver:
         release.wait(30)
-        raise NvmlLibraryMissingError("no driver")
+        raise DriverMissingError("no driver")
 
-    with environment_in_background(sources(tmp_path, open_nvml=hang)) as pending:
+    with environment_in_background(sources(tmp_path, open_driver=hang)) as pending:
         snapshot = pending.result(timeout_s=0.01)
     release.set()
 

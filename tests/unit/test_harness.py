@@ -11,6 +11,7 @@ from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.harness import Bench, measure
+from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Event, StepStarted
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.warnings import MeasurementWarning
@@ -28,8 +29,8 @@ def snapshot() -> Iterator[ReadySnapshot]:
     yield ReadySnapshot()
 
 
-def no_warnings(config: ExperimentConfig, engine: InferenceBackend) -> Sequence[MeasurementWarning]:
-    return ()
+def no_warnings(config: ExperimentConfig, engine: InferenceBackend) -> Ready:
+    return Ready()
 
 
 class Setup:

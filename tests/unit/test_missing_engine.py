@@ -9,7 +9,7 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.missing import MissingBackend
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.preflight import Preflight
+from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.exceptions import BackendError, PreFlightError
 from llenergymeasure.runners.local import engine_or_reason
 
@@ -19,7 +19,7 @@ REASON = "the vllm backend needs vllm>=0.30 (none installed)"
 def test_a_missing_engine_is_listed_with_everything_else_that_is_wrong() -> None:
     config = ExperimentConfig(model="m", backend="vllm", dataset="nowhere.jsonl")
     with pytest.raises(PreFlightError) as raised:
-        Preflight(UserConfig(), None)(config, MissingBackend("vllm", REASON))
+        run_preflight(config, MissingBackend("vllm", REASON), UserConfig(), None)
     assert any(REASON in failure for failure in raised.value.failures)
     assert any("nowhere.jsonl" in failure for failure in raised.value.failures)
 

@@ -6,13 +6,13 @@ import pytest
 
 from energy_fakes import ListedTelemetry, steady
 from fake_nvml import FakeGpu, FakeNvml
-from llenergymeasure.core.energy.boards import Board, find_boards
+from llenergymeasure.core.energy.boards import known_sampling
 from llenergymeasure.core.energy.counter import CounterPeriod, CounterRead
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
 from llenergymeasure.core.energy.nvml import counter_fault
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
-from llenergymeasure.core.gpu.nvml import NvmlError
+from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, find_gpus
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -203,8 +203,8 @@ def test_a_counter_that_takes_long_to_answer_says_too_little() -> None:
 def test_boards_are_found_by_uuid_and_each_once() -> None:
     sliced = FakeGpu("GPU-s", mig=(FakeGpu("MIG-1"), FakeGpu("MIG-2")))
     nvml = FakeNvml(FakeGpu("GPU-w"), sliced)
-    boards = find_boards(["MIG-2", "MIG-1", "GPU-w"], nvml)
-    assert [(b.device, b.uuid, b.index, b.is_mig) for b in boards] == [
+    boards = find_gpus(["MIG-2", "MIG-1", "GPU-w"], nvml)
+    assert [(b.uuid, b.board_uuid, b.index, b.is_mig) for b in boards] == [
         ("MIG-2", "GPU-s", 1, True),
         ("GPU-w", "GPU-w", 0, False),
     ]
@@ -212,11 +212,11 @@ def test_boards_are_found_by_uuid_and_each_once() -> None:
 
 def test_an_unknown_device_is_an_error_that_names_the_known_ones() -> None:
     with pytest.raises(EnergyError, match="GPU-x; it has GPU-w"):
-        find_boards(["GPU-x"], FakeNvml(FakeGpu("GPU-w")))
+        find_gpus(["GPU-x"], FakeNvml(FakeGpu("GPU-w")))
 
 
-def board(capability: object) -> Board:
-    (found,) = find_boards(["GPU-0"], FakeNvml(FakeGpu("GPU-0", readings={"compute_capability": capability})))
+def board(capability: object) -> Gpu:
+    (found,) = find_gpus(["GPU-0"], FakeNvml(FakeGpu("GPU-0", readings={"compute_capability": capability})))
     return found
 
 
@@ -230,11 +230,11 @@ def board(capability: object) -> Board:
         ("9.0", "power_usage", 1.0),
         ("9.0", "power_instant", 0.025),
         ("10.0", "power_usage", 1.0),
-        (NvmlError("unknown"), "power_usage", 1.0),
-        (NvmlError("unknown"), "power_instant", 0.1),
+        (GpuDriverError("unknown"), "power_usage", 1.0),
+        (GpuDriverError("unknown"), "power_instant", 0.1),
     ],
 )
 def test_what_a_power_sample_averages_over_is_known_by_board_and_source(
     capability: object, source: str, window_s: float
 ) -> None:
-    assert board(capability).sampling(source).averaging_window_s == window_s  # type: ignore[arg-type]
+    assert known_sampling(board(capability), source).averaging_window_s == window_s  # type: ignore[arg-type]

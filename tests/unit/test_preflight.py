@@ -16,11 +16,11 @@ from tests.nvml.scripted import MigSlice, Process, ScriptedGpu
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.energy.select import MeterHost
-from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, DriverMissingError, GpuDriver
+from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.host.processes import relatives
-from llenergymeasure.core.preflight import Preflight, PreflightHost, PreFlightReport, run_preflight
+from llenergymeasure.core.preflight import Ready, run_preflight
 from llenergymeasure.exceptions import BackendError, PreFlightError
 from llenergymeasure.security import sanitize_experiment_id
 
@@ -57,37 +57,42 @@ class Engine(StepEngine):
         return super().plan_devices(config)
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("no NVIDIA driver")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no NVIDIA driver")
 
 
 def engine(*devices: DeviceId, **more: Any) -> Engine:
     return Engine(VirtualClock(), used_devices=devices or (CPU_DEVICE,), **more)
 
 
-def host(tmp_path: Path, **more: Any) -> PreflightHost:
+def host(tmp_path: Path, **more: Any) -> Host:
     defaults: dict[str, Any] = {
         "environ": {},
-        "meters": MeterHost(open_nvml=no_driver, powercap_root=tmp_path / "no-powercap"),
+        "open_driver": no_driver,
+        "root": tmp_path / "no-powercap",
         "clock": VirtualClock(),
         "calibration_dir": tmp_path / "no-calibrations",
     }
-    return PreflightHost(**{**defaults, **more})
+    return Host(**{**defaults, **more})
 
 
-def gpu_host(tmp_path: Path, **more: Any) -> PreflightHost:
-    return host(tmp_path, meters=MeterHost(open_nvml=open_nvml, powercap_root=tmp_path / "no-powercap"), **more)
+def gpu_host(tmp_path: Path, **more: Any) -> Host:
+    return host(tmp_path, open_driver=open_nvml, **more)
 
 
 def config(**fields: Any) -> ExperimentConfig:
     return ExperimentConfig(**{"model": "somebody/some-model", "dataset": {"synthetic": {"n": 10}}, **fields})
 
 
-def preflight(case: ExperimentConfig, on: Engine, where: PreflightHost, **more: Any) -> PreFlightReport:
+def preflight(case: ExperimentConfig, on: Engine, where: Host, **more: Any) -> Ready:
     return run_preflight(case, on, more.pop("machine", UserConfig()), more.pop("meter_name", "auto"), where)
 
 
-def failures_of(case: ExperimentConfig, on: Engine, where: PreflightHost, **more: Any) -> tuple[str, ...]:
+def silent(ready: Ready) -> bool:
+    return ready.warnings == ready.logged == ()
+
+
+def failures_of(case: ExperimentConfig, on: Engine, where: Host, **more: Any) -> tuple[str, ...]:
     with pytest.raises(PreFlightError) as caught:
         preflight(case, on, where, **more)
     return caught.value.failures
@@ -187,7 +192,7 @@ def test_a_directory_without_permission_is_a_failure(tmp_path: Path) -> None:
 def test_a_nearly_full_disk_is_advice(tmp_path: Path) -> None:
     nearly_full = host(tmp_path, disk_usage=lambda _: (1000 * 10**9, 901 * 10**9, 99 * 10**9))
 
-    (advice,) = preflight(config(output_dir=str(tmp_path)), engine(), nearly_full).advice
+    (advice,) = preflight(config(output_dir=str(tmp_path)), engine(), nearly_full).logged
 
     assert "99.0 of 1000.0 GB" in advice
 
@@ -195,14 +200,14 @@ def test_a_nearly_full_disk_is_advice(tmp_path: Path) -> None:
 def test_a_tenth_of_the_disk_is_enough(tmp_path: Path) -> None:
     tenth = host(tmp_path, disk_usage=lambda _: (1000, 900, 100))
 
-    assert preflight(config(output_dir=str(tmp_path)), engine(), tenth).advice == ()
+    assert preflight(config(output_dir=str(tmp_path)), engine(), tenth).logged == ()
 
 
 def test_what_is_not_fatal_reaches_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     nearly_full = host(tmp_path, disk_usage=lambda _: (1000, 999, 1))
 
     with caplog.at_level(logging.WARNING):
-        warnings = Preflight(UserConfig(), None, nearly_full)(config(output_dir=str(tmp_path)), engine())
+        warnings = run_preflight(config(output_dir=str(tmp_path)), engine(), UserConfig(), None, nearly_full).warnings
 
     assert warnings == ()
     assert "of the disk" in caplog.text
@@ -232,7 +237,7 @@ def test_a_model_that_fits_without_reserve_is_run_with_advice(
 ) -> None:
     scripted_nvml.play(ScriptedGpu.of("ada", uuid="GPU-1", memory_total_mb=24_000, memory_used_mb=9_000))
 
-    (advice,) = preflight(config(model=llama_7b), engine("GPU-1"), gpu_host(tmp_path)).advice
+    (advice,) = preflight(config(model=llama_7b), engine("GPU-1"), gpu_host(tmp_path)).logged
 
     assert "may not suffice" in advice
 
@@ -244,7 +249,7 @@ def test_a_model_spread_over_gpus_has_all_their_memory(
     scripted_nvml.play(*boards)
     spread = config(model=llama_7b, pytorch={"device_map": "auto"})
 
-    assert preflight(spread, engine("GPU-0", "GPU-1"), gpu_host(tmp_path)).advice == ()
+    assert preflight(spread, engine("GPU-0", "GPU-1"), gpu_host(tmp_path)).logged == ()
 
 
 def test_each_of_several_processes_needs_the_whole_model_on_its_gpu(
@@ -262,7 +267,7 @@ def test_each_of_several_processes_needs_the_whole_model_on_its_gpu(
 def test_a_model_of_unknown_size_is_not_refused(scripted_nvml: ScriptedNvmlFactory, tmp_path: Path) -> None:
     scripted_nvml.play(ScriptedGpu.of("ada", uuid="GPU-1", memory_total_mb=10))
 
-    assert preflight(config(), engine("GPU-1"), gpu_host(tmp_path)).advice == ()
+    assert preflight(config(), engine("GPU-1"), gpu_host(tmp_path)).logged == ()
 
 
 def test_persistence_mode_off_is_a_warning_of_the_result(scripted_nvml: ScriptedNvmlFactory, tmp_path: Path) -> None:
@@ -281,7 +286,7 @@ def test_only_the_boards_in_use_are_looked_at(scripted_nvml: ScriptedNvmlFactory
 
     report = preflight(config(), engine("GPU-used"), gpu_host(tmp_path))
 
-    assert report == PreFlightReport()
+    assert silent(report)
 
 
 def test_somebody_elses_work_on_the_gpu_is_a_warning_and_ours_is_not(
@@ -314,13 +319,13 @@ def test_a_damaged_calibration_is_a_failure_before_it_costs_the_run_its_energy(
 
     assert "is not a sensor calibration" in failure
     assert failure.endswith("delete it or calibrate again")
-    assert preflight(config(), engine("GPU-2"), where) == PreFlightReport()
+    assert silent(preflight(config(), engine("GPU-2"), where))
 
 
 def test_a_lowered_power_limit_is_advice(scripted_nvml: ScriptedNvmlFactory, tmp_path: Path) -> None:
     scripted_nvml.play(ScriptedGpu.of("hopper", uuid="GPU-1", power_limit_w=450.0))
 
-    (advice,) = preflight(config(), engine("GPU-1"), gpu_host(tmp_path)).advice
+    (advice,) = preflight(config(), engine("GPU-1"), gpu_host(tmp_path)).logged
 
     assert "450 W, below its default of 700 W" in advice
 
@@ -332,4 +337,4 @@ def test_a_mig_instance_is_left_to_the_meter(scripted_nvml: ScriptedNvmlFactory,
 
 
 def test_gpus_without_nvml_are_no_reason_to_refuse(tmp_path: Path) -> None:
-    assert preflight(config(), engine("GPU-1"), host(tmp_path)) == PreFlightReport()
+    assert silent(preflight(config(), engine("GPU-1"), host(tmp_path)))

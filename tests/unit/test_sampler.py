@@ -16,7 +16,7 @@ from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.gpu_reader import GpuReader
 from llenergymeasure.core.energy.sampler import PowerSampler, next_deadline
 from llenergymeasure.core.energy.types import TelemetrySample
-from llenergymeasure.core.gpu.nvml import NvmlError, NvmlGpuLostError, NvmlNotSupportedError, PowerReading
+from llenergymeasure.core.gpu.driver import GpuDriverError, GpuLostError, NotSupportedError, PowerReading, find_gpus
 from llenergymeasure.exceptions import EnergyError
 
 CLOCK = SystemClock()
@@ -136,7 +136,7 @@ def test_deadlines_stay_on_their_grid_however_long_a_round_takes(
 
 def gpu_reader(clock: VirtualClock | None = None, **readings: object) -> GpuReader:
     gpu = FakeGpu("GPU-0", readings=readings)
-    return GpuReader("GPU-0", gpu, FakeNvml(gpu), clock or VirtualClock())
+    return GpuReader(*find_gpus(["GPU-0"], FakeNvml(gpu)), clock or VirtualClock())
 
 
 def stamped(clock: VirtualClock, age_s: float, power_w: float = 200.0) -> PowerReading:
@@ -159,7 +159,7 @@ def test_a_stamp_that_is_not_wall_time_is_not_believed() -> None:
 
 def test_a_sensor_that_stopped_updating_gives_no_more_power() -> None:
     clock = VirtualClock()
-    reader = gpu_reader(clock, power_instant=stamped(clock, 0.0), power_usage_w=NvmlNotSupportedError("none"))
+    reader = gpu_reader(clock, power_instant=stamped(clock, 0.0), power_usage_w=NotSupportedError("none"))
     assert reader.read().power_w == 200.0
     clock.sleep(11.0)
     assert reader.read().power_w is None
@@ -172,8 +172,8 @@ def test_module_scope_is_recorded() -> None:
 
 
 def test_without_the_field_the_older_reading_is_used_and_the_field_asked_for_once() -> None:
-    gpu = FakeGpu("GPU-0", readings={"power_instant": NvmlNotSupportedError("old board"), "power_usage_w": 80.0})
-    reader = GpuReader("GPU-0", gpu, FakeNvml(gpu), VirtualClock())
+    gpu = FakeGpu("GPU-0", readings={"power_instant": NotSupportedError("old board"), "power_usage_w": 80.0})
+    reader = GpuReader(*find_gpus(["GPU-0"], FakeNvml(gpu)), VirtualClock())
     assert [reader.read().power_source for _ in range(3)] == ["power_usage"] * 3
     assert gpu.calls.count("power_instant") == 1
     assert not reader.problems()
@@ -187,7 +187,7 @@ def test_a_power_that_the_board_cannot_draw_is_no_reading(watts: float) -> None:
 
 
 def test_a_lost_gpu_gives_no_figure_and_one_line_for_all_readings() -> None:
-    lost = NvmlGpuLostError("GPU is lost")
+    lost = GpuLostError("GPU is lost")
     names = ["power_instant", "power_usage_w", "temperature_c", "sm_clock_mhz", "memory_clock_mhz"]
     names += ["sm_utilisation_pct", "memory_used_mb", "throttle_reasons", "power_limit_w"]
     reader = gpu_reader(**dict.fromkeys(names, lost))
@@ -208,6 +208,6 @@ def test_time_never_runs_backwards() -> None:
 
 
 def test_other_failures_are_tried_again() -> None:
-    answers = iter([NvmlError("timeout"), 55.0])
+    answers = iter([GpuDriverError("timeout"), 55.0])
     reader = gpu_reader(temperature_c=lambda: next(answers))
     assert [reader.read().temperature_c for _ in range(2)] == [None, 55.0]

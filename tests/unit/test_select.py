@@ -10,15 +10,15 @@ import pytest
 
 from energy_fakes import PowercapTree
 from fake_nvml import FakeGpu, FakeNvml
-from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.select import (
-    MeterHost,
     describe_energy_backends,
     select_energy_backend,
 )
-from llenergymeasure.core.energy.types import CPU_DEVICE, MeterOptions
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError, NvmlPermissionDeniedError
+from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DriverMissingError, GpuDriver, PermissionDeniedError
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.protocols import EnergyBackend
@@ -41,12 +41,18 @@ class WorkingClock(SystemClock):
             self._tree.set(self._package, self._joules)
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("reading NVML itself failed: NVML Shared Library Not Found")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("reading NVML itself failed: NVML Shared Library Not Found")
 
 
-def host(tmp_path: Path, nvml: FakeNvml | None = None, opener: Callable[[], Nvml] | None = None) -> MeterHost:
-    return MeterHost(open_nvml=opener or (no_driver if nvml is None else lambda: nvml), powercap_root=tmp_path / "p")
+def host(
+    tmp_path: Path,
+    nvml: FakeNvml | None = None,
+    opener: Callable[[], GpuDriver] | None = None,
+    clock: Clock | None = None,
+) -> Host:
+    open_driver = opener or (no_driver if nvml is None else lambda: nvml)
+    return Host(open_driver=open_driver, root=tmp_path / "p", clock=clock or SystemClock())
 
 
 def gpu(**readings: object) -> FakeNvml:
@@ -55,7 +61,7 @@ def gpu(**readings: object) -> FakeNvml:
 
 def test_nvml_by_name_measures_the_gpu_it_was_given(tmp_path: Path) -> None:
     clock = SystemClock()
-    meter = select_energy_backend("nvml", ["GPU-0"], clock=clock, options=OPTIONS, host=host(tmp_path, gpu()))
+    meter = select_energy_backend("nvml", ["GPU-0"], OPTIONS, host(tmp_path, gpu(), clock=clock))
     assert isinstance(meter, EnergyBackend)
     assert meter.name == "nvml"
     handle = meter.start_tracking()
@@ -67,14 +73,14 @@ def test_nvml_by_name_measures_the_gpu_it_was_given(tmp_path: Path) -> None:
 
 
 def test_on_the_cpu_rapl_comes_first(tmp_path: Path) -> None:
-    clock = WorkingClock(PowercapTree(tmp_path / "p"))
-    meter = select_energy_backend("auto", [CPU_DEVICE], clock=clock, options=OPTIONS, host=host(tmp_path))
+    clock = WorkingClock(PowercapTree(tmp_path / "p/sys/class/powercap"))
+    meter = select_energy_backend("auto", [CPU_DEVICE], OPTIONS, host(tmp_path, clock=clock))
     assert meter.name == "rapl"
 
 
 def test_cpu_energy_is_reported_beside_gpu_energy_and_never_in_it(tmp_path: Path) -> None:
-    clock = WorkingClock(PowercapTree(tmp_path / "p"))
-    meter = select_energy_backend("nvml", ["GPU-0"], clock=clock, options=OPTIONS, host=host(tmp_path, gpu()))
+    clock = WorkingClock(PowercapTree(tmp_path / "p/sys/class/powercap"))
+    meter = select_energy_backend("nvml", ["GPU-0"], OPTIONS, host(tmp_path, gpu(), clock=clock))
     handle = meter.start_tracking()
     clock.sleep(0.2)
     energy = meter.stop_tracking(handle)
@@ -85,9 +91,9 @@ def test_cpu_energy_is_reported_beside_gpu_energy_and_never_in_it(tmp_path: Path
 
 
 def test_host_energy_that_fails_costs_a_note_and_not_the_measurement(tmp_path: Path) -> None:
-    tree = PowercapTree(tmp_path / "p")
+    tree = PowercapTree(tmp_path / "p/sys/class/powercap")
     clock = WorkingClock(tree)
-    meter = select_energy_backend("nvml", ["GPU-0"], clock=clock, options=OPTIONS, host=host(tmp_path, gpu()))
+    meter = select_energy_backend("nvml", ["GPU-0"], OPTIONS, host(tmp_path, gpu(), clock=clock))
     handle = meter.start_tracking()
     (tree.root / "intel-rapl:0" / "energy_uj").write_text("gone")
     energy = meter.stop_tracking(handle)
@@ -110,14 +116,14 @@ def test_a_meter_asked_for_by_name_is_refused_with_the_reason(
     name: str, devices: list[str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(EnergyError, match=message):
-        select_energy_backend(name, devices, clock=SystemClock(), options=OPTIONS, host=host(tmp_path))  # type: ignore[arg-type]
+        select_energy_backend(name, devices, OPTIONS, host(tmp_path, clock=SystemClock()))  # type: ignore[arg-type]
 
 
 def test_a_gpu_that_tells_neither_power_nor_energy_is_refused(tmp_path: Path) -> None:
-    denied = NvmlPermissionDeniedError("Insufficient Permissions")
+    denied = PermissionDeniedError("Insufficient Permissions")
     nvml = gpu(power_instant=denied, power_usage_w=denied)
     with pytest.raises(EnergyError, match="Insufficient Permissions"):
-        select_energy_backend("nvml", ["GPU-0"], clock=SystemClock(), options=OPTIONS, host=host(tmp_path, nvml))
+        select_energy_backend("nvml", ["GPU-0"], OPTIONS, host(tmp_path, nvml, clock=SystemClock()))
 
 
 def test_the_meter_that_measures_nothing_says_why() -> None:
@@ -139,16 +145,14 @@ def test_energy_that_was_switched_off_raises_no_doubt() -> None:
 @pytest.mark.usefixtures("without_meter_packages")
 class TestWithoutOptionalPackages:
     def test_auto_falls_to_nvml(self, tmp_path: Path) -> None:
-        meter = select_energy_backend(
-            "auto", ["GPU-0"], clock=SystemClock(), options=OPTIONS, host=host(tmp_path, gpu())
-        )
+        meter = select_energy_backend("auto", ["GPU-0"], OPTIONS, host(tmp_path, gpu(), clock=SystemClock()))
         assert meter.name == "nvml"
 
     @pytest.mark.parametrize("devices", [["GPU-0"], [CPU_DEVICE]])
     def test_auto_without_any_meter_measures_nothing_and_names_every_reason(
         self, devices: list[str], tmp_path: Path
     ) -> None:
-        meter = select_energy_backend("auto", devices, clock=SystemClock(), options=OPTIONS, host=host(tmp_path))
+        meter = select_energy_backend("auto", devices, OPTIONS, host(tmp_path, clock=SystemClock()))
         assert isinstance(meter, NoEnergyBackend)
         (note,) = meter.stop_tracking(meter.start_tracking()).notes
         assert note.code is WarningCode.ENERGY_UNAVAILABLE
@@ -163,15 +167,12 @@ class TestWithoutOptionalPackages:
             select_energy_backend(
                 name,  # type: ignore[arg-type]
                 devices,
-                clock=SystemClock(),
-                options=OPTIONS,
-                host=host(tmp_path, gpu()),
+                OPTIONS,
+                host(tmp_path, gpu()),
             )
 
     def test_each_meter_is_described_by_its_reading_or_by_the_reason_against_it(self, tmp_path: Path) -> None:
-        described = describe_energy_backends(
-            ["GPU-0"], clock=SystemClock(), options=OPTIONS, host=host(tmp_path, gpu())
-        )
+        described = describe_energy_backends(["GPU-0"], OPTIONS, host(tmp_path, gpu(), clock=SystemClock()))
         by_name = {reading.name: reading for reading in described}
         assert list(by_name) == ["zeus", "nvml", "codecarbon", "rapl"]
         assert by_name["nvml"].available

@@ -25,7 +25,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest
 from llenergymeasure.core.energy.off import NoEnergyBackend
-from llenergymeasure.core.energy.types import CPU_DEVICE
+from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.results.aggregation import aggregate_results
@@ -324,7 +324,7 @@ def test_pre_flight_tells_settings_whose_switch_is_off() -> None:
         {"model": "m", "dataset": {"synthetic": {"n": 1}}, "warmup": {"window_size": 7}}
     )
     engine = StepEngine(VirtualClock(), used_devices=(CPU_DEVICE,))
-    advice = run_preflight(config, engine, UserConfig(), None).advice
+    advice = run_preflight(config, engine, UserConfig(), None).logged
     assert any("warmup.window_size" in text for text in advice)
 
 

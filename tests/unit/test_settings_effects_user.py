@@ -20,15 +20,14 @@ from fakes import StepEngine, VirtualClock
 from llenergymeasure._api import study_parent
 from llenergymeasure.cli.app import run_app
 from llenergymeasure.cli.display_config import render_capabilities
-from llenergymeasure.cli.dry_run import DryRunProbes, dry_run_experiment
+from llenergymeasure.cli.dry_run import dry_run_experiment
 from llenergymeasure.cli.settings import effective_settings
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
-from llenergymeasure.core.energy.select import MeterHost
-from llenergymeasure.core.energy.types import CPU_DEVICE
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlLibraryMissingError
-from llenergymeasure.core.host.capabilities import CapabilityProbes, collect_capabilities
-from llenergymeasure.core.preflight import PreflightHost, PreFlightReport, run_preflight
+from llenergymeasure.core.capabilities import collect_capabilities
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DriverMissingError, GpuDriver
+from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.preflight import Ready, run_preflight
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.results.aggregation import aggregate_results
@@ -52,8 +51,8 @@ def user_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def no_driver() -> Nvml:
-    raise NvmlLibraryMissingError("no NVIDIA driver")
+def no_driver() -> GpuDriver:
+    raise DriverMissingError("no NVIDIA driver")
 
 
 # --- output ------------------------------------------------------------------------------------------------------
@@ -88,8 +87,8 @@ def test_model_cache_dir_is_where_a_models_files_are_looked_for(tmp_path: Path) 
 
     def weights_mb(settings: UserConfig) -> float | None:
         config = ExperimentConfig.model_validate({"model": "somebody/model", "dataset": {"synthetic": {"n": 1}}})
-        probes = DryRunProbes(environ={"HF_HOME": str(tmp_path / "empty")}, open_nvml=no_driver)
-        return dry_run_experiment(config, settings, probes).vram.weights_mb
+        host = Host({"HF_HOME": str(tmp_path / "empty")}, no_driver)
+        return dry_run_experiment(config, settings, host).vram.weights_mb
 
     assert weights_mb(machine(output={"model_cache_dir": str(tmp_path / "hf")})) == pytest.approx(2.0)
     assert weights_mb(UserConfig()) is None
@@ -160,12 +159,8 @@ def test_a_webhook_that_refuses_costs_the_study_nothing_and_keeps_its_secret(
 # --- runners -----------------------------------------------------------------------------------------------------
 
 
-def preflight(settings: UserConfig, tmp_path: Path, **fields: Any) -> PreFlightReport:
-    host = PreflightHost(
-        environ={},
-        meters=MeterHost(open_nvml=no_driver, powercap_root=tmp_path / "no-powercap"),
-        clock=VirtualClock(),
-    )
+def preflight(settings: UserConfig, tmp_path: Path, **fields: Any) -> Ready:
+    host = Host({}, no_driver, root=tmp_path / "no-powercap", clock=VirtualClock())
     config = ExperimentBench(tmp_path).config(**fields)
     engine = StepEngine(VirtualClock(), used_devices=(CPU_DEVICE,), name=config.backend)
     return run_preflight(config, engine, settings, energy_backend_name(config, settings), host)
@@ -310,8 +305,12 @@ def test_gaps_of_the_machine_are_waited_where_the_study_names_none(
 
 def test_cluster_settings_are_shown_as_not_used_yet_and_a_study_says_so(user_file: Path, tmp_path: Path) -> None:
     user_file.write_text("cluster: {address: 'ray://head:10001', hardware: [NVIDIA H100]}\n")
-    probes = CapabilityProbes(environ={"PATH": ""}, open_nvml=no_driver, read_meters=lambda devices: [])
-    page = render_capabilities(collect_capabilities(probes), effective_settings(user_file, {}), verbose=False)
+    host = Host({"PATH": ""}, no_driver)
+    page = render_capabilities(
+        collect_capabilities(host, read_meters=lambda devices, host: []),
+        effective_settings(user_file, {}),
+        verbose=False,
+    )
     shown = [line for line in page.splitlines() if "cluster." in line]
     assert [line.endswith("(file; not used by this release)") for line in shown] == [True, True]
     assert page.count("not used by this release") == 2

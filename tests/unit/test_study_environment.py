@@ -5,7 +5,7 @@ import pytest
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlGpuLostError, NvmlLibraryMissingError
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, GpuLostError
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.study.environment import check_backends, environment_changes, leftover_gpu_memory
 from llenergymeasure.study.sequence import BASE_S, timeout_s
@@ -27,9 +27,9 @@ def test_memory_on_a_gpu_we_do_not_use_is_not_our_business(monkeypatch: pytest.M
     assert leftover_gpu_memory(lambda: FakeNvml(idle, busy)) == ()  # type: ignore[arg-type, return-value]
 
 
-@pytest.mark.parametrize("error", [NvmlLibraryMissingError("no driver"), NvmlGpuLostError("fell off the bus")])
+@pytest.mark.parametrize("error", [DriverMissingError("no driver"), GpuLostError("fell off the bus")])
 def test_gpus_that_cannot_be_asked_do_not_stop_a_study(error: Exception) -> None:
-    def no_nvml() -> Nvml:
+    def no_nvml() -> GpuDriver:
         raise error
 
     assert leftover_gpu_memory(no_nvml) == ()

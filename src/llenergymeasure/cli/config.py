@@ -7,7 +7,7 @@ import os
 from llenergymeasure.cli.display_config import render_capabilities
 from llenergymeasure.cli.settings import effective_settings
 from llenergymeasure.config.user_config import get_user_config_path
-from llenergymeasure.core.host.capabilities import CapabilityProbes, collect_capabilities
+from llenergymeasure.core.capabilities import collect_capabilities
 
 
 def config_text(*, verbose: bool) -> str:
@@ -17,4 +17,4 @@ def config_text(*, verbose: bool) -> str:
         verbose: Tell the sources of all settings, and everything known of each GPU.
     """
     settings = effective_settings(get_user_config_path(), os.environ)
-    return render_capabilities(collect_capabilities(CapabilityProbes()), settings, verbose=verbose)
+    return render_capabilities(collect_capabilities(), settings, verbose=verbose)

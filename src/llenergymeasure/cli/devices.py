@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
+from llenergymeasure.core.gpu.driver import GpuDriverError
 from llenergymeasure.core.gpu.visible import order_is_certain, visible_gpus
 from llenergymeasure.core.host.environment import read_cpu
-from llenergymeasure.domain.environment import CPUEnvironment
+from llenergymeasure.core.host.host import Host
 
 
-def device_title(
-    config: ExperimentConfig,
-    environ: Mapping[str, str],
-    nvml_opener: Callable[[], Nvml] = open_nvml,
-    cpu_reader: Callable[[], CPUEnvironment] = read_cpu,
-) -> str | None:
+def device_title(config: ExperimentConfig, host: Host) -> str | None:
     """What the run's devices are called, e.g. `2 × NVIDIA A100-SXM4-80GB`.
 
     `None` where there is none for the run, and where CUDA alone knows which of several unlike boards it will be.
-
-    Args:
-        config: The experiment.
-        environ: Environment of the run.
-        nvml_opener: Gives the machine's NVML or raises `NvmlError`.
-        cpu_reader: Describes the processor.
     """
     device = config.pytorch.device if config.pytorch is not None else None
     if device != "cpu":
         try:
-            nvml = nvml_opener()
-            names = [gpu.name for gpu in visible_gpus(environ, nvml)]
+            driver = host.open_driver()
+            names = [gpu.name for gpu in visible_gpus(host.environ, driver)]
             if names:
-                return _counted(names[: gpu_count(config, len(names))]) if order_is_certain(environ, nvml) else None
-        except NvmlError:
+                certain = order_is_certain(host.environ, driver)
+                return _counted(names[: gpu_count(config, len(names))]) if certain else None
+        except GpuDriverError:
             pass  # no driver, so no GPU
-    return (cpu_reader().model or "the CPU") if device in ("cpu", "auto") else None
+    return (read_cpu(host.root).model or "the CPU") if device in ("cpu", "auto") else None
 
 
 def gpu_count(config: ExperimentConfig, available: int) -> int:

@@ -9,8 +9,8 @@ from typing import Final
 
 from llenergymeasure.cli.settings import FROM_DEFAULT, EffectiveSettings
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.gpu.facts import GpuFacts
-from llenergymeasure.core.host.capabilities import Capabilities, Capability
+from llenergymeasure.core.capabilities import Capabilities, Capability
+from llenergymeasure.core.gpu.driver import Gpu
 
 WIDTH: Final = 110
 LABEL_WIDTH: Final = 13
@@ -74,7 +74,7 @@ def _machine(capabilities: Capabilities, *, verbose: bool) -> Iterator[str]:
     yield from _entry("Docker", docker.detail + note if docker.works else f"no: {docker.detail}")
 
 
-def _gpu(gpu: GpuFacts) -> str:
+def _gpu(gpu: Gpu) -> str:
     parts = [gpu.name]
     if gpu.memory_total_mb is not None:
         free = "" if gpu.memory_free_mb is None else f" ({gpu.memory_free_mb / 1000:.1f} GB free)"
@@ -84,7 +84,7 @@ def _gpu(gpu: GpuFacts) -> str:
     return ", ".join(parts)
 
 
-def _gpu_details(gpu: GpuFacts) -> Iterator[str]:
+def _gpu_details(gpu: Gpu) -> Iterator[str]:
     yield gpu.uuid
     facts = (
         ("compute capability", gpu.compute_capability),

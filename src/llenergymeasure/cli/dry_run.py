@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,9 +11,8 @@ from llenergymeasure.cli.devices import gpu_count
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.core.backends.registry import package_versions
-from llenergymeasure.core.gpu.facts import GpuFacts, free_memory_mb, read_gpu_facts
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
-from llenergymeasure.core.gpu.visible import visible_gpus
+from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, free_memory_mb
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.model.hub_config import fetch_model_config
 from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_vram
 from llenergymeasure.datasets.hub import HUB_PREFIX, parse_hub_spec
@@ -27,21 +25,8 @@ if TYPE_CHECKING:
 LABEL_WIDTH: Final = 13
 
 
-@dataclass(frozen=True, slots=True)
-class DryRunProbes:
-    """How the machine is looked at; tests pass their own.
-
-    Args:
-        environ: Environment of the run.
-        open_nvml: Gives the machine's NVML or raises `NvmlError`.
-        package_versions: Versions of an engine's packages; raises `BackendError`.
-        fetch_config: Asks the Hub for the configuration of a model that is not on this machine.
-    """
-
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    open_nvml: Callable[[], Nvml] = open_nvml
-    package_versions: Callable[[str], Mapping[str, str]] = package_versions
-    fetch_config: Callable[[str, str | None, Mapping[str, str]], Mapping[str, Any]] = fetch_model_config
+FetchFromHub = Callable[[str, str | None, Mapping[str, str]], Mapping[str, Any]]
+"""Asks the Hub for the configuration of a model at a revision, given the environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +48,19 @@ class DryRunReport:
     engine: str
     prompts: str
     vram: VramEstimate
-    gpus: tuple[GpuFacts, ...]
+    gpus: tuple[Gpu, ...]
     device_note: str | None
     waits: tuple[tuple[str, float], ...]
     energy_backend: str | None
 
 
 def dry_run_experiment(
-    config: ExperimentConfig, machine: UserConfig, probes: DryRunProbes | None = None
+    config: ExperimentConfig,
+    machine: UserConfig,
+    host: Host | None = None,
+    *,
+    versions_of: Callable[[str], Mapping[str, str]] = package_versions,
+    fetch_config: FetchFromHub = fetch_model_config,
 ) -> DryRunReport:
     """Find out what `config` would do. Loads no model and needs neither a GPU nor an engine.
 
@@ -79,23 +69,24 @@ def dry_run_experiment(
     Args:
         config: A valid experiment.
         machine: The user's settings.
-        probes: How to look at the machine.
+        versions_of: Versions of an engine's packages; raises `BackendError`.
+        fetch_config: Asks the Hub about a model that is not on this machine.
 
     Raises:
         ConfigError: Its prompts cannot be read, or are too few.
     """
-    probes = probes or DryRunProbes()
-    gpus, device_note = _devices(config, probes)
+    host = host or Host()
+    gpus, device_note = _devices(config, host)
     wanted_meter = config.energy.backend
     return DryRunReport(
         config=config,
-        engine=_engine(config.backend, probes),
+        engine=_engine(config.backend, versions_of),
         prompts=_prompts(config),
         vram=estimate_vram(
             config,
-            environ=probes.environ,
+            environ=host.environ,
             cache_home=Path(machine.output.model_cache_dir),
-            fetch_config=lambda model, revision: probes.fetch_config(model, revision, probes.environ),
+            fetch_config=lambda model, revision: fetch_config(model, revision, host.environ),
         ),
         gpus=gpus,
         device_note=device_note,
@@ -134,9 +125,9 @@ def gigabytes(megabytes: float) -> str:
     return f"{megabytes / 1000:.1f} GB" if megabytes >= 100 else f"{megabytes:.1f} MB"
 
 
-def _engine(backend: str, probes: DryRunProbes) -> str:
+def _engine(backend: str, versions_of: Callable[[str], Mapping[str, str]]) -> str:
     try:
-        return ", ".join(f"{package} {version}" for package, version in probes.package_versions(backend).items())
+        return ", ".join(f"{package} {version}" for package, version in versions_of(backend).items())
     except BackendError as error:
         return f"not usable here: {error}"
 
@@ -150,22 +141,20 @@ def _prompts(config: ExperimentConfig) -> str:
     return f"{config.n:,} of {dataset if isinstance(dataset, str) else 'synthetic prompts'}"
 
 
-def gpus_here(probes: DryRunProbes) -> tuple[GpuFacts, ...]:
+def gpus_here(host: Host) -> tuple[Gpu, ...]:
     """The GPUs that a run would see; none where they cannot be asked."""
     try:
-        nvml = probes.open_nvml()
-        visible = visible_gpus(probes.environ, nvml)
-        return tuple(read_gpu_facts(nvml, gpu.uuid, gpu.board_uuid) for gpu in visible)
-    except NvmlError:
+        return host.visible_gpus()
+    except GpuDriverError:
         return ()
 
 
-def _devices(config: ExperimentConfig, probes: DryRunProbes) -> tuple[tuple[GpuFacts, ...], str | None]:
+def _devices(config: ExperimentConfig, host: Host) -> tuple[tuple[Gpu, ...], str | None]:
     """The GPUs that the run would use, and what to know about them."""
     device = config.pytorch.device if config.pytorch else None
     if device == "cpu":
         return (), "the CPU, as pytorch.device says"
-    gpus = gpus_here(probes)
+    gpus = gpus_here(host)
     if not gpus:
         return (), "the CPU: there is no GPU here" if device == "auto" else _no_gpu(config.backend)
     wanted = gpu_count(config, len(gpus))
@@ -206,7 +195,7 @@ def _is_on_the_cpu(report: DryRunReport) -> bool:
     return not report.gpus and section is not None and section.device in ("cpu", "auto")
 
 
-def memory_verdict(needed_mb: float, config: ExperimentConfig, gpus: Sequence[GpuFacts]) -> str:
+def memory_verdict(needed_mb: float, config: ExperimentConfig, gpus: Sequence[Gpu]) -> str:
     """Whether what `config` needs fits in what is free on its GPUs; nothing where that is not known.
 
     Args:

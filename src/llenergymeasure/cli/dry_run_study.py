@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llenergymeasure.cli.devices import gpu_count
-from llenergymeasure.cli.dry_run import DryRunProbes, gigabytes, gpus_here, known_waits, memory_verdict
+from llenergymeasure.cli.dry_run import gigabytes, gpus_here, known_waits, memory_verdict
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.naming import study_titles
-from llenergymeasure.core.gpu.facts import GpuFacts
+from llenergymeasure.core.gpu.driver import Gpu
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.model.memory import estimate_vram
 from llenergymeasure.results.summary import duration
 from llenergymeasure.study.gaps import gaps_of
@@ -25,7 +26,7 @@ MAX_LISTED: Final = 50
 
 
 def render_study_preview(
-    study: StudyConfig, machine: UserConfig, *, list_all: bool = False, probes: DryRunProbes | None = None
+    study: StudyConfig, machine: UserConfig, *, list_all: bool = False, host: Host | None = None
 ) -> str:
     """What a study would do. Loads nothing and runs nothing.
 
@@ -35,7 +36,7 @@ def render_study_preview(
         list_all: List every configuration, also of a large study.
         probes: How to look at the machine.
     """
-    probes = probes or DryRunProbes()
+    host = host or Host()
     most = len(study.experiments) + len(study.skipped_configs) if list_all else MAX_LISTED
     runs = plan_runs(study)
     execution = study.execution
@@ -45,7 +46,7 @@ def render_study_preview(
         f"{len(runs)} runs",
         "",
         "Configurations",
-        *_limited(_configurations(study.experiments, machine, most, probes), len(study.experiments), most),
+        *_limited(_configurations(study.experiments, machine, most, host), len(study.experiments), most),
     ]
     if study.skipped_configs:
         lines += ["", f"Skipped points of the grid, because not valid: {len(study.skipped_configs)}"]
@@ -56,18 +57,18 @@ def render_study_preview(
 
 
 def _configurations(
-    experiments: Sequence[ExperimentConfig], machine: UserConfig, most: int, probes: DryRunProbes
+    experiments: Sequence[ExperimentConfig], machine: UserConfig, most: int, host: Host
 ) -> Iterator[str]:
-    gpus = gpus_here(probes)
+    gpus = gpus_here(host)
     for number, (config, title) in enumerate(zip(experiments[:most], study_titles(experiments), strict=False), 1):
-        yield f"  {number:>4}  {title}{_memory(config, machine, gpus, probes)}"
+        yield f"  {number:>4}  {title}{_memory(config, machine, gpus, host)}"
 
 
-def _memory(config: ExperimentConfig, machine: UserConfig, gpus: Sequence[GpuFacts], probes: DryRunProbes) -> str:
+def _memory(config: ExperimentConfig, machine: UserConfig, gpus: Sequence[Gpu], host: Host) -> str:
     """The GPU memory that `config` needs; nothing on the CPU, and where it is not known."""
     if config.pytorch is not None and config.pytorch.device == "cpu":
         return ""
-    vram = estimate_vram(config, environ=probes.environ, cache_home=Path(machine.output.model_cache_dir))
+    vram = estimate_vram(config, environ=host.environ, cache_home=Path(machine.output.model_cache_dir))
     if vram.total_mb is None:
         return ""
     used = gpus[: gpu_count(config, len(gpus))] if gpus else ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import ConfigError
 from llenergymeasure.security import validate_path
 
@@ -206,7 +206,7 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
 
 
 def _title(config: ExperimentConfig) -> str:
-    device = device_title(config, os.environ)
+    device = device_title(config, Host())
     return f"Experiment: {experiment_title(config)}{f' on {device}' if device is not None else ''}"
 
 

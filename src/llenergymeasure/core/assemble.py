@@ -9,8 +9,9 @@ from typing import Any
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.naming import experiment_title
 from llenergymeasure.core.baseline import Baseline
-from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyMeasurement
+from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import IdleEnergy, stated_uncertainty
+from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.core.metrics.flops import estimate_flops
 from llenergymeasure.core.metrics.latency import request_timings
 from llenergymeasure.core.metrics.phases import phase_breakdown

@@ -22,8 +22,9 @@ from llenergymeasure.core.assemble import RecordCollector
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.observations import Observations
+from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
 from llenergymeasure.core.warmup import warm_up
 from llenergymeasure.core.window import measure_window
@@ -31,7 +32,6 @@ from llenergymeasure.datasets.loader import load_prompts
 from llenergymeasure.datasets.types import WHOLE, PromptSet, Share
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
-from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.protocols import EnergyBackend, MetricsCollector
 
 logger = logging.getLogger(__name__)
@@ -49,20 +49,12 @@ class Bench:
     """What an experiment runs on: everything that a test replaces.
 
     Args:
-        engine: The inference engine, not yet loaded.
-        preflight: Checks the config against this machine; returns warnings, raises `PreFlightError`.
-        meter_for: Gives the meter for a set of devices.
-        environment: Starts the environment snapshot.
-        collector: Turns what was seen into the record.
-        baselines: This session's idle measurements.
-        clock: The measurement clock.
-        observer: Who is told what happens.
-        share: This process's part of an experiment that several processes run.
+        preflight: Checks the config against this machine; raises `PreFlightError`.
         wait_for_others: The barrier of such a run: called after the baseline, and again right before the window.
     """
 
     engine: InferenceBackend
-    preflight: Callable[[ExperimentConfig, InferenceBackend], Sequence[MeasurementWarning]]
+    preflight: Callable[[ExperimentConfig, InferenceBackend], Ready]
     meter_for: Callable[[Sequence[DeviceId]], EnergyBackend]
     environment: Callable[[], AbstractContextManager[PendingEnvironment]]
     collector: MetricsCollector = field(default_factory=RecordCollector)
@@ -75,12 +67,7 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One process's share of an experiment, measured.
-
-    Args:
-        record: The figures.
-        artefacts: Files written beside them.
-    """
+    """One process's share of an experiment, measured."""
 
     record: RawProcessResult
     artefacts: Artefacts
@@ -88,12 +75,6 @@ class Measurement:
 
 def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir: Path) -> Measurement:
     """Measure one experiment on this process's devices.
-
-    Args:
-        config: What to run.
-        bench: What to run it on.
-        experiment_id: Identity of the measurement.
-        work_dir: Where the files beside the result are written.
 
     Raises:
         PreFlightError: The config cannot run on this machine; nothing was loaded.
@@ -115,10 +96,6 @@ def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir
 def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     """Run one experiment on this process's devices and tell everything that was seen.
 
-    Args:
-        config: What to run.
-        bench: What to run it on.
-
     Raises:
         PreFlightError: The config cannot run on this machine; nothing was loaded.
         BackendError: The engine failed. It has been unloaded, and every meter stopped.
@@ -126,13 +103,13 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     """
     engine, clock, observer = bench.engine, bench.clock, bench.observer
     began_s, began_at = clock.now(), clock.wall()
-    preflight_warnings = _run_preflight(config, bench)
+    ready = _run_preflight(config, bench)
     with bench.environment() as environment:
         tokenizer = engine.tokenizer(config)
-        prompts = bench.share.of(load_prompts(config, tokenizer))
+        prompts = bench.share.of(load_prompts(config, tokenizer, ready.prompts))
         snapshot = environment.result()
     planned = engine.plan_devices(config)
-    meter = bench.meter_for(planned)
+    meter = ready.meter or bench.meter_for(planned)
     baseline = measure_baseline(config.baseline, meter, planned, bench.baselines, clock, observer)
     requests = make_requests(prompts, config)
     if bench.wait_for_others is not None:
@@ -165,7 +142,7 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
         memory=memory,
         devices=devices,
         tokenizer=tokenizer,
-        preflight_warnings=preflight_warnings,
+        preflight_warnings=ready.warnings,
     )
 
 
@@ -201,8 +178,8 @@ def _unload(engine: InferenceBackend) -> None:
         logger.warning("The %s engine could not be unloaded; memory may still be in use", engine.name, exc_info=True)
 
 
-def _run_preflight(config: ExperimentConfig, bench: Bench) -> tuple[MeasurementWarning, ...]:
+def _run_preflight(config: ExperimentConfig, bench: Bench) -> Ready:
     bench.observer(StepStarted("preflight"))
-    warnings = tuple(bench.preflight(config, bench.engine))
+    ready = bench.preflight(config, bench.engine)
     bench.observer(StepFinished("preflight", "ok"))
-    return warnings
+    return ready

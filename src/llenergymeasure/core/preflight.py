@@ -1,38 +1,36 @@
 """Can this experiment run here? Every reason against it at once, before anything is loaded or waited for.
 
-A check is a function that takes a `Case` and yields findings; `CHECKS` is the list of them. A `Failure` stops the run,
-a `MeasurementWarning` goes into the result, an `Advice` into the log.
+A check is a function that takes a `Case` and yields what it finds; `CHECKS` is the list of them. A `Failure` stops the
+run, a `MeasurementWarning` goes into the result, a `LoggedWarning` into the log. What was found on the way (prompts, a
+proven meter) is handed on, so that nothing is read or proved twice.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llenergymeasure.config.dormant import dormant_settings
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
-from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.core.energy.boards import board_warnings, find_boards
-from llenergymeasure.core.energy.calibration import default_calibration_dir, load_calibration
-from llenergymeasure.core.energy.select import BackendName, MeterHost, select_energy_backend
-from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
-from llenergymeasure.core.gpu.facts import GpuFacts, free_memory_mb, read_gpu_facts
-from llenergymeasure.core.gpu.nvml import NvmlError
-from llenergymeasure.core.gpu.visible import visible_gpus
+from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
+from llenergymeasure.core.energy.select import BackendName, select_energy_backend
+from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus, free_memory_mb
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram
 from llenergymeasure.datasets.loader import load_raw_prompts
+from llenergymeasure.datasets.types import RawPrompts
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ConfigError, EnergyError, LLEMError, PreFlightError
+from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.security import validate_path
-
-if TYPE_CHECKING:
-    from llenergymeasure.config.user_config import UserConfig
 
 logger = logging.getLogger(__name__)
 
@@ -51,97 +49,91 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
+class LoggedWarning:
     """Something a user should know that does not touch the figures' meaning."""
 
     text: str
 
 
-Finding = Failure | MeasurementWarning | Advice
+Finding = Failure | MeasurementWarning | LoggedWarning
 
 
-def _is_writable(directory: Path) -> bool:
-    return os.access(directory, os.W_OK | os.X_OK)
-
-
-@dataclass(frozen=True, slots=True)
-class PreflightHost:
-    """This machine as the checks see it; tests pass their own.
-
-    Args:
-        environ: Environment of the process.
-        meters: Where sensors are found.
-        is_writable: Whether this process may create files in a directory.
-        disk_usage: Total, used and free bytes of the file system that holds a directory.
-        clock: The measurement clock.
-        calibration_dir: Where sensor calibrations lie.
-    """
-
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    meters: MeterHost = field(default_factory=MeterHost)
-    is_writable: Callable[[Path], bool] = _is_writable
-    disk_usage: Callable[[Path], tuple[int, int, int]] = shutil.disk_usage
-    clock: Clock = field(default_factory=SystemClock)
-    calibration_dir: Path = field(default_factory=default_calibration_dir)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Case:
-    """What is checked, and what it would run on.
+    """What is checked, and what it would run on; each thing is looked for once, when a check first asks for it.
 
     Args:
-        config: The experiment.
-        engine: The engine, not loaded.
-        machine: The user's settings.
+        engine: Not loaded.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
-        host: The machine.
-        engine_problems: What the engine says against the config.
-        devices: What the engine would use; empty where it cannot tell because of a problem.
-        gpus: Those of the devices that NVML describes.
     """
 
     config: ExperimentConfig
     engine: InferenceBackend
     machine: UserConfig
     meter_name: BackendName | None
-    host: PreflightHost
-    engine_problems: tuple[str, ...]
-    devices: tuple[DeviceId, ...]
-    gpus: tuple[GpuFacts, ...]
+    host: Host
+    options: MeterOptions
 
+    @cached_property
+    def engine_problems(self) -> tuple[str, ...]:
+        """What the engine says against the config."""
+        return tuple(self.engine.preflight(self.config))
 
-@dataclass(frozen=True, slots=True)
-class PreFlightReport:
-    """What pre-flight found on a machine that can run the experiment."""
+    @cached_property
+    def devices(self) -> tuple[DeviceId, ...] | LLEMError:
+        """What the engine would use, or why it cannot tell."""
+        try:
+            return self.engine.plan_devices(self.config)
+        except LLEMError as error:
+            return error
 
-    warnings: tuple[MeasurementWarning, ...] = ()
-    advice: tuple[str, ...] = ()
+    @cached_property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """The planned GPUs; none where NVML does not answer: the energy check tells of that."""
+        if isinstance(self.devices, LLEMError) or self.devices in ((), (CPU_DEVICE,)):
+            return ()
+        try:
+            return find_gpus(self.devices, self.host.open_driver())
+        except EnergyError as error:
+            logger.info("NVML does not describe the GPUs: %s", error)
+            return ()
 
-
-@dataclass(frozen=True, slots=True)
-class Preflight:
-    """The pre-flight of a machine, to be called with each experiment.
-
-    Args:
-        machine: The user's settings.
-        meter_name: The energy backend that is wanted; `None`: energy is switched off.
-        host: The machine.
-    """
-
-    machine: UserConfig
-    meter_name: BackendName | None
-    host: PreflightHost = field(default_factory=PreflightHost)
-
-    def __call__(self, config: ExperimentConfig, engine: InferenceBackend) -> tuple[MeasurementWarning, ...]:
-        """Check `config`; what is worth knowing but not fatal is returned, or told in the log.
+    @cached_property
+    def prompts(self) -> RawPrompts:
+        """The prompts of the data set.
 
         Raises:
-            PreFlightError: It cannot run here; lists every reason.
+            ConfigError: They cannot be had.
         """
-        report = run_preflight(config, engine, self.machine, self.meter_name, self.host)
-        for advice in report.advice:
-            logger.warning("%s", advice)
-        return report.warnings
+        return load_raw_prompts(self.config.dataset, self.config.n)
+
+    @cached_property
+    def meter(self) -> EnergyBackend | None:
+        """The meter that was asked for by name, proved; `None`: whichever works will do, or the devices are not known.
+
+        Raises:
+            EnergyError: It does not work here.
+        """
+        if self.meter_name in (None, "auto") or isinstance(self.devices, LLEMError) or not self.devices:
+            return None
+        return select_energy_backend(self.meter_name, self.devices, self.options, self.host)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What pre-flight found on a machine that can run the experiment.
+
+    Args:
+        warnings: For the result.
+        logged: What the log was told.
+        prompts: The prompts, read; `None`: nobody has read them yet.
+        meter: A meter that was asked for by name, proved; `None`: none was.
+    """
+
+    warnings: tuple[MeasurementWarning, ...] = ()
+    logged: tuple[str, ...] = ()
+    prompts: RawPrompts | None = None
+    meter: EnergyBackend | None = None
 
 
 def run_preflight(
@@ -149,64 +141,36 @@ def run_preflight(
     engine: InferenceBackend,
     machine: UserConfig,
     meter_name: BackendName | None,
-    host: PreflightHost | None = None,
-) -> PreFlightReport:
-    """Run all checks.
+    host: Host | None = None,
+    options: MeterOptions | None = None,
+) -> Ready:
+    """Run all checks; what is worth knowing but not fatal is returned, or told in the log.
 
     Args:
-        config: The experiment.
-        engine: The engine, not loaded.
-        machine: The user's settings.
+        engine: Not loaded.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
-        host: The machine; this one unless given.
+        options: How the meter will work.
 
     Raises:
         PreFlightError: The experiment cannot run here; lists every reason.
     """
-    case = _open_case(config, engine, machine, meter_name, host or PreflightHost())
+    case = Case(config, engine, machine, meter_name, host or Host(), options or MeterOptions())
     findings = [finding for check in CHECKS for finding in check(case)]
     failures = [finding.text for finding in findings if isinstance(finding, Failure)]
     if failures:
         raise PreFlightError(failures)
-    return PreFlightReport(
-        warnings=tuple(finding for finding in findings if isinstance(finding, MeasurementWarning)),
-        advice=tuple(finding.text for finding in findings if isinstance(finding, Advice)),
-    )
-
-
-def _open_case(
-    config: ExperimentConfig,
-    engine: InferenceBackend,
-    machine: UserConfig,
-    meter_name: BackendName | None,
-    host: PreflightHost,
-) -> Case:
-    problems = tuple(engine.preflight(config))
-    devices: tuple[DeviceId, ...] = ()
-    try:
-        devices = engine.plan_devices(config)
-    except LLEMError as error:  # usually one of the problems already
-        if str(error) not in problems:
-            problems = (*problems, str(error))
-    return Case(config, engine, machine, meter_name, host, problems, devices, _describe(devices, host))
-
-
-def _describe(devices: tuple[DeviceId, ...], host: PreflightHost) -> tuple[GpuFacts, ...]:
-    """What NVML says about the planned GPUs; nothing where it does not answer: the energy check tells of that."""
-    if devices in ((), (CPU_DEVICE,)):
-        return ()
-    try:
-        nvml = host.meters.open_nvml()
-        boards = {gpu.uuid: gpu.board_uuid for gpu in visible_gpus(host.environ, nvml)}
-        return tuple(read_gpu_facts(nvml, uuid, boards.get(uuid, uuid)) for uuid in devices)
-    except NvmlError as error:
-        logger.info("NVML does not describe the GPUs: %s", error)
-        return ()
+    logged = tuple(finding.text for finding in findings if isinstance(finding, LoggedWarning))
+    for text in logged:
+        logger.warning("%s", text)
+    warnings = tuple(finding for finding in findings if isinstance(finding, MeasurementWarning))
+    return Ready(warnings, logged, case.prompts, case.meter)
 
 
 def check_engine(case: Case) -> Iterator[Finding]:
     """Device, packages, model files, and settings that do not work together."""
     yield from map(Failure, case.engine_problems)
+    if isinstance(case.devices, LLEMError) and str(case.devices) not in case.engine_problems:  # usually one of them
+        yield Failure(str(case.devices))
 
 
 def check_runner(case: Case) -> Iterator[Finding]:
@@ -222,13 +186,13 @@ def check_runner(case: Case) -> Iterator[Finding]:
 
 def check_dormant_settings(case: Case) -> Iterator[Finding]:
     """What was written and does nothing should not be believed to have done something."""
-    yield from (Advice(f"{told}.") for told in dormant_settings(case.config))
+    yield from (LoggedWarning(f"{told}.") for told in dormant_settings(case.config))
 
 
 def check_dataset(case: Case) -> Iterator[Finding]:
     """The prompts must be readable, and enough of them."""
     try:
-        load_raw_prompts(case.config.dataset, case.config.n)
+        _ = case.prompts
     except ConfigError as error:
         yield Failure(str(error))
 
@@ -255,7 +219,7 @@ def check_memory(case: Case) -> Iterator[Finding]:
             f"{where} ({'; '.join(estimate.notes)}). Use a smaller model or batch, quantise it, or free the GPU."
         )
     elif needed_mb * (1 + OVERHEAD) > free_mb:
-        yield Advice(
+        yield LoggedWarning(
             f"GPU memory may not suffice: about {needed_mb * (1 + OVERHEAD) / 1000:.1f} GB with a reserve of "
             f"{OVERHEAD:.0%}, and {free_mb / 1000:.1f} GB are free on {where}."
         )
@@ -263,12 +227,8 @@ def check_memory(case: Case) -> Iterator[Finding]:
 
 def check_energy(case: Case) -> Iterator[Finding]:
     """An energy backend asked for by name must give a reading now; `auto` takes what there is."""
-    if case.meter_name is None or case.meter_name == "auto" or not case.devices:
-        return
     try:
-        select_energy_backend(
-            case.meter_name, case.devices, clock=case.host.clock, options=MeterOptions(), host=case.host.meters
-        )
+        _ = case.meter
     except LLEMError as error:
         yield Failure(str(error))
 
@@ -290,7 +250,7 @@ def check_output(case: Case) -> Iterator[Finding]:
     else:
         total, _used, free = case.host.disk_usage(existing)
         if free < LOW_DISK_SHARE * total:
-            yield Advice(
+            yield LoggedWarning(
                 f"Less than {LOW_DISK_SHARE:.0%} of the disk that holds {wanted} is free "
                 f"({free / 1e9:.1f} of {total / 1e9:.1f} GB)."
             )
@@ -298,31 +258,18 @@ def check_output(case: Case) -> Iterator[Finding]:
 
 def check_boards(case: Case) -> Iterator[Finding]:
     """Persistence mode off, or somebody else's work on the same GPU: neither can be taken out of the figures later."""
-    if not case.gpus:
-        return
-    try:
-        nvml = case.host.meters.open_nvml()
-        for warning in board_warnings(find_boards(case.devices, nvml), nvml):
-            if warning.code is not WarningCode.MIG_PARENT_ENERGY:  # that one is about the meter, which tells it
-                yield warning
-    except EnergyError as error:
-        logger.info("The state of the GPUs cannot be seen: %s", error)
+    for warning in board_warnings(case.gpus):
+        if warning.code is not WarningCode.MIG_PARENT_ENERGY:  # that one is about the meter, which tells it
+            yield warning
 
 
 def check_calibrations(case: Case) -> Iterator[Finding]:
     """A sensor's calibration that cannot be read would cost the run its energy."""
-    if not case.gpus or case.meter_name is None:
+    if case.meter_name is None:
         return
-    try:
-        nvml = case.host.meters.open_nvml()
-        boards = find_boards(case.devices, nvml)
-        driver_version = nvml.driver_version()
-    except EnergyError as error:
-        logger.info("The state of the GPUs cannot be seen: %s", error)
-        return
-    for board in boards:
+    for gpu in case.gpus:
         try:
-            load_calibration(case.host.calibration_dir, board.uuid, driver_version)
+            calibrations_of([gpu], case.host.calibration_dir)
         except EnergyError as error:
             yield Failure(str(error))
 
@@ -332,7 +279,7 @@ def check_power_limit(case: Case) -> Iterator[Finding]:
     for gpu in case.gpus:
         limit_w, default_w = gpu.power_limit_w, gpu.default_power_limit_w
         if limit_w is not None and default_w is not None and limit_w < default_w - LIMIT_TOLERANCE_W:
-            yield Advice(
+            yield LoggedWarning(
                 f"The power limit of {gpu.uuid} is {limit_w:.0f} W, below its default of {default_w:.0f} W: "
                 "figures will not compare with those of a board at its default."
             )

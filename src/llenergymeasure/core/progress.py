@@ -20,7 +20,6 @@ class StepStarted:
     """A step of the lifecycle begins.
 
     Args:
-        step: Which one.
         total: Units of work ahead (prompts, or seconds to wait), where known.
     """
 
@@ -33,7 +32,6 @@ class StepFinished:
     """A step is over.
 
     Args:
-        step: Which one.
         detail: What a reader wants to know about it, e.g. `61.2 W idle (30 s)`.
     """
 
@@ -84,9 +82,6 @@ def wait(seconds: float, step: Step, clock: Clock, observer: Observer) -> None:
 
     Args:
         seconds: How long to wait; nothing happens for 0 or less.
-        step: The step of the lifecycle that waits.
-        clock: Where time comes from.
-        observer: Who is told.
     """
     end_s = clock.now() + seconds
     while (remaining_s := end_s - clock.now()) > 0:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.energy.gpu_window import RecordedWindow
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
-from llenergymeasure.core.energy.types import CPU_DEVICE, EnergyMeasurement, Telemetry, TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement, Telemetry, TelemetrySample
+from llenergymeasure.core.gpu.driver import CPU_DEVICE
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -32,12 +32,13 @@ BUILTIN_DATASETS: Final = {"aienergyscore": _BUILTIN_DIR / "aienergyscore.jsonl"
 _SUFFIX: Final = ".jsonl"
 
 
-def load_prompts(config: ExperimentConfig, tokenizer: PromptTokenizer) -> PromptSet:
+def load_prompts(config: ExperimentConfig, tokenizer: PromptTokenizer, raw: RawPrompts | None = None) -> PromptSet:
     """Read an experiment's prompts and tokenise each of them once.
 
     Args:
         config: Says which data set, how many prompts, and the limits in tokens.
         tokenizer: The model's own.
+        raw: What `load_raw_prompts` gave for this experiment; `None`: it is asked.
 
     Returns:
         `config.n` prompts of at most `config.max_input_tokens` ids each.
@@ -45,7 +46,7 @@ def load_prompts(config: ExperimentConfig, tokenizer: PromptTokenizer) -> Prompt
     Raises:
         DatasetError: See `load_raw_prompts`; also a prompt that the tokenizer turns into no token at all.
     """
-    raw = load_raw_prompts(config.dataset, config.n)
+    raw = raw or load_raw_prompts(config.dataset, config.n)
     if isinstance(config.dataset, str):
         prompts = tuple(_tokenise(index, prompt, config, tokenizer) for index, prompt in enumerate(raw.prompts))
     else:

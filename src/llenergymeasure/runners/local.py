@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,14 +16,15 @@ from llenergymeasure.core.backends.missing import MissingBackend
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.backends.registry import get_backend
 from llenergymeasure.core.baseline import BaselineCache
-from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.core.energy.calibration import default_calibration_dir
+from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
-from llenergymeasure.core.energy.types import DeviceId, MeterOptions
+from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, Measurement, measure
 from llenergymeasure.core.host.environment import environment_in_background
-from llenergymeasure.core.preflight import Preflight
+from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.core.progress import Observer, ignore_events
 from llenergymeasure.datasets.types import WHOLE, Share
 from llenergymeasure.domain.emissions import FootprintFactors
@@ -164,29 +166,29 @@ def bench_here(
         wait_for_others: Their barrier.
 
     """
-    clock = SystemClock()
+    host = Host()
     cache_dir = Path(machine.output.model_cache_dir).expanduser()
     options = MeterOptions(
         poll_interval_ms=machine.advanced.nvml_poll_interval_ms,
         power_gain_uncertainty_pct=machine.advanced.power_gain_uncertainty_pct,
         spill_dir=work_dir,
-        calibration_dir=default_calibration_dir(),
+        calibration_dir=host.calibration_dir,
         family_pid=os.getppid() if share.count > 1 else None,
     )
     meter_name = energy_backend_name(config, machine)
 
     def meter_for(devices: Sequence[DeviceId]) -> EnergyBackend:
         if meter_name is None:
-            return NoEnergyBackend(clock)
-        return select_energy_backend(meter_name, devices, clock=clock, options=options)
+            return NoEnergyBackend(host.clock)
+        return select_energy_backend(meter_name, devices, options, host)
 
     return Bench(
-        engine=engine_or_reason(config.backend, clock, cache_dir),
-        preflight=Preflight(machine, meter_name),
+        engine=engine_or_reason(config.backend, host.clock, cache_dir),
+        preflight=partial(run_preflight, machine=machine, meter_name=meter_name, host=host, options=options),
         meter_for=meter_for,
-        environment=environment_in_background,
+        environment=partial(environment_in_background, host),
         baselines=baselines,
-        clock=clock,
+        clock=host.clock,
         observer=observer,
         share=share,
         wait_for_others=wait_for_others,

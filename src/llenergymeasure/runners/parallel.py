@@ -17,7 +17,8 @@ from typing import Final
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import OUTPUTS_FILE, TIMESERIES_FILE, Artefacts, write_or_go_without
 from llenergymeasure.core.baseline import BaselineCache
-from llenergymeasure.core.gpu.nvml import NvmlError, open_nvml
+from llenergymeasure.core.gpu.driver import GpuDriverError
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES, visible_gpus
 from llenergymeasure.core.progress import Observer, ignore_events
 from llenergymeasure.core.timeseries import merge_timeseries
@@ -145,7 +146,7 @@ def _visible_names(environ: Mapping[str, str]) -> list[str]:
     """Names by which CUDA_VISIBLE_DEVICES can select each GPU this process sees; empty without GPUs."""
     try:
         count = len(visible_gpus(environ, open_nvml()))
-    except NvmlError:
+    except GpuDriverError:
         return []
     named = [name.strip() for name in environ.get(VISIBLE_DEVICES, "").split(",") if name.strip()]
     return named[:count] if named else [str(index) for index in range(count)]

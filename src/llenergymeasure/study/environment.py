@@ -6,17 +6,16 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path
 from llenergymeasure.constants import VERSION
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, GpuDriverError
+from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.exceptions import PreFlightError
-
-if TYPE_CHECKING:
-    from llenergymeasure.core.gpu.nvml import Nvml
-
 
 LEFTOVER_MB: Final = 1000.0
 """Memory in use on a GPU that nobody uses above which it is reported, in MB; drivers keep some hundreds themselves."""
@@ -58,32 +57,25 @@ def check_backends(study: StudyConfig, machine: UserConfig) -> None:
     )
 
 
-def leftover_gpu_memory(open_nvml: Callable[[], Nvml] | None = None) -> tuple[str, ...]:
-    """GPUs with memory in use while no experiment runs, one sentence each.
-
-    Args:
-        open_nvml: Gives the driver; `None`: this machine's own.
-    """
-    from llenergymeasure.core.gpu import nvml as nvml_module
-    from llenergymeasure.core.gpu.visible import visible_gpus
-
+def leftover_gpu_memory(open_driver: Callable[[], GpuDriver] = open_nvml) -> tuple[str, ...]:
+    """GPUs with memory in use while no experiment runs, one sentence each."""
     try:
-        nvml = (open_nvml or nvml_module.open_nvml)()
-        boards = {gpu.board_uuid: gpu for gpu in visible_gpus(os.environ, nvml)}
+        driver = open_driver()
+        boards = {gpu.board_uuid: gpu for gpu in visible_gpus(os.environ, driver)}
         found = []
         for uuid, gpu in boards.items():
-            handle = nvml.handle_by_uuid(uuid)
-            used_mb = nvml.memory_used_mb(handle)
+            handle = driver.handle_by_uuid(uuid)
+            used_mb = driver.memory_used_mb(handle)
             if used_mb > LEFTOVER_MB:
-                pids = ", ".join(map(str, nvml.compute_pids(handle))) or "unknown"
+                pids = ", ".join(map(str, driver.compute_pids(handle))) or "unknown"
                 found.append(
-                    f"GPU {gpu.nvml_index} ({gpu.name}) has {used_mb / 1000:.1f} GB in use before the experiment "
+                    f"GPU {gpu.index} ({gpu.name}) has {used_mb / 1000:.1f} GB in use before the experiment "
                     f"(processes: {pids}). Energy and speed may be off; stop whoever holds it."
                 )
         return tuple(found)
-    except nvml_module.NvmlLibraryMissingError:
+    except DriverMissingError:
         return ()
-    except nvml_module.NvmlError as error:
+    except GpuDriverError as error:
         _log.warning("Could not look for memory left on the GPUs: %s", error)
         return ()
 

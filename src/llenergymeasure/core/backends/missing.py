@@ -11,7 +11,7 @@ from llenergymeasure.core.backends.protocol import (
     LoadedModel,
     MemoryStats,
 )
-from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.datasets.types import PromptTokenizer
 from llenergymeasure.exceptions import BackendError
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.datasets.types import PromptTokenizer
 from llenergymeasure.domain.base import Confidence
 from llenergymeasure.protocols import ModelLoader

@@ -10,23 +10,22 @@ It cannot find the gain: the sensor is compared with itself.
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
 import typer
 
-from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.calibration import (
     GAIN_NOTE,
     SensorCalibration,
-    default_calibration_dir,
     save_calibration,
 )
 from llenergymeasure.core.energy.counter import measure_counter_periods
@@ -41,9 +40,9 @@ from llenergymeasure.core.energy.sensor_response import (
     plateaus,
     readings_by_update,
 )
-from llenergymeasure.core.energy.types import DeviceId, PowerSource
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError, open_nvml
-from llenergymeasure.core.gpu.visible import visible_gpus
+from llenergymeasure.core.energy.types import PowerSource
+from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriverError
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import EnergyError, LLEMError
 
 POLL_S: Final = 0.001
@@ -237,35 +236,37 @@ class MatmulLoad:
             self._running.set()
 
 
-def open_board(uuid: DeviceId, nvml: Nvml, clock: Clock) -> CalibratedBoard:
+def open_board(gpu: Gpu, clock: Clock) -> CalibratedBoard:
     """A board of this machine, with the power reading that measurements use.
 
     Raises:
         EnergyError: It has no power reading.
     """
-    handle = nvml.handle_by_uuid(uuid)
-    reader = GpuReader(uuid, handle, nvml, clock)
+    reader = GpuReader(gpu, clock)
     source = reader.read().power_source
     if source is None:
-        raise EnergyError(f"{uuid} has no power reading: {'; '.join(reader.problems())}")
+        raise EnergyError(f"{gpu.uuid} has no power reading: {'; '.join(reader.problems())}")
 
     def read_power_w() -> float:
         if source == "power_usage":
-            return nvml.power_usage_w(handle)
-        return nvml.power_instant(handle).power_w
+            return gpu.driver.power_usage_w(gpu.handle)
+        return gpu.driver.power_instant(gpu.handle).power_w
 
-    try:
-        nvml.total_energy_j(handle)
-        has_counter = True
-    except NvmlError:
-        has_counter = False
     return CalibratedBoard(
-        uuid=uuid,
-        driver_version=nvml.driver_version(),
+        uuid=gpu.uuid,
+        driver_version=gpu.driver.driver_version(),
         power_source=source,
         read_power_w=read_power_w,
-        read_counter_j=(lambda: nvml.total_energy_j(handle)) if has_counter else None,
+        read_counter_j=partial(gpu.driver.total_energy_j, gpu.handle) if _counts(gpu) else None,
     )
+
+
+def _counts(gpu: Gpu) -> bool:
+    try:
+        gpu.driver.total_energy_j(gpu.handle)
+    except GpuDriverError:
+        return False
+    return True
 
 
 def describe(found: SensorCalibration) -> str:
@@ -289,13 +290,13 @@ def describe(found: SensorCalibration) -> str:
 
 def main(directory: Path | None = None) -> None:
     """Calibrate every GPU that CUDA shows here, one after the other."""
-    clock, nvml = SystemClock(), open_nvml()
-    gpus = [gpu for gpu in visible_gpus(os.environ, nvml) if gpu.mig_parent_uuid is None]
+    host = Host()
+    gpus = [gpu for gpu in host.visible_gpus() if not gpu.is_mig]
     if not gpus:
         raise EnergyError("no whole GPU is visible here; see CUDA_VISIBLE_DEVICES")
     for gpu in gpus:
-        found = calibrate(open_board(gpu.uuid, nvml, clock), MatmulLoad(gpu.cuda_index), clock)
-        path = save_calibration(found, directory or default_calibration_dir())
+        found = calibrate(open_board(gpu, host.clock), MatmulLoad(gpu.cuda_index or 0), host.clock)
+        path = save_calibration(found, directory or host.calibration_dir)
         typer.echo(f"{describe(found)}\n  stored in {path}")
 
 

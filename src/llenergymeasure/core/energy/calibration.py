@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-import platformdirs
 from pydantic import TypeAdapter, ValidationError
 
 from llenergymeasure.atomic import write_bytes_atomically
-from llenergymeasure.constants import APP_NAME
 from llenergymeasure.core.energy.counter import CounterPeriod
-from llenergymeasure.core.energy.types import DeviceId, PowerSource
+from llenergymeasure.core.energy.types import PowerSource
 from llenergymeasure.core.energy.uncertainty import PowerSampling
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.security import sanitize_experiment_id
 
@@ -71,11 +70,6 @@ class SensorCalibration:
         if self.counter_period_s is None:
             return None
         return CounterPeriod(self.counter_period_s, self.counter_tolerance_s or 0.0)
-
-
-def default_calibration_dir() -> Path:
-    """Where calibrations lie on this machine."""
-    return Path(platformdirs.user_data_dir(APP_NAME)) / "calibration"
 
 
 def save_calibration(calibration: SensorCalibration, directory: Path) -> Path:

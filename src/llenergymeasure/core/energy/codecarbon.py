@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.boards import Board, find_boards
 from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
 from llenergymeasure.core.energy.optional import import_meter_package, require_meter_package
 from llenergymeasure.core.energy.proof import is_proven
-from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.gpu.nvml import Nvml
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
+from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriver, find_gpus
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -40,7 +39,7 @@ ESTIMATED: Final = MeasurementWarning(
 
 
 def codecarbon_gpu_backend(
-    devices: Sequence[DeviceId], nvml: Nvml, clock: Clock, options: MeterOptions
+    devices: Sequence[DeviceId], nvml: GpuDriver, clock: Clock, options: MeterOptions
 ) -> ExternalGpuBackend:
     """The meter of GPUs, by CodeCarbon.
 
@@ -59,9 +58,9 @@ def codecarbon_gpu_backend(
             "the codecarbon energy backend finds GPUs by running nvidia-smi, which is not on PATH. "
             "Install the driver's tools, or use energy.backend: nvml."
         )
-    boards = find_boards(devices, nvml, options.calibration_dir)
-    require_counters(boards, "codecarbon")
-    return ExternalGpuBackend(CodeCarbonSource(boards), boards, nvml, clock, options)
+    gpus = find_gpus(devices, nvml)
+    require_counters(gpus, "codecarbon")
+    return ExternalGpuBackend(CodeCarbonSource(gpus), gpus, clock, options)
 
 
 class CodeCarbonSource:
@@ -76,8 +75,8 @@ class CodeCarbonSource:
 
     name = "codecarbon"
 
-    def __init__(self, boards: Sequence[Board]) -> None:
-        self._trackers = {board.index: _offline_tracker([board.index]) for board in boards}
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
+        self._trackers = {gpu.index: _offline_tracker([gpu.index]) for gpu in gpus}
 
     def begin(self, key: str) -> None:
         """Open a task on every tracker. The first call sets them up, which takes seconds.

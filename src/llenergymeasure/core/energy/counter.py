@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.exceptions import EnergyError
 
 POLL_S: Final = 0.00025

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.boards import Board, board_warnings
+from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
 from llenergymeasure.core.energy.counter import CounterRead
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_sampling import describe_sensor, power_sampling, sampler_warnings, start_sampler
@@ -22,7 +22,7 @@ from llenergymeasure.core.energy.proof import is_proven
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.gpu.nvml import Nvml
+from llenergymeasure.core.gpu.driver import Gpu
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -82,12 +82,10 @@ class ExternalGpuBackend:
         options: How meters work on this machine.
     """
 
-    def __init__(
-        self, source: JouleSource, boards: Sequence[Board], nvml: Nvml, clock: Clock, options: MeterOptions
-    ) -> None:
+    def __init__(self, source: JouleSource, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
         self._source = source
-        self._boards = tuple(boards)
-        self._nvml = nvml
+        self._gpus = tuple(gpus)
+        self._calibrations = calibrations_of(self._gpus, options.calibration_dir)
         self._clock = clock
         self._options = options
         self._keys = (f"llenergymeasure {number}" for number in itertools.count(1))
@@ -112,7 +110,7 @@ class ExternalGpuBackend:
             reasons = [note.message for note in trial.notes if note.code is not WarningCode.ENERGY_IS_ESTIMATED]
             raise EnergyError("; ".join(reasons) or f"{self.name} gave no joules")
         # Joules, not watts: a counter that moves in steps of 0.1 s does not tell the power of so short a time.
-        boards = ", ".join(str(board.index) for board in self._boards)
+        boards = ", ".join(str(gpu.index) for gpu in self._gpus)
         return f"GPU {boards} took {trial.counter_j:.1f} J in {trial.duration_sec:.2f} s"
 
     def is_available(self) -> bool:
@@ -125,8 +123,8 @@ class ExternalGpuBackend:
         Raises:
             EnergyError: The package or the sampler failed.
         """
-        warnings = tuple(board_warnings(self._boards, self._nvml, self._options.family_pid))
-        sampler = start_sampler(self._boards, self._nvml, self._clock, self._options)
+        warnings = tuple(board_warnings(self._gpus, self._options.family_pid))
+        sampler = start_sampler(self._gpus, self._clock, self._options)
         key = next(self._keys)
         asked_s = self._clock.now()
         try:
@@ -157,7 +155,7 @@ class ExternalGpuBackend:
             GpuWindow(
                 start_s=handle.start_s,
                 end_s=end_s,
-                boards=tuple(self._record(board, reading, problem, edges, telemetry) for board in self._boards),
+                boards=tuple(self._record(gpu, reading, problem, edges, telemetry) for gpu in self._gpus),
                 sampling_interval_s=self._options.poll_interval_ms / 1000,
                 gain_uncertainty_pct=self._options.power_gain_uncertainty_pct,
                 meter=self.name,
@@ -165,15 +163,13 @@ class ExternalGpuBackend:
             telemetry,
         )
         energy = gpu_measurement(recorded)
-        warnings = dict.fromkeys(
-            (*window.warnings, *board_warnings(self._boards, self._nvml, self._options.family_pid))
-        )
+        warnings = dict.fromkeys((*window.warnings, *board_warnings(self._gpus, self._options.family_pid)))
         notes = (*energy.notes, *reading.notes, *warnings, *sampler_warnings(telemetry))
         return replace(energy, cpu_j=reading.cpu_j, dram_j=reading.dram_j, notes=notes)
 
     def _record(
         self,
-        board: Board,
+        gpu: Gpu,
         reading: SourceReading,
         problem: str | None,
         edges: tuple[float, float, float, float],
@@ -181,23 +177,24 @@ class ExternalGpuBackend:
     ) -> BoardRecord:
         """The package tells a difference, so its counter is taken to have stood at 0 when the window opened."""
         asked_s, start_s, end_s, closed_s = edges
-        energy_j = reading.per_board_j.get(board.index)
-        sampling = power_sampling(board, telemetry)
+        energy_j = reading.per_board_j.get(gpu.index)
+        calibration = self._calibrations.get(gpu.uuid)
+        sampling = power_sampling(gpu, calibration, telemetry)
         return BoardRecord(
-            device=board.device,
-            board=board.uuid,
+            device=gpu.uuid,
+            board=gpu.board_uuid,
             has_counter=True,
             before=() if energy_j is None else (CounterRead(asked_s, start_s, 0.0),),
             after=() if energy_j is None else (CounterRead(end_s, closed_s, energy_j),),
             counter_problem=problem,
-            includes_module=board.includes_module,
-            power_limit_w=board.power_limit_w,
-            sensor=describe_sensor(board, sampling, None),
+            includes_module=gpu.includes_module,
+            power_limit_w=gpu.power_limit_w,
+            sensor=describe_sensor(calibration, sampling, None),
             sampling=sampling,
         )
 
 
-def require_counters(boards: Sequence[Board], name: str) -> None:
+def require_counters(gpus: Sequence[Gpu], name: str) -> None:
     """Make sure that every board has an energy counter.
 
     Args:
@@ -207,6 +204,6 @@ def require_counters(boards: Sequence[Board], name: str) -> None:
     Raises:
         EnergyError: One has none; the package would integrate power in a way of its own (Zeus drops equal samples).
     """
-    for board in boards:
-        if not board.has_counter:
-            raise EnergyError(f"GPU {board.index} has no energy counter for {name} to read; use energy.backend: nvml")
+    for gpu in gpus:
+        if not gpu.has_counter:
+            raise EnergyError(f"GPU {gpu.index} has no energy counter for {name} to read; use energy.backend: nvml")

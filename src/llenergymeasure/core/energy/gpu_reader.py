@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.types import DeviceId, PowerSource, TelemetrySample
-from llenergymeasure.core.gpu.nvml import (
-    Nvml,
-    NvmlError,
-    NvmlHandle,
-    NvmlInvalidReadingError,
-    NvmlNotSupportedError,
+from llenergymeasure.core.energy.types import PowerSource, TelemetrySample
+from llenergymeasure.core.gpu.driver import (
+    DeviceId,
+    Gpu,
+    GpuDriverError,
+    GpuHandle,
+    InvalidReadingError,
+    NotSupportedError,
 )
 
 ABSURD_FACTOR: Final = 3.0
@@ -42,18 +43,12 @@ class GpuReader:
 
     A reading that the device does not have is asked for once. Any other failure costs this one value, is told once by
     `problems`, and the reading is tried again next time.
-
-    Args:
-        device: The device's UUID.
-        handle: NVML's handle of the board.
-        nvml: The machine's NVML.
-        clock: The measurement clock.
     """
 
-    def __init__(self, device: DeviceId, handle: NvmlHandle, nvml: Nvml, clock: Clock) -> None:
-        self.device = device
-        self._handle = handle
-        self._nvml = nvml
+    def __init__(self, gpu: Gpu, clock: Clock) -> None:
+        self.device: DeviceId = gpu.uuid
+        self._handle = gpu.handle
+        self._nvml = gpu.driver
         self._clock = clock
         self._failures: dict[str, _Failures] = {}
         self._unsupported: set[str] = set()
@@ -96,7 +91,7 @@ class GpuReader:
         after_s = self._clock.now()
         return (before_s + after_s) / 2, power_w, None if power_w is None else "power_usage"
 
-    def _instant(self, handle: NvmlHandle) -> tuple[float, float, PowerSource]:
+    def _instant(self, handle: GpuHandle) -> tuple[float, float, PowerSource]:
         before_s = self._clock.now()
         reading = self._nvml.power_instant(handle)
         after_s = self._clock.now()
@@ -108,26 +103,26 @@ class GpuReader:
         if not self._trusts_field_time or age_s is None:
             return (before_s + after_s) / 2, power_w, source
         if age_s > PLAUSIBLE_AGE_S:
-            raise NvmlInvalidReadingError(f"the sensor has shown the same value for {age_s:.0f} s")
+            raise InvalidReadingError(f"the sensor has shown the same value for {age_s:.0f} s")
         return after_s - max(0.0, age_s), power_w, source
 
     def _believable(self, power_w: float) -> float:
         if 0.0 < power_w <= self._absurd_w:
             return power_w
-        raise NvmlInvalidReadingError(f"{power_w:g} W is not a power that this board can draw")
+        raise InvalidReadingError(f"{power_w:g} W is not a power that this board can draw")
 
     def _most_believable_power_w(self) -> float:
         limit_w = self._ask("power limit", self._nvml.power_limit_w)
         return ABSURD_FACTOR * limit_w if limit_w else ABSURD_POWER_W
 
-    def _ask(self, what: str, reading: Callable[[NvmlHandle], _T]) -> _T | None:
+    def _ask(self, what: str, reading: Callable[[GpuHandle], _T]) -> _T | None:
         """The reading, or `None` with the reason kept."""
         if what in self._unsupported:
             return None
         try:
             return reading(self._handle)
-        except NvmlNotSupportedError:
+        except NotSupportedError:
             self._unsupported.add(what)
-        except NvmlError as error:
+        except GpuDriverError as error:
             self._failures.setdefault(what, _Failures(str(error))).count += 1
         return None

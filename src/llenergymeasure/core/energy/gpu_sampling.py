@@ -6,28 +6,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.boards import Board
+from llenergymeasure.core.energy.boards import known_sampling
+from llenergymeasure.core.energy.calibration import SensorCalibration
 from llenergymeasure.core.energy.counter import CounterPeriod
 from llenergymeasure.core.energy.fusion import SensorDescription
 from llenergymeasure.core.energy.gpu_reader import GpuReader
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
-from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, PowerSource
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, PowerSource
 from llenergymeasure.core.energy.uncertainty import PowerSampling
-from llenergymeasure.core.gpu.nvml import Nvml
+from llenergymeasure.core.gpu.driver import DeviceId, Gpu
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MISSED_SHARE: float = 0.01
 """Share of due readings that may be missed before a warning is worth it."""
 
 
-def start_sampler(boards: Sequence[Board], nvml: Nvml, clock: Clock, options: MeterOptions) -> PowerSampler:
-    """Start sampling `boards`; returns when each has been read once.
+def start_sampler(gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> PowerSampler:
+    """Start sampling `gpus`; returns when each has been read once.
 
     Raises:
         EnergyError: The first round of readings failed as a whole.
     """
-    readers = [GpuReader(board.device, board.handle, nvml, clock) for board in boards]
+    readers = [GpuReader(gpu, clock) for gpu in gpus]
     sampler = PowerSampler(
         readers, interval_s=options.poll_interval_ms / 1000, clock=clock, spill_dir=options.spill_dir
     )
@@ -35,23 +36,24 @@ def start_sampler(boards: Sequence[Board], nvml: Nvml, clock: Clock, options: Me
     return sampler
 
 
-def power_sampling(board: Board, telemetry: SampledTelemetry) -> PowerSampling:
+def power_sampling(gpu: Gpu, calibration: SensorCalibration | None, telemetry: SampledTelemetry) -> PowerSampling:
     """How the power samples of a window came about; with two sources, what is known of the slower one."""
-    used = [board.sampling(source) for source in power_sources(telemetry, board.device)]
+    used = [known_sampling(gpu, source, calibration) for source in power_sources(telemetry, gpu.uuid)]
     return max(used, key=lambda sampling: sampling.averaging_window_s, default=PowerSampling())
 
 
-def describe_sensor(board: Board, sampling: PowerSampling, period: CounterPeriod | None) -> SensorDescription:
+def describe_sensor(
+    calibration: SensorCalibration | None, sampling: PowerSampling, period: CounterPeriod | None
+) -> SensorDescription:
     """What is known of a board's sensors after a window.
 
     Args:
-        board: The board.
         sampling: How its power samples came about.
         period: Time between two steps of its counter, where it was watched; otherwise a calibration may tell.
     """
     sensor = SensorDescription(averaging_window_s=sampling.averaging_window_s)
-    if period is None and board.calibration is not None:
-        period = board.calibration.counter_period
+    if period is None and calibration is not None:
+        period = calibration.counter_period
     if period is None:
         return sensor
     return replace(sensor, counter_period_s=period.period_s, counter_period_tolerance_s=period.tolerance_s)

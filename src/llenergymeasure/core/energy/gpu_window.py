@@ -17,8 +17,9 @@ from typing import Final
 from llenergymeasure.core.energy.counter import CounterError, CounterRead, plain_counter_energy
 from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, SensorDescription, fuse_energy
 from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
-from llenergymeasure.core.energy.types import DeviceId, Telemetry, TelemetrySample, UncertaintyComponent
+from llenergymeasure.core.energy.types import Telemetry, TelemetrySample, UncertaintyComponent
 from llenergymeasure.core.energy.uncertainty import PowerSampling, counter_component, integral_components
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.base import EnergyScope
 
 ABSURD_COUNTER_FACTOR: Final = 3.0

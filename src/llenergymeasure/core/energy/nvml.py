@@ -20,7 +20,7 @@ from functools import partial
 from typing import Final
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.boards import Board, board_warnings, find_boards
+from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
 from llenergymeasure.core.energy.counter import (
     BURSTS_TIMEOUT_S,
     FIRST_BURST_TIMEOUT_S,
@@ -43,8 +43,8 @@ from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, Recor
 from llenergymeasure.core.energy.proof import is_proven
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
-from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlError
+from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
+from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriver, GpuDriverError, find_gpus
 from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.exceptions import EnergyError
 
@@ -90,12 +90,12 @@ class NVMLBackend:
 
     name = "nvml"
 
-    def __init__(self, devices: Sequence[DeviceId], nvml: Nvml, clock: Clock, options: MeterOptions) -> None:
-        self._nvml = nvml
+    def __init__(self, devices: Sequence[DeviceId], nvml: GpuDriver, clock: Clock, options: MeterOptions) -> None:
         self._clock = clock
         self._options = options
-        self._boards = find_boards(devices, nvml, options.calibration_dir)
-        self._boards_counted = [board for board in self._boards if board.has_counter]
+        self._gpus = find_gpus(devices, nvml)
+        self._calibrations = calibrations_of(self._gpus, options.calibration_dir)
+        self._counted = [gpu for gpu in self._gpus if gpu.has_counter]
         self._periods: Mapping[DeviceId, CounterPeriod] = {}
 
     def prove(self) -> str:
@@ -104,10 +104,10 @@ class NVMLBackend:
         Raises:
             EnergyError: A board has neither a power reading nor a counter that works.
         """
-        proofs = [self._prove_board(board) for board in self._boards]
+        proofs = [self._prove_board(gpu) for gpu in self._gpus]
         try:
             self._periods = measure_counter_periods(self._counters(), self._clock)
-        except NvmlError as error:
+        except GpuDriverError as error:
             logger.info("The energy counter could not be watched: %s", error)
         return ", ".join(proofs)
 
@@ -121,8 +121,8 @@ class NVMLBackend:
         Raises:
             EnergyError: The sampler could not start.
         """
-        warnings = tuple(board_warnings(self._boards, self._nvml, self._options.family_pid))
-        sampler = start_sampler(self._boards, self._nvml, self._clock, self._options)
+        warnings = tuple(board_warnings(self._gpus, self._options.family_pid))
+        sampler = start_sampler(self._gpus, self._clock, self._options)
         asked_s = self._clock.now()
         try:
             before = self._burst(FIRST_BURST_TIMEOUT_S)
@@ -147,29 +147,27 @@ class NVMLBackend:
         record = GpuWindow(
             start_s=handle.start_s,
             end_s=end_s,
-            boards=tuple(self._record(board, window.before, after, telemetry) for board in self._boards),
+            boards=tuple(self._record(gpu, window.before, after, telemetry) for gpu in self._gpus),
             sampling_interval_s=self._options.poll_interval_ms / 1000,
             gain_uncertainty_pct=self._options.power_gain_uncertainty_pct,
             meter=self.name,
         )
-        warnings = dict.fromkeys(
-            (*window.warnings, *board_warnings(self._boards, self._nvml, self._options.family_pid))
-        )
+        warnings = dict.fromkeys((*window.warnings, *board_warnings(self._gpus, self._options.family_pid)))
         energy = gpu_measurement(RecordedWindow(record, telemetry))
         return with_notes(energy, (*warnings, *sampler_warnings(telemetry)))
 
-    def _prove_board(self, board: Board) -> str:
-        reader = GpuReader(board.device, board.handle, self._nvml, self._clock)
+    def _prove_board(self, gpu: Gpu) -> str:
+        reader = GpuReader(gpu, self._clock)
         power_w = reader.read().power_w
         if power_w is not None:
-            return f"GPU {board.index} draws {power_w:.1f} W now"
-        if not board.has_counter:
-            raise EnergyError("; ".join(reader.problems()) or f"GPU {board.index} tells neither power nor energy")
-        energy_j = self._nvml.total_energy_j(board.handle)
-        return f"GPU {board.index} has counted {energy_j:.0f} J"
+            return f"GPU {gpu.index} draws {power_w:.1f} W now"
+        if not gpu.has_counter:
+            raise EnergyError("; ".join(reader.problems()) or f"GPU {gpu.index} tells neither power nor energy")
+        energy_j = gpu.driver.total_energy_j(gpu.handle)
+        return f"GPU {gpu.index} has counted {energy_j:.0f} J"
 
     def _counters(self) -> dict[DeviceId, Callable[[], float]]:
-        return {board.device: partial(_read_counter, self._nvml, board) for board in self._boards if board.has_counter}
+        return {gpu.uuid: partial(_read_counter, gpu) for gpu in self._counted}
 
     def _burst(self, timeout_s: float) -> _Reads:
         """Read all counters until each has moved, and see whether they behave."""
@@ -178,23 +176,24 @@ class NVMLBackend:
             return _Reads({})
         try:
             reads = find_counter_steps(counters, self._clock, timeout_s)
-        except NvmlError as error:
+        except GpuDriverError as error:
             return _Reads({}, str(error))
-        faults = (counter_fault(reads[board.device], self._periods.get(board.device)) for board in self._boards_counted)
+        faults = (counter_fault(reads[gpu.uuid], self._periods.get(gpu.uuid)) for gpu in self._counted)
         return _Reads(reads, next((fault for fault in faults if fault is not None), None))
 
-    def _record(self, board: Board, before: _Reads, after: _Reads, telemetry: SampledTelemetry) -> BoardRecord:
-        sampling = power_sampling(board, telemetry)
+    def _record(self, gpu: Gpu, before: _Reads, after: _Reads, telemetry: SampledTelemetry) -> BoardRecord:
+        calibration = self._calibrations.get(gpu.uuid)
+        sampling = power_sampling(gpu, calibration, telemetry)
         return BoardRecord(
-            device=board.device,
-            board=board.uuid,
-            has_counter=board.has_counter,
-            before=before.reads.get(board.device, ()),
-            after=after.reads.get(board.device, ()),
-            counter_problem=(before.problem or after.problem) if board.has_counter else None,
-            includes_module=board.includes_module,
-            power_limit_w=board.power_limit_w,
-            sensor=describe_sensor(board, sampling, self._periods.get(board.device)),
+            device=gpu.uuid,
+            board=gpu.board_uuid,
+            has_counter=gpu.has_counter,
+            before=before.reads.get(gpu.uuid, ()),
+            after=after.reads.get(gpu.uuid, ()),
+            counter_problem=(before.problem or after.problem) if gpu.has_counter else None,
+            includes_module=gpu.includes_module,
+            power_limit_w=gpu.power_limit_w,
+            sensor=describe_sensor(calibration, sampling, self._periods.get(gpu.uuid)),
             sampling=sampling,
         )
 
@@ -218,8 +217,8 @@ def counter_fault(reads: Sequence[CounterRead], period: CounterPeriod | None) ->
     return None
 
 
-def _read_counter(nvml: Nvml, board: Board) -> float:
+def _read_counter(gpu: Gpu) -> float:
     try:
-        return nvml.total_energy_j(board.handle)
-    except NvmlError as error:
-        raise type(error)(f"GPU {board.index}: {error}") from error
+        return gpu.driver.total_energy_j(gpu.handle)
+    except GpuDriverError as error:
+        raise type(error)(f"GPU {gpu.index}: {error}") from error

@@ -30,8 +30,9 @@ from itertools import pairwise
 
 from llenergymeasure.core.energy.gpu_window import RecordedWindow, power_trace
 from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
-from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, UncertaintyComponent
+from llenergymeasure.core.energy.types import EnergyMeasurement, UncertaintyComponent
 from llenergymeasure.core.energy.uncertainty import PowerSampling, combine_boards, trace_components
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 

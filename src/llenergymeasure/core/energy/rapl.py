@@ -19,13 +19,13 @@ from llenergymeasure.core.energy.proof import is_proven
 from llenergymeasure.core.energy.sampler import PowerSampler
 from llenergymeasure.core.energy.telemetry import SampledTelemetry
 from llenergymeasure.core.energy.types import (
-    CPU_DEVICE,
     EnergyMeasurement,
     MeterOptions,
     TelemetrySample,
     TrackingHandle,
     UncertaintyComponent,
 )
+from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 

@@ -14,7 +14,8 @@ from typing import Final, Protocol
 
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.telemetry import SampledTelemetry, SampleLog, SamplerReport, log_problems
-from llenergymeasure.core.energy.types import DeviceId, TelemetrySample
+from llenergymeasure.core.energy.types import TelemetrySample
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.exceptions import EnergyError
 
 FIRST_SAMPLE_TIMEOUT_S: Final = 5.0

@@ -9,19 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
-from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.codecarbon import CodeCarbonBackend, codecarbon_gpu_backend
 from llenergymeasure.core.energy.host_energy import WithHostEnergy
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.proof import Meter
-from llenergymeasure.core.energy.rapl import POWERCAP_ROOT, RaplBackend
-from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, MeterOptions
+from llenergymeasure.core.energy.rapl import RaplBackend
+from llenergymeasure.core.energy.types import MeterOptions
 from llenergymeasure.core.energy.zeus import zeus_backend
-from llenergymeasure.core.gpu.nvml import Nvml, open_nvml
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.protocols import EnergyBackend
 
@@ -33,35 +32,19 @@ GPU_PRIORITY: Final = ("zeus", "nvml", "codecarbon")
 CPU_PRIORITY: Final = ("rapl", "codecarbon")
 
 
-@dataclass(frozen=True, slots=True)
-class MeterHost:
-    """Where a machine's sensors are found; tests pass their own.
-
-    Args:
-        open_nvml: Gives the machine's NVML or raises `NvmlError`.
-        powercap_root: Root of the kernel's power-capping tree, which holds RAPL.
-    """
-
-    open_nvml: Callable[[], Nvml] = open_nvml
-    powercap_root: Path = POWERCAP_ROOT
-
-
 def select_energy_backend(
     name: BackendName,
     devices: Sequence[DeviceId],
-    *,
-    clock: Clock | None = None,
     options: MeterOptions | None = None,
-    host: MeterHost | None = None,
+    host: Host | None = None,
 ) -> EnergyBackend:
     """The meter for a run on `devices`.
 
     Args:
         name: Which one, or `auto`.
         devices: UUIDs of the GPUs that the run uses, or `("cpu",)`.
-        clock: The measurement clock, shared with the engine; by default the machine's own.
         options: How meters work on this machine; by default as when the user configures nothing.
-        host: Where sensors are found; by default, where Linux has them.
+        host: The machine; its clock is shared with the engine.
 
     Returns:
         The meter asked for; for `auto` the best that works, or one that measures nothing and warns why.
@@ -70,8 +53,8 @@ def select_energy_backend(
         EnergyError: The meter asked for by name is missing, has no reading for these devices, or does not measure
             such devices at all.
     """
-    clock = clock or SystemClock()
-    workshop = _Workshop(tuple(devices), clock, options or MeterOptions(), host or MeterHost())
+    host = host or Host()
+    workshop = _Workshop(tuple(devices), options or MeterOptions(), host)
     if name != "auto":
         return _named(name, workshop)
     refusals = []
@@ -80,7 +63,7 @@ def select_energy_backend(
         if not isinstance(meter, EnergyError):
             return meter
         refusals.append(f"{candidate}: {meter}")
-    return NoEnergyBackend(clock, reason="no energy backend works here (" + "; ".join(refusals) + ")")
+    return NoEnergyBackend(host.clock, reason="no energy backend works here (" + "; ".join(refusals) + ")")
 
 
 def _proven_or_reason(name: str, workshop: _Workshop) -> Meter | EnergyError:
@@ -110,9 +93,9 @@ def _named(name: BackendName, workshop: _Workshop) -> EnergyBackend:
 class _Workshop:
     """Builds meters for one device set."""
 
-    def __init__(self, devices: tuple[DeviceId, ...], clock: Clock, options: MeterOptions, host: MeterHost) -> None:
+    def __init__(self, devices: tuple[DeviceId, ...], options: MeterOptions, host: Host) -> None:
         self._devices = devices
-        self._clock = clock
+        self._clock = host.clock
         self._options = options
         self._host = host
         self.on_cpu = devices == (CPU_DEVICE,)
@@ -133,11 +116,11 @@ class _Workshop:
         return builders[name]()
 
     def _zeus(self) -> Meter:
-        nvml = self._host.open_nvml()
+        nvml = self._host.open_driver()
         return self._with_host_energy(zeus_backend(self._devices, nvml, self._clock, self._options))
 
     def _nvml(self) -> Meter:
-        nvml = self._host.open_nvml()
+        nvml = self._host.open_driver()
         return self._with_host_energy(NVMLBackend(self._devices, nvml, self._clock, self._options))
 
     def _with_host_energy(self, meter: Meter) -> Meter:
@@ -152,7 +135,7 @@ class _Workshop:
     def _codecarbon(self) -> Meter:
         if self.on_cpu:
             return CodeCarbonBackend(self._clock)
-        return codecarbon_gpu_backend(self._devices, self._host.open_nvml(), self._clock, self._options)
+        return codecarbon_gpu_backend(self._devices, self._host.open_driver(), self._clock, self._options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,24 +153,15 @@ class BackendReading:
     text: str
 
 
-def describe_energy_backends(
-    devices: Sequence[DeviceId],
-    *,
-    clock: Clock,
-    options: MeterOptions,
-    host: MeterHost | None = None,
-) -> list[BackendReading]:
+def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> list[BackendReading]:
     """Every energy backend of this machine with its reading as proof, best first.
 
     Args:
         devices: UUIDs of the GPUs to read; empty where there are none.
-        clock: The measurement clock.
-        options: How meters work on this machine.
-        host: Where sensors are found.
     """
     described: list[BackendReading] = []
     for measured in ((tuple(devices),) if devices else ()) + ((CPU_DEVICE,),):
-        workshop = _Workshop(measured, clock, options, host or MeterHost())
+        workshop = _Workshop(measured, options, host)
         for name in workshop.priority:
             if name not in {reading.name for reading in described}:
                 described.append(_describe(name, workshop))

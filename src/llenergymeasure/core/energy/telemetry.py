@@ -16,7 +16,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, get_args
 
-from llenergymeasure.core.energy.types import DeviceId, PowerSource, TelemetrySample
+from llenergymeasure.core.energy.types import PowerSource, TelemetrySample
+from llenergymeasure.core.gpu.driver import DeviceId
 
 CHUNK_BYTES: Final = 1 << 20
 """Bytes per device that stay in memory before they are written to the spill file."""

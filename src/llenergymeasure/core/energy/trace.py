@@ -21,8 +21,9 @@ from llenergymeasure.core.energy.fusion import SensorDescription
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.gpu_window import BoardRecord, GpuWindow, RecordedWindow
 from llenergymeasure.core.energy.part import Span, energy_between
-from llenergymeasure.core.energy.types import DeviceId, EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
 from llenergymeasure.core.energy.uncertainty import PowerSampling
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.exceptions import PersistenceError
 
 if TYPE_CHECKING:

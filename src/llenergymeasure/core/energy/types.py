@@ -14,14 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
 from llenergymeasure.domain.energy import BudgetKind, EnergyAudit
 from llenergymeasure.domain.warnings import MeasurementWarning
-
-DeviceId = str
-"""A GPU's UUID as NVML prints it (`GPU-…`, `MIG-…`), or `CPU_DEVICE`."""
-
-CPU_DEVICE: DeviceId = "cpu"
 
 PowerSource = Literal["power_instant", "power_instant_module", "power_usage", "rapl"]
 """Where a power value came from: NVML field 186 with GPU or module scope (module: a superchip, CPU included),

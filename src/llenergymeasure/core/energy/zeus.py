@@ -14,18 +14,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.boards import Board, find_boards
 from llenergymeasure.core.energy.external import ExternalGpuBackend, SourceReading, require_counters
 from llenergymeasure.core.energy.optional import import_meter_package, require_meter_package
-from llenergymeasure.core.energy.types import DeviceId, MeterOptions
-from llenergymeasure.core.gpu.nvml import Nvml
+from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriver, find_gpus
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.exceptions import EnergyError
 
 
 def zeus_backend(
     devices: Sequence[DeviceId],
-    nvml: Nvml,
+    nvml: GpuDriver,
     clock: Clock,
     options: MeterOptions,
     environ: MutableMapping[str, str] = os.environ,
@@ -43,10 +42,10 @@ def zeus_backend(
         EnergyError: Zeus is missing or does not work for these devices.
     """
     require_meter_package("zeus", extra="zeus")
-    boards = find_boards(devices, nvml, options.calibration_dir)
-    require_counters(boards, "zeus")
-    source = ZeusSource(boards, nvml, environ)
-    return ExternalGpuBackend(source, boards, nvml, clock, options)
+    gpus = find_gpus(devices, nvml)
+    require_counters(gpus, "zeus")
+    source = ZeusSource(gpus, nvml, environ)
+    return ExternalGpuBackend(source, gpus, clock, options)
 
 
 class ZeusSource:
@@ -63,11 +62,11 @@ class ZeusSource:
 
     name = "zeus"
 
-    def __init__(self, boards: Sequence[Board], nvml: Nvml, environ: MutableMapping[str, str]) -> None:
-        self._monitor = _monitor([board.index for board in boards], len(nvml.device_handles()), environ)
+    def __init__(self, gpus: Sequence[Gpu], nvml: GpuDriver, environ: MutableMapping[str, str]) -> None:
+        self._monitor = _monitor([gpu.index for gpu in gpus], len(nvml.device_handles()), environ)
         seen = self._monitor.gpus.gpus
-        for board in boards:
-            if board.index >= len(seen) or nvml.uuid(seen[board.index].handle) != board.uuid:
+        for gpu in gpus:
+            if gpu.index >= len(seen) or nvml.uuid(seen[gpu.index].handle) != gpu.board_uuid:
                 raise EnergyError(  # Zeus keeps its list of GPUs for the life of the process
                     "Zeus was set up earlier in this process for other GPUs and cannot be set up again; start a new "
                     "process, or use energy.backend: nvml"

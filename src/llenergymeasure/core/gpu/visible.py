@@ -18,72 +18,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Final
 
-from llenergymeasure.core.energy.types import DeviceId
-from llenergymeasure.core.gpu.nvml import Nvml, NvmlHandle
+from llenergymeasure.core.gpu.driver import Gpu, GpuDriver, all_boards
 
 VISIBLE_DEVICES: Final = "CUDA_VISIBLE_DEVICES"
 DEVICE_ORDER: Final = "CUDA_DEVICE_ORDER"
 
 
-@dataclass(frozen=True, slots=True)
-class GpuDevice:
-    """One GPU, or one MIG instance, as CUDA shows it.
-
-    Args:
-        uuid: `GPU-…`, or `MIG-…` for a MIG instance.
-        nvml_index: Index of the board in NVML's order.
-        name: Marketing name of the board.
-        cuda_index: Index that a CUDA program uses for it.
-        mig_parent_uuid: UUID of the board that a MIG instance is a slice of; `None` for a whole board.
-    """
-
-    uuid: DeviceId
-    nvml_index: int
-    name: str
-    cuda_index: int
-    mig_parent_uuid: DeviceId | None = None
-
-    @property
-    def board_uuid(self) -> DeviceId:
-        """UUID of the board whose sensors speak for this device."""
-        return self.mig_parent_uuid or self.uuid
-
-
 def visible_gpus(
-    environ: Mapping[str, str], nvml: Nvml, cuda_uuids: Sequence[str] | None = None
-) -> tuple[GpuDevice, ...]:
+    environ: Mapping[str, str], driver: GpuDriver, cuda_uuids: Sequence[str] | None = None
+) -> tuple[Gpu, ...]:
     """The GPUs that CUDA shows to a program with this environment, in CUDA's order.
 
     Args:
-        environ: The environment that the program starts with.
-        nvml: The machine's NVML.
         cuda_uuids: UUIDs as the CUDA runtime reports them, in its order, where it is already running in this process
             (`cuda_uuids_of_torch`); they are the truth and override the environment.
 
     Raises:
-        NvmlError: NVML could not list the boards.
+        GpuDriverError: NVML could not list the boards.
     """
-    boards = all_boards(nvml)
+    boards = all_boards(driver)
     if cuda_uuids is not None:
-        names = {device.uuid: device for board in boards for device in (board.device, *board.instances)}
+        names = {gpu.uuid: gpu for board in boards for gpu in (board, *board.instances)}
         chosen = [_by_prefix(uuid, names) for uuid in cuda_uuids]
     else:
         chosen = list(_select(environ.get(VISIBLE_DEVICES), boards))
-    return tuple(
-        GpuDevice(found.uuid, found.nvml_index, found.name, cuda_index, found.mig_parent_uuid)
-        for cuda_index, found in enumerate(device for device in chosen if device is not None)
-    )
+    return tuple(replace(gpu, cuda_index=index) for index, gpu in enumerate(gpu for gpu in chosen if gpu is not None))
 
 
-def order_is_certain(environ: Mapping[str, str], nvml: Nvml) -> bool:
+def order_is_certain(environ: Mapping[str, str], driver: GpuDriver) -> bool:
     """Whether NVML alone can tell which board CUDA calls 0, 1, …
-
-    Args:
-        environ: The environment that the program starts with.
-        nvml: The machine's NVML.
 
     Returns:
         False for boards of different names under `FASTEST_FIRST`, CUDA's default. Setting
@@ -91,7 +57,7 @@ def order_is_certain(environ: Mapping[str, str], nvml: Nvml) -> bool:
     """
     if environ.get(DEVICE_ORDER) == "PCI_BUS_ID":
         return True
-    return len({board.device.name for board in all_boards(nvml)}) <= 1
+    return len({board.name for board in all_boards(driver)}) <= 1
 
 
 def cuda_uuids_of_torch(torch: Any) -> tuple[str, ...]:
@@ -104,47 +70,14 @@ def cuda_uuids_of_torch(torch: Any) -> tuple[str, ...]:
     return tuple(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}" for uuid in uuids)
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
-    """One physical GPU and, in MIG mode, its instances.
-
-    Args:
-        device: The board itself.
-        instances: Its MIG instances, in NVML's order; empty where MIG is off.
-        handle: NVML's handle of the board.
-    """
-
-    device: GpuDevice
-    instances: tuple[GpuDevice, ...]
-    handle: NvmlHandle
-
-
-def all_boards(nvml: Nvml) -> tuple[Board, ...]:
-    """Every board of the machine in NVML's order, whatever CUDA would show.
-
-    Raises:
-        NvmlError: NVML could not list them.
-    """
-    return tuple(_describe(nvml, index, handle) for index, handle in enumerate(nvml.device_handles()))
-
-
-def _describe(nvml: Nvml, index: int, handle: NvmlHandle) -> Board:
-    board = GpuDevice(nvml.uuid(handle), index, nvml.name(handle), index)
-    instances = tuple(
-        GpuDevice(nvml.uuid(instance), index, board.name, index, mig_parent_uuid=board.uuid)
-        for instance in nvml.mig_handles(handle)
-    )
-    return Board(board, instances, handle)
-
-
-def _select(visible: str | None, boards: Sequence[Board]) -> Sequence[GpuDevice]:
+def _select(visible: str | None, boards: Sequence[Gpu]) -> Sequence[Gpu]:
     """The devices that a value of `CUDA_VISIBLE_DEVICES` leaves, in its order."""
     if visible is None:
         return _one_mig_instance_or_boards([_as_cuda_sees(board) for board in boards])
     entries = [entry.strip() for entry in visible.split(",")]
     if entries[0].startswith(("GPU-", "MIG-")):
         names = {instance.uuid: instance for board in boards for instance in board.instances}
-        names |= {board.device.uuid: _as_cuda_sees(board) for board in boards}
+        names |= {board.uuid: _as_cuda_sees(board) for board in boards}
         found = _until_invalid([_by_prefix(entry, names) for entry in entries])
     else:
         found = _until_invalid([_by_index(entry, boards) for entry in entries])
@@ -153,18 +86,18 @@ def _select(visible: str | None, boards: Sequence[Board]) -> Sequence[GpuDevice]
     return _one_mig_instance_or_boards(found)
 
 
-def _as_cuda_sees(board: Board) -> GpuDevice:
+def _as_cuda_sees(board: Gpu) -> Gpu:
     """A board in MIG mode is its first instance to CUDA."""
-    return board.instances[0] if board.instances else board.device
+    return board.instances[0] if board.instances else board
 
 
-def _one_mig_instance_or_boards(devices: Sequence[GpuDevice]) -> Sequence[GpuDevice]:
-    instances = [device for device in devices if device.mig_parent_uuid]
+def _one_mig_instance_or_boards(devices: Sequence[Gpu]) -> Sequence[Gpu]:
+    instances = [device for device in devices if device.is_mig]
     return instances[:1] or devices
 
 
-def _until_invalid(found: Sequence[GpuDevice | None]) -> list[GpuDevice]:
-    valid: list[GpuDevice] = []
+def _until_invalid(found: Sequence[Gpu | None]) -> list[Gpu]:
+    valid: list[Gpu] = []
     for device in found:
         if device is None:
             break
@@ -172,7 +105,7 @@ def _until_invalid(found: Sequence[GpuDevice | None]) -> list[GpuDevice]:
     return valid
 
 
-def _by_index(entry: str, boards: Sequence[Board]) -> GpuDevice | None:
+def _by_index(entry: str, boards: Sequence[Gpu]) -> Gpu | None:
     """CUDA reads an entry like C's `strtol`: digits at its beginning count, the rest is ignored."""
     digits = re.match(r"[+-]?\d+", entry)
     if digits is None:
@@ -181,7 +114,7 @@ def _by_index(entry: str, boards: Sequence[Board]) -> GpuDevice | None:
     return _as_cuda_sees(boards[index]) if 0 <= index < len(boards) else None
 
 
-def _by_prefix(entry: str, names: Mapping[str, GpuDevice]) -> GpuDevice | None:
+def _by_prefix(entry: str, names: Mapping[str, Gpu]) -> Gpu | None:
     """The device with the UUID `entry`, or the only one whose UUID begins with it."""
     if entry in names:
         return names[entry]

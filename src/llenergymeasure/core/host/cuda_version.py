@@ -11,7 +11,6 @@ import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import Final, Literal
 
@@ -51,12 +50,6 @@ def find_cuda_version(environ: Mapping[str, str], torch_dir: Path | None = None)
     if version := _of_nvcc(toolkit, environ):
         return CudaVersion(version, "nvcc")
     return None
-
-
-def installed_torch_dir() -> Path | None:
-    """Directory of the installed torch, found without importing it."""
-    spec = util.find_spec("torch")
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def _of_torch(torch_dir: Path) -> str | None:

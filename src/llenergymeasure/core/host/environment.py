@@ -6,25 +6,21 @@ Taken in the background while other work waits, and complete before the model lo
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import platform
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib import metadata
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.gpu.facts import GpuFacts, read_gpu_facts
-from llenergymeasure.core.gpu.nvml import MB, Nvml, NvmlLibraryMissingError, open_nvml
+from llenergymeasure.core.gpu.driver import MB, DriverMissingError, Gpu
 from llenergymeasure.core.gpu.visible import visible_gpus
-from llenergymeasure.core.host.cuda_version import find_cuda_version, installed_torch_dir
+from llenergymeasure.core.host.cuda_version import find_cuda_version
+from llenergymeasure.core.host.host import Host, installed_version
 from llenergymeasure.domain.environment import (
     ContainerEnvironment,
     CPUEnvironment,
@@ -43,42 +39,13 @@ COLLECTION_TIMEOUT_S: Final = 60.0
 """Longest wait for a snapshot; it takes about a second. Beyond, a driver or a file system hangs."""
 
 
-def _utc_now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-@dataclass(frozen=True, slots=True)
-class EnvironmentSources:
-    """Where the parts of a snapshot are found; tests pass their own.
-
-    Args:
-        environ: Environment variables that decide what a program here sees; their values are not recorded.
-        open_nvml: Gives the machine's NVML or raises `NvmlError`.
-        root: Root of the file system, for what the kernel and container runtimes tell.
-        torch_dir: Directory of the torch package, or `None`.
-        packages: Installed packages, `name==version`.
-        now: The time (UTC).
-    """
-
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    open_nvml: Callable[[], Nvml] = open_nvml
-    root: Path = Path("/")
-    torch_dir: Callable[[], Path | None] = installed_torch_dir
-    packages: Callable[[], list[str]] = lambda: installed_packages()
-    now: Callable[[], datetime] = _utc_now
-
-
-def collect_environment(sources: EnvironmentSources | None = None) -> EnvironmentSnapshot:
-    """Take a snapshot now. Never fails: a part that cannot be had is missing, and the log says why.
-
-    Args:
-        sources: Where to look; by default, this machine.
-    """
-    sources = sources or EnvironmentSources()
-    driver, gpus = _part("GPUs", lambda: _read_gpus(sources)) or (None, ())
-    cuda = _part("CUDA version", lambda: find_cuda_version(sources.environ, sources.torch_dir()))
-    cpu = _part("processor", lambda: read_cpu(sources.root))
-    container = _part("container", lambda: detect_container(sources.environ, sources.root))
+def collect_environment(host: Host | None = None) -> EnvironmentSnapshot:
+    """Take a snapshot now. Never fails: a part that cannot be had is missing, and the log says why."""
+    host = host or Host()
+    driver, gpus = _part("GPUs", lambda: _read_gpus(host)) or (None, ())
+    cuda = _part("CUDA version", lambda: find_cuda_version(host.environ, host.torch_dir()))
+    cpu = _part("processor", lambda: read_cpu(host.root))
+    container = _part("container", lambda: detect_container(host.environ, host.root))
     cuda_environment = CUDAEnvironment(
         version=cuda.version if cuda else None, driver_version=driver, cudnn_version=_part("cuDNN version", _cudnn)
     )
@@ -86,7 +53,7 @@ def collect_environment(sources: EnvironmentSources | None = None) -> Environmen
         cuda_version=cuda.version if cuda else None,
         cuda_version_source=cuda.source if cuda else None,
         cuda_driver_version=driver,
-        os_version=_part("distribution", lambda: _distribution(sources.root)),
+        os_version=_part("distribution", lambda: _distribution(host.root)),
         gpu_names=[gpu.name for gpu in gpus],
         gpu_uuids=[gpu.uuid for gpu in gpus],
         gpu_vram_mb=[_as_nvidia_smi_mb(gpu.memory_total_mb) for gpu in gpus],
@@ -95,16 +62,16 @@ def collect_environment(sources: EnvironmentSources | None = None) -> Environmen
         gpu_max_sm_clock_mhz=[gpu.max_sm_clock_mhz for gpu in gpus],
         cpu=cpu,
         container=container,
-        pip_freeze=_part("installed packages", sources.packages) or [],
-        hardware=_hardware(gpus[0], cuda_environment, cpu, container, sources.now()) if gpus else None,
+        pip_freeze=_part("installed packages", host.packages) or [],
+        hardware=_hardware(gpus[0], cuda_environment, cpu, container, host.clock.wall()) if gpus else None,
     )
 
 
 class PendingSnapshot:
     """A snapshot that is being taken on a thread of its own."""
 
-    def __init__(self, sources: EnvironmentSources | None) -> None:
-        self._sources = sources
+    def __init__(self, host: Host | None) -> None:
+        self._host = host
         self._snapshot: EnvironmentSnapshot | None = None
         self._complete = threading.Event()
         self._thread = threading.Thread(target=self._collect, name="llem-environment", daemon=True)
@@ -128,18 +95,14 @@ class PendingSnapshot:
         return self._snapshot
 
     def _collect(self) -> None:
-        self._snapshot = collect_environment(self._sources)
+        self._snapshot = collect_environment(self._host)
         self._complete.set()
 
 
 @contextmanager
-def environment_in_background(sources: EnvironmentSources | None = None) -> Iterator[PendingSnapshot]:
-    """Take a snapshot while the block does something else; it is complete when the block ends well.
-
-    Args:
-        sources: Where to look; by default, this machine.
-    """
-    pending = PendingSnapshot(sources)
+def environment_in_background(host: Host | None = None) -> Iterator[PendingSnapshot]:
+    """Take a snapshot while the block does something else; it is complete when the block ends well."""
+    pending = PendingSnapshot(host)
     yield pending
     pending.result()
 
@@ -157,21 +120,20 @@ def _snapshot(**facts: Any) -> EnvironmentSnapshot:
 def _part(what: str, read: Callable[[], T]) -> T | None:
     try:
         return read()
-    except NvmlLibraryMissingError as error:  # a machine without NVIDIA GPUs, which is nothing to warn about
+    except DriverMissingError as error:  # a machine without NVIDIA GPUs, which is nothing to warn about
         logger.debug("%s: %s", what, error)
     except Exception as error:  # noqa: BLE001  (whatever a machine's description does, the measurement goes on)
         logger.warning("The environment snapshot lacks the %s: %s: %s", what, type(error).__name__, error)
     return None
 
 
-def _read_gpus(sources: EnvironmentSources) -> tuple[str, tuple[GpuFacts, ...]]:
-    nvml = sources.open_nvml()
-    gpus = visible_gpus(sources.environ, nvml)
-    return nvml.driver_version(), tuple(read_gpu_facts(nvml, gpu.uuid, gpu.board_uuid) for gpu in gpus)
+def _read_gpus(host: Host) -> tuple[str, tuple[Gpu, ...]]:
+    driver = host.open_driver()
+    return driver.driver_version(), visible_gpus(host.environ, driver)
 
 
 def _hardware(
-    gpu: GpuFacts,
+    gpu: Gpu,
     cuda: CUDAEnvironment,
     cpu: CPUEnvironment | None,
     container: ContainerEnvironment | None,
@@ -219,52 +181,8 @@ def _cudnn() -> str | None:
     return next((version for name in names if (version := installed_version(name)) is not None), None)
 
 
-def installed_packages(distributions: Iterable[metadata.Distribution] | None = None) -> list[str]:
-    """Every installed distribution as `name==version`, sorted by name.
-
-    One installed from version control carries its commit (`name==version (git 0123abcd…)`). Neither local paths nor
-    addresses are told: they name users and may hold tokens.
-
-    Args:
-        distributions: What to list; by default everything that can be imported. Of two with one name the first is
-            listed, which is the one that an import finds.
-    """
-    lines: dict[str, str] = {}
-    for distribution in metadata.distributions() if distributions is None else distributions:
-        if "Name" not in distribution.metadata:  # a damaged installation
-            continue
-        name = distribution.metadata["Name"]
-        if name.lower() not in lines:
-            lines[name.lower()] = f"{name}=={distribution.version}{_commit(distribution)}"
-    return [lines[key] for key in sorted(lines)]
-
-
-def installed_version(package: str) -> str | None:
-    """Version of a distribution; `None`: not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit(distribution: metadata.Distribution) -> str:
-    """The version-control commit from `direct_url.json` (PEP 610), or nothing."""
-    text = distribution.read_text("direct_url.json")
-    if text is None:
-        return ""
-    try:
-        origin: Any = json.loads(text).get("vcs_info") or {}
-        return f" ({origin['vcs']} {origin['commit_id']})" if "commit_id" in origin else ""
-    except (ValueError, AttributeError, KeyError):
-        return ""
-
-
 def read_cpu(root: Path = Path("/")) -> CPUEnvironment:
-    """Model and frequency governor of the processor.
-
-    Args:
-        root: Where `proc` and `sys` are.
-    """
+    """Model and frequency governor of the processor."""
     return CPUEnvironment(
         governor=_governor(root / "sys/devices/system/cpu"),
         model=_model(root / "proc/cpuinfo") or platform.processor() or None,
@@ -321,7 +239,6 @@ def detect_container(environ: Mapping[str, str], root: Path = Path("/")) -> Cont
 
     Args:
         environ: This process's environment; only the presence of names is looked at.
-        root: The file system's root.
     """
     runtime = _by_environment(environ) or _by_file(root) or _by_manager(root) or _by_cgroup(root)
     return ContainerEnvironment(detected=runtime is not None, runtime=runtime)

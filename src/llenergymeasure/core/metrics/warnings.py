@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId, EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 

@@ -31,7 +31,7 @@ from llenergymeasure.core.backends.pytorch.timing import DeviceStepTimer, HostSt
 from llenergymeasure.core.backends.seeding import seeded
 from llenergymeasure.core.backends.tokenizer import TransformersTokenizer, load_tokenizer
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.types import DeviceId
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.source import ModelSource, find_model
 from llenergymeasure.exceptions import BackendError
 

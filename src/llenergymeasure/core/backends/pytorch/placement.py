@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
-from llenergymeasure.core.energy.types import CPU_DEVICE, DeviceId
-from llenergymeasure.core.gpu.nvml import NvmlError, open_nvml
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, GpuDriverError
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
 from llenergymeasure.exceptions import BackendError
 
@@ -102,7 +102,7 @@ def used_devices(devices: Iterable[torch.device]) -> tuple[DeviceId, ...]:
     uuids = cuda_uuids_of_torch(torch)
     try:
         gpus = visible_gpus(os.environ, open_nvml(), uuids)
-    except NvmlError:
+    except GpuDriverError:
         gpus = ()
     names = {gpu.cuda_index: gpu.uuid for gpu in gpus} if len(gpus) == len(uuids) else dict(enumerate(uuids))
     return tuple(names[index] for index in indices)
@@ -115,7 +115,7 @@ def _gpu_uuids() -> tuple[DeviceId, ...]:
             gpus = visible_gpus(os.environ, nvml)
             if len(gpus) == torch.cuda.device_count():
                 return tuple(gpu.uuid for gpu in gpus)
-    except NvmlError:
+    except GpuDriverError:
         pass  # a container may have CUDA without NVML; the energy backend will say what that costs
     return cuda_uuids_of_torch(torch)
 
