@@ -98,7 +98,7 @@ class Stage:
     def __post_init__(self) -> None:
         self.launcher = ScriptedLauncher(self.clock)
 
-    def around(self, **changes: Any) -> StudyHost:
+    def host(self, **changes: Any) -> StudyHost:
         fields: dict[str, Any] = {
             "launcher": self.launcher,
             "clock": self.clock,
@@ -109,7 +109,7 @@ class Stage:
         return StudyHost(**{**fields, **changes})
 
     def runner(self, study: StudyConfig, machine: UserConfig | None = None, **changes: Any) -> StudyRunner:
-        return StudyRunner(study, self.directory, machine or UserConfig(), self.around(**changes))
+        return StudyRunner(study, self.directory, machine or UserConfig(), self.host(**changes))
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]

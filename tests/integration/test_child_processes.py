@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -19,10 +18,10 @@ from typing import Any
 import pytest
 
 import children
-from llenergymeasure.core.progress import PromptsDone, StepStarted
+from llenergymeasure.core.progress import PromptsDone, StepStarted, ignore_events
 from llenergymeasure.runners.child import Entry, Failed, from_line, to_line
 from llenergymeasure.runners.interrupt import Interrupt
-from llenergymeasure.runners.process import Child, ChildTask, Mail
+from llenergymeasure.runners.process import ChildTask
 from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Patience, RunInterruptedError
 
 TESTS = Path(__file__).parents[1]
@@ -48,12 +47,10 @@ class Runs:
         self.pids: list[int] = []
 
     def group(self, function: Entry, *arguments: object, task_s: float | None = 60) -> ChildGroup:
-        mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
-        self.children = [
-            Child(task_in(self.work_dir / f"child{index}", function, argument), mailbox, self.events.append)
-            for index, argument in enumerate(arguments)
+        tasks = [
+            task_in(self.work_dir / f"child{index}", function, argument) for index, argument in enumerate(arguments)
         ]
-        return ChildGroup(self.children, mailbox, QUICK, task_s)
+        return ChildGroup(tasks, QUICK, task_s)
 
     def run(
         self,
@@ -64,8 +61,8 @@ class Runs:
     ) -> Any:
         group = self.group(function, argument, task_s=task_s)
         group.start()
-        self.pids.append(self.children[0].pid)
-        (result,) = group.run(interrupt or Interrupt())
+        self.pids.append(group.children[0].pid)
+        (result,) = group.run(self.events.append, interrupt or Interrupt())
         return json.loads(result)
 
     def log(self, index: int = 0) -> str:
@@ -132,13 +129,12 @@ def test_what_is_no_message_is_not_taken_for_one(runs: Runs) -> None:
 
 def test_observer_that_blocks_does_not_hold_up_the_child(tmp_path: Path) -> None:
     release = threading.Event()
-    mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
-    task = task_in(tmp_path / "child", children.report_events, 20_000)
-    child = Child(task, mailbox, lambda event: release.wait(60) and None)
+    group = ChildGroup([task_in(tmp_path / "child", children.report_events, 20_000)], QUICK)
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.extend(ChildGroup([child], mailbox, QUICK).run(Interrupt())))
+    block = lambda event: release.wait(60) and None  # noqa: E731
+    thread = threading.Thread(target=lambda: results.extend(group.run(block, Interrupt())))
     thread.start()
-    assert wait_until(lambda: (tmp_path / "child.log").exists() and child.has_exited(), 30)
+    assert wait_until(lambda: (tmp_path / "child.log").exists() and group.children[0].has_exited(), 30)
     release.set()
     thread.join(30)
     assert results == ["20000"]
@@ -224,7 +220,7 @@ def test_first_interrupt_lets_the_child_tear_down(runs: Runs) -> None:
         target=lambda: wait_until(lambda: runs.events == [StepStarted("measure")]) and interrupt.request()
     ).start()
     with pytest.raises(RunInterruptedError):
-        group.run(interrupt)
+        group.run(runs.events.append, interrupt)
     assert (runs.work_dir / "child0" / "tidy").read_text() == "unloaded"
 
 
@@ -234,29 +230,28 @@ def test_second_interrupt_does_not_wait(runs: Runs) -> None:
     interrupt.request()
     interrupt.request()
     with pytest.raises(RunInterruptedError):
-        group.run(interrupt)
-    assert is_gone(runs.children[0].pid)
+        group.run(ignore_events, interrupt)
+    assert is_gone(group.children[0].pid)
 
 
 def test_children_pass_the_barrier_together(runs: Runs) -> None:
     group = runs.group(children.meet_and_tell_time, 0.0, 0.7, 0.3)
-    times_s = [float(moment) for moment in group.run(Interrupt())]
+    times_s = [float(moment) for moment in group.run(ignore_events, Interrupt())]
     assert max(times_s) - min(times_s) < 0.2  # without the barrier they would be 0.7 s apart
 
 
 def test_death_before_the_barrier_ends_the_whole_run(runs: Runs) -> None:
     group = runs.group(children.meet_or_die, False, True, task_s=30)
     with pytest.raises(ChildFailedError, match="exit code 3"):
-        group.run(Interrupt())
-    assert all(is_gone(child.pid) for child in runs.children)
+        group.run(ignore_events, Interrupt())
+    assert all(is_gone(child.pid) for child in group.children)
 
 
 @pytest.mark.parametrize("entry", ["__main__:local", "no_such_module:run", "children:no_such_function"])
 def test_entry_that_a_fresh_interpreter_cannot_import_is_refused(runs: Runs, entry: str) -> None:
-    child_queue: queue.SimpleQueue[Mail] = queue.SimpleQueue()
     task = replace(task_in(runs.work_dir / "child0", children.identity), entry=entry)
     with pytest.raises(ChildFailedError, match=r"No module named|has no") as caught:
-        ChildGroup([Child(task, child_queue, runs.events.append)], child_queue, QUICK).run(Interrupt())
+        ChildGroup([task], QUICK).run(ignore_events, Interrupt())
     assert caught.value.error_type in ("ImportError", "ModuleNotFoundError")
 
 
@@ -273,15 +268,13 @@ SCRIPT = """
     import sys
     sys.path.insert(0, {tests!r})
     print("main runs", flush=True)
-    import queue
     from pathlib import Path
     from llenergymeasure.runners.interrupt import Interrupt
-    from llenergymeasure.runners.process import Child, ChildTask
+    from llenergymeasure.runners.process import ChildTask
     from llenergymeasure.runners.supervise import ChildGroup, Patience
-    mailbox = queue.SimpleQueue()
+    group = "a name of the main module"
     task = ChildTask(Path({work_dir!r}), Path({work_dir!r}, "child.log"), entry="children:{function}")
-    child = Child(task, mailbox, lambda event: print(event, flush=True))
-    print(ChildGroup([child], mailbox, Patience()).run(Interrupt()), flush=True)
+    print(ChildGroup([task], Patience()).run(lambda event: print(event, flush=True), Interrupt()), flush=True)
 """
 
 
@@ -306,7 +299,7 @@ def test_unguarded_main_module_runs_once(tmp_path: Path, how: str) -> None:
     )
     assert done.stdout.count("main runs") == 1
     assert '"main_names": [' in done.stdout
-    assert "mailbox" not in done.stdout  # a name of the unguarded module
+    assert '"group"' not in done.stdout.partition("main_names")[2]  # a name of the unguarded module
 
 
 def test_child_and_its_workers_end_when_the_parent_is_killed(tmp_path: Path) -> None:

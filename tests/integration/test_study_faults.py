@@ -42,9 +42,9 @@ def no_leftovers() -> tuple[str, ...]:
     return ()
 
 
-def run(study_dir: Path, study: StudyConfig, **around: object) -> StudyResult:
-    surroundings = StudyHost(launcher=launcher(), leftovers=no_leftovers, **around)  # type: ignore[arg-type]
-    return StudyRunner(study, study_dir, UserConfig(), surroundings).run()
+def run(study_dir: Path, study: StudyConfig, **changes: object) -> StudyResult:
+    host = StudyHost(launcher=launcher(), leftovers=no_leftovers, **changes)  # type: ignore[arg-type]
+    return StudyRunner(study, study_dir, UserConfig(), host).run()
 
 
 def resume(study_dir: Path, study: StudyConfig | None = None) -> tuple[StudyResult, list[StudyEvent]]:

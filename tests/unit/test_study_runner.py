@@ -61,7 +61,7 @@ def test_csv_is_written_when_asked_for(stage: Stage) -> None:
     from llenergymeasure.config.user_config import UserConfig
     from llenergymeasure.study.runner import StudyRunner
 
-    StudyRunner(study_of("a", "b"), stage.directory, UserConfig(), stage.around(), export_csv=True).run()
+    StudyRunner(study_of("a", "b"), stage.directory, UserConfig(), stage.host(), export_csv=True).run()
     assert len((stage.directory / "results.csv").read_text().splitlines()) == 3
 
 

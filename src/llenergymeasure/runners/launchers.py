@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import queue
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from llenergymeasure.core.progress import Event, Observer, ignore_events
+from llenergymeasure.core.progress import Observer
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.runners.child import DEFAULT_ENTRY
 from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.job import LOCAL_RUNNER, Job, Launcher, MeasuredRun, run_from_json, write_job
-from llenergymeasure.runners.process import Child, ChildTask, Mail
+from llenergymeasure.runners.process import ChildTask
 from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Patience
 
 ENGINE_MODULES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -43,18 +42,18 @@ class ProcessLauncher:
         self._entry = entry
         self._preload = preload
         self._patience = patience or Patience()
-        self._prepared: _Launch | None = None
+        self._prepared: tuple[Job, ChildGroup] | None = None
 
     def prepare(self, job: Job) -> None:
         """Start the child for `job` and let it import; call it in the thread that will call `run`."""
         self.discard()
         try:
-            launch = self._launch(job)
-            launch.group.start()
+            group = self._group(job)
+            group.start()
         except (ChildFailedError, PersistenceError) as error:
             _log.warning("Could not start the next experiment's process ahead of time: %s", error)
             return
-        self._prepared = launch
+        self._prepared = job, group
 
     def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
         """Run `job` in the child prepared for it, or else in a new one.
@@ -64,13 +63,12 @@ class ProcessLauncher:
             PersistenceError: The job's directory cannot be written to.
             RunInterruptedError: `interrupt` was requested.
         """
-        launch, self._prepared = self._prepared, None
-        if launch is None or launch.job is not job:
-            if launch is not None:
-                launch.group.kill()
-            launch = self._launch(job)
-        launch.observer = observer
-        (result,) = launch.group.run(interrupt)
+        if self._prepared is not None and self._prepared[0] is job:
+            group, self._prepared = self._prepared[1], None
+        else:
+            self.discard()
+            group = self._group(job)
+        (result,) = group.run(observer, interrupt)
         try:
             return run_from_json(MeasuredRun, result, job.work_dir)
         except ValueError as error:
@@ -78,29 +76,15 @@ class ProcessLauncher:
 
     def discard(self) -> None:
         """Kill a prepared child, if there is one."""
-        launch, self._prepared = self._prepared, None
-        if launch is not None:
-            launch.group.kill()
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            prepared[1].kill()
 
-    def _launch(self, job: Job) -> _Launch:
+    def _group(self, job: Job) -> ChildGroup:
         write_job(job)
-        task = ChildTask(
-            job.work_dir, job.work_dir / "child.log", self._preload.get(job.config.backend, ()), entry=self._entry
-        )
-        return _Launch(job, task, self._patience)
-
-
-class _Launch:
-    """A job and its child; the observer arrives after the child has been started."""
-
-    def __init__(self, job: Job, task: ChildTask, patience: Patience) -> None:
-        self.job = job
-        self.observer: Observer = ignore_events
-        mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
-        self.group = ChildGroup([Child(task, mailbox, self._observe)], mailbox, patience, task_s=job.timeout_s)
-
-    def _observe(self, event: Event) -> None:
-        self.observer(event)
+        preload = self._preload.get(job.config.backend, ())
+        task = ChildTask(job.work_dir, job.work_dir / "child.log", preload, entry=self._entry)
+        return ChildGroup([task], self._patience, job.timeout_s)
 
 
 LAUNCHERS: Final[Mapping[str, Callable[[], Launcher]]] = {

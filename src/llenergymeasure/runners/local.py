@@ -21,7 +21,7 @@ from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
 from llenergymeasure.core.energy.types import MeterOptions
 from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.core.harness import Bench, Measurement, measure
+from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import run_preflight
@@ -61,7 +61,7 @@ def run_local(
         baselines: Idle measurements that may be reused; a fresh one is added.
 
     Raises:
-        LLEMError: See `core.harness.measure` and `run_shards`.
+        LLEMError: See `core.harness.measure` and `runners.parallel.run_shards`.
     """
     experiment_id = experiment_id or new_experiment_id(config, datetime.now(timezone.utc))
     processes = config.pytorch.num_processes if config.pytorch is not None else None
@@ -69,7 +69,8 @@ def run_local(
         whole = Job(config, machine, work_dir, experiment_id=experiment_id)
         records, completeness, artefacts = run_shards(whole, processes, observer, baselines)
     else:
-        measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
+        bench = bench_here(config, machine, work_dir, observer=observer, baselines=baselines)
+        measurement = measure(config, bench, experiment_id, work_dir)
         records, completeness, artefacts = [measurement.record], None, measurement.artefacts
     result = aggregate_results(
         experiment_id, records, completeness=completeness, footprint=footprint_factors(machine)
@@ -88,7 +89,7 @@ def run_job(directory: Path, link: ParentLink) -> str:
         A `MeasuredRun`, or a `MeasuredShard`, as JSON.
 
     Raises:
-        LLEMError: See `run_local` and `measure_here`.
+        LLEMError: See `run_local`.
     """
     job = read_job(directory)
     config, machine, baselines = job.config, job.machine, BaselineCache(job.baselines)
@@ -98,50 +99,18 @@ def run_job(directory: Path, link: ParentLink) -> str:
             config, machine, directory, experiment_id=experiment_id, observer=link.observe, baselines=baselines
         )
         return run_to_json(run, directory)
-    measurement = measure_here(
+    bench = bench_here(
         config,
         machine,
-        experiment_id,
         directory,
         observer=link.observe,
         baselines=baselines,
         share=job.shard,
         wait_for_others=link.wait_for_others,
     )
+    measurement = measure(config, bench, experiment_id, directory)
     write_process_result(measurement.record, directory.parent / STATE_DIR)
     return run_to_json(MeasuredShard(measurement.artefacts, baselines.entries()), directory)
-
-
-def measure_here(
-    config: ExperimentConfig,
-    machine: UserConfig,
-    experiment_id: str,
-    work_dir: Path,
-    *,
-    observer: Observer = ignore_events,
-    baselines: BaselineCache = SESSION_BASELINES,
-    share: Share = WHOLE,
-    wait_for_others: Callable[[], None] | None = None,
-) -> Measurement:
-    """Measure this process's share of an experiment with the machine's real engine, meters and clock.
-
-    Args:
-        config: What to run.
-        machine: The user's settings for this machine.
-        experiment_id: Identity of the measurement.
-        work_dir: An existing directory for the run's files.
-        observer: Who is told what happens.
-        baselines: Idle measurements that may be reused; a fresh one is added.
-        share: This process's part, where several run the experiment together.
-        wait_for_others: Their barrier.
-
-    Raises:
-        LLEMError: See `core.harness.measure`.
-    """
-    bench = bench_here(
-        config, machine, work_dir, observer=observer, baselines=baselines, share=share, wait_for_others=wait_for_others
-    )
-    return measure(config, bench, experiment_id, work_dir)
 
 
 def bench_here(
@@ -163,8 +132,7 @@ def bench_here(
         observer: Who is told what happens.
         baselines: Idle measurements that may be reused; a fresh one is added.
         share: This process's part, where several run the experiment together.
-        wait_for_others: Their barrier.
-
+        wait_for_others: Their barrier; `None` where there are none.
     """
     host = Host()
     cache_dir = Path(machine.output.model_cache_dir).expanduser()
@@ -196,13 +164,7 @@ def bench_here(
 
 
 def engine_or_reason(name: str, clock: Clock, model_cache_dir: Path) -> InferenceBackend:
-    """The engine, or, where it cannot be had, a stand-in whose pre-flight says why.
-
-    Args:
-        name: The name a config uses.
-        clock: The measurement clock.
-        model_cache_dir: Where downloaded models are kept.
-    """
+    """The engine, or, where it cannot be had, a stand-in whose pre-flight says why."""
     try:
         return get_backend(name, clock=clock, model_cache_dir=model_cache_dir)
     except BackendError as error:
@@ -227,11 +189,6 @@ def footprint_factors(machine: UserConfig) -> FootprintFactors:
 
 
 def new_experiment_id(config: ExperimentConfig, now: datetime) -> str:
-    """A name for one measurement that no other has.
-
-    Args:
-        config: What is measured.
-        now: The current time (UTC).
-    """
+    """A name for one measurement that no other has; `now` is in UTC."""
     stamp = now.strftime("%Y-%m-%dT%H-%M-%S")
     return sanitize_experiment_id(f"{model_short_name(config.model)}_{config.backend}_{stamp}_{uuid4().hex[:8]}")

@@ -8,7 +8,6 @@ parent ─┬─ process 0: baseline ┊ load, warm up ┊ window ─ record ─
 from __future__ import annotations
 
 import os
-import queue
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.gpu.driver import GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES, visible_gpus
-from llenergymeasure.core.progress import Observer, ignore_events
+from llenergymeasure.core.progress import Observer
 from llenergymeasure.core.timeseries import merge_timeseries
 from llenergymeasure.datasets.types import Share
 from llenergymeasure.domain.experiment import RawProcessResult
@@ -30,7 +29,7 @@ from llenergymeasure.results.process_files import read_process_results
 from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.job import Job, MeasuredShard, run_from_json, write_job
 from llenergymeasure.runners.launchers import ENGINE_MODULES
-from llenergymeasure.runners.process import Child, ChildTask, Mail
+from llenergymeasure.runners.process import ChildTask
 from llenergymeasure.runners.supervise import ChildGroup, Patience
 
 STATE_DIR: Final = ".state"
@@ -76,10 +75,6 @@ def process_environments(config: ExperimentConfig, processes: int) -> list[dict[
 
     A GPU each, dealt out in turns where there are fewer GPUs than processes; on the CPU an equal part of the cores,
     because engines otherwise start as many threads as there are cores in every process.
-
-    Args:
-        config: The experiment.
-        processes: How many.
     """
     on_cpu = config.pytorch is not None and config.pytorch.device == "cpu"
     names = [] if on_cpu else _visible_names(os.environ)
@@ -119,15 +114,12 @@ def merge_artefacts(parts: Sequence[Artefacts], work_dir: Path) -> Artefacts:
 def _run_jobs(
     jobs: Sequence[Job], environments: Sequence[Mapping[str, str]], observer: Observer
 ) -> list[MeasuredShard]:
-    mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
-    children = []
+    tasks = []
     for job, environment in zip(jobs, environments, strict=True):
         write_job(job)
-        log_path = job.work_dir.with_suffix(".log")
-        task = ChildTask(job.work_dir, log_path, ENGINE_MODULES[job.config.backend], environment)
-        # The other processes do the same as the first.
-        children.append(Child(task, mailbox, observer if job.shard.index == 0 else ignore_events))
-    results = ChildGroup(children, mailbox, Patience()).run(Interrupt())
+        preload = ENGINE_MODULES[job.config.backend]
+        tasks.append(ChildTask(job.work_dir, job.work_dir.with_suffix(".log"), preload, environment))
+    results = ChildGroup(tasks, Patience()).run(observer, Interrupt())
     return [run_from_json(MeasuredShard, result, job.work_dir) for job, result in zip(jobs, results, strict=True)]
 
 

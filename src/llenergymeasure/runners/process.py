@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Final, get_args
 
 from llenergymeasure.core.host.processes import ProcessIdentity, descendants_of, is_running, kill_process
-from llenergymeasure.core.progress import Event, Observer
+from llenergymeasure.core.progress import Event, Observer, ignore_events
 from llenergymeasure.runners.child import DEFAULT_ENTRY, Go, Message, Open, from_line, to_line
 
 DRAIN_TIMEOUT_S: Final = 5.0
@@ -98,14 +98,16 @@ class Child:
 
     Args:
         task: What it will do, when told to.
-        mailbox: Takes the child's replies.
+        mailbox: Takes its replies.
+
+    Attributes:
         observer: Takes its progress events, in a thread of this object.
     """
 
-    def __init__(self, task: ChildTask, mailbox: queue.SimpleQueue[Mail], observer: Observer) -> None:
+    def __init__(self, task: ChildTask, mailbox: queue.SimpleQueue[Mail]) -> None:
         self.task = task
+        self.observer: Observer = ignore_events
         self._mailbox = mailbox
-        self._observer = observer
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
@@ -214,7 +216,7 @@ class Child:
     def _tell_events(self) -> None:
         while (event := self._events.get()) is not None:
             try:
-                self._observer(event)
+                self.observer(event)
             except Exception:  # noqa: BLE001 (an observer that cannot draw must not cost the measurement)
                 _log.exception("The observer of progress events failed on %r", event)
 

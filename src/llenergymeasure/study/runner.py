@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llenergymeasure.config.models import StudyConfig
-from llenergymeasure.core.baseline import BaselineCache
+from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.core.baseline import CachedBaseline
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.domain.environment import EnvironmentSnapshot
+from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
@@ -43,10 +45,6 @@ from llenergymeasure.study.manifest import ManifestWriter
 from llenergymeasure.study.resume import Resumption
 from llenergymeasure.study.saving import Save, keep_failure, rescue_run, save_run, write_study
 from llenergymeasure.study.sequence import PlannedRun, RunKey, plan_runs, timeout_s
-
-if TYPE_CHECKING:
-    from llenergymeasure.config.user_config import UserConfig
-    from llenergymeasure.domain.experiment import ExperimentResult
 
 WORK_DIR: Final = ".work"
 """Where running experiments keep their files; empty between runs."""
@@ -78,10 +76,6 @@ class StudyInterruptedError(KeyboardInterrupt):
     """The user stopped the study; finished results are kept.
 
     A `KeyboardInterrupt`, because that is what whoever pressed Ctrl-C expects.
-
-    Args:
-        message: What is kept and how to go on.
-        study_dir: Directory of the study.
     """
 
     def __init__(self, message: str, study_dir: Path) -> None:
@@ -91,7 +85,7 @@ class StudyInterruptedError(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class StudyHost:
-    """What a study runs in: everything that a test replaces.
+    """What a study runs on: everything that a test replaces.
 
     Args:
         launcher: Runs one experiment in isolation.
@@ -100,7 +94,7 @@ class StudyHost:
         interrupt: How the user asks to stop.
         save: Writes a finished run to disk.
         leftovers: Finds GPU memory that somebody left behind, one sentence each.
-        skip_gap: Whether the user wants to skip the gap.
+        skip_gap: Whether the user wants to skip the gap; `None`: there is nobody to ask.
     """
 
     launcher: Launcher
@@ -119,7 +113,7 @@ class StudyRunner:
         study: The study.
         study_dir: Its directory, which this process has locked.
         machine: The user's settings for this machine.
-        around: What it runs in.
+        host: What it runs on.
         resumption: What an earlier execution left; `None` for a new study.
         export_csv: Also write a CSV of all results at the end.
     """
@@ -129,7 +123,7 @@ class StudyRunner:
         study: StudyConfig,
         study_dir: Path,
         machine: UserConfig,
-        around: StudyHost,
+        host: StudyHost,
         *,
         resumption: Resumption | None = None,
         export_csv: bool = False,
@@ -137,11 +131,11 @@ class StudyRunner:
         self._study = study
         self._dir = study_dir
         self._machine = machine
-        self._around = around
+        self._host = host
         self._export_csv = export_csv
         self._gaps: Gaps = gaps_of(study.execution, machine)
         self._environment: EnvironmentSnapshot | None = resumption.environment if resumption else None
-        self._baselines = BaselineCache()
+        self._baselines: tuple[CachedBaseline, ...] = ()
         self._failures_in_a_row: list[str] = []
         self._inode = _inode(study_dir)
         kept = resumption.kept if resumption else ()
@@ -150,7 +144,7 @@ class StudyRunner:
             study_dir,
             kept=kept,
             started_at=resumption.started_at if resumption else None,
-            clock=around.clock,
+            clock=host.clock,
         )
         self._all = plan_runs(study)
         self._left = [run for run in self._all if self._manifest.entry(*run.key).status != "completed"]
@@ -169,7 +163,7 @@ class StudyRunner:
         total, left = len(self._all), len(self._left)
         self._tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs)))
         try:
-            with signals_as(self._around.interrupt):
+            with signals_as(self._host.interrupt):
                 self._run_all()
         except RunInterruptedError as error:
             self._mark_interrupted()
@@ -180,7 +174,7 @@ class StudyRunner:
             self._mark_interrupted()
             raise
         finally:
-            self._around.launcher.discard()
+            self._host.launcher.discard()
             shutil.rmtree(self._dir / WORK_DIR, ignore_errors=True)
         self._manifest.mark_study_completed()
         result = self._write_study(finished=True)
@@ -196,13 +190,13 @@ class StudyRunner:
             self._run_one(run, job)
 
     def _run_one(self, run: PlannedRun, job: Job) -> None:
-        clock = self._around.clock
+        clock = self._host.clock
         notes = self._leftovers()
         self._manifest.mark_running(*run.key)
         self._tell(RunStarted(run, len(self._all)))
         began_s = clock.now()
         try:
-            measured = self._around.launcher.run(job, self._tell, self._around.interrupt)
+            measured = self._host.launcher.run(job, self._tell, self._host.interrupt)
         except RunInterruptedError:
             keep_failure(run, self._dir, _logs(job), clock.wall())
             raise
@@ -221,7 +215,7 @@ class StudyRunner:
         try:
             if not self._directory_is_ours():
                 rescue_run(measured, self._dir, _GONE)
-            path = self._around.save(measured, self._dir, _logs(job))
+            path = self._host.save(measured, self._dir, _logs(job))
         except PersistenceError as error:
             # The figures reach whoever looks on, whatever became of the files.
             self._tell(RunFinished(run, len(self._all), result, str(error), duration_s))
@@ -232,13 +226,13 @@ class StudyRunner:
             path.relative_to(self._dir).as_posix(),
             None if result.dataset is None else result.dataset.sha256,
         )
-        self._baselines = BaselineCache(measured.baselines)
+        self._baselines = measured.baselines
         self._failures_in_a_row.clear()
         _remove(job.work_dir)
         self._tell(RunFinished(run, len(self._all), result, None, duration_s))
 
     def _record_failure(self, run: PlannedRun, job: Job, error: LLEMError, duration_s: float) -> None:
-        kept = keep_failure(run, self._dir, _logs(job), self._around.clock.wall())
+        kept = keep_failure(run, self._dir, _logs(job), self._host.clock.wall())
         self._mark_failed(run, error)
         _remove(job.work_dir)
         _log.info("%s, cycle %d failed: %s", run.title, run.cycle, error)
@@ -253,17 +247,17 @@ class StudyRunner:
     def _wait_before(self, following: PlannedRun, previous: PlannedRun) -> None:
         def prepare() -> None:
             job = self._prepared[following.key] = self._make_job(following)
-            self._around.launcher.prepare(job)
+            self._host.launcher.prepare(job)
 
         kind, duration_s = self._gaps.between(previous, following)
         wait_out(
             kind,
             duration_s,
-            clock=self._around.clock,
+            clock=self._host.clock,
             observer=self._tell,
-            interrupt=self._around.interrupt,
+            interrupt=self._host.interrupt,
             prepare_next=prepare,
-            skip=self._around.skip_gap,
+            skip=self._host.skip_gap,
         )
 
     def _make_job(self, run: PlannedRun) -> Job:
@@ -280,12 +274,12 @@ class StudyRunner:
             config=run.config,
             machine=self._machine,
             work_dir=work_dir,
-            baselines=self._baselines.entries(),
+            baselines=self._baselines,
             timeout_s=timeout_s(run.config) if limit_s is None else limit_s,
         )
 
     def _annotated(self, result: ExperimentResult, run: PlannedRun, notes: list[str]) -> ExperimentResult:
-        """The result with its place in the study and the doubts that only the study knows of."""
+        """The result with its place in the study and the warnings that only the study can give."""
         if self._environment is None:
             self._environment = result.environment_snapshot
         elif result.environment_snapshot is not None:
@@ -298,7 +292,7 @@ class StudyRunner:
 
     def _leftovers(self) -> list[str]:
         notes = []
-        for message in self._around.leftovers():
+        for message in self._host.leftovers():
             self._tell(StudyWarning(message))
             _log.warning("%s", message)
             notes.append(str(MeasurementWarning(WarningCode.GPU_MEMORY_LEFT_BEHIND, message)))
@@ -330,7 +324,7 @@ class StudyRunner:
             self._manifest.entries(),
             gaps=self._gaps,
             started_at=self._manifest.started_at,
-            completed_at=self._around.clock.wall() if finished else None,
+            completed_at=self._host.clock.wall() if finished else None,
             export_csv=self._export_csv,
         )
 
@@ -352,12 +346,12 @@ class StudyRunner:
         return _inode(self._dir) == self._inode
 
     def _check_interrupt(self) -> None:
-        if self._around.interrupt.requested:
+        if self._host.interrupt.requested:
             raise RunInterruptedError("interrupted between two experiments")
 
     def _tell(self, event: StudyEvent) -> None:
         try:
-            self._around.observer(event)
+            self._host.observer(event)
         except Exception:  # noqa: BLE001 (whoever looks on must not cost the study)
             _log.exception("The study's observer failed on %s", type(event).__name__)
 
