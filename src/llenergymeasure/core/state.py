@@ -108,7 +108,6 @@ class StateManager:
         """Begin a new experiment and write its state.
 
         Args:
-            experiment_id: Its identity.
             config_hash: `measurement_config_hash` of its config.
             process: The process that will run it; `None`: this one.
 
@@ -223,7 +222,6 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
 
     Args:
         output_dir: Where the result will go; `None`: nothing is written.
-        experiment_id: Identity of the experiment.
         config_hash: Its `measurement_config_hash`.
         observer: Told everything too.
 

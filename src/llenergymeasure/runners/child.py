@@ -71,24 +71,14 @@ class AtBarrier:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Job: the run is over.
-
-    Args:
-        result: What came of it, as JSON; `None` when it lies in `result.json`.
-    """
+    """Job: the run is over; its result as JSON, or `None` when that lies in `result.json`."""
 
     result: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Job: it raised an exception.
-
-    Args:
-        error_type: Name of the exception's class.
-        message: Its text.
-        traceback: Rendered traceback, for the log.
-    """
+    """Job: it raised an exception of class `error_type`."""
 
     error_type: str
     message: str
@@ -102,11 +92,7 @@ class Go:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Launcher: everybody is at the barrier.
-
-    Args:
-        at_s: When to go on, on the machine's monotonic clock, in seconds.
-    """
+    """Launcher: everybody is at the barrier; go on at `at_s` on the machine's monotonic clock, in seconds."""
 
     at_s: float
 
@@ -186,11 +172,7 @@ Entry = Callable[[Path, ParentLink], str]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the job of a directory and leave what came of it there; of an attached one, send it to the launcher.
-
-    Args:
-        arguments: Of the command line; `None`: this process's own.
-    """
+    """Run the job of a directory and leave what came of it there; of an attached one, send it to the launcher."""
     options = _parse(arguments)
     commands, replies = _take_over_streams()
     if options.attached:

@@ -41,8 +41,6 @@ class Job:
     """One experiment, or a shard of one, to be run once.
 
     Args:
-        config: What to run.
-        machine: The user's settings for this machine.
         work_dir: An existing directory for the run's files, on the disk that will hold the result; not in the file.
         baselines: Idle measurements that may be reused.
         timeout_s: How long it may take, in seconds; `None`: for ever.
@@ -66,7 +64,6 @@ class MeasuredRun:
     """A finished experiment that is not on disk yet.
 
     Args:
-        result: The result.
         artefacts: Files that belong beside it, lying in the work directory.
         baselines: Idle measurements that later runs may reuse.
     """

@@ -53,11 +53,8 @@ def run_local(
     """Run one experiment here and now.
 
     Args:
-        config: What to run.
-        machine: The user's settings for this machine.
         work_dir: An existing directory for the run's files; the caller removes it.
         experiment_id: Identity of the measurement; `None`: a new one.
-        observer: Who is told what happens.
         baselines: Idle measurements that may be reused; a fresh one is added.
 
     Raises:
@@ -126,10 +123,7 @@ def bench_here(
     """This machine's real engine, meters and clock, as the user has set them up.
 
     Args:
-        config: What will be run on it.
-        machine: The user's settings for this machine.
         work_dir: An existing directory for the run's files.
-        observer: Who is told what happens.
         baselines: Idle measurements that may be reused; a fresh one is added.
         share: This process's part, where several run the experiment together.
         wait_for_others: Their barrier; `None` where there are none.

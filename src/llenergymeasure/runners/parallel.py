@@ -43,7 +43,6 @@ def run_shards(
 
     Args:
         whole: The experiment, with its identity.
-        processes: How many.
         observer: Told what the first of them does.
         baselines: Idle measurements that may be reused; fresh ones are added.
 

@@ -94,14 +94,8 @@ Mail = tuple["Child", Message | Ended]
 class Child:
     """One child process. Starting it returns at once; it imports, says `Ready` and waits for the word.
 
-    The thread that starts it must live as long as the child: the kernel ends the child with that thread.
-
-    Args:
-        task: What it will do, when told to.
-        mailbox: Takes its replies.
-
-    Attributes:
-        observer: Takes its progress events, in a thread of this object.
+    The thread that starts it must live as long as the child: the kernel ends the child with that thread. Its replies go
+    to `mailbox`, its progress events to `observer`, in a thread of this object.
     """
 
     def __init__(self, task: ChildTask, mailbox: queue.SimpleQueue[Mail]) -> None:
@@ -110,9 +104,9 @@ class Child:
         self._mailbox = mailbox
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
+        self._commands: IO[bytes] | None = None
         self._threads: list[threading.Thread] = []
         self._log = ChildLog(task.log_path)
-        self._reaped = False
         self._offspring: set[ProcessIdentity] = set()
 
     @property
@@ -136,21 +130,20 @@ class Child:
             env={**os.environ, **self.task.environment},
             start_new_session=True,  # Ctrl-C reaches the terminal's own session only: this process decides
         )
-        readers: list[tuple[Callable[..., None], tuple[object, ...]]] = [
-            (self._read_messages, (process.stdout,)),
-            (self._tell_events, ()),
-            (self._log.drain, (process.stderr,)),
-        ]
-        for read, arguments in readers:
-            self._threads.append(threading.Thread(target=read, args=arguments, name="llem-child", daemon=True))
-            self._threads[-1].start()
+        self._commands = process.stdin
+        for read, source in ((self._read_messages, process.stdout), (self._log.drain, process.stderr)):
+            self._threads.append(threading.Thread(target=read, args=(source,), name="llem-child", daemon=True))
+        self._threads.append(threading.Thread(target=self._tell_events, name="llem-events", daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def send(self, message: Go | Open) -> None:
         """Tell the child to begin, or to pass the barrier."""
         # One that died a moment ago: its end is in the mailbox and says more than a broken pipe does.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._commands.write(to_line(message))
-            self._commands.flush()
+            if self._commands is not None:
+                self._commands.write(to_line(message))
+                self._commands.flush()
 
     def has_exited(self) -> bool:
         """Whether the process has ended. It stays a zombie until `kill_group`, so that its id is not used again."""
@@ -165,14 +158,14 @@ class Child:
 
     def terminate(self) -> None:
         """Ask for an orderly end: SIGTERM to the child, which unloads its engine and with it the engine's workers."""
-        if self._process is not None and not self._reaped:
+        if self._process is not None and self._process.returncode is None:
             self._offspring.update(descendants_of(self.pid))  # once it has ended, nobody knows which were its own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
     def kill_group(self) -> None:
         """Kill the child and everything it has started, then wait for its end and its last output; safe to repeat."""
-        if self._process is None or self._reaped:
+        if self._process is None or self._process.returncode is not None:
             return
         self._offspring.update(descendants_of(self.pid))
         with contextlib.suppress(ProcessLookupError):
@@ -180,13 +173,13 @@ class Child:
         for process in self._offspring:
             kill_process(process)
         self._process.wait()
-        self._reaped = True
         if not _wait_until(lambda: not any(map(is_running, self._offspring)), DRAIN_TIMEOUT_S):
             # What engine workers hold on a GPU is free only when they are gone.
             left = [process.pid for process in self._offspring if is_running(process)]
             _log.warning("%s has left processes that do not end: %s", self.task.log_path.stem, left)
         with contextlib.suppress(OSError):  # a last word that it did not hear
-            self._commands.close()
+            if self._commands is not None:
+                self._commands.close()
         for thread in self._threads:
             thread.join(DRAIN_TIMEOUT_S)  # a stray process may keep a pipe open
 
@@ -196,13 +189,7 @@ class Child:
         last_line = self._log.last_line()
         return f"{cause} (last output: {last_line})" if last_line else cause
 
-    @property
-    def _commands(self) -> IO[bytes]:
-        if self._process is None or self._process.stdin is None:
-            raise RuntimeError("the child has not been started")
-        return self._process.stdin
-
-    def _read_messages(self, source: BinaryIO) -> None:
+    def _read_messages(self, source: IO[bytes]) -> None:
         with source:
             for line in source:
                 message = from_line(line)
@@ -300,11 +287,7 @@ class ChildLog:
 
 
 def describe_exit(exit_code: int | None) -> str:
-    """Why a process ended, in words.
-
-    Args:
-        exit_code: Negative for a signal; `None` where it is not known.
-    """
+    """Why a process ended, in words; an exit code is negative for a signal."""
     if exit_code is None:
         return "ended in an unknown way"
     if exit_code >= 0:

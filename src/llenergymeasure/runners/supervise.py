@@ -48,7 +48,6 @@ class ChildFailedError(ExperimentError):
 
     Args:
         error_type: Name of the exception's class, or `Crash` or `Timeout`.
-        message: What happened, for people.
         traceback: The child's traceback, where it raised.
     """
 
@@ -109,7 +108,6 @@ class ChildGroup:
 
         Args:
             observer: Told what the first of them does; the others do the same.
-            interrupt: How the user asks to stop.
 
         Raises:
             ChildFailedError: A child raised, crashed or took too long. The others have been stopped.

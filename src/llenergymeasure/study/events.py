@@ -20,8 +20,6 @@ class StudyStarted:
     """The study begins, or goes on.
 
     Args:
-        directory: Where it is kept.
-        total: Runs in all.
         kept: Runs that an earlier execution has completed.
         skipped: Points of the grid that are no valid experiments.
     """
@@ -45,8 +43,6 @@ class RunFinished:
     """A run has ended.
 
     Args:
-        run: Which one.
-        total: Runs in all.
         result: Its result; `None` when it failed.
         error: Why it failed, or why its result could not be saved.
         duration_s: How long it took, in seconds.

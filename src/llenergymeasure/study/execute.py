@@ -75,10 +75,7 @@ def execute_study(
 
     Args:
         study: The study; `None`: the one in `place.resume`, as its manifest has it.
-        place: Where it is kept.
-        machine: The user's settings for this machine.
         on_result: Receives each result as soon as it exists.
-        observer: Who is told what happens.
         launcher: Runs each experiment in isolation; `None`: in a child process on this machine.
 
     Returns:
@@ -155,7 +152,6 @@ def send_summary(
 
     Args:
         url: Where to; it may hold a secret, so only its host is ever logged.
-        result: What the study yielded.
         status: How it ended: `completed`, `failed`.
         post: Sends it, and is tried again when the connection fails; `None`: over HTTP with a time-out.
         sleep: Waits before that, for a number of seconds.

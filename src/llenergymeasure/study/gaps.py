@@ -62,11 +62,8 @@ def wait_out(
     """Wait for the length of a gap, or until somebody wants to stop or to go on.
 
     Args:
-        kind: Which gap.
         duration_s: Its length in seconds; nothing happens for 0.
-        clock: Where time comes from.
         observer: Told the remaining time about once a second.
-        interrupt: Ends the wait.
         prepare_next: Called once, `PREPARATION_S` before the end.
         skip: Ends the wait when it answers true; `None`: nobody can.
     """

@@ -68,7 +68,6 @@ def create_study_dir(name: str | None, output_dir: str | Path, clock: Clock | No
     Args:
         name: Name of the study; `None` for one that has none.
         output_dir: Where the directory goes; made if missing.
-        clock: Where the date comes from.
 
     Raises:
         ConfigError: `output_dir` is unsafe to open.
@@ -99,11 +98,9 @@ class ManifestWriter:
     """Keeps the manifest of a running study on disk.
 
     Args:
-        study: The study.
         study_dir: Its directory; a manifest in it is replaced.
         kept: Entries of an earlier execution that are completed and stay so.
         started_at: When the study began, where it began earlier; `None`: now.
-        clock: Where dates come from.
         after: Does something a while later; tests pass one that they set off themselves.
 
     Raises:
@@ -186,8 +183,6 @@ class ManifestWriter:
         """A run is done and its result saved.
 
         Args:
-            config_hash: Hash of its configuration.
-            cycle: Which repetition.
             result_file: The result, relative to the study directory.
             dataset_sha256: SHA-256 of the prompts it used; `None` where that is not known.
         """

@@ -42,7 +42,6 @@ class Resumption:
     """What an earlier execution of a study leaves to this one.
 
     Args:
-        study: The study to run.
         kept: Completed entries that stay.
         started_at: When the study began; `None` where nobody knows any more.
         environment: Environment of the kept results.
@@ -93,7 +92,6 @@ def plan_resumption(study_dir: Path, study: StudyConfig | None, dataset_sha256: 
     """Find out what of a study is done and what is left.
 
     Args:
-        study_dir: Its directory.
         study: The study as it is now; `None`: as the manifest has it.
         dataset_sha256: Identifies the prompts of an experiment as they are now.
 

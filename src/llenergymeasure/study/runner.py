@@ -88,10 +88,6 @@ class StudyHost:
     """What a study runs on: everything that a test replaces.
 
     Args:
-        launcher: Runs one experiment in isolation.
-        clock: Where time comes from.
-        observer: Who is told what happens.
-        interrupt: How the user asks to stop.
         save: Writes a finished run to disk.
         leftovers: Finds GPU memory that somebody left behind, one sentence each.
         skip_gap: Whether the user wants to skip the gap; `None`: there is nobody to ask.
@@ -110,10 +106,7 @@ class StudyRunner:
     """Runs what is left of a study.
 
     Args:
-        study: The study.
         study_dir: Its directory, which this process has locked.
-        machine: The user's settings for this machine.
-        host: What it runs on.
         resumption: What an earlier execution left; `None` for a new study.
         export_csv: Also write a CSV of all results at the end.
     """

@@ -81,7 +81,6 @@ def keep_failure(run: PlannedRun, study_dir: Path, logs: Sequence[Path], moment:
     """Keep the logs of a run that failed, in a directory named like those of results.
 
     Args:
-        run: The run.
         study_dir: Where the directory goes.
         logs: Its log files; they are moved.
         moment: When it failed (UTC).
@@ -115,13 +114,9 @@ def write_study(
     """Write what a study yielded: `study_summary.json`, `results.parquet`, and on request `results.csv`.
 
     Args:
-        study: The study.
-        study_dir: Its directory.
         entries: Every run, in order of execution.
         gaps: The gaps that held.
-        started_at: When the study began (UTC).
         completed_at: When it ended; `None` when it was stopped before its end.
-        export_csv: Also write the CSV.
 
     Raises:
         PersistenceError: A file cannot be written, or a result not read; names it.

@@ -37,7 +37,6 @@ class PlannedRun:
 
     Args:
         position: Place in the order of execution, from 1.
-        config: The experiment.
         config_hash: Its `measurement_config_hash`.
         cycle: Which repetition, from 1.
         title: The configuration in a few words, which tell it from the others of its study.
