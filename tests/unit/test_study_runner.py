@@ -11,7 +11,7 @@ import pytest
 
 from llenergymeasure.core.progress import StepStarted
 from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.exceptions import BackendError, LLEMError
+from llenergymeasure.exceptions import BackendError, LLEMError, PersistenceError
 from llenergymeasure.results.persistence import load_result, load_study
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
@@ -162,6 +162,13 @@ def test_result_that_cannot_be_saved_is_shown_kept_elsewhere_and_ends_the_study(
     assert str(rescued) in str(stop.value)
     (shown,) = stage.of(RunFinished)
     assert shown.result.total_energy_j == 42.0
+
+
+def test_a_job_that_cannot_be_written_stops_the_study_and_stays_to_be_done(stage: Stage) -> None:
+    stage.launcher.act = failing_for("b", error=PersistenceError("Cannot write job.json: No space left on device."))
+    with pytest.raises(StudyStoppedError, match=r"No space left on device\. 1 of 3 runs are finished"):
+        stage.runner(study_of("a", "b", "c")).run()
+    assert [entry.status for entry in load_manifest(stage.directory).experiments] == ["completed", "pending", "pending"]
 
 
 def test_time_limit_is_the_studys_or_grows_with_the_work(stage: Stage) -> None:

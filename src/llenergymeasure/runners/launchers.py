@@ -1,4 +1,4 @@
-"""Runners of jobs by name, and the one there is: a fresh process on this machine for each job."""
+"""The runners there are, by name, and how each job finds its own. Today: a fresh process on this machine per job."""
 
 from __future__ import annotations
 
@@ -90,4 +90,35 @@ class ProcessLauncher:
 LAUNCHERS: Final[Mapping[str, Callable[[], Launcher]]] = {
     LOCAL_RUNNER: ProcessLauncher,
 }
-"""Who runs the jobs of a study, by the name that the user's settings give a runner."""
+"""Who runs jobs, by what stands before the colon where the user's settings name a runner."""
+
+
+class ChosenLauncher:
+    """Hands each job to the runner that the user's settings name for its backend.
+
+    One that this release does not have is a child process, whose pre-flight says so.
+    """
+
+    def __init__(self, launchers: Mapping[str, Callable[[], Launcher]] = LAUNCHERS) -> None:
+        self._launchers = launchers
+        self._made: dict[str, Launcher] = {}
+
+    def prepare(self, job: Job) -> None:
+        """Let the job's runner get ready for it."""
+        self._of(job).prepare(job)
+
+    def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
+        """Let the job's runner run it; see `Launcher.run`."""
+        return self._of(job).run(job, observer, interrupt)
+
+    def discard(self) -> None:
+        """End what was prepared and will not come."""
+        for launcher in self._made.values():
+            launcher.discard()
+
+    def _of(self, job: Job) -> Launcher:
+        named = str(getattr(job.machine.runners, job.config.backend)).partition(":")[0]
+        kind = named if named in self._launchers else LOCAL_RUNNER
+        if kind not in self._made:
+            self._made[kind] = self._launchers[kind]()
+        return self._made[kind]

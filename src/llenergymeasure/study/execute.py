@@ -19,8 +19,8 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.resilience import retry_on_error
 from llenergymeasure.results.persistence import load_study
-from llenergymeasure.runners.job import LOCAL_RUNNER, Launcher
-from llenergymeasure.runners.launchers import LAUNCHERS
+from llenergymeasure.runners.job import Launcher
+from llenergymeasure.runners.launchers import ChosenLauncher
 from llenergymeasure.study.environment import check_backends
 from llenergymeasure.study.events import (
     RunFinished,
@@ -76,7 +76,7 @@ def execute_study(
     Args:
         study: The study; `None`: the one in `place.resume`, as its manifest has it.
         on_result: Receives each result as soon as it exists.
-        launcher: Runs each experiment in isolation; `None`: in a child process on this machine.
+        launcher: Runs each experiment in isolation; `None`: the one that `machine` names for its backend.
 
     Returns:
         What the study yielded; of a finished one that is resumed, what it had yielded.
@@ -114,7 +114,7 @@ def execute_study(
             study = resumption.study
             check_backends(study, machine)
         host = StudyHost(
-            launcher=launcher or LAUNCHERS[LOCAL_RUNNER](),
+            launcher=launcher or ChosenLauncher(),
             observer=follow,
             skip_gap=enter_key() if place.interactive else None,
         )
