@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.report import Figure, main
 
-from llenergymeasure.cli.dry_run_study import render_study_preview
+from llenergymeasure.cli.dry_run import render_study_preview
 from llenergymeasure.config.loader import load_study_config
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig

@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable
 
 from .material import Measure
-from .slots import Exhausted, number
-from .writer import Writer
+from .writer import Exhausted, Writer, number
 
 
 def table(w: Writer, target: int) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .slots import Exhausted
-from .writer import Writer, capitalise
+from .writer import Exhausted, Writer, capitalise
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from . import passages
 from .data_blocks import snippet, table
 from .passages import Passage, compose
-from .slots import Exhausted
-from .writer import Writer
+from .writer import Exhausted, Writer
 
 _SOURCES: tuple[Passage, ...] = (
     passages.encyclopaedia,

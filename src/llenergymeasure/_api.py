@@ -173,8 +173,7 @@ def _run(
     Args:
         study: What to run.
         on_result: Receives each result as soon as it exists, also when it then cannot be saved.
-        machine: The user's settings; loaded from their place unless given.
-        observer: Who is told what happens.
+        machine: `None`: the user's settings, loaded from their place.
         place: Where the study is kept; `None` for a single experiment, which is kept only where its config says.
 
     Raises:

@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Create or replace a file in one step.
 
     Args:
-        path: The file; its directory must exist.
+        path: Its directory must exist.
         write: Called with a binary file to fill.
 
     Raises:
@@ -63,11 +63,7 @@ def copy_atomically(source: Path, path: Path) -> None:
 def make_unique_directory(parent: Path, name: str) -> Path:
     """Create a directory that nobody had before: `name`, or `name_1`, `name_2`, … when taken.
 
-    `mkdir` is the claim, so two processes that race for a name get two directories.
-
-    Args:
-        parent: Where to create it; made if missing.
-        name: The wanted name.
+    `mkdir` is the claim, so two processes that race for a name get two directories. `parent` is made if missing.
 
     Raises:
         PersistenceError: The directory cannot be made; names it.

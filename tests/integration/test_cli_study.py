@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llem_process import QUICK, TerminalRun, Workplace, llem_command, run_on_terminal
-from llenergymeasure.cli.study_summary import render_study
+from llenergymeasure.cli.study import render_study
 from llenergymeasure.results.persistence import load_study
 
 duckdb = pytest.importorskip("duckdb")

@@ -11,16 +11,18 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("codecarbon", reason="the energy backend that works on any machine")
-
 from llenergymeasure.domain.experiment import ExperimentResult
+
+pytestmark = pytest.mark.skipif(
+    not all(find_spec(package) for package in ("torch", "transformers", "codecarbon")),
+    reason="needs the engine, and codecarbon, the energy backend that works on any machine",
+)
 
 EXPERIMENT = """
 model: builtin/tiny-llama

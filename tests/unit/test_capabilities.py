@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.nvml.scripted import ScriptedGpu
 
-from llenergymeasure.cli.display_config import next_steps, render_capabilities
-from llenergymeasure.cli.settings import EffectiveSettings, effective_settings
+from llenergymeasure.cli.config import EffectiveSettings, effective_settings, next_steps, render_capabilities
 from llenergymeasure.core.capabilities import Capabilities, collect_capabilities, docker_version
 from llenergymeasure.core.energy.select import BackendReading
 from llenergymeasure.core.gpu.driver import DeviceId, DriverMissingError, GpuDriver

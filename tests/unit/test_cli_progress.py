@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from llenergymeasure.cli.logs import configured_logging
 from llenergymeasure.cli.progress import ExperimentProgress
+from llenergymeasure.cli.terminal import configured_logging
 from llenergymeasure.core.progress import Event, PromptsDone, StepFinished, StepStarted, Waiting, clock_face
 from terminal import FakeTerminal, screen
 

@@ -11,9 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llenergymeasure.cli.errors import UsageError, exit_code_of
-from llenergymeasure.cli.output import output_width, result_json
-from llenergymeasure.cli.signals import signals_as_interrupt
+from llenergymeasure.cli.terminal import UsageError, exit_code_of, output_width, result_json, signals_as_interrupt
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.exceptions import (
     BackendError,
@@ -118,7 +116,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-PRINT = "from llenergymeasure.cli.output import print_result\nprint_result('x' * 100_000)"
+PRINT = "from llenergymeasure.cli.terminal import print_result\nprint_result('x' * 100_000)"
 
 
 def test_a_reader_who_leaves_early_is_no_error() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.nvml.scripted import ScriptedGpu
 
 from command_line import CommandLine
-from llenergymeasure.cli.dry_run_study import MAX_LISTED, render_study_preview
+from llenergymeasure.cli.dry_run import MAX_LISTED, render_study_preview
 from llenergymeasure.cli.study import with_command_line_defaults
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llenergymeasure.cli.study_progress import StudyProgress, finished_line, study_progress
+from llenergymeasure.cli.progress import StudyProgress, finished_line, study_progress
 from llenergymeasure.core.progress import PromptsDone, StepFinished, StepStarted, Waiting
 from llenergymeasure.study.events import (
     GapEnded,

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from llenergymeasure.cli.study_summary import MAX_FAILURES, render_study
-from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.naming import study_titles
+from llenergymeasure.cli.study import MAX_FAILURES, render_study
+from llenergymeasure.config.models import ExperimentConfig, study_titles
 from llenergymeasure.domain.study import ConfigurationStatistics, FailedExperiment, StudyResult, StudySummary
 from llenergymeasure.results.statistics import cycle_statistics
 from llenergymeasure.results.summary import one_line, with_half_width

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from command_line import CommandLine, Spoken
-from llenergymeasure.cli.run import SHORTEST_RUN
+from llenergymeasure.cli.request import SHORTEST_RUN
 
 EXPERIMENT = "model: builtin/tiny-llama\npytorch: {device: cpu}\n"
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from llenergymeasure.config.backend_configs import PyTorchConfig, TensorRTConfig, VLLMConfig
 from llenergymeasure.config.introspection import get_params_from_model
-from llenergymeasure.config.loader import set_dotted
+from llenergymeasure.config.merge import set_dotted
 from llenergymeasure.config.models import (
     BaselineConfig,
     DecoderConfig,

@@ -11,7 +11,8 @@ PAGE = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
 
 
 def test_every_mistake_has_a_test_that_exists() -> None:
-    rows = [line for line in PAGE.splitlines() if line.startswith("| ") and "`test_" in line]
+    _, _, table = PAGE.partition("| mistake | here | test |\n")
+    rows = [line for line in table.splitlines()[1:] if line.startswith("| ")]
     named = {found for row in rows for found in re.findall(r"`(test_\w+)`", row)}
     existing = {
         node.name
@@ -19,7 +20,8 @@ def test_every_mistake_has_a_test_that_exists() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
     }
-    assert len(rows) == 17
+    assert rows
+    assert [row for row in rows if not re.search(r"`test_\w+`", row)] == []
     assert named - existing == set()
 
 

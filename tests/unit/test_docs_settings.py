@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -41,17 +42,31 @@ def test_an_entry_without_a_field_is_noticed() -> None:
     assert problems_with({"warmup.gone": REAL}) == ["experiment: warmup.gone is in settings_map and cannot be set"]
 
 
+def test_a_module_that_does_not_exist_is_noticed() -> None:
+    assert problems_with({"n": replace(REAL, acts_in="core/gone.py")}) == [
+        "experiment: n acts in core/gone.py, which does not exist"
+    ]
+
+
 @pytest.mark.parametrize(
-    ("entry", "problem"),
+    ("name", "gone", "error"),
     [
-        (replace(REAL, acts_in="core/gone.py"), "n acts in core/gone.py, which does not exist"),
-        (replace(REAL, shown_by="test_gone.py::test_n"), "n is shown by test_gone.py::test_n, which does not exist"),
-        (replace(REAL, shown_by="test_gaps.py::test_n"), "n is shown by test_gaps.py::test_n, which does not exist"),
-        (replace(REAL, shown_by=""), "n is shown by , which does not exist"),
+        ("import test_gaps as gaps", "import test_gone as gaps", ModuleNotFoundError),
+        ("gaps.test_gaps_really_pass", "gaps.test_gone", AttributeError),
     ],
 )
-def test_a_module_or_test_that_does_not_exist_is_noticed(entry: Effect, problem: str) -> None:
-    assert problems_with({"n": entry}) == [f"experiment: {problem}"]
+def test_a_test_that_does_not_exist_fails_the_import_of_the_map(name: str, gone: str, error: type[Exception]) -> None:
+    path = Path(settings_map.__file__)
+    source = path.read_text()
+    assert name in source
+    with pytest.raises(error, match="test_gone"):
+        exec(compile(source.replace(name, gone), path, "exec"), dict(vars(settings_map)))
+
+
+def test_an_entry_shown_by_what_is_no_test_is_noticed() -> None:
+    assert problems_with({"n": replace(REAL, shown_by=problems_with)}) == [
+        "experiment: n is shown by problems_with, which is no test"
+    ]
 
 
 def test_a_section_is_passed_over_only_while_its_engine_is_missing() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from llenergymeasure.config.dormant import dormant_settings
-from llenergymeasure.config.loader import is_study_document, load_experiment_config, load_study_config
+from llenergymeasure.config.checks import ineffective_settings
+from llenergymeasure.config.loader import load_experiment_config, load_study_config
+from llenergymeasure.config.merge import is_study_document
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config, settings_without_effect
 
@@ -36,7 +37,7 @@ def test_every_file_is_tested_as_what_it_is() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_loads_and_everything_in_it_acts(name: str) -> None:
     config = load_experiment_config(EXAMPLES / name)
-    assert dormant_settings(config) == []
+    assert ineffective_settings(config) == []
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -27,7 +27,8 @@ from llenergymeasure.config.introspection import (
     get_validation_rules,
     list_all_param_paths,
 )
-from llenergymeasure.config.loader import load_experiment_config, set_dotted
+from llenergymeasure.config.loader import load_experiment_config
+from llenergymeasure.config.merge import set_dotted
 from llenergymeasure.config.models import DecoderConfig, ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, DECODER_PARAM_SUPPORT, PRECISION_SUPPORT
 from llenergymeasure.exceptions import ConfigError

@@ -19,7 +19,7 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.baseline import Baseline, CachedBaseline
 from llenergymeasure.core.progress import PromptsDone, StepFinished, StepStarted, Waiting
-from llenergymeasure.datasets.types import Share
+from llenergymeasure.datasets.types import Shard
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ExperimentError, PersistenceError
@@ -131,7 +131,7 @@ def test_everything_else_arrives_too_and_the_directory_may_have_another_name(tmp
         baselines=(IDLE,),
         timeout_s=0.1 + 0.2,
         experiment_id="a_b",
-        shard=Share(1, 3),
+        shard=Shard(1, 3),
     )
     assert sent(job) == job
     (tmp_path / "here").rename(tmp_path / "there")

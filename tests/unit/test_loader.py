@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from llenergymeasure.config.errors import describe_validation_error
 from llenergymeasure.config.loader import (
     deep_merge,
-    is_study_document,
     load_experiment_config,
-    load_experiment_document,
     load_study_config,
     with_overrides,
 )
+from llenergymeasure.config.merge import is_study_document
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.yaml_io import load_document
 from llenergymeasure.exceptions import ConfigError
 
 
@@ -173,7 +173,7 @@ def test_problems_are_told_in_plain_english_with_their_lines(tmp_path: Path) -> 
     with pytest.raises(ValidationError) as caught:
         load_experiment_config(path)
 
-    assert describe_validation_error(caught.value, load_experiment_document(path)) == [
+    assert describe_validation_error(caught.value, load_document(path)) == [
         f"{path}, line 1: model: must be text, got 7. Put it in quotes if it is meant as text",
         f"{path}, line 2: n: must be at least 1, got 0",
         f"{path}, line 3: precision: must be one of fp32, fp16, bf16, got 'fp61' (text). Did you mean 'fp16'?",
@@ -191,7 +191,7 @@ def test_each_combination_problem_has_the_line_of_its_own_field(tmp_path: Path) 
     with pytest.raises(ValidationError) as caught:
         load_experiment_config(path)
 
-    lines = describe_validation_error(caught.value, load_experiment_document(path))
+    lines = describe_validation_error(caught.value, load_document(path))
     assert len(lines) == 2
     assert any(line.startswith(f"{path}, line 3: precision: 'fp32'") for line in lines)
     assert any(line.startswith(f"{path}, line 4: pytorch: config section") for line in lines)
@@ -202,7 +202,7 @@ def test_a_problem_of_a_nested_section_has_its_line(tmp_path: Path) -> None:
     with pytest.raises(ValidationError) as caught:
         load_experiment_config(path)
 
-    (line,) = describe_validation_error(caught.value, load_experiment_document(path))
+    (line,) = describe_validation_error(caught.value, load_document(path))
     assert line.startswith(f"{path}, line 4: pytorch.load_in_8bit: True cannot be combined with")
 
 
@@ -211,7 +211,7 @@ def test_a_value_from_a_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValidationError) as caught:
         load_experiment_config(path, {"n": 0})
 
-    document = load_experiment_document(path)
+    document = load_document(path)
     assert describe_validation_error(caught.value, document, {"n": "-n"}) == ["-n: n: must be at least 1, got 0"]
     assert describe_validation_error(caught.value) == ["n: must be at least 1, got 0"]
 

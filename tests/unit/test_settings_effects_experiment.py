@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from effects_bench import POWER_W, STEP_S, ExperimentBench
 from fakes import ConstantMeter, StepEngine, VirtualClock
-from llenergymeasure.config.dormant import dormant_settings
+from llenergymeasure.config.checks import ineffective_settings
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest
@@ -315,7 +315,7 @@ def test_energy_that_is_switched_off_is_not_waited_for(bench: ExperimentBench) -
     ],
 )
 def test_a_setting_whose_switch_is_off_is_told(fields: dict[str, Any], told: list[str]) -> None:
-    (message,) = dormant_settings(ExperimentConfig.model_validate({"model": "m", **fields}))
+    (message,) = ineffective_settings(ExperimentConfig.model_validate({"model": "m", **fields}))
     assert [part in message for part in told] == [True, True]
 
 
@@ -338,4 +338,4 @@ def test_pre_flight_tells_settings_whose_switch_is_off() -> None:
     ],
 )
 def test_a_setting_that_acts_is_passed_over_in_silence(fields: dict[str, Any]) -> None:
-    assert dormant_settings(ExperimentConfig.model_validate({"model": "m", **fields})) == []
+    assert ineffective_settings(ExperimentConfig.model_validate({"model": "m", **fields})) == []

@@ -19,9 +19,8 @@ from effects_bench import ExperimentBench
 from fakes import StepEngine, VirtualClock
 from llenergymeasure._api import study_parent
 from llenergymeasure.cli.app import run_app
-from llenergymeasure.cli.display_config import render_capabilities
+from llenergymeasure.cli.config import effective_settings, render_capabilities
 from llenergymeasure.cli.dry_run import dry_run_experiment
-from llenergymeasure.cli.settings import effective_settings
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.core.capabilities import collect_capabilities

@@ -16,7 +16,7 @@ from energy_fakes import measured, steady
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.timeseries import merge_timeseries, write_timeseries
-from llenergymeasure.datasets.types import WHOLE, DatasetIdentity, Prompt, PromptSet, Share
+from llenergymeasure.datasets.types import WHOLE, DatasetIdentity, Prompt, PromptSet, Shard
 from llenergymeasure.runners.interrupt import Interrupt, signals_as
 from llenergymeasure.runners.parallel import merge_artefacts, process_environments
 from llenergymeasure.runners.process import ChildLog, describe_exit
@@ -97,7 +97,7 @@ def prompt_set(count: int) -> PromptSet:
 @given(prompts=st.integers(1, 50), processes=st.integers(1, 8))
 def test_shares_are_disjoint_and_together_everything(prompts: int, processes: int) -> None:
     whole = prompt_set(prompts)
-    shares = [Share(index, processes).of(whole) for index in range(processes)]
+    shares = [Shard(index, processes).of(whole) for index in range(processes)]
     assert sorted(prompt.index for share in shares for prompt in share.prompts) == list(range(prompts))
     assert sum(share.truncated_count for share in shares) == whole.truncated_count
     assert {share.identity for share in shares} == {whole.identity}

@@ -42,11 +42,7 @@ class _Tensor:
 
 
 def build_weights(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Make all tensors of a Llama with this configuration, in bf16, under the names that transformers gives them.
-
-    Args:
-        config: The model's `config.json`.
-    """
+    """Make all tensors of a Llama with this `config.json`, in bf16, under the names that transformers gives them."""
     import torch
 
     weights = {}

@@ -31,12 +31,7 @@ def device_title(config: ExperimentConfig, host: Host) -> str | None:
 
 
 def gpu_count(config: ExperimentConfig, available: int) -> int:
-    """How many GPUs the config asks for.
-
-    Args:
-        config: The experiment.
-        available: How many there are, for settings that take them all.
-    """
+    """How many GPUs the config asks for; some settings take all that are `available`."""
     if config.pytorch is not None:
         return available if config.pytorch.device_map is not None else config.pytorch.num_processes or 1
     if config.vllm is not None:

@@ -1,15 +1,17 @@
-"""`llem run --dry-run`: what one experiment would do and need, found without loading anything."""
+"""`llem run --dry-run`, which loads nothing: what an experiment would do and need; of a study its grid, what is
+skipped and why, the order, and how long it takes at the least.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.cli.devices import gpu_count
-from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title, study_titles
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, free_memory_mb
 from llenergymeasure.core.host.host import Host
@@ -18,11 +20,18 @@ from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_v
 from llenergymeasure.datasets.hub import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.exceptions import BackendError
+from llenergymeasure.results.summary import duration
+from llenergymeasure.study.gaps import gaps_of
+from llenergymeasure.study.sequence import PlannedRun, plan_runs
 
 if TYPE_CHECKING:
     from llenergymeasure.config.user_config import UserConfig
 
+
 LABEL_WIDTH: Final = 13
+
+MAX_LISTED: Final = 50
+"""Configurations, skipped points and runs that are listed unless all are asked for."""
 
 
 FetchFromHub = Callable[[str, str | None, Mapping[str, str]], Mapping[str, Any]]
@@ -34,12 +43,9 @@ class DryRunReport:
     """What an experiment would do and need.
 
     Args:
-        config: The experiment.
         engine: Versions of its engine's packages, or why it cannot be used here.
         prompts: Where its prompts come from, and whether that was checked.
-        vram: Estimate of the GPU memory it needs.
         gpus: The GPUs it would use; empty on the CPU, and where there are none.
-        device_note: What to know about its device.
         waits: Waiting that the config asks for: what for, and how many seconds.
         energy_backend: What would measure its energy; `None`: nothing.
     """
@@ -65,12 +71,6 @@ def dry_run_experiment(
     """Find out what `config` would do. Loads no model and needs neither a GPU nor an engine.
 
     The Hub is asked for one small file at most: the configuration of a model that is not on this machine.
-
-    Args:
-        config: A valid experiment.
-        machine: The user's settings.
-        versions_of: Versions of an engine's packages; raises `BackendError`.
-        fetch_config: Asks the Hub about a model that is not on this machine.
 
     Raises:
         ConfigError: Its prompts cannot be read, or are too few.
@@ -118,6 +118,30 @@ def render_dry_run(report: DryRunReport) -> str:
     lines += _entry("Time", *_time(report))
     lines += _entry("Results", config.output_dir or "not saved")
     return "\n".join([*lines, "Nothing was run."])
+
+
+def render_study_preview(
+    study: StudyConfig, machine: UserConfig, *, list_all: bool = False, host: Host | None = None
+) -> str:
+    """What a study would do; `list_all` lists every configuration, also of a large study."""
+    host = host or Host()
+    most = len(study.experiments) + len(study.skipped_configs) if list_all else MAX_LISTED
+    runs = plan_runs(study)
+    execution = study.execution
+    lines = [
+        f"Dry run: study {study.name or '(no name)'}, design {study.study_design_hash}",
+        f"  {len(study.experiments)} configurations × {execution.n_cycles} cycles, {execution.cycle_order}: "
+        f"{len(runs)} runs",
+        "",
+        "Configurations",
+        *_limited(_configurations(study.experiments, machine, most, host), len(study.experiments), most),
+    ]
+    if study.skipped_configs:
+        lines += ["", f"Skipped points of the grid, because not valid: {len(study.skipped_configs)}"]
+        reasons = (f"  ✗ {point.get('reason', 'not valid')}" for point in study.skipped_configs[:most])
+        lines += _limited(reasons, len(study.skipped_configs), most)
+    lines += ["", f"Order          {_order(study, runs)}", *_study_time(study, runs, machine), "Nothing was run."]
+    return "\n".join(lines)
 
 
 def gigabytes(megabytes: float) -> str:
@@ -196,13 +220,7 @@ def _is_on_the_cpu(report: DryRunReport) -> bool:
 
 
 def memory_verdict(needed_mb: float, config: ExperimentConfig, gpus: Sequence[Gpu]) -> str:
-    """Whether what `config` needs fits in what is free on its GPUs; nothing where that is not known.
-
-    Args:
-        needed_mb: GPU memory it needs, in MB.
-        config: The experiment.
-        gpus: The GPUs it would use.
-    """
+    """Whether what `config` needs fits in what is free on `gpus`; nothing where that is not known."""
     section = config.pytorch
     free_mb = free_memory_mb(gpus, one_copy_each=section is not None and (section.num_processes or 1) > 1)
     if free_mb is None:
@@ -232,3 +250,45 @@ def _duration(seconds: float) -> str:
 def _entry(label: str, *lines: str) -> list[str]:
     indent = " " * (2 + LABEL_WIDTH)
     return [f"  {label:<{LABEL_WIDTH}}{line}" if index == 0 else indent + line for index, line in enumerate(lines)]
+
+
+def _configurations(
+    experiments: Sequence[ExperimentConfig], machine: UserConfig, most: int, host: Host
+) -> Iterator[str]:
+    gpus = gpus_here(host)
+    for number, (config, title) in enumerate(zip(experiments[:most], study_titles(experiments), strict=False), 1):
+        yield f"  {number:>4}  {title}{_memory_needed(config, machine, gpus, host)}"
+
+
+def _memory_needed(config: ExperimentConfig, machine: UserConfig, gpus: Sequence[Gpu], host: Host) -> str:
+    """The GPU memory that `config` needs; nothing on the CPU, and where it is not known."""
+    if config.pytorch is not None and config.pytorch.device == "cpu":
+        return ""
+    vram = estimate_vram(config, environ=host.environ, cache_home=Path(machine.output.model_cache_dir))
+    if vram.total_mb is None:
+        return ""
+    used = gpus[: gpu_count(config, len(gpus))] if gpus else ()
+    return f"  (GPU memory ≈ {gigabytes(vram.total_mb)}{memory_verdict(vram.total_mb, config, used)})"
+
+
+def _limited(lines: Iterator[str], total: int, most: int) -> Iterator[str]:
+    yield from lines
+    if total > most:
+        yield f"        … and {total - most} more (--verbose lists all)"
+
+
+def _order(study: StudyConfig, runs: Sequence[PlannedRun]) -> str:
+    """The first runs by the numbers of their configurations."""
+    numbers = {id(config): number for number, config in enumerate(study.experiments, start=1)}
+    shown = [str(numbers.get(id(run.config), "?")) for run in runs[:20]]
+    return " ".join(shown) + (" …" if len(runs) > len(shown) else "")
+
+
+def _study_time(study: StudyConfig, runs: Sequence[PlannedRun], machine: UserConfig) -> Iterator[str]:
+    gaps = gaps_of(study.execution, machine)
+    gap_s = sum(gaps.between(before, after)[1] for before, after in pairwise(runs))
+    waits = [dict(known_waits(run.config)) for run in runs]
+    baseline_s = max((wait.pop("baseline", 0.0) for wait in waits), default=0.0)  # measured once, then shared
+    wait_s = baseline_s + sum(seconds for wait in waits for seconds in wait.values())
+    yield f"Time           at least {duration(gap_s + wait_s)}: {duration(gap_s)} of gaps, {duration(wait_s)} of waits"
+    yield "               loading and generating come on top; how long they take is not known before a first run"

@@ -3,131 +3,41 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from llenergymeasure.cli.devices import device_title
-from llenergymeasure.cli.errors import EXIT_OK, UsageError, exit_code_of
-from llenergymeasure.cli.logs import configured_logging
-from llenergymeasure.cli.output import output_width, print_result, result_json
-from llenergymeasure.cli.progress import experiment_observer
-from llenergymeasure.cli.signals import signals_as_interrupt
-from llenergymeasure.config.errors import describe_validation_error, problem_report
-from llenergymeasure.config.loader import is_study_document, load_experiment_config
-from llenergymeasure.config.naming import experiment_title
-from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
+from llenergymeasure.cli.progress import ExperimentProgress
+from llenergymeasure.cli.request import RunRequest
+from llenergymeasure.cli.terminal import (
+    EXIT_OK,
+    UsageError,
+    configured_logging,
+    exit_code_of,
+    output_width,
+    print_result,
+    result_json,
+    signals_as_interrupt,
+)
+from llenergymeasure.config.errors import config_error
+from llenergymeasure.config.loader import resolve_experiment
+from llenergymeasure.config.merge import is_study_document
+from llenergymeasure.config.models import experiment_title
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
 from llenergymeasure.core.host.host import Host
-from llenergymeasure.exceptions import ConfigError
 from llenergymeasure.security import validate_path
 
 if TYPE_CHECKING:
     from llenergymeasure.config.models import ExperimentConfig
     from llenergymeasure.domain.experiment import ExperimentResult
 
-SHORTEST_RUN: Final = "llem run --model builtin/tiny-llama --device cpu -n 20"
-"""The shortest command that works on any machine; shown to whoever typed too little."""
-
-FLAGS: Final = {
-    "model": "--model",
-    "backend": "--backend",
-    "pytorch.device": "--device",
-    "dataset": "--dataset",
-    "n": "-n",
-    "precision": "--precision",
-    "output_dir": "--output",
-    "execution.n_cycles": "--cycles",
-    "execution.cycle_order": "--order",
-    **dict.fromkeys(BATCH_SIZE_FIELD.values(), "--batch-size"),
-}
-"""Config field → the flag that sets it."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """What was typed after `llem run`; `None` and `False` mean "not given"."""
-
-    config: Path | None = None
-    model: str | None = None
-    backend: str | None = None
-    device: str | None = None
-    dataset: str | None = None
-    n: int | None = None
-    batch_size: int | None = None
-    precision: str | None = None
-    output: Path | None = None
-    dry_run: bool = False
-    quiet: bool = False
-    verbose: bool = False
-    as_json: bool = False
-    export_csv: bool = False
-    cycles: int | None = None
-    order: str | None = None
-    no_gaps: bool = False
-    resume: Path | None = None
-
-    def contradictions(self) -> list[str]:
-        """What cannot be meant, found before any file is read."""
-        found = []
-        if self.config is None and self.model is None and self.resume is None:
-            found.append(
-                f"Nothing to run: give a config file or --model. The shortest command that works:\n  {SHORTEST_RUN}"
-            )
-        if self.quiet and self.verbose:
-            found.append("--quiet and --verbose contradict each other. Give one of them.")
-        of_results = [flag for flag, given in (("--json", self.as_json), ("--export-csv", self.export_csv)) if given]
-        if self.dry_run and of_results:
-            found.append(f"{', '.join(of_results)}: for results, and --dry-run has none. Leave one of the two out.")
-        return found
-
-    def study_flags(self) -> list[str]:
-        """The flags given that only a study understands."""
-        given = {
-            "--cycles": self.cycles is not None,
-            "--order": self.order is not None,
-            "--no-gaps": self.no_gaps,
-            "--resume": self.resume is not None,
-        }
-        return [flag for flag, is_given in given.items() if is_given]
-
-    def overrides(self) -> dict[str, Any]:
-        """The flags that set config fields, by dotted path; `None` overrides nothing."""
-        return {
-            "model": self.model,
-            "backend": self.backend,
-            "pytorch.device": self.device,
-            "dataset": self.dataset,
-            "n": self.n,
-            "batch_size": self.batch_size,
-            "precision": self.precision,
-            "output_dir": None if self.output is None else str(self.output),
-        }
-
-    def sources(self) -> dict[str, str]:
-        """The flags given, by the config field each sets."""
-        execution = {"execution.n_cycles": self.cycles, "execution.cycle_order": self.order}
-        given = {name for name, value in {**self.overrides(), **execution}.items() if value is not None}
-        if "batch_size" in given:
-            given |= set(BATCH_SIZE_FIELD.values())
-        sources = {field: flag for field, flag in FLAGS.items() if field in given}
-        if self.device is not None and self.config is None:
-            sources["pytorch"] = "--device"  # a section that nobody else wrote
-        return sources
-
 
 def run_command(request: RunRequest) -> int:
-    """Carry out `llem run`.
-
-    Args:
-        request: What was typed.
-
-    Returns:
-        The exit code.
-    """
+    """Carry out `llem run`; returns the exit code."""
 
     def action() -> int:
         if contradictions := request.contradictions():
@@ -190,10 +100,10 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
         print_result(render_dry_run(dry_run_experiment(config, machine)))
         return EXIT_OK
     results: list[ExperimentResult] = []
-    observer, progress = experiment_observer(_title(config), quiet=request.quiet)
+    progress = None if request.quiet else ExperimentProgress(sys.stderr, _title(config))
     saved: Path | None = None
     try:
-        study = run_study_of(StudyConfig(experiments=[config]), results.append, machine=machine, observer=observer)
+        study = run_study_of(StudyConfig(experiments=[config]), results.append, machine=machine, observer=progress)
         saved = next(map(Path, study.result_files), None)
     finally:
         if progress is not None:
@@ -217,9 +127,9 @@ def _load(request: RunRequest, document: LoadedDocument | None, machine: UserCon
         ConfigError: A key is unknown or a value wrong; every problem with its line, or the flag it came from.
     """
     try:
-        return load_experiment_config(request.config, request.overrides(), {"output_dir": machine.output.results_dir})
+        return resolve_experiment(document, request.overrides(), {"output_dir": machine.output.results_dir})
     except ValidationError as error:
-        raise ConfigError(problem_report(describe_validation_error(error, document, request.sources()))) from error
+        raise config_error(error, document, request.sources()) from error
 
 
 def _shown(result: ExperimentResult, saved: Path | None, *, as_json: bool) -> str:

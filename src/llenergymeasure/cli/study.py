@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
 from llenergymeasure._api import _ignore_result, study_parent
 from llenergymeasure._api import _run as run_placed
-from llenergymeasure.cli.errors import EXIT_FAILED, EXIT_OK, UsageError
-from llenergymeasure.cli.output import print_result, result_json
-from llenergymeasure.cli.study_progress import study_progress
-from llenergymeasure.cli.study_summary import render_study
-from llenergymeasure.config.errors import describe_validation_error, problem_report
-from llenergymeasure.config.loader import load_study_config
+from llenergymeasure.cli.progress import study_progress
+from llenergymeasure.cli.request import RunRequest
+from llenergymeasure.cli.terminal import EXIT_FAILED, EXIT_OK, UsageError, print_result, result_json
+from llenergymeasure.config.errors import config_error
+from llenergymeasure.config.loader import resolve_study
 from llenergymeasure.config.models import ExecutionConfig, StudyConfig
-from llenergymeasure.exceptions import ConfigError, PersistenceError
+from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
+from llenergymeasure.exceptions import PersistenceError
+from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
 from llenergymeasure.study.events import StudyEvent, StudyStarted
 from llenergymeasure.study.execute import StudyPlace
 from llenergymeasure.study.lock import find_unfinished
@@ -25,10 +29,9 @@ from llenergymeasure.study.resume import load_resumable_study
 from llenergymeasure.study.runner import StudyStoppedError
 
 if TYPE_CHECKING:
-    from llenergymeasure.cli.run import RunRequest
     from llenergymeasure.config.user_config import UserConfig
     from llenergymeasure.config.yaml_io import LoadedDocument
-    from llenergymeasure.domain.study import StudyResult
+
 
 DEFAULT_CYCLES = 3
 """Cycles of a study that names no number, on the command line: the fewest that give an interval."""
@@ -38,17 +41,12 @@ DEFAULT_ORDER = "interleaved"
 
 
 def run_study_command(request: RunRequest, document: LoadedDocument | None, machine: UserConfig) -> int:
-    """Run, resume or preview a study.
+    """Run, resume or preview a study; returns 0 when every run has a result, else 1.
 
     Args:
-        request: What was typed.
         document: The study file; `None` for `--resume` alone.
-        machine: The user's settings.
-
-    Returns:
-        0 when every run has a result, else 1.
     """
-    named = None if request.config is None else load_study(request.config, request, document)
+    named = None if document is None else _named(document, request)
     parent = _parent(named, request, machine)
     asks = machine.ui.prompt and not request.dry_run and sys.stdin.isatty() and sys.stderr.isatty()
     resume = request.resume
@@ -56,7 +54,7 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
         resume = _offer_to_resume(named, parent)
     study = _complete(named, resume, request)
     if request.dry_run:
-        from llenergymeasure.cli.dry_run_study import render_study_preview
+        from llenergymeasure.cli.dry_run import render_study_preview
 
         print_result(render_study_preview(study, machine, list_all=request.verbose))
         return EXIT_OK
@@ -88,29 +86,6 @@ def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: Us
     return EXIT_OK if result.summary.failed == 0 else EXIT_FAILED
 
 
-def load_study(path: Path, request: RunRequest, document: LoadedDocument | None) -> StudyConfig:
-    """The study that a file and the flags describe.
-
-    Raises:
-        ConfigError: A key is unknown, a value wrong, or no point valid.
-    """
-    try:
-        return load_study_config(path, {**request.overrides(), **execution_overrides(request)})
-    except ValidationError as error:
-        raise ConfigError(problem_report(describe_validation_error(error, document, request.sources()))) from error
-
-
-def execution_overrides(request: RunRequest) -> dict[str, Any]:
-    """The flags that say how a study is executed, by dotted path."""
-    gap = 0.0 if request.no_gaps else None
-    return {
-        "execution.n_cycles": request.cycles,
-        "execution.cycle_order": request.order,
-        "execution.config_gap_seconds": gap,
-        "execution.cycle_gap_seconds": gap,
-    }
-
-
 def with_command_line_defaults(execution: ExecutionConfig) -> ExecutionConfig:
     """Three interleaved cycles where neither file nor flag says otherwise."""
     defaults = {"n_cycles": DEFAULT_CYCLES, "cycle_order": DEFAULT_ORDER}
@@ -120,6 +95,18 @@ def with_command_line_defaults(execution: ExecutionConfig) -> ExecutionConfig:
 def _filled(execution: ExecutionConfig, defaults: dict[str, Any]) -> ExecutionConfig:
     missing = {name: value for name, value in defaults.items() if name not in execution.model_fields_set}
     return execution.model_copy(update=missing)
+
+
+def _named(document: LoadedDocument, request: RunRequest) -> StudyConfig:
+    """The study that a file and the flags describe.
+
+    Raises:
+        ConfigError: A key is unknown, a value wrong, or no point valid.
+    """
+    try:
+        return resolve_study(document, request.overrides())
+    except ValidationError as error:
+        raise config_error(error, document, request.sources()) from error
 
 
 def _complete(named: StudyConfig | None, resume: Path | None, request: RunRequest) -> StudyConfig:
@@ -140,12 +127,17 @@ def _complete(named: StudyConfig | None, resume: Path | None, request: RunReques
         return named.model_copy(update={"execution": with_command_line_defaults(named.execution)})
     if named is not None:
         return named.model_copy(update={"execution": _filled(named.execution, before.execution.model_dump())})
-    flags = {name.split(".")[1]: value for name, value in execution_overrides(request).items() if value is not None}
+    execution_of = "execution."
+    flags = {
+        name.removeprefix(execution_of): value
+        for name, value in request.overrides().items()
+        if name.startswith(execution_of)
+    }
     try:
         execution = ExecutionConfig.model_validate({**before.execution.model_dump(), **flags})
     except ValidationError as error:
-        sources = {field.removeprefix("execution."): flag for field, flag in request.sources().items()}
-        raise ConfigError(problem_report(describe_validation_error(error, None, sources))) from error
+        sources = {field.removeprefix(execution_of): flag for field, flag in request.sources().items()}
+        raise config_error(error, None, sources) from error
     return before.model_copy(update={"execution": execution})
 
 
@@ -168,3 +160,84 @@ def _offer_to_resume(study: StudyConfig, parent: Path) -> Path | None:
 
 def _shown(result: StudyResult, directory: Path, *, as_json: bool) -> str:
     return result_json(result) if as_json else render_study(result, directory)
+
+
+MAX_FAILURES: Final = 20
+"""Failures that are listed; `study_summary.json` has them all."""
+
+
+def render_study(result: StudyResult, directory: Path) -> str:
+    """The summary of a study that is kept in `directory`."""
+    lines = [*_table(result.statistics), ""]
+    summary = result.summary
+    counts = [f"{summary.completed} completed", f"{summary.failed} failed"]
+    if summary.skipped:
+        counts.append(f"{summary.skipped} skipped (not valid)")
+    lines.append(f"{'Runs':<15}{', '.join(counts)}, of {summary.total_experiments} planned")
+    lines += [f"{'':<15}{line}" for line in _failures(result.failed)]
+    if summary.total_energy_j is not None:
+        lines.append(f"{'Energy':<15}{joules(summary.total_energy_j)} in all measurement windows")
+    lines.append(f"{'Duration':<15}{duration(summary.total_wall_time_s)}")
+    lines.append(f"{'Study':<15}{directory}")
+    return "\n".join(lines)
+
+
+def _table(statistics: list[ConfigurationStatistics]) -> list[str]:
+    """Aligned rows, the least energy per token first; what was not measured last."""
+    if not statistics:
+        return ["No run was completed."]
+    ranked = sorted(statistics, key=lambda s: s.energy_per_token_j.mean if s.energy_per_token_j else float("inf"))
+    rows = [("Configuration", "Cycles", "Energy per token", "CV", "Tokens per second", "CV")]
+    rows += [
+        (
+            entry.config_name or entry.measurement_config_hash,
+            str(entry.cycles),
+            _interval(entry.energy_per_token_j, energy=True),
+            _variation(entry.energy_per_token_j),
+            _interval(entry.tokens_per_second, energy=False),
+            _variation(entry.tokens_per_second),
+        )
+        for entry in ranked
+    ]
+    shown = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
+    widths = {column: max(len(row[column]) for row in rows) for column in shown}
+    lines = ["  ".join(row[column].ljust(widths[column]) for column in shown).rstrip() for row in rows]
+    return [*lines, *_legend(statistics)]
+
+
+def _legend(statistics: list[ConfigurationStatistics]) -> Iterator[str]:
+    """What the signs in the table mean, as far as it has them."""
+    figures = list(chain.from_iterable((entry.energy_per_token_j, entry.tokens_per_second) for entry in statistics))
+    if any(figure is not None and figure.ci95_high is not None for figure in figures):
+        yield "± is the 95 % interval of the mean over the cycles, CV their coefficient of variation."
+    if any(figure is not None and figure.high_variation for figure in figures):
+        yield "! marks a CV above 5 %: these cycles differ a lot; more of them narrow the interval."
+
+
+def _failures(failed: list[FailedExperiment]) -> Iterator[str]:
+    """What failed and why; the cycles of one configuration that failed alike together."""
+    cycles: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for failure in failed:
+        name = failure.config_name or str(failure.config.get("model", ""))
+        cycles[name, one_line(failure.reason)] += [] if failure.cycle is None else [failure.cycle]
+    for (name, reason), numbers in list(cycles.items())[:MAX_FAILURES]:
+        where = f", cycle{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}" if numbers else ""
+        yield f"✗ {name}{where}: {reason}"
+    if len(cycles) > MAX_FAILURES:
+        yield f"… and {len(cycles) - MAX_FAILURES} more, all in study_summary.json"
+
+
+def _interval(figure: CycleStatistics | None, *, energy: bool) -> str:
+    if figure is None:
+        return "not measured"
+    half_width = None if figure.ci95_high is None else figure.ci95_high - figure.mean
+    if energy:
+        return joules(figure.mean, half_width=half_width)
+    return quantity(figure.mean) if half_width is None else with_half_width(figure.mean, half_width)
+
+
+def _variation(figure: CycleStatistics | None) -> str:
+    """The coefficient of variation in per cent, with a mark where it is above 5 %; nothing where there is none."""
+    if figure is None or figure.cv_pct is None:
+        return ""
+    return f"{figure.cv_pct:.1f} %{' !' if figure.high_variation else ''}"

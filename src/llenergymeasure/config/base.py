@@ -1,13 +1,18 @@
-"""What all configuration models share: strictness, and errors that name a field."""
+"""What all configuration models share: strictness, errors that name a field, and rules within a section as data.
+
+A section lists its rules; validation applies them and introspection tells them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Final
+from functools import cache
+from typing import Annotated, Any, ClassVar, Final, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 COMBINATION_ERROR: Final = "config_combination"
 """Pydantic error type of values that are fine one by one but not together."""
@@ -22,7 +27,14 @@ class ConfigModel(BaseModel):
     integer is accepted where a float is meant.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
 
 def try_values(*values: float) -> dict[str, JsonValue]:
@@ -30,13 +42,33 @@ def try_values(*values: float) -> dict[str, JsonValue]:
     return {"test_values": list(values)}
 
 
+def nested_model(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation such as `Model | None`, or `None` if it holds plain values."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) is Annotated:
+        return nested_model(get_args(annotation)[0])
+    if get_origin(annotation) in (list, dict):
+        return None
+    return next((model for arg in get_args(annotation) if (model := nested_model(arg)) is not None), None)
+
+
+@cache
+def field_paths(model: type[BaseModel]) -> tuple[str, ...]:
+    """Dotted paths of every field of `model` and of the models in it, parents before children."""
+    paths: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = nested_model(field.annotation)
+        paths += [name, *(f"{name}.{path}" for path in (field_paths(inner) if inner is not None else ()))]
+    return tuple(paths)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One reason why values do not go together.
+    """One reason why values do not go together: the field to change, and what is wrong with it and how to mend it.
 
     Args:
-        path: Dotted path of the field to change, relative to the model that found the problem.
-        message: What is wrong and how to mend it, naming field and value.
+        path: Dotted, relative to the model that found the problem.
     """
 
     path: str
@@ -59,3 +91,112 @@ def reject(problems: Iterable[Problem]) -> None:
                 "problems": [{"path": problem.path, "message": problem.message} for problem in found],
             },
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A field in a certain state, e.g. `use_cache` being off."""
+
+    field: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """`field` does nothing unless the condition holds."""
+
+    field: str
+    condition: Condition
+
+    def problems(self, section: str, config: ConfigModel) -> Iterator[Problem]:
+        """The problem this rule has with `config`, if it has one."""
+        value = getattr(config, self.field)
+        other = self.condition.field
+        if value is not None and not self.condition.holds(getattr(config, other)):
+            yield Problem(
+                self.field,
+                f"{section}.{self.field}: {value!r} has no effect with {section}.{other}={getattr(config, other)!r}. "
+                f"Change {other} or remove {self.field}.",
+            )
+
+    def describe(self, section: str) -> str:
+        """The rule in words."""
+        return f"{section}.{self.field} needs {section}.{self.condition.field}"
+
+
+@dataclass(frozen=True, slots=True)
+class Excludes:
+    """Two conditions that must not hold at once."""
+
+    left: Condition
+    right: Condition
+    why: str
+
+    def problems(self, section: str, config: ConfigModel) -> Iterator[Problem]:
+        """The problem this rule has with `config`, if it has one."""
+        left, right = getattr(config, self.left.field), getattr(config, self.right.field)
+        if self.left.holds(left) and self.right.holds(right):
+            yield Problem(
+                self.right.field,
+                f"{section}.{self.right.field}: {right!r} cannot be combined with "
+                f"{section}.{self.left.field}={left!r}: {self.why}. Remove one of the two.",
+            )
+
+    def describe(self, section: str) -> str:
+        """The rule in words."""
+        return f"{section}.{self.left.field} may exclude {section}.{self.right.field}: {self.why}"
+
+
+Rule = Needs | Excludes
+
+
+def given(field: str) -> Condition:
+    """The field is set."""
+    return Condition(field, lambda value: value is not None)
+
+
+def on(field: str) -> Condition:
+    """The switch is on."""
+    return Condition(field, lambda value: value is True)
+
+
+def off(field: str) -> Condition:
+    """The switch is off by the user's will."""
+    return Condition(field, lambda value: value is False)
+
+
+def not_off(field: str) -> Condition:
+    """The switch is on, or left to the engine."""
+    return Condition(field, lambda value: value is not False)
+
+
+def several(field: str) -> Condition:
+    """The number is set to more than one."""
+    return Condition(field, lambda value: value is not None and value > 1)
+
+
+def is_one_of(field: str, *values: Any) -> Condition:
+    """The field has one of these values."""
+    return Condition(field, lambda value: value in values)
+
+
+def none_of(field: str, *values: Any) -> Condition:
+    """The field has none of these values."""
+    return Condition(field, lambda value: value not in values)
+
+
+class BackendSection(ConfigModel):
+    """A section of one backend, named `section`, with the rules between its fields."""
+
+    section: ClassVar[str]
+    rules: ClassVar[tuple[Rule, ...]]
+
+    def problems(self) -> Iterator[Problem]:
+        """Every reason why the section's values do not go together."""
+        for rule in self.rules:
+            yield from rule.problems(self.section, self)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        reject(self.problems())
+        return self

@@ -1,20 +1,98 @@
-"""Pydantic's findings in plain English: place, field, value, fix."""
+"""What Pydantic refuses, in plain English: place, field, value, fix.
+
+Unknown keys come first and by themselves: a misspelt key explains many a wrong value.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llenergymeasure.config.base import COMBINATION_ERROR
-from llenergymeasure.config.schema import Path, dotted
+from llenergymeasure.config.base import COMBINATION_ERROR, field_paths
 from llenergymeasure.config.yaml_io import LoadedDocument
+from llenergymeasure.exceptions import ConfigError
 
+Path = tuple[str | int, ...]
+
+_UNKNOWN: Final = ("extra_forbidden", "invalid_key")
+_CLOSE: Final = 0.6
+_CLOSE_ELSEWHERE: Final = 0.75
+_MAX_SUGGESTIONS: Final = 3
 _UNION_TAGS: Final = {("dataset", "name"), ("dataset", "synthetic")}
 """Parts Pydantic puts into a location to name a union's branch; nobody writes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownKey:
+    """A key that no model has: where it is in the document, and what it may have been meant to be, likeliest first."""
+
+    path: Path
+    suggestions: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        """What is wrong and what may help, without the place."""
+        hint = ""
+        if dotted(self.path) in self.suggestions:
+            section, _, leaf = str(self.path[-1]).partition(".")
+            hint = f" Write it nested: `{section}: {{{leaf}: …}}`."
+        elif self.suggestions:
+            hint = f" Did you mean {' or '.join(repr(path) for path in self.suggestions)}?"
+        return f"unknown field {dotted(self.path)!r}.{hint}"
+
+
+def unknown_keys(data: Mapping[str, Any], model: type[BaseModel], at: Path = ()) -> list[UnknownKey]:
+    """Every key in `data`, at any depth, that `model` does not have, in the order in which they stand there.
+
+    Args:
+        data: What was written; it may lack fields and hold wrong values.
+        model: What it is meant for.
+        at: Where `data` is in its document.
+    """
+    found: list[UnknownKey] = []
+    checked: Mapping[str, Any] = data
+    wrapper: Path = ()
+    dataset = data.get("dataset")
+    if "dataset" in model.model_fields and isinstance(dataset, Mapping) and "synthetic" in dataset:
+        # `dataset: {synthetic: {…}}` is read as if its keys stood directly below dataset; nothing may stand beside it
+        wrapper = ("synthetic",)
+        inner = dataset["synthetic"]
+        checked = {**data, "dataset": {"synthetic": inner if isinstance(inner, Mapping) else {}}}
+        for key in dataset:
+            if key != "synthetic":
+                meant = (f"{dotted((*at, 'dataset'))}.synthetic.{key}",)
+                suggestions = meant if f"dataset.{key}" in field_paths(model) else ()
+                found.append(UnknownKey((*at, "dataset", key), suggestions))
+    for location, kind in _refusals(checked, model):
+        if kind in _UNKNOWN:
+            *section, key = location
+            shown = (*at, *section, *(wrapper if section == ["dataset"] else ()))
+            found.append(UnknownKey((*shown, key), _suggest(str(key), model, dotted(section), shown)))
+    return sorted(found, key=lambda unknown: _position(data, unknown.path[len(at) :]))
+
+
+def leads_nowhere(path: Sequence[str], value: Any, model: type[BaseModel]) -> bool:
+    """Whether `path`, where `value` would stand, goes on below a field of a plain value, such as `precision.x`."""
+    for part in reversed(path):
+        value = {part: value}
+    return any(
+        len(location) < len(path) and location == tuple(path[: len(location)]) and kind != COMBINATION_ERROR
+        for location, kind in _refusals(value, model)
+    )
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """`("experiments", 2, "decoder", "top_k")` as `experiments[2].decoder.top_k`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
 
 
 def problem_report(problems: Sequence[str]) -> str:
@@ -31,7 +109,7 @@ def describe_validation_error(
     """One sentence per problem, in the order of the file: `experiment.yaml, line 7: n: must be at least 1, got 0`.
 
     Args:
-        error: What validating a configuration model raised.
+        error: What validating a model raised.
         document: The file the values came from, for its name and lines.
         overrides: Where values came from that did not come from the file, by dotted path: `{"n": "-n"}`.
     """
@@ -47,6 +125,59 @@ def describe_validation_error(
         else:
             lines.append((0, message))
     return [line for _, line in sorted(lines, key=lambda numbered: numbered[0])]
+
+
+def config_error(
+    error: ValidationError, document: LoadedDocument | None = None, overrides: Mapping[str, str] | None = None
+) -> ConfigError:
+    """All that `describe_validation_error` says, as one error."""
+    return ConfigError(problem_report(describe_validation_error(error, document, overrides)))
+
+
+def _refusals(data: Mapping[str, Any], model: type[BaseModel]) -> list[tuple[Path, str]]:
+    """Written location and Pydantic's type of everything that `model` refuses in `data`."""
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        return [(_written_location(refusal["loc"]), refusal["type"]) for refusal in details]
+    return []
+
+
+def _position(data: Any, path: Path) -> list[int]:
+    """Where a key stands in `data`: its number among its neighbours, at each depth."""
+    position = []
+    for part in path:
+        position.append(list(data).index(part))
+        data = data[part]
+    return position
+
+
+def _suggest(key: str, model: type[BaseModel], section: str, shown: Path) -> tuple[str, ...]:
+    """Same name elsewhere, else a similar one in `section`, which is shown as `shown`, else one elsewhere."""
+    wanted = key.replace("-", "_").lower()
+    siblings = [path.rpartition(".")[2] for path in field_paths(model) if path.rpartition(".")[0] == section]
+    if wanted in siblings:
+        return (dotted((*shown, wanted)),)
+    by_leaf = _paths_by_leaf(model)
+    leaf = wanted.rpartition(".")[2]
+    elsewhere = [path for path in by_leaf.get(leaf, ()) if path.endswith(wanted)]
+    if elsewhere:
+        return tuple(elsewhere[:_MAX_SUGGESTIONS])
+    here = difflib.get_close_matches(wanted, siblings, n=1, cutoff=_CLOSE)
+    if here:
+        return (dotted((*shown, here[0])),)
+    similar = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=_CLOSE_ELSEWHERE)
+    return tuple(by_leaf[similar[0]][:_MAX_SUGGESTIONS]) if similar else ()
+
+
+@cache
+def _paths_by_leaf(model: type[BaseModel]) -> dict[str, list[str]]:
+    """Dotted paths of all fields of a document by their last part."""
+    by_leaf: dict[str, list[str]] = {}
+    for path in field_paths(model):
+        by_leaf.setdefault(path.rpartition(".")[2], []).append(path)
+    return by_leaf
 
 
 def _problems(error: ValidationError) -> list[tuple[Path, str]]:
@@ -66,12 +197,8 @@ def _problems(error: ValidationError) -> list[tuple[Path, str]]:
 
 def _written_location(location: Path) -> Path:
     """The location without union tags: `("dataset", "synthetic", "n")` is written `dataset.n`."""
-    parts: list[str | int] = []
-    for part in location:
-        if parts and (parts[-1], part) in _UNION_TAGS:
-            continue
-        parts.append(part)
-    return tuple(parts)
+    before = (None, *location)
+    return tuple(part for previous, part in zip(before, location, strict=False) if (previous, part) not in _UNION_TAGS)
 
 
 def _explain(details: ErrorDetails) -> str:

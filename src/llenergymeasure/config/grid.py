@@ -21,7 +21,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from llenergymeasure.config.errors import describe_validation_error
-from llenergymeasure.config.loader import deep_merge
+from llenergymeasure.config.merge import deep_merge
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.study_plan import Axis, StudyPlan, plan_study
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap
@@ -43,12 +43,10 @@ class CycleOrder(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class SkippedConfig:
-    """A point of a study that is not a valid experiment.
+    """A point of a study, as it was spanned, that is not a valid experiment; all of it ready for JSON.
 
     Args:
-        raw_config: The point as it was spanned, ready for JSON.
-        reason: Why it is skipped, in one line.
-        errors: Location, type and message of each finding.
+        errors: Location, type and message of each error.
     """
 
     raw_config: dict[str, Any]
@@ -114,7 +112,7 @@ def apply_cycles(
 
     Args:
         experiments: Unique experiments in order.
-        n_cycles: Times each is run, at least 1.
+        n_cycles: At least 1.
         cycle_order: AAABBB, ABABAB, or a fresh order in each cycle.
         study_design_hash: Seeds the shuffle, so that the same study shuffles alike everywhere.
         shuffle_seed: Seeds it instead.

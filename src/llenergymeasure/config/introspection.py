@@ -13,10 +13,9 @@ from typing import Any, Final, TypedDict
 
 from pydantic import BaseModel
 
-from llenergymeasure.config.crosschecks import CHECKS
+from llenergymeasure.config.base import Excludes, Needs, Rule, nested_model
+from llenergymeasure.config.checks import CHECKS
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.rules import Excludes, Needs, Rule
-from llenergymeasure.config.schema import nested_model
 from llenergymeasure.config.ssot import (
     BACKENDS,
     BATCH_SIZE_FIELD,
@@ -106,12 +105,7 @@ def get_all_params() -> dict[str, dict[str, ParamMetadata]]:
 
 
 def get_params_from_model(model: type[BaseModel], prefix: str = "") -> dict[str, ParamMetadata]:
-    """Parameters of a model and of the models in it, by path.
-
-    Args:
-        model: Any configuration model.
-        prefix: Path of the model itself; empty for the top.
-    """
+    """Parameters of a model and of the models in it, by path; `prefix` is the path of the model itself."""
     return {param["path"]: param for param in _walk(model, prefix)}
 
 

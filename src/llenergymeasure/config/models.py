@@ -1,25 +1,29 @@
-"""One experiment, and a study of several, as validated and frozen data."""
+"""One experiment, and a study of several, as validated and frozen data; and their short names, for people."""
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.config.backend_configs import PyTorchConfig, TensorRTConfig, VLLMConfig
-from llenergymeasure.config.base import ConfigModel, NonBlankStr, reject, try_values
-from llenergymeasure.config.crosschecks import experiment_problems
+from llenergymeasure.config.base import ConfigModel, NonBlankStr, reject
+from llenergymeasure.config.checks import experiment_problems
 from llenergymeasure.config.sections import (
     BaselineConfig,
     DecoderConfig,
     EnergyConfig,
+    ExperimentFields,
     LoRAConfig,
     MeasurementConfig,
     SyntheticDatasetConfig,
     WarmupConfig,
 )
+from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
 
 __all__ = [
     "BaselineConfig",
@@ -34,67 +38,12 @@ __all__ = [
     "WarmupConfig",
 ]
 
-
-def _dataset_kind(value: Any) -> str:
-    return "synthetic" if isinstance(value, (dict, SyntheticDatasetConfig)) else "name"
-
-
-Dataset = Annotated[
-    Annotated[NonBlankStr, Tag("name")] | Annotated[SyntheticDatasetConfig, Tag("synthetic")],
-    Discriminator(_dataset_kind),
-]
-"""A data set's name, or how to make one; told apart by shape, so that an error speaks of the form that was used."""
+_IN_EVERY_TITLE: Final = frozenset({"backend", "precision", *BATCH_SIZE_FIELD.values()})
+"""Fields that `experiment_title` shows, however they are set."""
 
 
-class ExperimentConfig(ConfigModel):
+class ExperimentConfig(ExperimentFields):
     """One model on one backend with one set of settings, to be measured once."""
-
-    model: NonBlankStr = Field(description="Hub model id, local directory, or builtin/<name>.")
-    backend: Literal["pytorch", "vllm", "tensorrt"] = Field(default="pytorch", description="Inference engine.")
-    n: int = Field(
-        default=100, ge=1, description="Prompts taken from the data set.", json_schema_extra=try_values(10, 100, 500)
-    )
-    dataset: Dataset = Field(
-        default="aienergyscore",
-        description="Bundled set, path of a .jsonl file, hf:<id> on the Hub, or synthetic prompts of exact lengths.",
-    )
-    precision: Literal["fp32", "fp16", "bf16"] = Field(
-        default="bf16", description="Number format of weights and activations."
-    )
-    random_seed: int = Field(
-        default=42, ge=0, le=2**32 - 1, description="Seed of every random number generator the run touches."
-    )
-    max_input_tokens: int = Field(
-        default=512,
-        ge=1,
-        description="Longer prompts are cut at the end to this many tokens.",
-        json_schema_extra=try_values(64, 128, 256),
-    )
-    max_output_tokens: int = Field(
-        default=128,
-        ge=1,
-        description="Most tokens to generate per prompt.",
-        json_schema_extra=try_values(32, 128, 256),
-    )
-    decoder: DecoderConfig = Field(default_factory=DecoderConfig, description="How the next token is chosen.")
-    warmup: WarmupConfig = Field(default_factory=WarmupConfig, description="What runs before the window.")
-    baseline: BaselineConfig = Field(default_factory=BaselineConfig, description="Idle power before loading.")
-    energy: EnergyConfig = Field(default_factory=EnergyConfig, description="What measures the joules.")
-    measurement: MeasurementConfig = Field(
-        default_factory=MeasurementConfig, description="What counts as the window, and what is kept of it."
-    )
-    revision: NonBlankStr | None = Field(
-        default=None, description="Branch, tag or commit of model and tokenizer on the Hub."
-    )
-    trust_remote_code: bool = Field(default=False, description="Run model code that comes from the Hub.")
-    pytorch: PyTorchConfig | None = Field(default=None, description="Settings of the pytorch backend.")
-    vllm: VLLMConfig | None = Field(default=None, description="Settings of the vllm backend.")
-    tensorrt: TensorRTConfig | None = Field(default=None, description="Settings of the tensorrt backend.")
-    lora: LoRAConfig | None = Field(default=None, description="Low-rank adapter.")
-    passthrough_kwargs: dict[str, Any] | None = Field(
-        default=None, description="Keyword arguments handed to the engine's constructor untouched."
-    )
-    output_dir: NonBlankStr | None = Field(default=None, description="Directory this experiment's result goes to.")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ExperimentConfig:
@@ -104,9 +53,10 @@ class ExperimentConfig(ConfigModel):
             ConfigError: The file is missing, does not parse, or has unknown keys.
             pydantic.ValidationError: A value is wrong.
         """
-        from llenergymeasure.config.loader import load_experiment_config  # the loader builds on this module
+        from llenergymeasure.config.merge import experiment_data  # reading files is not for everyone who imports this
+        from llenergymeasure.config.yaml_io import load_document
 
-        return load_experiment_config(path)
+        return cls.model_validate(experiment_data(load_document(path), cls))
 
     @model_validator(mode="before")
     @classmethod
@@ -122,39 +72,67 @@ class ExperimentConfig(ConfigModel):
 class ExecutionConfig(ConfigModel):
     """How a study's experiments are repeated, ordered and spaced."""
 
-    n_cycles: int = Field(default=1, ge=1, description="Times each experiment is run.")
-    cycle_order: Literal["sequential", "interleaved", "shuffled"] = Field(
-        default="sequential", description="AAABBB, ABABAB, or a fresh random order in each cycle."
-    )
-    config_gap_seconds: float | None = Field(
-        default=None, ge=0.0, description="Seconds to cool down between experiments; null: the machine's value."
-    )
-    cycle_gap_seconds: float | None = Field(
-        default=None, ge=0.0, description="Seconds to cool down between cycles; null: the machine's value."
-    )
-    shuffle_seed: int | None = Field(
-        default=None, description="Seed of the shuffled order; null: made from the study's design hash."
-    )
-    experiment_timeout_seconds: float | None = Field(
-        default=None, gt=0.0, description="Seconds after which an experiment is stopped; null: from its size."
-    )
-    max_consecutive_failures: int = Field(
-        default=5, ge=1, description="Failures in a row after which the study gives up."
-    )
+    n_cycles: int = Field(default=1, ge=1)
+    """Times each experiment is run."""
+    cycle_order: Literal["sequential", "interleaved", "shuffled"] = "sequential"
+    """AAABBB, ABABAB, or a fresh random order in each cycle."""
+    config_gap_seconds: float | None = Field(default=None, ge=0.0)
+    """Seconds to cool down between experiments; null: the machine's value."""
+    cycle_gap_seconds: float | None = Field(default=None, ge=0.0)
+    """Seconds to cool down between cycles; null: the machine's value."""
+    shuffle_seed: int | None = None
+    """Seed of the shuffled order; null: made from the study's design hash."""
+    experiment_timeout_seconds: float | None = Field(default=None, gt=0.0)
+    """Seconds after which an experiment is stopped; null: from its size."""
+    max_consecutive_failures: int = Field(default=5, ge=1)
+    """Failures in a row after which the study gives up."""
 
 
 class StudyConfig(ConfigModel):
     """The unique, resolved experiments of a study in order, and how to execute them."""
 
-    experiments: list[ExperimentConfig] = Field(min_length=1, description="Unique experiments in order.")
-    name: NonBlankStr | None = Field(default=None, description="Name of the study, used for its directory.")
-    execution: ExecutionConfig = Field(default_factory=ExecutionConfig, description="Repetition, order and gaps.")
-    study_design_hash: str | None = Field(
-        default=None, description="First 16 hex digits of the SHA-256 of the experiments."
-    )
-    skipped_configs: list[dict[str, Any]] = Field(
-        default_factory=list, description="Grid points that are not valid, each with its reason."
-    )
+    experiments: list[ExperimentConfig] = Field(min_length=1)
+    """Unique experiments in order."""
+    name: NonBlankStr | None = None
+    """Name of the study, used for its directory."""
+    execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
+    """Repetition, order and gaps."""
+    study_design_hash: str | None = None
+    """First 16 hex digits of the SHA-256 of the experiments."""
+    skipped_configs: list[dict[str, Any]] = Field(default_factory=list)
+    """Grid points that are not valid, each with its reason."""
+
+
+def model_short_name(model: str) -> str:
+    """The last part of a model ID or path, in lower case: `Qwen/Qwen2.5-0.5B` becomes `qwen2.5-0.5b`."""
+    return model.rstrip("/").rsplit("/", 1)[-1].lower() or model
+
+
+def experiment_title(config: ExperimentConfig) -> str:
+    """One line that tells an experiment from its neighbours: `qwen2.5-0.5b / pytorch / bf16 / batch 8`."""
+    parts = [model_short_name(config.model), config.backend, config.precision]
+    section = getattr(config, config.backend)
+    batch = getattr(section, BATCH_SIZE_FIELD[config.backend].split(".")[1], None) if section is not None else None
+    if batch is not None:
+        parts.append(f"batch {batch}")
+    return " / ".join(parts)
+
+
+def study_titles(experiments: Sequence[ExperimentConfig]) -> list[str]:
+    """One line per experiment of a study: its title, then the other fields in which the study's experiments differ.
+
+    `qwen2.5-0.5b / pytorch / bf16 / batch 8 / decoder.temperature=0.5`. A field of one backend is compared among the
+    experiments of that backend. A field that is not set is left out: its neighbours show theirs.
+    """
+    flat = [dict(_flat(config.model_dump(mode="json", exclude_none=True))) for config in experiments]
+    shown = _IN_EVERY_TITLE | (set() if _short_names_differ(experiments) else {"model"})
+    varying = {backend: sorted(_varying(flat, backend) - shown) for backend in {c.backend for c in experiments}}
+    return [
+        " / ".join(
+            [experiment_title(config), *(f"{key}={fields[key]}" for key in varying[config.backend] if key in fields)]
+        )
+        for config, fields in zip(experiments, flat, strict=True)
+    ]
 
 
 def _with_dataset_limits(data: dict[str, Any]) -> dict[str, Any]:
@@ -174,3 +152,28 @@ def _with_dataset_limits(data: dict[str, Any]) -> dict[str, Any]:
         "max_output_tokens": dataset.get("output_len", fields["output_len"].default),
     }
     return {**{name: value for name, value in implied.items() if type(value) is int and value >= 1}, **data}
+
+
+def _short_names_differ(experiments: Sequence[ExperimentConfig]) -> bool:
+    """Whether two of the models have the same short name."""
+    models = {config.model for config in experiments}
+    return len({model_short_name(model) for model in models}) < len(models)
+
+
+def _varying(flat: Sequence[dict[str, str]], backend: str) -> set[str]:
+    """The fields that tell experiments of `backend` from others: its own ones, and those of all backends."""
+    values: dict[str, set[str | None]] = defaultdict(set)
+    keys = {key for fields in flat for key in fields}
+    for key in keys:
+        section = key.partition(".")[0]
+        values[key].update(f.get(key) for f in flat if section not in BATCH_SIZE_FIELD or f["backend"] == backend)
+    return {key for key, found in values.items() if len(found) > 1}
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every field by its dotted path, its value as YAML would have it."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else key)
+    else:
+        yield path, value if isinstance(value, str) else json.dumps(value)

@@ -1,12 +1,13 @@
-"""The parts of an experiment that every backend shares: decoding, warm-up, baseline, window, energy, data, adapter."""
+"""What is said of an experiment: parts that all backends share (decoding, warm-up, window, …), and all its fields."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
+from llenergymeasure.config.backend_configs import PyTorchConfig, TensorRTConfig, VLLMConfig
 from llenergymeasure.config.base import ConfigModel, NonBlankStr, Problem, reject, try_values
 from llenergymeasure.config.ssot import DECODER_PRESETS
 
@@ -18,24 +19,22 @@ class DecoderConfig(ConfigModel):
     read back is the same config.
     """
 
-    temperature: float = Field(default=1.0, ge=0.0, le=2.0, description="Softmax temperature; 0 is greedy decoding.")
-    do_sample: bool = Field(default=True, description="Sample from the distribution; false is greedy decoding.")
-    top_k: int = Field(default=50, ge=0, description="Sample among the k most probable tokens; 0 switches it off.")
-    top_p: float = Field(
-        default=1.0, ge=0.0, le=1.0, description="Sample among the most probable tokens that make up this probability."
-    )
-    repetition_penalty: float = Field(
-        default=1.0, ge=0.1, le=10.0, description="Factor against tokens already in the text; 1 switches it off."
-    )
-    min_p: float | None = Field(
-        default=None, ge=0.0, le=1.0, description="Drop tokens less probable than this share of the most probable one."
-    )
-    min_new_tokens: int | None = Field(
-        default=None, ge=1, description="EOS is ignored until this many tokens exist; forces equal output lengths."
-    )
-    preset: Literal["deterministic", "standard", "creative", "factual"] | None = Field(
-        default=None, description="Named set of decoder values; explicit fields win over it."
-    )
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0)
+    """Softmax temperature; 0 is greedy decoding."""
+    do_sample: bool = True
+    """Sample from the distribution; false is greedy decoding."""
+    top_k: int = Field(default=50, ge=0)
+    """Sample among the k most probable tokens; 0 switches it off."""
+    top_p: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Sample among the most probable tokens that make up this probability."""
+    repetition_penalty: float = Field(default=1.0, ge=0.1, le=10.0)
+    """Factor against tokens already in the text; 1 switches it off."""
+    min_p: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Drop tokens less probable than this share of the most probable one."""
+    min_new_tokens: int | None = Field(default=None, ge=1)
+    """EOS is ignored until this many tokens exist; forces equal output lengths."""
+    preset: Literal["deterministic", "standard", "creative", "factual"] | None = None
+    """Named set of decoder values; explicit fields win over it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -54,23 +53,22 @@ class DecoderConfig(ConfigModel):
 class WarmupConfig(ConfigModel):
     """What runs before the measurement window and stays out of it."""
 
-    enabled: bool = Field(default=True, description="Warm up and exclude it; false measures from the first token on.")
-    n_warmup: int = Field(default=5, ge=1, description="Full-length prompts with short outputs to run first.")
-    thermal_floor_seconds: float = Field(
-        default=60.0,
-        ge=0.0,
-        description="Seconds to wait after warm-up: 0, or 30 and more. 0 skips the wait and leaves a warning.",
-        json_schema_extra=try_values(0.0, 30.0, 60.0),
-    )
-    convergence_detection: bool = Field(
-        default=False, description="After n_warmup prompts, go on until latency has settled."
-    )
-    cv_threshold: float = Field(
-        default=0.05, ge=0.01, le=0.5, description="Coefficient of variation at which latency counts as settled."
-    )
-    max_prompts: int = Field(default=20, ge=5, description="Most prompts to spend on convergence.")
-    window_size: int = Field(default=5, ge=3, description="Latencies in the sliding window of the convergence test.")
-    min_prompts: int = Field(default=5, ge=1, description="Fewest prompts before convergence may be declared.")
+    enabled: bool = True
+    """Warm up and exclude it; false measures from the first token on."""
+    n_warmup: int = Field(default=5, ge=1)
+    """Full-length prompts with short outputs to run first."""
+    thermal_floor_seconds: float = Field(default=60.0, ge=0.0, json_schema_extra=try_values(0.0, 30.0, 60.0))
+    """Seconds to wait after warm-up: 0, or 30 and more. 0 skips the wait and leaves a warning."""
+    convergence_detection: bool = False
+    """After n_warmup prompts, go on until latency has settled."""
+    cv_threshold: float = Field(default=0.05, ge=0.01, le=0.5)
+    """Coefficient of variation at which latency counts as settled."""
+    max_prompts: int = Field(default=20, ge=5)
+    """Most prompts to spend on convergence."""
+    window_size: int = Field(default=5, ge=3)
+    """Latencies in the sliding window of the convergence test."""
+    min_prompts: int = Field(default=5, ge=1)
+    """Fewest prompts before convergence may be declared."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -81,58 +79,58 @@ class WarmupConfig(ConfigModel):
 class BaselineConfig(ConfigModel):
     """Idle power before the model is loaded, subtracted to give adjusted energy."""
 
-    enabled: bool = Field(default=True, description="Measure idle power first; false leaves adjusted energy unknown.")
-    duration_seconds: float = Field(default=30.0, ge=5.0, le=120.0, description="Seconds of idling to average over.")
+    enabled: bool = True
+    """Measure idle power first; false leaves adjusted energy unknown."""
+    duration_seconds: float = Field(default=30.0, ge=5.0, le=120.0)
+    """Seconds of idling to average over."""
 
 
 class MeasurementConfig(ConfigModel):
     """What counts as the measurement window, and what is kept of it."""
 
-    min_duration_seconds: float | None = Field(
-        default=None, ge=0.0, description="Go through the prompts again until the window is at least this long."
-    )
-    skip_first_seconds: float | None = Field(
-        default=None, ge=0.0, description="Leave out the first seconds of generation; methodology becomes windowed."
-    )
-    skip_last_seconds: float | None = Field(
-        default=None, ge=0.0, description="Leave out the last seconds of generation; methodology becomes windowed."
-    )
-    full_batch_only: bool = Field(
-        default=False,
-        description="Count only the time in which a continuous batch is full; methodology becomes windowed.",
-    )
-    save_trace: bool = Field(default=False, description="Keep the raw power samples at full rate.")
-    save_outputs: bool = Field(
-        default=False, description="Keep prompts, generated texts and token counts as JSON lines beside the result."
-    )
+    min_duration_seconds: float | None = Field(default=None, ge=0.0)
+    """Go through the prompts again until the window is at least this long."""
+    skip_first_seconds: float | None = Field(default=None, ge=0.0)
+    """Leave out the first seconds of generation; methodology becomes windowed."""
+    skip_last_seconds: float | None = Field(default=None, ge=0.0)
+    """Leave out the last seconds of generation; methodology becomes windowed."""
+    full_batch_only: bool = False
+    """Count only the time in which a continuous batch is full; methodology becomes windowed."""
+    save_trace: bool = False
+    """Keep the raw power samples at full rate."""
+    save_outputs: bool = False
+    """Keep prompts, generated texts and token counts as JSON lines beside the result."""
 
 
 class EnergyConfig(ConfigModel):
     """What measures the joules."""
 
-    backend: Literal["auto", "nvml", "zeus", "codecarbon", "rapl"] | None = Field(
-        default="auto",
-        description="Energy backend; auto takes the best one there is, null measures no energy at all.",
-    )
+    backend: Literal["auto", "nvml", "zeus", "codecarbon", "rapl"] | None = "auto"
+    """Energy backend; auto takes the best one there is, null measures no energy at all."""
 
 
 class SyntheticDatasetConfig(ConfigModel):
     """Generated prompts of exact token lengths; the same seed gives the same prompts."""
 
-    n: int = Field(ge=1, description="Prompts in the pool.")
-    input_len: int = Field(default=512, ge=1, description="Tokens in each prompt; sets max_input_tokens.")
-    output_len: int = Field(default=128, ge=1, description="Tokens to generate per prompt; sets max_output_tokens.")
-    seed: int = Field(default=42, ge=0, description="Seed of the prompt generator.")
+    n: int = Field(ge=1)
+    """Prompts in the pool."""
+    input_len: int = Field(default=512, ge=1)
+    """Tokens in each prompt; sets max_input_tokens."""
+    output_len: int = Field(default=128, ge=1)
+    """Tokens to generate per prompt; sets max_output_tokens."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of the prompt generator."""
 
 
 class LoRAConfig(ConfigModel):
     """A low-rank adapter on top of the model's weights."""
 
-    adapter_id: NonBlankStr | None = Field(default=None, description="Hub id of the adapter.")
-    adapter_path: NonBlankStr | None = Field(default=None, description="Local directory of the adapter.")
-    merge_weights: bool = Field(
-        default=False, description="Merge the adapter into the weights before measuring, so that it costs nothing."
-    )
+    adapter_id: NonBlankStr | None = None
+    """Hub id of the adapter."""
+    adapter_path: NonBlankStr | None = None
+    """Local directory of the adapter."""
+    merge_weights: bool = False
+    """Merge the adapter into the weights before measuring, so that it costs nothing."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -149,6 +147,64 @@ class LoRAConfig(ConfigModel):
                 ]
             )
         return self
+
+
+def _dataset_kind(value: Any) -> str:
+    return "synthetic" if isinstance(value, (dict, SyntheticDatasetConfig)) else "name"
+
+
+Dataset = Annotated[
+    Annotated[NonBlankStr, Tag("name")] | Annotated[SyntheticDatasetConfig, Tag("synthetic")],
+    Discriminator(_dataset_kind),
+]
+"""A data set's name, or how to make one; told apart by shape, so that an error speaks of the form that was used."""
+
+
+class ExperimentFields(ConfigModel):
+    """Everything that is said of an experiment; `models.ExperimentConfig` adds what must hold between the fields."""
+
+    model: NonBlankStr
+    """Hub model id, local directory, or builtin/<name>."""
+    backend: Literal["pytorch", "vllm", "tensorrt"] = "pytorch"
+    """Inference engine."""
+    n: int = Field(default=100, ge=1, json_schema_extra=try_values(10, 100, 500))
+    """Prompts taken from the data set."""
+    dataset: Dataset = "aienergyscore"
+    """Bundled set, path of a .jsonl file, hf:<id> on the Hub, or synthetic prompts of exact lengths."""
+    precision: Literal["fp32", "fp16", "bf16"] = "bf16"
+    """Number format of weights and activations."""
+    random_seed: int = Field(default=42, ge=0, le=2**32 - 1)
+    """Seed of every random number generator the run touches."""
+    max_input_tokens: int = Field(default=512, ge=1, json_schema_extra=try_values(64, 128, 256))
+    """Longer prompts are cut at the end to this many tokens."""
+    max_output_tokens: int = Field(default=128, ge=1, json_schema_extra=try_values(32, 128, 256))
+    """Most tokens to generate per prompt."""
+    decoder: DecoderConfig = Field(default_factory=DecoderConfig)
+    """How the next token is chosen."""
+    warmup: WarmupConfig = Field(default_factory=WarmupConfig)
+    """What runs before the window."""
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig)
+    """Idle power before loading."""
+    energy: EnergyConfig = Field(default_factory=EnergyConfig)
+    """What measures the joules."""
+    measurement: MeasurementConfig = Field(default_factory=MeasurementConfig)
+    """What counts as the window, and what is kept of it."""
+    revision: NonBlankStr | None = None
+    """Branch, tag or commit of model and tokenizer on the Hub."""
+    trust_remote_code: bool = False
+    """Run model code that comes from the Hub."""
+    pytorch: PyTorchConfig | None = None
+    """Settings of the pytorch backend."""
+    vllm: VLLMConfig | None = None
+    """Settings of the vllm backend."""
+    tensorrt: TensorRTConfig | None = None
+    """Settings of the tensorrt backend."""
+    lora: LoRAConfig | None = None
+    """Low-rank adapter."""
+    passthrough_kwargs: dict[str, Any] | None = None
+    """Keyword arguments handed to the engine's constructor untouched."""
+    output_dir: NonBlankStr | None = None
+    """Directory this experiment's result goes to."""
 
 
 def _thermal_floor_problems(warmup: WarmupConfig) -> list[Problem]:

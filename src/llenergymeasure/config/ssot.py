@@ -38,6 +38,9 @@ BATCH_SIZE_FIELD: Final[dict[str, str]] = {
 }
 """The field that `--batch-size` means on each backend."""
 
+BATCH_SIZE_OVERRIDE: Final = "batch_size"
+"""Override key that means the batch setting of whichever backend is chosen (`--batch-size`)."""
+
 DECODER_PRESETS: Final[dict[str, dict[str, float | bool]]] = {
     "deterministic": {"temperature": 0.0, "do_sample": False},
     "standard": {"temperature": 1.0, "top_p": 0.95},

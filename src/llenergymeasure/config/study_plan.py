@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from llenergymeasure.config.loader import BATCH_SIZE_OVERRIDE, deep_merge, set_dotted, unwrap_dataset
+from llenergymeasure.config.errors import Path as KeyPath
+from llenergymeasure.config.errors import leads_nowhere, unknown_keys
+from llenergymeasure.config.merge import deep_merge, set_dotted, unwrap_dataset
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig
-from llenergymeasure.config.schema import Path as KeyPath
-from llenergymeasure.config.schema import leads_nowhere, unknown_fields
-from llenergymeasure.config.ssot import BACKENDS, BATCH_SIZE_FIELD
+from llenergymeasure.config.ssot import BACKENDS, BATCH_SIZE_FIELD, BATCH_SIZE_OVERRIDE
 from llenergymeasure.config.yaml_io import SourceMap, load_document
 from llenergymeasure.exceptions import ConfigError
 
@@ -25,12 +25,9 @@ _DEFAULT_BACKEND: Final[str] = ExperimentConfig.model_fields["backend"].default
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One sweep key.
+    """One sweep key, as written and in parts, and the values it takes in order.
 
     Args:
-        key: As written, e.g. `pytorch.batch_size`.
-        parts: The field's path, e.g. `("pytorch", "batch_size")`.
-        values: What it takes, in order.
         backend: The backend it belongs to; `None` if it is for all.
     """
 
@@ -57,8 +54,7 @@ class StudyPlan:
         fixed: Fields common to all experiments, backend sections included.
         grid_backends: Backends the grid spans; empty when there is no grid.
         names_backend: Whether the description says which backend to use.
-        axes: Sweep keys in the order of the file.
-        entries: Explicit experiments.
+        axes: In the order of the file.
         overrides: Values from flags, nested, for every experiment; scoped sections for their backend only.
         study_fields: `name` and `execution`, flags included, not validated yet.
         batch_size: Value for each backend's own batch setting.
@@ -106,7 +102,7 @@ def plan_study(
         raw: The description as parsed.
         path: Its file, which `base:` is relative to.
         source_map: The lines of its keys.
-        overrides: Flags by dotted name; `None` values do not count.
+        overrides: By dotted name; `None` values do not count.
 
     Raises:
         ConfigError: With every key that is misspelt, misplaced, empty or contradicted by a flag.
@@ -156,7 +152,7 @@ class _Reader:
 
     def _fixed_part(self) -> dict[str, Any]:
         fixed = {key: value for key, value in self.raw.items() if key not in _STUDY_KEYS}
-        for unknown in unknown_fields(fixed):
+        for unknown in unknown_keys(fixed, ExperimentConfig):
             self._problem(unknown.path, unknown.message)
         if "base" not in self.raw:
             return unwrap_dataset(fixed)
@@ -177,7 +173,7 @@ class _Reader:
         if set(data) & {"sweep", "experiments", "base"}:
             self._problem(("base",), f"base: {document.path} is itself a study. Name an experiment file.")
             return {}
-        for unknown in unknown_fields(data):
+        for unknown in unknown_keys(data, ExperimentConfig):
             self.problems.append(f"{document.where(unknown.path)}: {unknown.message}")
         return unwrap_dataset(data)
 
@@ -214,11 +210,11 @@ class _Reader:
         for value in values:
             nested: dict[str, Any] = {}
             set_dotted(nested, ".".join(parts), value)
-            for unknown in unknown_fields(nested):
+            for unknown in unknown_keys(nested, ExperimentConfig):
                 found[unknown.path] = unknown
         for unknown in found.values():
             self._problem(("sweep", key), f"sweep.{key}: {unknown.message}")
-        if not found and leads_nowhere(parts):
+        if not found and leads_nowhere(parts, values[0], ExperimentConfig):
             self._problem(("sweep", key), f"sweep.{key}: unknown field; its beginning holds a plain value.")
             return False
         return not found
@@ -255,7 +251,7 @@ class _Reader:
             if not isinstance(entry, Mapping):
                 self._problem(("experiments", index), f"experiments[{index}]: must be a mapping, got {entry!r}.")
                 continue
-            for unknown in unknown_fields(entry, at=("experiments", index)):
+            for unknown in unknown_keys(entry, ExperimentConfig, ("experiments", index)):
                 self._problem(unknown.path, unknown.message)
             own = [self.overrides.get("backend", entry["backend"])] if "backend" in entry else backends
             for backend in own:
@@ -270,7 +266,7 @@ class _Reader:
             if name != BATCH_SIZE_OVERRIDE:
                 set_dotted(nested, name, value)
         study: dict[str, Any] = {key: nested.pop(key) for key in ("name", "execution") if key in nested}
-        self.problems += [unknown.message for unknown in unknown_fields(nested)]
+        self.problems += [unknown.message for unknown in unknown_keys(nested, ExperimentConfig)]
         return unwrap_dataset(nested), study, self.overrides.get(BATCH_SIZE_OVERRIDE)
 
     def _study_fields(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,7 +274,7 @@ class _Reader:
         fields = deep_merge(written, overrides)
         execution = fields.get("execution")
         if isinstance(execution, Mapping):
-            for unknown in unknown_fields(execution, ExecutionConfig, ("execution",), ExecutionConfig):
+            for unknown in unknown_keys(execution, ExecutionConfig, ("execution",)):
                 self._problem(unknown.path, unknown.message)
         return fields
 

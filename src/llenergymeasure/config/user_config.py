@@ -14,9 +14,8 @@ import platformdirs
 from pydantic import AfterValidator, Field, ValidationError
 
 from llenergymeasure.config.base import ConfigModel, NonBlankStr
-from llenergymeasure.config.errors import describe_validation_error
-from llenergymeasure.config.loader import deep_merge, reject_unknown, set_dotted
-from llenergymeasure.config.schema import unknown_fields
+from llenergymeasure.config.errors import describe_validation_error, unknown_keys
+from llenergymeasure.config.merge import deep_merge, reject_unknown, set_dotted
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap, load_document
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.exceptions import ConfigError
@@ -57,89 +56,107 @@ HttpUrl = Annotated[NonBlankStr, AfterValidator(_check_url)]
 class OutputSettings(ConfigModel):
     """Where things go."""
 
-    results_dir: Directory = Field(default="./results", description="Directory the results go to.")
-    model_cache_dir: Directory = Field(default="~/.cache/huggingface", description="Cache of the Hugging Face Hub.")
-    webhook_url: HttpUrl | None = Field(default=None, description="URL that gets the summary when a study ends.")
+    results_dir: Directory = "./results"
+    """Directory the results go to."""
+    model_cache_dir: Directory = "~/.cache/huggingface"
+    """Cache of the Hugging Face Hub."""
+    webhook_url: HttpUrl | None = None
+    """URL that gets the summary when a study ends."""
 
 
 class RunnerSettings(ConfigModel):
     """Where each backend's experiments execute: `local` or `docker:<image>`."""
 
-    pytorch: Runner = Field(default="local", description="Runner of the pytorch backend.")
-    vllm: Runner = Field(default="local", description="Runner of the vllm backend.")
-    tensorrt: Runner = Field(default="local", description="Runner of the tensorrt backend.")
+    pytorch: Runner = "local"
+    """Runner of the pytorch backend."""
+    vllm: Runner = "local"
+    """Runner of the vllm backend."""
+    tensorrt: Runner = "local"
+    """Runner of the tensorrt backend."""
 
 
 class MeasurementSettings(ConfigModel):
     """How this machine is measured and what its energy means."""
 
-    energy_backend: Literal["auto", "nvml", "zeus", "codecarbon", "rapl"] = Field(
-        default="auto", description="Energy backend where the experiment says auto."
-    )
-    carbon_intensity_gco2_kwh: float | None = Field(
-        default=None, ge=0.0, description="Grams of CO2 per kWh of the electricity used here."
-    )
-    datacenter_pue: float = Field(default=1.0, ge=1.0, description="Power usage effectiveness of the site.")
-    electricity_price_kwh: float | None = Field(default=None, ge=0.0, description="Price of one kWh.")
-    currency: NonBlankStr = Field(default="USD", description="Currency of the price.")
+    energy_backend: Literal["auto", "nvml", "zeus", "codecarbon", "rapl"] = "auto"
+    """Energy backend where the experiment says auto."""
+    carbon_intensity_gco2_kwh: float | None = Field(default=None, ge=0.0)
+    """Grams of CO2 per kWh of the electricity used here."""
+    datacenter_pue: float = Field(default=1.0, ge=1.0)
+    """Power usage effectiveness of the site."""
+    electricity_price_kwh: float | None = Field(default=None, ge=0.0)
+    """Price of one kWh."""
+    currency: NonBlankStr = "USD"
+    """Currency of the price."""
 
 
 class UISettings(ConfigModel):
     """How the command line talks."""
 
-    verbosity: Literal["quiet", "standard", "verbose"] = Field(default="standard", description="How much it says.")
-    prompt: bool = Field(default=True, description="Ask on a terminal, e.g. whether to resume; false asks nothing.")
+    verbosity: Literal["quiet", "standard", "verbose"] = "standard"
+    """How much it says."""
+    prompt: bool = True
+    """Ask on a terminal, e.g. whether to resume; false asks nothing."""
 
 
 class ClusterSettings(ConfigModel):
     """The cluster studies are spread over."""
 
-    address: NonBlankStr | None = Field(default=None, description="Address of the Ray cluster, or auto.")
-    hardware: list[NonBlankStr] | None = Field(default=None, min_length=1, description="GPU names a study may use.")
+    address: NonBlankStr | None = None
+    """Address of the Ray cluster, or auto."""
+    hardware: list[NonBlankStr] | None = Field(default=None, min_length=1)
+    """GPU names a study may use."""
 
 
 class AdvancedSettings(ConfigModel):
     """Settings of the power sensor."""
 
-    nvml_poll_interval_ms: int = Field(
-        default=100, ge=10, le=10_000, description="Milliseconds between power samples of one GPU."
-    )
-    power_gain_uncertainty_pct: float = Field(
-        default=5.0, ge=0.0, le=100.0, description="95 % half-width of the sensor's gain error, in per cent."
-    )
+    nvml_poll_interval_ms: int = Field(default=100, ge=10, le=10_000)
+    """Milliseconds between power samples of one GPU."""
+    power_gain_uncertainty_pct: float = Field(default=5.0, ge=0.0, le=100.0)
+    """95 % half-width of the sensor's gain error, in per cent."""
 
 
 class ExecutionSettings(ConfigModel):
     """How long this machine cools down."""
 
-    config_gap_seconds: float = Field(default=60.0, ge=0.0, description="Seconds between experiments of a study.")
-    cycle_gap_seconds: float = Field(default=300.0, ge=0.0, description="Seconds between cycles of a study.")
+    config_gap_seconds: float = Field(default=60.0, ge=0.0)
+    """Seconds between experiments of a study."""
+    cycle_gap_seconds: float = Field(default=300.0, ge=0.0)
+    """Seconds between cycles of a study."""
 
 
 class UserConfig(ConfigModel):
     """All machine settings; every section and field may be left out."""
 
-    output: OutputSettings = Field(default_factory=OutputSettings, description="Where things go.")
-    runners: RunnerSettings = Field(default_factory=RunnerSettings, description="Where experiments execute.")
-    measurement: MeasurementSettings = Field(default_factory=MeasurementSettings, description="How to measure here.")
-    ui: UISettings = Field(default_factory=UISettings, description="How the command line talks.")
-    cluster: ClusterSettings = Field(default_factory=ClusterSettings, description="The cluster, if there is one.")
-    advanced: AdvancedSettings = Field(default_factory=AdvancedSettings, description="Sensor settings.")
-    execution: ExecutionSettings = Field(default_factory=ExecutionSettings, description="How long to cool down.")
+    output: OutputSettings = Field(default_factory=OutputSettings)
+    """Where things go."""
+    runners: RunnerSettings = Field(default_factory=RunnerSettings)
+    """Where experiments execute."""
+    measurement: MeasurementSettings = Field(default_factory=MeasurementSettings)
+    """How to measure here."""
+    ui: UISettings = Field(default_factory=UISettings)
+    """How the command line talks."""
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
+    """The cluster, if there is one."""
+    advanced: AdvancedSettings = Field(default_factory=AdvancedSettings)
+    """Sensor settings."""
+    execution: ExecutionSettings = Field(default_factory=ExecutionSettings)
+    """How long to cool down."""
 
 
 def load_user_config(config_path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> UserConfig:
     """Read the machine's settings; environment variables beat the file, a missing file means defaults.
 
     Args:
-        config_path: The file; `None` for the user's own.
-        environ: Environment variables; `None` for this process's.
+        config_path: `None`: the user's own.
+        environ: `None`: this process's.
 
     Raises:
         ConfigError: The file does not parse or a setting is wrong; names the file and field, or the variable.
     """
     document = _read(Path(config_path) if config_path is not None else get_user_config_path())
-    reject_unknown(unknown_fields(document.data, UserConfig, root=UserConfig), document)
+    reject_unknown(unknown_keys(document.data, UserConfig), document)
     from_environment, sources = environment_settings(os.environ if environ is None else environ)
     try:
         return UserConfig.model_validate(deep_merge(document.data, from_environment))
@@ -159,13 +176,9 @@ def get_user_config_path() -> Path:
 
 
 def environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What environment variables set. An empty variable counts as unset.
+    """What environment variables set, nested as in the file, and for each dotted path the variable behind it.
 
-    Args:
-        environ: The environment.
-
-    Returns:
-        The settings, nested as in the file, and for each dotted path the variable behind it.
+    An empty variable counts as unset.
 
     Raises:
         ConfigError: A value does not parse; names the variable.

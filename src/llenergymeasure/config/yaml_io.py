@@ -44,13 +44,7 @@ class SourceMap:
 
 @dataclass(frozen=True, slots=True)
 class LoadedDocument:
-    """A configuration file as it was written.
-
-    Args:
-        data: Its content.
-        source_map: The line of each key.
-        path: The file.
-    """
+    """A configuration file as it was written."""
 
     data: dict[str, Any]
     source_map: SourceMap

@@ -6,8 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.config.models import ExperimentConfig, experiment_title
 from llenergymeasure.core.baseline import Baseline
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import IdleEnergy, stated_uncertainty

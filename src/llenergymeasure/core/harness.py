@@ -29,7 +29,7 @@ from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, i
 from llenergymeasure.core.warmup import warm_up
 from llenergymeasure.core.window import measure_window
 from llenergymeasure.datasets.loader import load_prompts
-from llenergymeasure.datasets.types import WHOLE, PromptSet, Share
+from llenergymeasure.datasets.types import WHOLE, PromptSet, Shard
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.protocols import EnergyBackend, MetricsCollector
@@ -61,7 +61,7 @@ class Bench:
     baselines: BaselineCache = field(default_factory=BaselineCache)
     clock: Clock = field(default_factory=SystemClock)
     observer: Observer = ignore_events
-    share: Share = WHOLE
+    share: Shard = WHOLE
     wait_for_others: Callable[[], None] | None = None
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from llenergymeasure.config.dormant import dormant_settings
+from llenergymeasure.config.checks import ineffective_settings
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
@@ -184,9 +184,9 @@ def check_runner(case: Case) -> Iterator[Finding]:
         )
 
 
-def check_dormant_settings(case: Case) -> Iterator[Finding]:
+def check_ineffective_settings(case: Case) -> Iterator[Finding]:
     """What was written and does nothing should not be believed to have done something."""
-    yield from (LoggedWarning(f"{told}.") for told in dormant_settings(case.config))
+    yield from (LoggedWarning(f"{told}.") for told in ineffective_settings(case.config))
 
 
 def check_dataset(case: Case) -> Iterator[Finding]:
@@ -288,7 +288,7 @@ def check_power_limit(case: Case) -> Iterator[Finding]:
 CHECKS: Final[tuple[Callable[[Case], Iterator[Finding]], ...]] = (
     check_engine,
     check_runner,
-    check_dormant_settings,
+    check_ineffective_settings,
     check_dataset,
     check_memory,
     check_energy,

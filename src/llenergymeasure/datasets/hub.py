@@ -20,8 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from llenergymeasure.datasets.jsonl import too_few
-from llenergymeasure.datasets.records import parse_record
+from llenergymeasure.datasets.jsonl import parse_record, too_few
 from llenergymeasure.datasets.types import DatasetIdentity, DatasetSource, RawPrompt, RawPrompts
 from llenergymeasure.exceptions import DatasetError
 from llenergymeasure.resilience import retry_on_error
@@ -111,7 +110,7 @@ def load_hub_prompts(
     Args:
         dataset: An `hf:` name.
         n: Prompts to take.
-        library: Where the rows come from; the real one unless given.
+        library: Where the rows come from; `None`: the real one.
         sleep: Waits between attempts on a failing network, in seconds.
 
     Raises:

@@ -1,16 +1,23 @@
-"""Prompts from a JSON Lines file: one object per line, `{"prompt": "…"}`, with an optional `"max_new_tokens": 128`."""
+"""Prompts from a JSON Lines file: one object per line, `{"prompt": "…"}`, with an optional `"max_new_tokens": 128`.
+
+Rows of the Hub go through the same checks; every error says where its record stands.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
-from llenergymeasure.datasets.records import parse_record
 from llenergymeasure.datasets.types import DatasetIdentity, DatasetSource, RawPrompt, RawPrompts
 from llenergymeasure.exceptions import DatasetError
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PROMPT_KEY: Final = "prompt"
+LIMIT_KEY: Final = "max_new_tokens"
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 def read_jsonl(path: Path, n: int, *, name: str, source: DatasetSource = "file") -> RawPrompts:
@@ -22,7 +29,6 @@ def read_jsonl(path: Path, n: int, *, name: str, source: DatasetSource = "file")
         path: The file.
         n: Prompts to take.
         name: How the configuration names the file; starts every error message.
-        source: What the identity gives as the kind of place.
 
     Raises:
         DatasetError: The file cannot be read, a line is bad, there is no prompt in it, or fewer than `n`.
@@ -55,6 +61,22 @@ def too_few(name: str, available: int, n: int) -> DatasetError:
     )
 
 
+def parse_record(record: Mapping[str, Any], where: str, *, prompt_key: str = PROMPT_KEY) -> RawPrompt:
+    """Check a record and take the prompt and its optional output limit from it; other keys are left alone.
+
+    Args:
+        record: The decoded JSON object or row.
+        where: File and line, or data set and row; starts every error message.
+
+    Raises:
+        DatasetError: No prompt, one that is not text or empty, or a limit that is not a whole number of at least 1.
+    """
+    if prompt_key not in record:
+        found = ", ".join(map(repr, record)) or "none"
+        raise DatasetError(f'{where}: no "{prompt_key}" key (keys found: {found}). Each prompt needs one.')
+    return RawPrompt(_text(record[prompt_key], where, prompt_key), _limit(record.get(LIMIT_KEY), where))
+
+
 def _parse_line(line: bytes, name: str, number: int) -> RawPrompt | None:
     where = f"dataset {name}, line {number}"
     try:
@@ -74,3 +96,31 @@ def _parse_line(line: bytes, name: str, number: int) -> RawPrompt | None:
     if not isinstance(record, dict):
         raise DatasetError(f'{where}: must be a JSON object like {{"prompt": "…"}}, got {type(record).__name__}')
     return parse_record(record, where)
+
+
+def _text(value: object, where: str, key: str) -> str:
+    if not isinstance(value, str):
+        raise DatasetError(f'{where}: "{key}" must be text, got {type(value).__name__} {_shorten(value)}')
+    if not value.strip():
+        raise DatasetError(f'{where}: "{key}" is empty. Remove the line or give it a prompt.')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DatasetError(
+            f'{where}: "{key}" holds half a character ({value[error.start]!r}, an unpaired surrogate) '
+            f"at position {error.start}"
+        ) from error
+    return value
+
+
+def _limit(value: object, where: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DatasetError(f'{where}: "{LIMIT_KEY}" must be a whole number of at least 1, got {_shorten(value)}')
+    return value
+
+
+def _shorten(value: object, length: int = 60) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= length else f"{shown[: length - 1]}…"

@@ -33,15 +33,10 @@ _SUFFIX: Final = ".jsonl"
 
 
 def load_prompts(config: ExperimentConfig, tokenizer: PromptTokenizer, raw: RawPrompts | None = None) -> PromptSet:
-    """Read an experiment's prompts and tokenise each of them once.
+    """Read an experiment's `n` prompts and tokenise each of them once, to at most `max_input_tokens` ids.
 
     Args:
-        config: Says which data set, how many prompts, and the limits in tokens.
-        tokenizer: The model's own.
         raw: What `load_raw_prompts` gave for this experiment; `None`: it is asked.
-
-    Returns:
-        `config.n` prompts of at most `config.max_input_tokens` ids each.
 
     Raises:
         DatasetError: See `load_raw_prompts`; also a prompt that the tokenizer turns into no token at all.
@@ -56,10 +51,6 @@ def load_prompts(config: ExperimentConfig, tokenizer: PromptTokenizer, raw: RawP
 
 def load_raw_prompts(dataset: str | SyntheticDatasetConfig, n: int) -> RawPrompts:
     """Read the first `n` prompts of a data set, or find out that they cannot be had; needs no tokenizer.
-
-    Args:
-        dataset: As in the configuration.
-        n: Prompts to take.
 
     Raises:
         DatasetError: Unknown name, missing or unreadable file, bad line, empty data set, or fewer than `n` prompts.

@@ -51,12 +51,7 @@ class DatasetIdentity:
 
 @dataclass(frozen=True, slots=True)
 class RawPrompt:
-    """A prompt before tokenising.
-
-    Args:
-        text: The prompt as it stands in the data set.
-        max_new_tokens: The data set's own limit for this prompt's output, in tokens.
-    """
+    """A prompt as it stands in the data set, with the data set's own limit for its output, in tokens."""
 
     text: str
     max_new_tokens: int | None = None
@@ -64,12 +59,7 @@ class RawPrompt:
 
 @dataclass(frozen=True, slots=True)
 class RawPrompts:
-    """Prompts that could be read, in file order.
-
-    Args:
-        prompts: The prompts taken; empty for synthetic data, which has no text before there is a tokenizer.
-        identity: Which data set they are from.
-    """
+    """Prompts that could be read, in file order; none of synthetic data, which has no text without a tokenizer."""
 
     prompts: tuple[RawPrompt, ...]
     identity: DatasetIdentity
@@ -97,11 +87,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """All prompts of one experiment.
+    """All prompts of one experiment, in the order in which they are measured.
 
     Args:
-        prompts: In the order in which they are measured.
-        identity: Which data set they are from.
         truncated_count: Prompts that were longer than `max_input_tokens`.
     """
 
@@ -111,19 +99,14 @@ class PromptSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """Which of the processes this one is.
-
-    Args:
-        index: From 0.
-        count: Processes in all.
-    """
+class Shard:
+    """Which of `count` processes this one is, counted from 0."""
 
     index: int = 0
     count: int = 1
 
     def of(self, prompts: PromptSet) -> PromptSet:
-        """Every `count`-th prompt from the `index`-th on: the shares are disjoint and together are all prompts.
+        """Every `count`-th prompt from the `index`-th on: the shards are disjoint and together are all prompts.
 
         Dealt out in turns, because neighbours in a data set are often alike in length.
         """
@@ -131,5 +114,5 @@ class Share:
         return replace(prompts, prompts=own, truncated_count=sum(prompt.truncated for prompt in own))
 
 
-WHOLE: Final = Share()
-"""The share of an experiment that runs in one process."""
+WHOLE: Final = Shard()
+"""The shard of an experiment that runs in one process."""

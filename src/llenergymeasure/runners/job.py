@@ -24,7 +24,7 @@ from llenergymeasure.constants import VERSION
 from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.baseline import CachedBaseline
 from llenergymeasure.core.progress import Observer
-from llenergymeasure.datasets.types import WHOLE, Share
+from llenergymeasure.datasets.types import WHOLE, Shard
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import ExperimentError, PersistenceError
 from llenergymeasure.runners.interrupt import Interrupt
@@ -55,7 +55,7 @@ class Job:
     baselines: tuple[CachedBaseline, ...] = ()
     timeout_s: float | None = None
     experiment_id: str | None = None
-    shard: Share = WHOLE
+    shard: Shard = WHOLE
     version: str = VERSION
 
 

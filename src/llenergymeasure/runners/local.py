@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.naming import model_short_name
+from llenergymeasure.config.models import ExperimentConfig, model_short_name
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.missing import MissingBackend
 from llenergymeasure.core.backends.protocol import InferenceBackend
@@ -26,7 +25,7 @@ from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.core.progress import Observer, ignore_events
-from llenergymeasure.datasets.types import WHOLE, Share
+from llenergymeasure.datasets.types import WHOLE, Shard
 from llenergymeasure.domain.emissions import FootprintFactors
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.protocols import EnergyBackend
@@ -117,7 +116,7 @@ def bench_here(
     *,
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
-    share: Share = WHOLE,
+    share: Shard = WHOLE,
     wait_for_others: Callable[[], None] | None = None,
 ) -> Bench:
     """This machine's real engine, meters and clock, as the user has set them up.

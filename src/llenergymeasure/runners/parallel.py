@@ -21,7 +21,7 @@ from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES, visible_gpus
 from llenergymeasure.core.progress import Observer
 from llenergymeasure.core.timeseries import merge_timeseries
-from llenergymeasure.datasets.types import Share
+from llenergymeasure.datasets.types import Shard
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.aggregation import CompletenessReport, validate_process_completeness
@@ -58,7 +58,7 @@ def run_shards(
     for index in range(processes):
         directory = whole.work_dir / f"process_{index}"
         directory.mkdir(parents=True, exist_ok=True)
-        jobs.append(replace(whole, work_dir=directory, baselines=baselines.entries(), shard=Share(index, processes)))
+        jobs.append(replace(whole, work_dir=directory, baselines=baselines.entries(), shard=Shard(index, processes)))
     shards = _run_jobs(jobs, process_environments(config, processes), observer)
     for shard in shards:
         for entry in shard.baselines:

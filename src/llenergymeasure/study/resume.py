@@ -17,8 +17,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from llenergymeasure.config.grid import compute_study_design_hash
-from llenergymeasure.config.models import ExperimentConfig, StudyConfig
-from llenergymeasure.config.naming import experiment_title
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest

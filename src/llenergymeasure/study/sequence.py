@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llenergymeasure.config.grid import apply_cycles, compute_study_design_hash
-from llenergymeasure.config.models import ExperimentConfig, StudyConfig
-from llenergymeasure.config.naming import study_titles
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig, study_titles
 from llenergymeasure.core.metrics.flops import count_from_name
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 

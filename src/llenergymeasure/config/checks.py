@@ -1,13 +1,17 @@
-"""Values that are fine one by one but not together: one small function per rule, each returning its problems."""
+"""Fields that are fine one by one but not together: one small function per rule, each yielding its problems.
+
+What is merely ineffective (set, with the switch above it off) is told and not refused: switching warm-up off for a
+trial should not mean deleting the rest of its section.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from llenergymeasure.config.base import Problem
-from llenergymeasure.config.sections import SyntheticDatasetConfig
+from llenergymeasure.config.base import ConfigModel, Problem
+from llenergymeasure.config.sections import BaselineConfig, ExperimentFields, SyntheticDatasetConfig, WarmupConfig
 from llenergymeasure.config.ssot import (
     BACKENDS,
     CONTINUOUS_BATCHING,
@@ -17,16 +21,18 @@ from llenergymeasure.config.ssot import (
     PRECISION_SUPPORT,
 )
 
-if TYPE_CHECKING:
-    from llenergymeasure.config.models import ExperimentConfig
 
-
-def experiment_problems(config: ExperimentConfig) -> list[Problem]:
+def experiment_problems(config: ExperimentFields) -> list[Problem]:
     """Every combination in `config` that cannot run as written."""
     return [problem for check in CHECKS for problem in check(config)]
 
 
-def _section_matches_backend(config: ExperimentConfig) -> Iterator[Problem]:
+def ineffective_settings(config: ExperimentFields) -> list[str]:
+    """Every setting that is not at its default and has no effect, with the switch that would give it one."""
+    return [f"{path} is set and has no effect while {switch}" for path, switch in _ineffective(config)]
+
+
+def _section_matches_backend(config: ExperimentFields) -> Iterator[Problem]:
     """A section belongs to the backend of its name."""
     for name in BACKENDS:
         if name != config.backend and getattr(config, name) is not None:
@@ -37,7 +43,7 @@ def _section_matches_backend(config: ExperimentConfig) -> Iterator[Problem]:
             )
 
 
-def _precision_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+def _precision_is_supported(config: ExperimentFields) -> Iterator[Problem]:
     """The backend computes in this precision."""
     valid = PRECISION_SUPPORT[config.backend]
     if config.precision not in valid:
@@ -48,7 +54,7 @@ def _precision_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
-def _decoding_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+def _decoding_is_supported(config: ExperimentFields) -> Iterator[Problem]:
     """The backend knows the decoding strategy and every decoder parameter that is not at its default."""
     strategy = "greedy" if config.decoder.is_deterministic else "sampling"
     valid = DECODING_SUPPORT[config.backend]
@@ -69,7 +75,7 @@ def _decoding_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
             )
 
 
-def _sampling_params_need_sampling(config: ExperimentConfig) -> Iterator[Problem]:
+def _sampling_params_need_sampling(config: ExperimentFields) -> Iterator[Problem]:
     """Without sampling there is nothing for temperature, top_k, top_p and min_p to act on.
 
     Temperature 0 with sampling on is the limit of sampling, where any filter keeps the chosen token: that is allowed.
@@ -86,7 +92,7 @@ def _sampling_params_need_sampling(config: ExperimentConfig) -> Iterator[Problem
             )
 
 
-def _min_new_tokens_fit(config: ExperimentConfig) -> Iterator[Problem]:
+def _min_new_tokens_fit(config: ExperimentFields) -> Iterator[Problem]:
     """Output cannot be forced longer than it may get."""
     least = config.decoder.min_new_tokens
     if least is not None and least > config.max_output_tokens:
@@ -97,7 +103,7 @@ def _min_new_tokens_fit(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
-def _dataset_agrees(config: ExperimentConfig) -> Iterator[Problem]:
+def _dataset_agrees(config: ExperimentFields) -> Iterator[Problem]:
     """A synthetic data set sets the token limits, and `n` takes from its pool."""
     dataset = config.dataset
     if not isinstance(dataset, SyntheticDatasetConfig):
@@ -117,7 +123,7 @@ def _dataset_agrees(config: ExperimentConfig) -> Iterator[Problem]:
             )
 
 
-def _passthrough_is_free(config: ExperimentConfig) -> Iterator[Problem]:
+def _passthrough_is_free(config: ExperimentFields) -> Iterator[Problem]:
     """What has a field of its own is set there, once."""
     kwargs = config.passthrough_kwargs or {}
     taken = sorted(set(kwargs) & set(type(config).model_fields))
@@ -135,7 +141,7 @@ def _passthrough_is_free(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
-def _passthrough_is_portable(config: ExperimentConfig) -> Iterator[Problem]:
+def _passthrough_is_portable(config: ExperimentFields) -> Iterator[Problem]:
     """Passed-through values are what JSON can hold: the config is hashed, written and sent to children as JSON."""
     for key, value in (config.passthrough_kwargs or {}).items():
         try:
@@ -150,7 +156,7 @@ def _passthrough_is_portable(config: ExperimentConfig) -> Iterator[Problem]:
             )
 
 
-def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+def _lora_is_supported(config: ExperimentFields) -> Iterator[Problem]:
     """The backend can load an adapter beside the weights."""
     if config.lora is not None and config.backend not in LORA_SUPPORT:
         yield Problem(
@@ -160,7 +166,7 @@ def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
-def _full_batch_needs_continuous_batching(config: ExperimentConfig) -> Iterator[Problem]:
+def _full_batch_needs_continuous_batching(config: ExperimentFields) -> Iterator[Problem]:
     """Only an engine that batches continuously has a time in which its batch is full."""
     if config.measurement.full_batch_only and config.backend not in CONTINUOUS_BATCHING:
         yield Problem(
@@ -171,7 +177,7 @@ def _full_batch_needs_continuous_batching(config: ExperimentConfig) -> Iterator[
         )
 
 
-def _trace_needs_energy(config: ExperimentConfig) -> Iterator[Problem]:
+def _trace_needs_energy(config: ExperimentFields) -> Iterator[Problem]:
     """A trace is made of the meter's power samples."""
     if config.measurement.save_trace and config.energy.backend is None:
         yield Problem(
@@ -180,7 +186,7 @@ def _trace_needs_energy(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
-def _tf32_needs_fp32(config: ExperimentConfig) -> Iterator[Problem]:
+def _tf32_needs_fp32(config: ExperimentFields) -> Iterator[Problem]:
     """TensorFloat-32 stands in for fp32 only."""
     if config.pytorch is not None and config.pytorch.allow_tf32 is not None and config.precision != "fp32":
         yield Problem(
@@ -190,7 +196,7 @@ def _tf32_needs_fp32(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
-def _non_default_decoder_params(config: ExperimentConfig) -> list[tuple[str, object]]:
+def _non_default_decoder_params(config: ExperimentFields) -> list[tuple[str, object]]:
     decoder = config.decoder
     fields = type(decoder).model_fields
     return [
@@ -200,7 +206,7 @@ def _non_default_decoder_params(config: ExperimentConfig) -> list[tuple[str, obj
     ]
 
 
-CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
+CHECKS: Final[tuple[Callable[[ExperimentFields], Iterator[Problem]], ...]] = (
     _section_matches_backend,
     _precision_is_supported,
     _decoding_is_supported,
@@ -215,3 +221,23 @@ CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
     _tf32_needs_fp32,
 )
 """Every rule across fields; the first line of each docstring says it in words."""
+
+
+def _ineffective(config: ExperimentFields) -> Iterator[tuple[str, str]]:
+    warmup, baseline = config.warmup, config.baseline
+    if not warmup.enabled:
+        yield from _changed("warmup", warmup, set(WarmupConfig.model_fields) - {"enabled"}, "warmup.enabled is false")
+    elif not warmup.convergence_detection:
+        switch = "warmup.convergence_detection is false"
+        yield from _changed("warmup", warmup, {"cv_threshold", "max_prompts", "window_size", "min_prompts"}, switch)
+    durations = set(BaselineConfig.model_fields) - {"enabled"}
+    if not baseline.enabled:
+        yield from _changed("baseline", baseline, durations, "baseline.enabled is false")
+    elif config.energy.backend is None:
+        yield from _changed("baseline", baseline, durations, "energy.backend is null")
+
+
+def _changed(section: str, model: ConfigModel, names: set[str], switch: str) -> Iterator[tuple[str, str]]:
+    for name, field in type(model).model_fields.items():
+        if name in names and getattr(model, name) != field.default:
+            yield f"{section}.{name}", switch

@@ -1,0 +1,176 @@
+"""How a command deals with its terminal.
+
+stdout gets the result and nothing else; stderr the log and errors as people read them: what, where, how to mend it, and
+no traceback unless asked for. SIGTERM and a closed terminal end a command as Ctrl-C does: orderly, all torn down.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Final, TextIO
+
+from llenergymeasure.exceptions import PersistenceError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    _StderrHandler = logging.StreamHandler[TextIO]
+else:
+    _StderrHandler = logging.StreamHandler  # not generic at run time before Python 3.11
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+"""An experiment, its pre-flight or a study failed."""
+
+EXIT_USAGE: Final = 2
+"""Usage or configuration."""
+
+EXIT_INTERRUPTED: Final = 130
+"""Ctrl-C, as shells count it: 128 + SIGINT."""
+
+FALLBACK_WIDTH: Final = 100
+"""Columns of a summary that goes to a file or a pipe."""
+
+PACKAGE_LOGGER = "llenergymeasure"
+
+
+class UsageError(Exception):
+    """Flags that do not go together."""
+
+
+def print_result(text: str) -> None:
+    """Write `text` and a line's end to stdout; a reader who has left (`| head`) is nobody's fault.
+
+    Raises:
+        PersistenceError: It cannot be written: the disk that stdout goes to is full.
+    """
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
+        if not isinstance(error, BrokenPipeError):
+            raise PersistenceError(f"Cannot write to stdout: {error.strerror}.") from error
+
+
+def result_json(result: BaseModel) -> str:
+    """A result as JSON for stdout, in plain ASCII: whatever its encoding, it stays valid."""
+    return json.dumps(json.loads(result.model_dump_json()), indent=2)
+
+
+def output_width() -> int:
+    """Columns to wrap a summary at: the terminal's, or `COLUMNS`."""
+    return shutil.get_terminal_size((FALLBACK_WIDTH, 24)).columns
+
+
+def exit_code_of(action: Callable[[], int], *, verbose: bool, stream: TextIO | None = None) -> int:
+    """Run `action`; turn what it raises into a message on `stream` and an exit code.
+
+    Args:
+        action: The command's work; returns an exit code.
+        verbose: Print the traceback too.
+        stream: `None`: stderr.
+    """
+    stream = stream or sys.stderr
+    try:
+        return action()
+    except KeyboardInterrupt as interrupt:
+        message = str(interrupt) or "Interrupted. Finished results are kept; nothing half-written is left."
+        return _report(stream, message, EXIT_INTERRUPTED)
+    except UsageError as error:
+        return _report(stream, str(error), EXIT_USAGE)
+    except Exception as error:  # noqa: BLE001 -- the last line of defence
+        message, code = _explained(error)
+        return _report(stream, message, code, error if verbose else None)
+
+
+@contextmanager
+def configured_logging(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
+    """Send the package's log messages to stderr for the length of a `with` block, then take the handler away.
+
+    Args:
+        verbose: Show everything, with times and modules.
+        quiet: Show errors only.
+    """
+    logger = logging.getLogger(PACKAGE_LOGGER)
+    handler = _BesideBars(sys.stderr)
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(message)s")
+    )
+    before = (logger.level, logger.propagate)
+    logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+@contextmanager
+def signals_as_interrupt() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into `KeyboardInterrupt` for the length of a `with` block; for the main thread only.
+
+    A signal that is ignored stays so: that is how `nohup` works.
+    """
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    endings = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) == signal.SIG_DFL]
+    for name in endings:
+        signal.signal(name, interrupt)
+    try:
+        yield
+    finally:
+        for name in endings:
+            signal.signal(name, signal.SIG_DFL)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to tell about an error, and the exit code it stands for."""
+    from pydantic import ValidationError
+
+    from llenergymeasure.config.errors import describe_validation_error, problem_report
+    from llenergymeasure.exceptions import ConfigError, LLEMError
+
+    if isinstance(error, ValidationError):
+        return problem_report(describe_validation_error(error)), EXIT_USAGE
+    if isinstance(error, LLEMError):
+        return str(error), EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error}.", EXIT_FAILED
+    return (
+        f"Internal error, {type(error).__name__}: {error}\n"
+        "This is a fault of llenergymeasure. Run again with --verbose for the traceback, and please report it."
+    ), EXIT_FAILED
+
+
+def _report(stream: TextIO, message: str, code: int, traced: Exception | None = None) -> int:
+    """Tell `message`, after the traceback of `traced`."""
+    with suppress(OSError):  # the terminal may be gone, and with it whoever would read this
+        if traced is not None:
+            traceback.print_exception(traced, file=stream)
+        stream.write(f"{message}\n")
+        stream.flush()
+    return code
+
+
+class _BesideBars(_StderrHandler):
+    """Writes above a progress bar instead of into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")  # not loaded: no bar was ever drawn
+        with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
