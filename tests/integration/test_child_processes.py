@@ -255,6 +255,42 @@ def test_entry_that_a_fresh_interpreter_cannot_import_is_refused(runs: Runs, ent
     assert caught.value.error_type in ("ImportError", "ModuleNotFoundError")
 
 
+@pytest.mark.parametrize(
+    ("code", "error_type", "words"),
+    [
+        ("import time; time.sleep(3600)", "Timeout", "its imports took longer than 2 s"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "Crash", r"killed by signal 9"),
+        (
+            "import os; print('no CUDA here', flush=True); os._exit(4)",
+            "Crash",
+            r"exit code 4 .*\(last output: no CUDA here",
+        ),
+    ],
+)
+def test_engine_that_cannot_be_imported_ends_the_run_and_not_the_study(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, code: str, error_type: str, words: str
+) -> None:
+    (runs.work_dir / "engine_in_trouble.py").write_text(code)
+    monkeypatch.syspath_prepend(runs.work_dir)
+    task = replace(task_in(runs.work_dir / "child0", children.identity), preload=("json", "engine_in_trouble"))
+    group = ChildGroup([task], replace(QUICK, imports_s=2))
+    with pytest.raises(ChildFailedError, match=words) as caught:
+        group.run(ignore_events, Interrupt())
+    assert caught.value.error_type == error_type
+    assert is_gone(group.children[0].pid)
+
+
+def test_engine_whose_import_fails_is_left_to_the_run_to_complain_about(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (runs.work_dir / "broken_engine.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    monkeypatch.syspath_prepend(runs.work_dir)
+    task = replace(task_in(runs.work_dir / "child0", children.identity), preload=("broken_engine", "no_such_engine"))
+    (result,) = ChildGroup([task], QUICK).run(ignore_events, Interrupt())
+    assert "pid" in json.loads(result)
+    assert "libcudart" in runs.log()
+
+
 def test_error_and_its_message_survive_their_way_unchanged() -> None:
     error = ChildFailedError("Crash", "killed", "trace")
     copied = error.__reduce__()[0](*error.__reduce__()[1])

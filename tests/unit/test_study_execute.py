@@ -67,8 +67,8 @@ def test_settings_that_this_release_does_not_use_are_said(tmp_path: Path) -> Non
     events: list[StudyEvent] = []
     machine = UserConfig.model_validate({"cluster": {"address": "auto"}})
     execute_study(study_of("a"), StudyPlace(tmp_path), machine, lambda result: None, events.append, launcher())
-    notices = [event.message for event in events if isinstance(event, StudyWarning)]
-    assert any(notice.startswith("cluster.address is set, and this release does not use it") for notice in notices)
+    warnings = [event.message for event in events if isinstance(event, StudyWarning)]
+    assert any(warning.startswith("cluster.address is set, and this release does not use it") for warning in warnings)
 
 
 @pytest.mark.parametrize(("named", "kind"), [("local", "local"), ("docker:image", "docker"), ("docker:x", "local")])

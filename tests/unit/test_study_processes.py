@@ -95,13 +95,13 @@ def prompt_set(count: int) -> PromptSet:
 
 
 @given(prompts=st.integers(1, 50), processes=st.integers(1, 8))
-def test_shares_are_disjoint_and_together_everything(prompts: int, processes: int) -> None:
+def test_shards_are_disjoint_and_together_everything(prompts: int, processes: int) -> None:
     whole = prompt_set(prompts)
-    shares = [Shard(index, processes).of(whole) for index in range(processes)]
-    assert sorted(prompt.index for share in shares for prompt in share.prompts) == list(range(prompts))
-    assert sum(share.truncated_count for share in shares) == whole.truncated_count
-    assert {share.identity for share in shares} == {whole.identity}
-    sizes = [len(share.prompts) for share in shares]
+    shards = [Shard(index, processes).of(whole) for index in range(processes)]
+    assert sorted(prompt.index for shard in shards for prompt in shard.prompts) == list(range(prompts))
+    assert sum(shard.truncated_count for shard in shards) == whole.truncated_count
+    assert {shard.identity for shard in shards} == {whole.identity}
+    sizes = [len(shard.prompts) for shard in shards]
     assert max(sizes) - min(sizes) <= 1
     assert WHOLE.of(whole) == whole
 

@@ -206,7 +206,7 @@ def test_environment_that_changed_in_between_is_a_warning_in_the_result(stage: S
 def test_memory_left_on_a_gpu_is_said_and_noted_in_the_result(stage: Stage) -> None:
     stage.leftovers = ["GPU 0 (A100) has 12.0 GB in use"]
     result = stage.runner(study_of("a")).run()
-    assert [notice.message for notice in stage.of(StudyWarning)] == ["GPU 0 (A100) has 12.0 GB in use"]
+    assert [warning.message for warning in stage.of(StudyWarning)] == ["GPU 0 (A100) has 12.0 GB in use"]
     assert load_result(stage.directory / result.result_files[0]).measurement_warnings == [
         "gpu_memory_left_behind: GPU 0 (A100) has 12.0 GB in use"
     ]

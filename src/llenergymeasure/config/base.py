@@ -200,3 +200,12 @@ class BackendSection(ConfigModel):
     def _check(self) -> Self:
         reject(self.problems())
         return self
+
+
+def by_dotted_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings, with its dotted path."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from by_dotted_path(item, f"{path}.{key}" if path else key)
+    else:
+        yield path, value

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from llenergymeasure.config.base import by_dotted_path
 from llenergymeasure.config.grid import compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.domain.environment import EnvironmentSnapshot
@@ -259,12 +260,4 @@ def _refuse_fewer_cycles(study: StudyConfig, manifest: StudyManifest | None) -> 
 
 def _flat(config: ExperimentConfig) -> dict[str, Any]:
     """Fields by dotted path, unset ones left out."""
-
-    def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and value:
-            for key, item in value.items():
-                yield from walk(item, f"{path}.{key}" if path else key)
-        else:
-            yield path, value
-
-    return dict(walk(config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"}), ""))
+    return dict(by_dotted_path(config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"})))
