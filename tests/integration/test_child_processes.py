@@ -122,6 +122,12 @@ def test_every_event_arrives_in_order(runs: Runs) -> None:
     assert runs.events == [PromptsDone("measure", number, 5_000, 0, 0.0) for number in range(5_000)]
 
 
+def test_event_that_cannot_be_sent_costs_neither_the_next_one_nor_the_result(runs: Runs) -> None:
+    assert runs.run(children.report_an_event_that_cannot_be_sent) == "result"
+    assert runs.events == [StepStarted("measure")]
+    assert "Could not send" in runs.log()
+
+
 def test_what_is_no_message_is_not_taken_for_one(runs: Runs) -> None:
     assert runs.run(children.garbage) == "result"
     assert runs.events == []

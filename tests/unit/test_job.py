@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import stat
 from datetime import datetime, timezone
@@ -13,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+import llenergymeasure
 from llenergymeasure.config.introspection import get_params_from_model
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
@@ -214,3 +216,21 @@ def test_a_message_is_one_line_and_arrives_as_it_was_sent(message: Message) -> N
 @given(line=st.binary() | st.sampled_from([b"[]", b"{}", b'{"is": "Path", "at": "/"}', b'{"is": "Go", "then": 1}']))
 def test_what_is_no_message_is_nothing(line: bytes) -> None:
     assert from_line(line + b"\n") is None
+
+
+def test_nothing_in_the_package_reads_what_could_run_code() -> None:
+    sources = sorted(Path(llenergymeasure.__file__).parent.rglob("*.py"))
+    imported = {
+        name.partition(".")[0]
+        for source in sources
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert "json" in imported
+    assert imported.isdisjoint({"pickle", "cloudpickle", "dill", "marshal", "shelve", "multiprocessing"})

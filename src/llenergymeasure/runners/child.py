@@ -161,10 +161,14 @@ class ParentLink:
         self._sender.join()
 
     def _send(self) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more
-            while (message := self._outbox.get()) is not None:
+        while (message := self._outbox.get()) is not None:
+            try:
                 self._replies.write(to_line(message))
                 self._replies.flush()
+            except (TypeError, ValueError):  # an event with something in it that is no text and no number
+                _log.exception("Could not send %r", message)
+            except OSError:  # nobody listens any more
+                return
 
 
 Entry = Callable[[Path, ParentLink], str]
