@@ -263,9 +263,8 @@ def _guard(lifeline: int) -> NoReturn:
     try:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        os.closerange(
-            0, lifeline
-        )  # an inherited pipe end kept open here would hide the process's end from the launcher
+        # An inherited end of a pipe that stays open here would hide the end of this process from the launcher.
+        os.closerange(0, lifeline)
         os.closerange(lifeline + 1, _HIGHEST_FD)
         hung_up = select.poll()
         hung_up.register(lifeline, 0)  # no events: commands are not for this process, and a hang-up is always told

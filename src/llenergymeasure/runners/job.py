@@ -2,9 +2,9 @@
 
     job.json ──> python -m llenergymeasure.runners.job DIR ──> result.json or error.json, and the files of the run
 
-A child process, the processes of a parallel run, a container and a node of a cluster all run this one command, told
-ahead of time or not (`--attached`); `runners.child` is its inside. Paths in the files are relative to the directory,
-which may have another name at the other end, and nothing in them is code.
+A child process, the processes of a parallel run, a container and a node of a cluster all run this one command, with a
+launcher at their stdin (`--attached`) or with nothing but the directory; `runners.child` is its inside. Paths in the
+files are relative to the directory, which may have another name at the other end, and nothing in them is code.
 """
 
 from __future__ import annotations

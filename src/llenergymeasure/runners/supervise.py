@@ -78,7 +78,6 @@ class ChildGroup:
         self.children = tuple(Child(task, self._mailbox) for task in tasks)
         self._patience = patience
         self._task_s = task_s
-        self._interrupt = Interrupt()
         self._started_s: float | None = None
         self._task_began_s = 0.0
         self._ready: set[Child] = set()
@@ -113,21 +112,21 @@ class ChildGroup:
             ChildFailedError: A child raised, crashed or took too long. The others have been stopped.
             RunInterruptedError: The user asked to stop. All have been stopped.
         """
-        self._interrupt = interrupt
         self.children[0].observer = observer
         self.start()
         try:
             while len(self._results) < len(self.children):
                 with contextlib.suppress(queue.Empty):
                     self._take(*self._mailbox.get(timeout=POLL_INTERVAL_S))
-                self._check_interrupt()
+                if interrupt.requested:
+                    raise RunInterruptedError("interrupted")
                 self._check_time()
                 self._check_alive()
             for child in self.children:
-                if not child.wait(self._patience.exit_s, lambda: self._interrupt.requested):
+                if not child.wait(self._patience.exit_s, lambda: interrupt.requested):
                     _log.warning("%s gave its result and did not end; killing it", child.task.log_path.stem)
         except BaseException:  # also Ctrl-C and SIGTERM, where this process is a child itself
-            self._tear_down()
+            self._tear_down(interrupt)
             raise
         finally:
             self.kill()
@@ -147,7 +146,8 @@ class ChildGroup:
                     each.send(Go())
         elif isinstance(message, AtBarrier):
             self._at_barrier.add(child)
-            self._open_barrier_if_all_are_there()
+            if len(self._at_barrier) == len(self.children):
+                self._open_barrier()
         elif isinstance(message, Done):
             self._reported.add(child)
             self._results[child] = _result_of(child, message)
@@ -157,16 +157,11 @@ class ChildGroup:
         elif isinstance(message, Ended) and child not in self._results:
             self._fail_as_crashed(child)
 
-    def _open_barrier_if_all_are_there(self) -> None:
-        if self._at_barrier == set(self.children):
-            at_s = time.monotonic() + BARRIER_LEAD_S
-            self._at_barrier.clear()
-            for child in self.children:
-                child.send(Open(at_s))
-
-    def _check_interrupt(self) -> None:
-        if self._interrupt.requested:
-            raise RunInterruptedError("interrupted")
+    def _open_barrier(self) -> None:
+        at_s = time.monotonic() + BARRIER_LEAD_S
+        self._at_barrier.clear()
+        for child in self.children:
+            child.send(Open(at_s))
 
     def _check_time(self) -> None:
         now_s = time.monotonic()
@@ -194,13 +189,13 @@ class ChildGroup:
         child.kill_group()
         raise ChildFailedError("Crash", child.describe_end())
 
-    def _tear_down(self) -> None:
+    def _tear_down(self, interrupt: Interrupt) -> None:
         for child in self.children:
             if child not in self._reported:
                 child.terminate()
         deadline_s = time.monotonic() + self._patience.teardown_s
         for child in self.children:
-            child.wait(deadline_s - time.monotonic(), lambda: self._interrupt.urgent)
+            child.wait(deadline_s - time.monotonic(), lambda: interrupt.urgent)
 
 
 def _result_of(child: Child, message: Done) -> str:
