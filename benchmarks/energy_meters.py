@@ -26,10 +26,9 @@ from tests.nvml.waveform import Waveform, constant, square
 
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
-from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
+from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, MeterOptions
 from llenergymeasure.core.energy.uncertainty import comparative_half_width
 from llenergymeasure.core.host.host import Host
-from llenergymeasure.protocols import EnergyBackend
 
 METERS: tuple[BackendName, ...] = ("nvml", "zeus", "codecarbon")
 LENGTHS_S, QUICK_LENGTHS_S = (0.63, 2.27, 5.18, 12.35), (0.63,)

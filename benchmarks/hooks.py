@@ -28,20 +28,24 @@ from tests.nvml.scripted import ScriptedGpu, ScriptedNvml, have_compiler
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend
-from llenergymeasure.core.backends.pytorch.generation import StepHook, pad_left
-from llenergymeasure.core.backends.pytorch.timing import DeviceStepTimer, HostStepTimer, StepTimer
+from llenergymeasure.core.backends.pytorch.generation import (
+    DeviceStepTimer,
+    HostStepTimer,
+    StepHook,
+    StepTimer,
+    pad_left,
+)
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.gpu_reader import GpuReader
 from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.sampler import PowerSampler
-from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError, all_boards
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.window import measure_window, split_into_batches
 from llenergymeasure.datasets.loader import load_prompts
-from llenergymeasure.protocols import EnergyBackend
 
 BATCH_SIZE = 8
 PROMPTS = 8

@@ -39,7 +39,7 @@ class TimedLauncher:
     """Runs jobs in child processes and adds up how long that takes."""
 
     def __init__(self) -> None:
-        self._launcher = ProcessLauncher("benchmarks.noop_experiment:measure_nothing", preload={})
+        self._launcher = ProcessLauncher("benchmarks.noop_experiment:measure_nothing", preload=lambda backend: ())
         self.times_s: list[float] = []
 
     def prepare(self, job: Job) -> None:

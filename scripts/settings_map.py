@@ -86,7 +86,7 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
     "dataset.seed": _SYNTHETIC,
     "precision": Effect(_LOADING, pytorch.test_precision_is_the_type_of_every_weight),
     "random_seed": Effect(
-        "core/backends/seeding.py",
+        "core/backends/isolation.py",
         pytorch_generation.test_sampling_follows_the_seed_and_nothing_that_ran_before,
     ),
     "max_input_tokens": Effect(
@@ -169,7 +169,7 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
     ),
     "passthrough_kwargs": Effect(_LOADING, pytorch.test_passthrough_arguments_reach_the_model),
     "output_dir": Effect(
-        "results/repository.py",
+        "results/persistence.py",
         run.test_output_dir_of_the_experiment_is_the_only_reason_for_the_library_to_write,
     ),
     "pytorch.batch_size": Effect(_GENERATION, pytorch.test_batch_size_is_what_the_engine_asks_for),
@@ -244,7 +244,7 @@ _NOT_USED: Final = Effect(
 
 USER: Final[Mapping[str, Effect]] = {
     "output.results_dir": Effect(
-        "results/repository.py", run.test_results_dir_of_the_settings_takes_a_run_of_the_command_line
+        "results/persistence.py", run.test_results_dir_of_the_settings_takes_a_run_of_the_command_line
     ),
     "output.model_cache_dir": Effect(
         "core/model/source.py",
@@ -300,7 +300,7 @@ FLAGS: Final[Mapping[str, Effect]] = {
     "llem run -n": Effect("config/loader.py", flags.test_dataset_and_n_choose_the_prompts),
     "llem run --batch-size": Effect("config/loader.py", flags.test_batch_size_is_the_batch_setting_of_the_backend),
     "llem run --precision": Effect("config/loader.py", flags.test_precision_is_the_number_format),
-    "llem run --output": Effect("results/repository.py", run.test_output_flag_beats_the_settings_and_the_default),
+    "llem run --output": Effect("results/persistence.py", run.test_output_flag_beats_the_settings_and_the_default),
     "llem run --dry-run": Effect("cli/dry_run.py", flags.test_dry_run_runs_nothing_and_writes_nothing),
     "llem run --quiet": Effect("cli/run.py", flags.test_quiet_leaves_the_progress_out),
     "llem run --verbose": Effect("cli/terminal.py", run.test_verbose_tells_the_log_beside_the_progress),

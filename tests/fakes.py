@@ -17,6 +17,7 @@ from llenergymeasure.core.backends.protocol import (
 )
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, TrackingHandle
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.core.model.parameters import ParameterCount
 
 EPOCH = datetime(2026, 2, 18, 14, 30, 5, tzinfo=timezone.utc)
 
@@ -147,7 +148,7 @@ class StepEngine:
         return MemoryStats(peak_mb=100.0, model_mb=50.0)
 
     def describe(self) -> LoadedModel:
-        return LoadedModel(active_matmul_params=1_000_000, device_names=("Fake GPU",))
+        return LoadedModel(parameters=ParameterCount(1_000_000, "high", ""), device_names=("Fake GPU",))
 
     def unload(self) -> None:
         self.calls.append("unload")

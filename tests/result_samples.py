@@ -10,18 +10,14 @@ from hypothesis import strategies as st
 from llenergymeasure.domain.energy import BudgetComponent, EnergyAudit, EnergyBreakdown, combine_budget
 from llenergymeasure.domain.environment import (
     CUDAEnvironment,
+    DatasetInfo,
     EnvironmentMetadata,
     EnvironmentSnapshot,
     GPUEnvironment,
+    MeasurementBoundary,
     ThermalEnvironment,
 )
-from llenergymeasure.domain.experiment import (
-    DatasetInfo,
-    ExperimentResult,
-    MeasurementBoundary,
-    RawProcessResult,
-    Timestamps,
-)
+from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult, Timestamps
 from llenergymeasure.domain.latency import RequestTimings, pool_latencies
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,

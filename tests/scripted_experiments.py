@@ -24,7 +24,7 @@ from llenergymeasure.core.backends.protocol import (
 )
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
-from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
+from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, MeterOptions, TrackingHandle
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.host import Host
@@ -33,7 +33,6 @@ from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.window import Window
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
-from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
 
 NO_CPU_COUNTERS = Host(root=Path("/no/powercap/tree"))

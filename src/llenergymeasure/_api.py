@@ -23,7 +23,6 @@ from llenergymeasure.core.progress import Observer, ignore_events
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import MeasurementProtocol, StudyResult, StudySummary
 from llenergymeasure.exceptions import ConfigError, PersistenceError
-from llenergymeasure.protocols import ResultsRepository
 from llenergymeasure.security import validate_path
 
 if TYPE_CHECKING:
@@ -217,7 +216,7 @@ def _save(run: MeasuredRun, output_dir: Path | None) -> tuple[Path | None, Persi
     """Save a run where it belongs; a failure is returned, because the figures must reach the caller first."""
     if output_dir is None:
         return None, None
-    from llenergymeasure.results.repository import DirectoryRepository
+    from llenergymeasure.results.persistence import DirectoryRepository, ResultsRepository
 
     repository: ResultsRepository = DirectoryRepository(output_dir)
     try:

@@ -9,8 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from llenergymeasure.core.model.matmul_params import count_loaded  # noqa: E402
-from llenergymeasure.core.model.parameters import count_weights  # noqa: E402
+from llenergymeasure.core.model.parameters import count_loaded, count_weights  # noqa: E402
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 SMALL |= {"vocab_size": 100, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

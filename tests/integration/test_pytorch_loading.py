@@ -64,12 +64,12 @@ def test_an_adapter_changes_the_text_and_merging_it_does_not_change_it_again(mod
         described = engine.describe()
         assert described.settings["lora.rank"] == 4
         assert described.settings["lora.target_modules"] == ["down_proj", "q_proj"]
-        kept_params = described.active_matmul_params
+        kept_params = described.parameters.params
     with loaded(experiment(model, lora={"adapter_path": str(adapter), "merge_weights": True})) as engine:
         merged = ids(engine.generate(requests(*TEXTS)))
         assert engine.parts.adapter is None
         assert not [name for name, _ in engine.parts.model.named_parameters() if "lora" in name]
-        merged_params = engine.describe().active_matmul_params
+        merged_params = engine.describe().parameters.params
     assert kept != plain
     assert merged == kept
     # two layers, rank 4: q_proj is 64 -> 64, down_proj 128 -> 64

@@ -11,8 +11,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from llenergymeasure.config.backend_configs import PyTorchConfig  # noqa: E402
+from llenergymeasure.core.backends.checks import EngineHost, combination_problems  # noqa: E402
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
-from llenergymeasure.core.backends.pytorch.checks import Surroundings, combination_problems  # noqa: E402
+from llenergymeasure.core.backends.pytorch.checks import CHECKS  # noqa: E402
 from llenergymeasure.core.backends.pytorch.loading import compile_arguments, loader_arguments  # noqa: E402
 from llenergymeasure.core.backends.pytorch.placement import Placement, choose_placement  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
@@ -30,8 +31,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def problems(model: Path | str, placement: Placement, *installed: str, **fields: Any) -> list[str]:
-    here = Surroundings(placement, ModelSource(str(model), config={}), installed.__contains__)
-    return combination_problems(experiment(model, **fields), here)
+    host = EngineHost(ModelSource(str(model), config={}), placement.on_gpu, installed.__contains__)
+    return combination_problems(experiment(model, **fields), host, CHECKS)
 
 
 def test_every_field_of_the_section_has_a_test_here() -> None:
@@ -115,7 +116,7 @@ def test_quantised_weights_are_in_memory_and_generate(model: Path, field: str, d
         assert engine.parts.model.model.layers[0].mlp.up_proj.weight.dtype is dtype
         found = engine.describe()
         assert found.settings[f"pytorch.{field}"] is True
-        assert found.active_matmul_params == plain.active_matmul_params  # what is multiplied stays as large as it was
+        assert found.parameters.params == plain.parameters.params  # what is multiplied stays as large as it was
         assert engine.memory().model_mb < plain_mb
         assert len(ids(engine.generate(requests("abc", limits=[4], minimum=4)))[0]) == 4
 
@@ -123,7 +124,7 @@ def test_quantised_weights_are_in_memory_and_generate(model: Path, field: str, d
 def test_a_quantised_checkpoint_is_not_quantised_again(model: Path) -> None:
     source = ModelSource(str(model), config={"quantization_config": {"quant_method": "gptq"}})
     config = experiment(model, pytorch={"load_in_4bit": True, "device": "cuda"})
-    found = combination_problems(config, Surroundings(GPU, source, lambda package: True))
+    found = combination_problems(config, EngineHost(source, True, lambda package: True), CHECKS)
     assert found == [f"pytorch.load_in_4bit: {model} is quantised already. Remove load_in_4bit."]
 
 

@@ -35,7 +35,7 @@ TIMEOUT_S = 3.0
 
 
 def launcher() -> ProcessLauncher:
-    return ProcessLauncher("study_children:measure", preload={}, patience=PATIENCE)
+    return ProcessLauncher("study_children:measure", preload=lambda backend: (), patience=PATIENCE)
 
 
 def no_leftovers() -> tuple[str, ...]:
@@ -187,7 +187,8 @@ PARENT = """
     from llenergymeasure.runners.supervise import Patience
     from llenergymeasure.runners.launchers import ProcessLauncher
     from llenergymeasure.study.execute import StudyPlace, execute_study
-    launcher = ProcessLauncher("study_children:measure", preload={{}}, patience=Patience(teardown_s=2, exit_s=2))
+    patience = Patience(teardown_s=2, exit_s=2)
+    launcher = ProcessLauncher("study_children:measure", preload=lambda backend: (), patience=patience)
     study = study_of({models}, **{execution!r})
     place = StudyPlace(parent=Path({parent!r}), resume={resume})
     execute_study(study, place, UserConfig(), lambda result: None, launcher=launcher)

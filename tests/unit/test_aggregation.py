@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.domain.emissions import FootprintFactors
+from llenergymeasure.domain.emissions import EmissionFactors
 from llenergymeasure.domain.energy import BudgetComponent, EnergyAudit, EnergyBreakdown, combine_budget
-from llenergymeasure.domain.experiment import DatasetInfo, RawProcessResult, Timestamps
+from llenergymeasure.domain.environment import DatasetInfo
+from llenergymeasure.domain.experiment import RawProcessResult, Timestamps
 from llenergymeasure.domain.latency import RequestTimings
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,
@@ -21,7 +22,7 @@ from llenergymeasure.domain.metrics import (
 )
 from llenergymeasure.exceptions import ExperimentError, PersistenceError
 from llenergymeasure.results.aggregation import aggregate_results, validate_process_completeness
-from llenergymeasure.results.process_files import read_process_results, write_process_result
+from llenergymeasure.results.persistence import read_process_results, write_process_result
 from result_samples import NOON, make_record
 
 
@@ -341,8 +342,8 @@ def test_memory_operations_throttling_and_warm_up_are_merged() -> None:
 
 
 def test_emissions_and_price_come_from_the_users_factors_or_not_at_all() -> None:
-    factors = FootprintFactors(carbon_intensity_gco2_kwh=360.0, pue=2.0)
-    result = aggregate_results("exp-1", [make_record(devices={"GPU-a": 3.6e6})], footprint=factors)
+    factors = EmissionFactors(carbon_intensity_gco2_kwh=360.0, pue=2.0)
+    result = aggregate_results("exp-1", [make_record(devices={"GPU-a": 3.6e6})], factors=factors)
     assert (result.co2_g, result.carbon_intensity_gco2_kwh, result.pue) == (720.0, 360.0, 2.0)
     assert (result.cost, result.currency) == (None, None)
     assert aggregate_results("exp-1", [make_record()]).co2_g is None

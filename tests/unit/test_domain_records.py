@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.domain.emissions import FootprintFactors
+from llenergymeasure.domain.emissions import EmissionFactors
 from llenergymeasure.domain.energy import BudgetComponent, combine_budget
 from llenergymeasure.domain.environment import (
     ContainerEnvironment,
@@ -70,12 +70,12 @@ def test_the_environment_line_leaves_out_what_is_not_known() -> None:
 
 
 def test_a_kilowatt_hour_costs_and_emits_what_the_user_said() -> None:
-    factors = FootprintFactors(carbon_intensity_gco2_kwh=400.0, pue=1.5, electricity_price_kwh=0.2, currency="EUR")
+    factors = EmissionFactors(carbon_intensity_gco2_kwh=400.0, pue=1.5, electricity_price_kwh=0.2, currency="EUR")
     assert factors.co2_g(3.6e6) == pytest.approx(600.0)
     assert factors.cost(3.6e6) == pytest.approx(0.3)
 
 
 def test_no_grid_is_ever_guessed() -> None:
-    assert FootprintFactors().co2_g(3.6e6) is None
-    assert FootprintFactors().cost(3.6e6) is None
-    assert FootprintFactors(carbon_intensity_gco2_kwh=400.0).co2_g(None) is None
+    assert EmissionFactors().co2_g(3.6e6) is None
+    assert EmissionFactors().cost(3.6e6) is None
+    assert EmissionFactors(carbon_intensity_gco2_kwh=400.0).co2_g(None) is None

@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.core.backends.protocol import LoadedModel
-from llenergymeasure.core.metrics.flops import (
-    count_from_config,
-    count_from_file_size,
-    count_from_name,
-    estimate_flops,
-)
-from llenergymeasure.core.model.parameters import count_weights
+from llenergymeasure.core.metrics.flops import estimate_flops
+from llenergymeasure.core.model.parameters import ParameterCount, count_from_config, count_from_name, count_weights
 
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
 LLAMA2_7B = {
@@ -97,7 +91,6 @@ def test_confidence_says_how_the_count_was_made() -> None:
     assert count_from_config({**LLAMA2_7B, "model_type": "brandnew"}).confidence == "low"
     assert "brandnew" in count_from_config({**LLAMA2_7B, "model_type": "brandnew"}).note
     assert count_from_name("meta-llama/Llama-2-7b-hf").confidence == "low"
-    assert count_from_file_size(10, 8).confidence == "low"
 
 
 def test_a_config_without_dimensions_gives_no_count_and_says_so() -> None:
@@ -122,13 +115,8 @@ def test_a_name_tells_a_size_or_nothing(name: str, params: int | None) -> None:
     assert count_from_name(name).params == params
 
 
-def test_a_file_tells_a_size_by_the_width_of_its_weights() -> None:
-    assert count_from_file_size(4_000_000_000, 4).params == 8_000_000_000
-
-
 def test_operations_are_two_per_parameter_and_token() -> None:
-    model = LoadedModel(active_matmul_params=7_504_658_432, params_note="counted", params_confidence="medium")
-    flops = estimate_flops(model, 512 + 128, "bf16")
+    flops = estimate_flops(ParameterCount(7_504_658_432, "medium", "counted"), 512 + 128, "bf16")
     assert flops is not None
     assert flops.value == 2 * 7_504_658_432 * 640
     assert (flops.method, flops.confidence, flops.precision) == ("palm_formula", "medium", "bf16")
@@ -138,7 +126,7 @@ def test_operations_are_two_per_parameter_and_token() -> None:
 
 
 def test_without_a_count_there_are_no_operations_rather_than_zero() -> None:
-    assert estimate_flops(LoadedModel(active_matmul_params=None), 100, "bf16") is None
+    assert estimate_flops(ParameterCount(None, "low", ""), 100, "bf16") is None
 
 
 DIMENSION = st.integers(1, 64)

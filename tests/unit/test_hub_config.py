@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llenergymeasure.core.model.hub_config import HubConfigError, fetch_model_config
+from llenergymeasure.core.model.source import HubConfigError, fetch_model_config
 
 CONFIG = {"model_type": "llama", "hidden_size": 64}
 

@@ -18,7 +18,7 @@ from llenergymeasure.protocols import (
     ModelLoader,
     ResultsRepository,
 )
-from llenergymeasure.results.repository import DirectoryRepository
+from llenergymeasure.results.persistence import DirectoryRepository
 from result_samples import make_result
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from fakes import VirtualClock
-from llenergymeasure.core.backends.pytorch.timing import DeviceStepTimer, HostStepTimer
+from llenergymeasure.core.backends.pytorch.generation import DeviceStepTimer, HostStepTimer
 
 
 class LaggingDevice:

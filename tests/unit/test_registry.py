@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.core.backends.registry import Registry, detect_default_backend, get_backend, parse_requirement
+from llenergymeasure.core.backends.registry import (
+    Registry,
+    accepts,
+    detect_default_backend,
+    get_backend,
+    parse_requirement,
+    preload_modules,
+)
 from llenergymeasure.exceptions import BackendError
 
 
@@ -37,13 +44,14 @@ def registry_with(installed: dict[str, str]) -> Registry:
     ],
 )
 def test_versions_compare_by_number_not_by_text(requirement: str, version: str, accepted: bool) -> None:
-    assert parse_requirement(requirement).accepts(version) is accepted
+    assert accepts(parse_requirement(requirement), version) is accepted
 
 
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=4), st.lists(st.integers(0, 99), min_size=1, max_size=4))
 def test_at_least_and_below_are_complements(left: list[int], right: list[int]) -> None:
     version, bound = (".".join(map(str, parts)) for parts in (left, right))
-    assert parse_requirement(f"p>={bound}").accepts(version) is not parse_requirement(f"p<{bound}").accepts(version)
+    at_least, below = parse_requirement(f"p>={bound}"), parse_requirement(f"p<{bound}")
+    assert accepts(at_least, version) is not accepts(below, version)
 
 
 @pytest.mark.parametrize("text", ["", ">=2", "torch~=2", "torch>=", "torch >=2"])
@@ -107,6 +115,11 @@ def test_engines_this_release_lacks_are_refused_plainly(name: str) -> None:
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BackendError, match=r"unknown backend 'onnx'. Use one of: pytorch"):
         get_backend("onnx")
+
+
+def test_only_an_engine_that_is_here_is_worth_importing_ahead_of_its_experiment() -> None:
+    assert preload_modules("pytorch") == ("torch", "transformers")
+    assert preload_modules("vllm") == ()
 
 
 def test_detecting_the_default_imports_no_engine() -> None:

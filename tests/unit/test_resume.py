@@ -9,7 +9,8 @@ import pytest
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.domain.experiment import DatasetInfo, ExperimentResult
+from llenergymeasure.domain.environment import DatasetInfo
+from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError, DatasetError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import load_result, load_study
 from llenergymeasure.runners.job import Job

@@ -16,12 +16,11 @@ from llenergymeasure.core.energy.select import (
     describe_energy_backends,
     select_energy_backend,
 )
-from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DriverMissingError, GpuDriver, PermissionDeniedError
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
-from llenergymeasure.protocols import EnergyBackend
 
 OPTIONS = MeterOptions(poll_interval_ms=20)
 

@@ -31,7 +31,7 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.results.summary import render_summary
-from llenergymeasure.runners.local import energy_backend_name, footprint_factors
+from llenergymeasure.runners.local import emission_factors, energy_backend_name
 from llenergymeasure.study.events import GapStarted, StudyEvent, StudyWarning
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from study_fakes import ScriptedLauncher, Stage, study_of
@@ -206,7 +206,7 @@ def measured(tmp_path: Path) -> Any:
     record = ExperimentBench(tmp_path).run().record
 
     def on(settings: UserConfig) -> ExperimentResult:
-        return aggregate_results("id", [record], footprint=footprint_factors(settings))
+        return aggregate_results("id", [record], factors=emission_factors(settings))
 
     return on
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.model.memory import estimate_vram, kv_cache_bytes, model_directory, read_model_files
+from llenergymeasure.core.model.memory import estimate_vram, kv_cache_bytes, read_model_files
+from llenergymeasure.core.model.source import model_directory
 
 LLAMA3_8B: dict[str, Any] = {
     "model_type": "llama",

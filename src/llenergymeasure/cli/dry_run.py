@@ -10,13 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llenergymeasure.cli.devices import gpu_count
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title, study_titles
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, free_memory_mb
 from llenergymeasure.core.host.host import Host
-from llenergymeasure.core.model.hub_config import fetch_model_config
 from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_vram
+from llenergymeasure.core.model.source import fetch_model_config
 from llenergymeasure.datasets.hub import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.exceptions import BackendError
@@ -175,20 +174,20 @@ def gpus_here(host: Host) -> tuple[Gpu, ...]:
 
 def _devices(config: ExperimentConfig, host: Host) -> tuple[tuple[Gpu, ...], str | None]:
     """The GPUs that the run would use, and what to know about them."""
-    device = config.pytorch.device if config.pytorch else None
+    device = config.backend_config.device_choice
     if device == "cpu":
-        return (), "the CPU, as pytorch.device says"
+        return (), f"the CPU, as {config.backend}.device says"
     gpus = gpus_here(host)
     if not gpus:
-        return (), "the CPU: there is no GPU here" if device == "auto" else _no_gpu(config.backend)
-    wanted = gpu_count(config, len(gpus))
+        return (), "the CPU: there is no GPU here" if device == "auto" else _no_gpu(config)
+    wanted = config.backend_config.gpu_count(len(gpus))
     if wanted > len(gpus):
         return gpus, f"the config asks for {wanted} GPUs, and this machine shows {len(gpus)}"
     return gpus[:wanted], None
 
 
-def _no_gpu(backend: str) -> str:
-    flag = " (or pass --device cpu)" if backend == "pytorch" else ""
+def _no_gpu(config: ExperimentConfig) -> str:
+    flag = " (or pass --device cpu)" if "device" in type(config.backend_config).model_fields else ""
     return f"there is no GPU here: run it on a machine that has one{flag}"
 
 
@@ -215,14 +214,12 @@ def _memory(report: DryRunReport) -> Iterator[str]:
 
 
 def _is_on_the_cpu(report: DryRunReport) -> bool:
-    section = report.config.pytorch
-    return not report.gpus and section is not None and section.device in ("cpu", "auto")
+    return not report.gpus and report.config.backend_config.device_choice in ("cpu", "auto")
 
 
 def memory_verdict(needed_mb: float, config: ExperimentConfig, gpus: Sequence[Gpu]) -> str:
     """Whether what `config` needs fits in what is free on `gpus`; nothing where that is not known."""
-    section = config.pytorch
-    free_mb = free_memory_mb(gpus, one_copy_each=section is not None and (section.num_processes or 1) > 1)
+    free_mb = free_memory_mb(gpus, one_copy_each=config.backend_config.processes > 1)
     if free_mb is None:
         return ""
     names = ", ".join(dict.fromkeys(gpu.name for gpu in gpus))
@@ -262,12 +259,12 @@ def _configurations(
 
 def _memory_needed(config: ExperimentConfig, machine: UserConfig, gpus: Sequence[Gpu], host: Host) -> str:
     """The GPU memory that `config` needs; nothing on the CPU, and where it is not known."""
-    if config.pytorch is not None and config.pytorch.device == "cpu":
+    if config.backend_config.device_choice == "cpu":
         return ""
     vram = estimate_vram(config, environ=host.environ, cache_home=Path(machine.output.model_cache_dir))
     if vram.total_mb is None:
         return ""
-    used = gpus[: gpu_count(config, len(gpus))] if gpus else ()
+    used = gpus[: config.backend_config.gpu_count(len(gpus))] if gpus else ()
     return f"  (GPU memory ≈ {gigabytes(vram.total_mb)}{memory_verdict(vram.total_mb, config, used)})"
 
 

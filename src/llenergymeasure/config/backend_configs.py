@@ -7,17 +7,18 @@ and ranges are those of transformers 5, vLLM (0.30 to 0.33) and TensorRT-LLM (0.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from llenergymeasure.config.base import (
-    BackendSection,
+    BackendConfig,
     Excludes,
     Needs,
     NonBlankStr,
     Problem,
     Rule,
+    RuledConfig,
     given,
     is_one_of,
     none_of,
@@ -31,7 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
-class PyTorchConfig(BackendSection):
+class PyTorchConfig(BackendConfig):
     """Hugging Face transformers on PyTorch: `from_pretrained`, then `generate` on left-padded batches."""
 
     batch_size: Count | None = None
@@ -85,6 +86,8 @@ class PyTorchConfig(BackendSection):
     allow_tf32: bool | None = None
     """Let fp32 matrix products use TensorFloat-32 cores; needs precision fp32."""
     section: ClassVar[str] = "pytorch"
+    default_batch: ClassVar[int] = 1
+    fills_memory: ClassVar[bool] = False
     rules: ClassVar[tuple[Rule, ...]] = (
         Needs("torch_compile_mode", on("torch_compile")),
         Needs("torch_compile_backend", on("torch_compile")),
@@ -115,8 +118,32 @@ class PyTorchConfig(BackendSection):
         ),
     )
 
+    @property
+    def rows_per_prompt(self) -> int:
+        """Beams."""
+        return self.num_beams or 1
 
-class VLLMSpeculativeConfig(BackendSection):
+    @property
+    def processes(self) -> int:
+        """Data-parallel copies."""
+        return self.num_processes or 1
+
+    @property
+    def device_choice(self) -> Literal["auto", "cuda", "cpu"] | None:
+        """`device`."""
+        return self.device
+
+    @property
+    def loading_bits(self) -> int | None:
+        """By bitsandbytes."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
+    def gpu_count(self, available: int) -> int:
+        """One per process; all for a device map."""
+        return available if self.device_map is not None else self.processes
+
+
+class VLLMSpeculativeConfig(RuledConfig):
     """vLLM's `speculative_config`: several tokens are drafted, then checked in one pass."""
 
     method: Literal["ngram", "draft_model", "eagle", "eagle3", "medusa", "mlp_speculator", "mtp", "suffix"] | None = (
@@ -153,7 +180,7 @@ class VLLMSpeculativeConfig(BackendSection):
             )
 
 
-class VLLMConfig(BackendSection):
+class VLLMConfig(BackendConfig):
     """vLLM's offline engine; the fields are its engine arguments."""
 
     max_num_seqs: Count | None = None
@@ -215,12 +242,17 @@ class VLLMConfig(BackendSection):
     speculative_config: VLLMSpeculativeConfig | None = None
     """Speculative decoding."""
     section: ClassVar[str] = "vllm"
+    default_batch: ClassVar[int] = 256
     rules: ClassVar[tuple[Rule, ...]] = (
         Excludes(on("enforce_eager"), given("max_cudagraph_capture_size"), "eager mode captures no graphs"),
     )
 
+    def gpu_count(self, available: int) -> int:
+        """Those of one engine."""
+        return (self.tensor_parallel_size or 1) * (self.pipeline_parallel_size or 1)
 
-class TensorRTKVCacheConfig(BackendSection):
+
+class TensorRTKVCacheConfig(RuledConfig):
     """TensorRT-LLM's `KvCacheConfig`."""
 
     free_gpu_memory_fraction: Fraction | None = None
@@ -241,7 +273,7 @@ class TensorRTKVCacheConfig(BackendSection):
     rules: ClassVar[tuple[Rule, ...]] = (Needs("enable_partial_reuse", not_off("enable_block_reuse")),)
 
 
-class TensorRTSpeculativeConfig(BackendSection):
+class TensorRTSpeculativeConfig(RuledConfig):
     """TensorRT-LLM's speculative decoding: several tokens are drafted, then checked in one pass."""
 
     decoding_type: Literal["NGram", "Draft_Target", "Eagle3", "MTP"]
@@ -268,7 +300,7 @@ class TensorRTSpeculativeConfig(BackendSection):
             )
 
 
-class TensorRTConfig(BackendSection):
+class TensorRTConfig(BackendConfig):
     """TensorRT-LLM's `LLM`: both its engine-building and its PyTorch-based generation."""
 
     max_batch_size: Count | None = None
@@ -312,6 +344,7 @@ class TensorRTConfig(BackendSection):
     speculative_config: TensorRTSpeculativeConfig | None = None
     """Speculative decoding."""
     section: ClassVar[str] = "tensorrt"
+    default_batch: ClassVar[int] = 256
     rules: ClassVar[tuple[Rule, ...]] = (
         Needs("cuda_graph_max_batch_size", not_off("cuda_graph")),
         Needs("cuda_graph_enable_padding", not_off("cuda_graph")),
@@ -320,3 +353,13 @@ class TensorRTConfig(BackendSection):
             for name in ("max_input_len", "quantization", "tp_size", "pp_size", "moe_expert_parallel_size")
         ),
     )
+
+    def gpu_count(self, available: int) -> int:
+        """Those of one engine."""
+        return (self.tp_size or 1) * (self.pp_size or 1)
+
+
+SECTIONS: Final[dict[str, type[BackendConfig]]] = {
+    section.section: section for section in (PyTorchConfig, VLLMConfig, TensorRTConfig)
+}
+"""The section of each backend."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Final, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
+
+from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
 
 COMBINATION_ERROR: Final = "config_combination"
 """Pydantic error type of values that are fine one by one but not together."""
@@ -185,11 +187,11 @@ def none_of(field: str, *values: Any) -> Condition:
     return Condition(field, lambda value: value not in values)
 
 
-class BackendSection(ConfigModel):
-    """A section of one backend, named `section`, with the rules between its fields."""
+class RuledConfig(ConfigModel):
+    """A section whose fields are bound by rules; `section` is its dotted name."""
 
     section: ClassVar[str]
-    rules: ClassVar[tuple[Rule, ...]]
+    rules: ClassVar[tuple[Rule, ...]] = ()
 
     def problems(self) -> Iterator[Problem]:
         """Every reason why the section's values do not go together."""
@@ -209,3 +211,45 @@ def by_dotted_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from by_dotted_path(item, f"{path}.{key}" if path else key)
     else:
         yield path, value
+
+
+class BackendConfig(RuledConfig):
+    """An engine's section: fields of its own, and answers that all sections give in the same words.
+
+    What follows from the settings alone is told here, without the engine: previews, runners and estimates need it on
+    machines that have none.
+    """
+
+    default_batch: ClassVar[int]
+    """Sequences in flight where nobody said: the engine's own default."""
+    fills_memory: ClassVar[bool] = True
+    """Whether its key-value cache takes the memory that is left, rather than what the batch needs."""
+
+    @property
+    def batch(self) -> int:
+        """Most prompts in flight at once."""
+        return getattr(self, BATCH_SIZE_FIELD[self.section].partition(".")[2]) or self.default_batch
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Sequences that the engine keeps for each prompt, such as beams."""
+        return 1
+
+    @property
+    def processes(self) -> int:
+        """Copies of the model, each in a process and on a GPU of its own."""
+        return 1
+
+    @property
+    def device_choice(self) -> Literal["auto", "cuda", "cpu"] | None:
+        """Where it was told to run; `None` requires a GPU."""
+        return None
+
+    @property
+    def loading_bits(self) -> int | None:
+        """Bits of a weight that is quantised while it is loaded; `None`: weights stay as they are."""
+        return None
+
+    def gpu_count(self, available: int) -> int:
+        """GPUs that the settings ask for, of so many that are `available` to those that take them all."""
+        return self.processes

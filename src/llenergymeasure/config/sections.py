@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.config.backend_configs import PyTorchConfig, TensorRTConfig, VLLMConfig
-from llenergymeasure.config.base import ConfigModel, NonBlankStr, Problem, reject, try_values
+from llenergymeasure.config.backend_configs import SECTIONS, PyTorchConfig, TensorRTConfig, VLLMConfig
+from llenergymeasure.config.base import BackendConfig, ConfigModel, NonBlankStr, Problem, reject, try_values
 from llenergymeasure.config.ssot import DECODER_PRESETS
 
 
@@ -205,6 +205,12 @@ class ExperimentFields(ConfigModel):
     """Keyword arguments handed to the engine's constructor untouched."""
     output_dir: NonBlankStr | None = None
     """Directory this experiment's result goes to."""
+
+    @property
+    def backend_config(self) -> BackendConfig:
+        """The section of this experiment's backend; one of defaults where it is left out."""
+        section: BackendConfig | None = getattr(self, self.backend)
+        return SECTIONS[self.backend]() if section is None else section
 
 
 def _thermal_floor_problems(warmup: WarmupConfig) -> list[Problem]:

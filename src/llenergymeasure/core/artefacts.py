@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llenergymeasure.core.energy.trace import write_trace
-from llenergymeasure.core.observations import Observations, counted_limits
+from llenergymeasure.core.observations import Observations, slice_limits
 from llenergymeasure.core.timeseries import write_timeseries
 
 TIMESERIES_FILE = "timeseries.parquet"
@@ -44,11 +44,9 @@ class Artefacts:
 
 
 def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
-    """Write the files that belong beside the result. One that the disk refuses is left out, and the log says so.
+    """Write the files that belong beside the result into `work_dir`, which must exist.
 
-    Args:
-        seen: What was observed.
-        work_dir: Where to write; must exist.
+    One that the disk refuses is left out, and the log says so.
 
     Raises:
         ExperimentError: Nothing is left of the window to count.
@@ -62,8 +60,8 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
     trace = outputs = None
     timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path))
     if energy.telemetry is not None and wanted.save_trace:
-        counted = counted_limits(wanted, seen.window)
-        trace = write_or_go_without(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, counted))
+        limits = slice_limits(wanted, seen.window)
+        trace = write_or_go_without(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, limits))
     if wanted.save_outputs:
         outputs = write_or_go_without(work_dir / OUTPUTS_FILE, write_outputs)
     return Artefacts(timeseries, trace, outputs)
@@ -86,12 +84,7 @@ def output_rows(seen: Observations) -> Iterator[dict[str, Any]]:
 
 
 def write_or_go_without(path: Path, write: Callable[[Path], object]) -> Path | None:
-    """`path` when `write` could fill it, else `None` and a line in the log: figures must outlive a full disk.
-
-    Args:
-        path: The file to write.
-        write: Writes it; an `OSError` of its costs the file, not the result.
-    """
+    """`path` when `write` could fill it, else `None` and a line in the log: figures must outlive a full disk."""
     try:
         write(path)
     except OSError as error:

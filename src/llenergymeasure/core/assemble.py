@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -16,15 +17,10 @@ from llenergymeasure.core.metrics.latency import request_timings
 from llenergymeasure.core.metrics.phases import phase_breakdown
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings
-from llenergymeasure.core.observations import CountedPart, Observations, counted_part
-from llenergymeasure.domain.energy import EnergyBreakdown, EnergyUncertainty
-from llenergymeasure.domain.experiment import (
-    DatasetInfo,
-    MeasurementBoundary,
-    RawProcessResult,
-    Timestamps,
-    compute_measurement_config_hash,
-)
+from llenergymeasure.core.observations import MeasurementSlice, Observations, measurement_slice
+from llenergymeasure.domain.energy import EnergyBreakdown, EnergyUncertainty, difference_pct
+from llenergymeasure.domain.environment import DatasetInfo, MeasurementBoundary
+from llenergymeasure.domain.experiment import RawProcessResult, Timestamps, compute_measurement_config_hash
 from llenergymeasure.domain.metrics import ComputeMetrics, EnergyMetrics, InferenceMetrics
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
@@ -44,31 +40,25 @@ Warnings = tuple[MeasurementWarning, ...]
 
 
 class RecordCollector:
-    """The `MetricsCollector` of this package."""
+    """The `MetricsCollector` of this package, see `assemble`."""
 
     def collect(
         self, seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0
     ) -> RawProcessResult:
-        """See `assemble`."""
+        """The record of one process."""
         return assemble(seen, experiment_id, ended_at, process_index)
 
 
 def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0) -> RawProcessResult:
-    """The record of one process.
-
-    Args:
-        seen: Everything that was observed.
-        experiment_id: Identity of the measurement.
-        ended_at: When the experiment ended (UTC).
-        process_index: Index of this process among the experiment's.
+    """The record of one process of an experiment that ended at `ended_at` (UTC).
 
     Raises:
-        ExperimentError: The counted part of the window holds no output token.
+        ExperimentError: The measurement slice holds no output token.
     """
-    part = counted_part(seen.config, seen.window)
-    tokens, energy = part.tokens, part.energy
+    counted = measurement_slice(seen.config, seen.window)
+    tokens, energy = counted.tokens, counted.energy
     name, version = seen.engine
-    flops = estimate_flops(seen.model, tokens.input_tokens + tokens.output_tokens, seen.config.precision)
+    flops = estimate_flops(seen.model.parameters, tokens.input_tokens + tokens.output_tokens, seen.config.precision)
     phases, phase_notes = phase_breakdown(seen.window.outputs, energy)
     baseline, baseline_notes = _fitting_baseline(seen.baseline, energy)
     breakdown = _breakdown(energy, baseline)
@@ -82,14 +72,14 @@ def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process
         backend=name,
         backend_version=version,
         effective_config=effective_config(seen.config, seen.model.settings),
-        timestamps=Timestamps(start=seen.window.started_at, end=seen.window.ended_at, duration_sec=part.duration_s),
-        measurement_methodology=part.methodology,
+        timestamps=Timestamps(start=seen.window.started_at, end=seen.window.ended_at, duration_sec=counted.duration_s),
+        measurement_methodology=counted.methodology,
         steady_state_window=(
-            None if part.methodology == "total" else (part.start_s - seen.began_s, part.end_s - seen.began_s)
+            None if counted.methodology == "total" else (counted.start_s - seen.began_s, counted.end_s - seen.began_s)
         ),
         started_at=seen.began_at,
         ended_at=ended_at,
-        inference_metrics=_inference_metrics(part),
+        inference_metrics=_inference_metrics(counted),
         energy_metrics=_energy_metrics(energy),
         compute_metrics=ComputeMetrics(
             flops_total=flops.value if flops else None,
@@ -108,7 +98,7 @@ def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process
         ),
         model_revision=seen.model.revision,
         truncated_prompts=seen.prompts.truncated_count,
-        requests=request_timings(part.whole_requests(seen.window.outputs)),
+        requests=request_timings(counted.whole_requests(seen.window.outputs)),
         energy_per_device_j=dict(energy.per_gpu_j) or {CPU_DEVICE: energy.total_j},
         energy_breakdown=breakdown,
         energy_audit=energy.audit,
@@ -129,7 +119,7 @@ def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process
         kv_cache_mb=seen.memory.kv_cache_mb,
         thermal_throttle=throttle_info(energy),
         warmup_result=seen.warmup.result,
-        warmup_excluded_samples=None if part.methodology == "total" else seen.warmup.prompts_run,
+        warmup_excluded_samples=None if counted.methodology == "total" else seen.warmup.prompts_run,
         warnings=_texts(
             seen.preflight_warnings,
             baseline.warnings,
@@ -145,13 +135,8 @@ def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process
     )
 
 
-def effective_config(config: ExperimentConfig, settings: dict[str, Any] | Any) -> dict[str, Any]:
-    """The config with the engine's own defaults filled in.
-
-    Args:
-        config: What was asked.
-        settings: What the engine says it used, by dotted config path.
-    """
+def effective_config(config: ExperimentConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what the engine says it used, by dotted config path, filled in."""
     effective = config.model_dump(mode="json")
     for path, value in settings.items():
         section = effective
@@ -183,15 +168,15 @@ def reproducibility_note(energy: EnergyMeasurement) -> str:
     return f"Energy measured via {energy.meter}. {accuracy} varies with thermal state and system load. {same}"
 
 
-def _inference_metrics(part: CountedPart) -> InferenceMetrics:
-    tokens = part.tokens
+def _inference_metrics(counted: MeasurementSlice) -> InferenceMetrics:
+    tokens = counted.tokens
     return InferenceMetrics(
         total_tokens=tokens.input_tokens + tokens.output_tokens,
         input_tokens=tokens.input_tokens,
         output_tokens=tokens.output_tokens,
-        inference_time_sec=part.duration_s,
-        tokens_per_second=tokens.output_tokens / part.duration_s,
-        latency_per_token_ms=1000.0 * part.duration_s / tokens.output_tokens,
+        inference_time_sec=counted.duration_s,
+        tokens_per_second=tokens.output_tokens / counted.duration_s,
+        latency_per_token_ms=1000.0 * counted.duration_s / tokens.output_tokens,
         num_requests=tokens.requests,
     )
 
@@ -226,11 +211,8 @@ def _breakdown(energy: EnergyMeasurement, baseline: Baseline) -> EnergyBreakdown
     if energy.total_j is None:
         return None
     idle_w = baseline.power_w
-    counted = energy.method == "hardware_counter"
-    second_j = energy.integral_j if counted else energy.counter_j
-    disagreement = (
-        100.0 * (second_j - energy.total_j) / energy.total_j if second_j is not None and energy.total_j else None
-    )
+    by_counter = energy.method == "hardware_counter"
+    second_j = energy.integral_j if by_counter else energy.counter_j
     return EnergyBreakdown(
         raw_j=energy.total_j,
         adjusted_j=None if idle_w is None else energy.total_j - idle_w * energy.duration_sec,
@@ -241,9 +223,9 @@ def _breakdown(energy: EnergyMeasurement, baseline: Baseline) -> EnergyBreakdown
         meter=energy.meter,
         method=energy.method,
         scope=energy.scope,
-        second_method=None if second_j is None else ("power_integration" if counted else "hardware_counter"),
+        second_method=None if second_j is None else ("power_integration" if by_counter else "hardware_counter"),
         second_method_j=second_j,
-        disagreement_pct=disagreement,
+        disagreement_pct=difference_pct(second_j, energy.total_j),
         cpu_j=energy.cpu_j,
         dram_j=energy.dram_j,
     )

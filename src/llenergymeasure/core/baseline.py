@@ -15,13 +15,12 @@ from datetime import datetime, timedelta
 from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.off import NoEnergyBackend
-from llenergymeasure.core.energy.types import EnergyMeasurement, Telemetry
+from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, Telemetry
 from llenergymeasure.core.energy.uncertainty import comparative_half_width
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted, wait
 from llenergymeasure.domain.energy import BaselineMethod
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.protocols import EnergyBackend
 
 CACHE_TTL = timedelta(hours=1)
 """How long an idle measurement of a device set stays good within one session."""

@@ -22,8 +22,9 @@ from llenergymeasure.core.assemble import RecordCollector
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.core.observations import Observations
+from llenergymeasure.core.observations import MetricsCollector, Observations
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
 from llenergymeasure.core.warmup import warm_up
@@ -32,7 +33,6 @@ from llenergymeasure.datasets.loader import load_prompts
 from llenergymeasure.datasets.types import WHOLE, PromptSet, Shard
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
-from llenergymeasure.protocols import EnergyBackend, MetricsCollector
 
 logger = logging.getLogger(__name__)
 

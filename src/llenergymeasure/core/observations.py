@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol, runtime_checkable
 
 from llenergymeasure.config.models import ExperimentConfig, MeasurementConfig
 from llenergymeasure.core.backends.protocol import LoadedModel, MemoryStats, RequestOutput
@@ -16,8 +17,9 @@ from llenergymeasure.core.metrics.counting import TokenCounts, count_tokens, cou
 from llenergymeasure.core.warmup import Warmup
 from llenergymeasure.core.window import Window
 from llenergymeasure.datasets.types import PromptSet, PromptTokenizer
+from llenergymeasure.domain.base import Methodology
 from llenergymeasure.domain.environment import EnvironmentSnapshot
-from llenergymeasure.domain.experiment import Methodology
+from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.exceptions import ExperimentError
 
@@ -27,20 +29,12 @@ class Observations:
     """Everything that was seen of one experiment on one process, before any arithmetic.
 
     Args:
-        config: The experiment.
         engine: Name and version of the inference engine.
         began_s: Start of the experiment on the measurement clock, in seconds.
         began_at: The same moment for people (UTC).
-        environment: The machine and its software.
-        prompts: What was generated from.
-        baseline: Idle power.
-        warmup: What warm-up did.
-        window: What happened in the measurement window.
-        model: What was loaded, read back from the engine.
-        memory: Device memory of the window.
-        devices: The devices the engine really used.
-        tokenizer: The model's tokenizer, to turn ids into text where that was asked for.
-        preflight_warnings: Doubts found before anything ran.
+        model: Read back from the engine after loading.
+        devices: Those the engine really used.
+        tokenizer: Turns ids into text where that was asked for.
     """
 
     config: ExperimentConfig
@@ -59,17 +53,23 @@ class Observations:
     preflight_warnings: tuple[MeasurementWarning, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class CountedPart:
-    """The part of a window that goes into the headline figures.
+@runtime_checkable
+class MetricsCollector(Protocol):
+    """Turns what was seen of an experiment into a record."""
 
-    Args:
-        methodology: `total`, `steady_state` or `windowed`.
-        start_s: Its start on the measurement clock, in seconds.
-        end_s: Its end, likewise.
-        tokens: What was produced in it.
-        energy: What was spent in it.
-    """
+    def collect(
+        self, seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0
+    ) -> RawProcessResult:
+        """Compute one process's record.
+
+        Raises:
+            ExperimentError: The counted part of the window holds no output token.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementSlice:
+    """The part of a window that goes into the headline figures, its instants on the measurement clock in seconds."""
 
     methodology: Methodology
     start_s: float
@@ -78,7 +78,7 @@ class CountedPart:
     energy: EnergyMeasurement
 
     def whole_requests(self, outputs: Sequence[RequestOutput]) -> Sequence[RequestOutput]:
-        """Those of `outputs` whose latencies belong to this part: all, or those begun and ended within it."""
+        """Those of `outputs` whose latencies belong to the slice: all, or those begun and ended within it."""
         if self.methodology != "windowed":
             return outputs
         return [
@@ -95,23 +95,23 @@ class CountedPart:
         return self.end_s - self.start_s
 
 
-def counted_part(config: ExperimentConfig, window: Window) -> CountedPart:
+def measurement_slice(config: ExperimentConfig, window: Window) -> MeasurementSlice:
     """Find the part of `window` that counts, its tokens and its energy.
 
     Raises:
         ExperimentError: Nothing was produced in it, or it cannot be told apart.
     """
     energy = window.energy
-    limits = counted_limits(config.measurement, window)
+    limits = slice_limits(config.measurement, window)
     if limits is None:
         methodology: Methodology = "steady_state" if config.warmup.enabled else "total"
-        return CountedPart(methodology, energy.start_s, energy.end_s, count_tokens(window.outputs), energy)
+        return MeasurementSlice(methodology, energy.start_s, energy.end_s, count_tokens(window.outputs), energy)
     start_s, end_s = limits
     tokens = count_tokens_between(window.outputs, start_s, end_s)
-    return CountedPart("windowed", start_s, end_s, tokens, energy_between(energy, start_s, end_s))
+    return MeasurementSlice("windowed", start_s, end_s, tokens, energy_between(energy, start_s, end_s))
 
 
-def counted_limits(config: MeasurementConfig, window: Window) -> Span | None:
+def slice_limits(config: MeasurementConfig, window: Window) -> Span | None:
     """Start and end of the part of `window` that counts, on the measurement clock in seconds; `None`: all of it.
 
     Raises:

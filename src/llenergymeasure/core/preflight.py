@@ -21,15 +21,14 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
-from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus, free_memory_mb
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.types import RawPrompts
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.exceptions import ConfigError, EnergyError, LLEMError, PreFlightError
-from llenergymeasure.protocols import EnergyBackend
+from llenergymeasure.exceptions import BackendError, ConfigError, EnergyError, LLEMError, PreFlightError
 from llenergymeasure.security import validate_path
 
 logger = logging.getLogger(__name__)
@@ -63,12 +62,12 @@ class Case:
     """What is checked, and what it would run on; each thing is looked for once, when a check first asks for it.
 
     Args:
-        engine: Not loaded.
+        engine: Not loaded, or why there is none.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
     """
 
     config: ExperimentConfig
-    engine: InferenceBackend
+    engine: InferenceBackend | BackendError
     machine: UserConfig
     meter_name: BackendName | None
     host: Host
@@ -77,11 +76,15 @@ class Case:
     @cached_property
     def engine_problems(self) -> tuple[str, ...]:
         """What the engine says against the config."""
+        if isinstance(self.engine, BackendError):
+            return (str(self.engine),)
         return tuple(self.engine.preflight(self.config))
 
     @cached_property
     def devices(self) -> tuple[DeviceId, ...] | LLEMError:
         """What the engine would use, or why it cannot tell."""
+        if isinstance(self.engine, BackendError):
+            return self.engine
         try:
             return self.engine.plan_devices(self.config)
         except LLEMError as error:
@@ -138,7 +141,7 @@ class Ready:
 
 def run_preflight(
     config: ExperimentConfig,
-    engine: InferenceBackend,
+    engine: InferenceBackend | BackendError,
     machine: UserConfig,
     meter_name: BackendName | None,
     host: Host | None = None,
@@ -147,7 +150,7 @@ def run_preflight(
     """Run all checks; what is worth knowing but not fatal is returned, or told in the log.
 
     Args:
-        engine: Not loaded.
+        engine: Not loaded, or why there is none.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
         options: How the meter will work.
 
@@ -202,16 +205,16 @@ def check_memory(case: Case) -> Iterator[Finding]:
 
     The estimate's reserve is not a reason to refuse a run that may well fit, so it is only told.
     """
-    section = case.config.pytorch
-    free_mb = free_memory_mb(case.gpus, one_copy_each=section is not None and (section.num_processes or 1) > 1)
+    section = case.config.backend_config
+    free_mb = free_memory_mb(case.gpus, one_copy_each=section.processes > 1)
     if free_mb is None:
         return
     cache_home = Path(case.machine.output.model_cache_dir)
     estimate = estimate_vram(case.config, environ=case.host.environ, cache_home=cache_home)
     if estimate.weights_mb is None:
         return
-    cache_mb = estimate.kv_cache_mb if case.config.backend == "pytorch" else None  # the others size it to what is left
-    needed_mb = estimate.weights_mb + (cache_mb or 0.0)
+    cache_mb = 0.0 if section.fills_memory else estimate.kv_cache_mb or 0.0
+    needed_mb = estimate.weights_mb + cache_mb
     where = ", ".join(dict.fromkeys(gpu.name for gpu in case.gpus))
     if needed_mb > free_mb:
         yield Failure(

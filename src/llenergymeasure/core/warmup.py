@@ -15,10 +15,10 @@ from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceB
 from llenergymeasure.core.baseline import Baseline, measure_idle_power
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.off import NoEnergyBackend
+from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, wait
 from llenergymeasure.domain.metrics import WarmupResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.protocols import EnergyBackend
 
 WARMUP_OUTPUT_TOKENS = 16
 """Most output tokens of a warm-up prompt: enough decode steps to reach the steady kernel mix, still short."""

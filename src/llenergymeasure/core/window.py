@@ -14,12 +14,12 @@ from llenergymeasure.core.backends.protocol import (
     GenerationOutput,
     GenerationRequest,
     InferenceBackend,
+    InferenceEngine,
     RequestOutput,
 )
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, clock_face
-from llenergymeasure.protocols import EnergyBackend, InferenceEngine
 
 
 @dataclass(frozen=True, slots=True)

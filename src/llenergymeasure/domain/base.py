@@ -1,8 +1,10 @@
-"""The base of every record in this package, and the field types that several of them share."""
+"""The base of every record in this package, and what several of them share: field types, moments, identities."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import math
 import sys
 from array import array
@@ -18,6 +20,9 @@ EnergyMethod = Literal["hardware_counter", "power_integration", "model_estimate"
 EnergyScope = Literal["gpu", "gpu_module", "gpu_board", "cpu_package", "cpu_package_and_dram", "machine_model"]
 """What joules include. `gpu_board`: the parent board of a MIG slice. `machine_model`: CPU and RAM as modelled."""
 
+Methodology = Literal["total", "steady_state", "windowed"]
+"""Warm-up off; warm-up run and excluded; only part of the generation counted."""
+
 Confidence = Literal["high", "medium", "low"]
 """How far a counted figure can be trusted."""
 
@@ -31,6 +36,22 @@ class Record(BaseModel):
 def as_utc(moment: datetime) -> datetime:
     """`moment` in UTC; one without a time zone is taken as UTC."""
     return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
+
+
+def compute_measurement_config_hash(config: BaseModel) -> str:
+    """Identity of what a configuration measures: the same on every machine, process and Python version.
+
+    Unset fields do not count, so that a release which adds an optional field keeps the hashes of old configurations;
+    `output_dir` says where results go, not what is measured.
+
+    Args:
+        config: An `ExperimentConfig`.
+
+    Returns:
+        The first 16 hex digits of SHA-256 over the configuration's JSON with sorted keys.
+    """
+    fields = config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"})
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def json_ready(value: Any) -> Any:
@@ -83,15 +104,8 @@ def _encode_array(numbers: array[float]) -> str:
     return base64.b64encode(numbers.tobytes()).decode("ascii")
 
 
-def _parse_float32(value: object) -> array[float]:
-    return _parse_array(value, "f")
-
-
-def _parse_float64(value: object) -> array[float]:
-    return _parse_array(value, "d")
-
-
-_BASE64_SCHEMA = {"type": "string", "contentEncoding": "base64"}
+_TO_BASE64 = PlainSerializer(_encode_array, return_type=str)
+_BASE64_SCHEMA = WithJsonSchema({"type": "string", "contentEncoding": "base64"})
 
 if TYPE_CHECKING:
     _FloatArray = array[float]
@@ -99,17 +113,11 @@ else:
     _FloatArray = array  # not subscriptable at run time before Python 3.12
 
 Float32Array = Annotated[
-    _FloatArray,
-    PlainValidator(_parse_float32),
-    PlainSerializer(_encode_array, return_type=str),
-    WithJsonSchema(_BASE64_SCHEMA),
+    _FloatArray, PlainValidator(lambda value: _parse_array(value, "f")), _TO_BASE64, _BASE64_SCHEMA
 ]
 """Numbers at 4 bytes each (7 significant digits), for what there is one of per token; base64 in JSON."""
 
 Float64Array = Annotated[
-    _FloatArray,
-    PlainValidator(_parse_float64),
-    PlainSerializer(_encode_array, return_type=str),
-    WithJsonSchema(_BASE64_SCHEMA),
+    _FloatArray, PlainValidator(lambda value: _parse_array(value, "d")), _TO_BASE64, _BASE64_SCHEMA
 ]
 """Numbers at 8 bytes each, for what there is one of per request; base64 in JSON."""

@@ -3,65 +3,142 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope, Record
+from llenergymeasure.domain.figures import (
+    AllOf,
+    Column,
+    Largest,
+    Merge,
+    Same,
+    Total,
+    complete,
+    largest,
+    merge_records,
+    of_known,
+    united,
+)
 
 BaselineMethod = Literal["fresh", "cached", "unavailable"]
 """Where an idle power came from: measured for this run, reused from this session, or not to be had."""
+
+_WORST_BASELINE_FIRST: Final[tuple[BaselineMethod, ...]] = ("unavailable", "cached", "fresh")
+
+NVML_REPRODUCIBILITY_NOTE: Final = (
+    "Energy measured via NVML. Accuracy ±5 %; it varies with thermal state and system load. "
+    "The same measurement_config_hash means the same workload, not the same joules."
+)
 
 BudgetKind = Literal["gain", "counter_resolution", "sampling", "aliasing", "sensor", "model", "baseline", "cycles"]
 """What a line of the error budget is about. Only `gain` cancels when two runs on one board are compared."""
 
 
+def _worst_baseline(methods: Sequence[BaselineMethod | None]) -> BaselineMethod | None:
+    return next((method for method in _WORST_BASELINE_FIRST if method in methods), None)
+
+
 class EnergyBreakdown(Record):
     """Raw and baseline-adjusted energy, with the provenance of both."""
 
-    raw_j: float = Field(description="Energy of the window as metered, in joules; never reduced by the baseline.")
-    adjusted_j: float | None = Field(
+    raw_j: Total[float] = Field(
+        description="Energy of the window as metered, in joules; never reduced by the baseline."
+    )
+    adjusted_j: Total[float | None] = Field(
         default=None, description="raw_j minus baseline power x window length, in joules; signed."
     )
-    baseline_power_w: float | None = Field(
+    baseline_power_w: Total[float | None] = Field(
         default=None, description="Idle power of the same devices before the model was loaded, in watts."
     )
-    baseline_method: BaselineMethod | None = Field(
+    baseline_method: Annotated[BaselineMethod | None, Merge(_worst_baseline)] = Field(
         default=None, description="Whether the idle power was measured for this run, reused, or not to be had."
     )
-    baseline_timestamp: datetime | None = Field(default=None, description="When the idle power was measured (UTC).")
-    baseline_cache_age_sec: float | None = Field(
+    baseline_timestamp: Annotated[datetime | None, Merge(of_known(min))] = Field(
+        default=None, description="When the idle power was measured (UTC)."
+    )
+    baseline_cache_age_sec: Largest[float | None] = Field(
         default=None, description="Age of a reused idle power when the run began, in seconds."
     )
-    meter: str | None = Field(default=None, description="Energy backend that measured, and the sensor it read.")
-    method: EnergyMethod | None = Field(default=None, description="How raw_j was found.")
-    scope: EnergyScope | None = Field(default=None, description="What raw_j includes.")
-    second_method: EnergyMethod | None = Field(default=None, description="The other method, where two were possible.")
-    second_method_j: float | None = Field(default=None, description="Energy by the other method, in joules.")
+    meter: Annotated[Same[str | None], Column(29, "", "Energy backend that measured", "energy_meter")] = Field(
+        default=None, description="Energy backend that measured, and the sensor it read."
+    )
+    method: Annotated[Same[EnergyMethod | None], Column(27, "", "How the energy was found", "energy_method")] = Field(
+        default=None, description="How raw_j was found."
+    )
+    scope: Annotated[Same[EnergyScope | None], Column(28, "", "What the energy includes", "energy_scope")] = Field(
+        default=None, description="What raw_j includes."
+    )
+    second_method: Same[EnergyMethod | None] = Field(
+        default=None, description="The other method, where two were possible."
+    )
+    second_method_j: Total[float | None] = Field(default=None, description="Energy by the other method, in joules.")
     disagreement_pct: float | None = Field(
         default=None, description="Difference of the second method from raw_j, in per cent of raw_j; signed."
     )
-    cpu_j: float | None = Field(
+    cpu_j: Largest[float | None] = Field(
         default=None, description="Energy of the CPU packages beside a GPU run, in joules; never part of raw_j there."
     )
-    dram_j: float | None = Field(
+    dram_j: Largest[float | None] = Field(
         default=None, description="Energy of the DRAM beside a GPU run, in joules; never part of raw_j there."
     )
+
+
+def merge_breakdowns(
+    counted: Sequence[EnergyBreakdown | None], everyone: Sequence[EnergyBreakdown | None]
+) -> EnergyBreakdown | None:
+    """One breakdown of the processes whose energy counts.
+
+    CPU packages and DRAM belong to the machine: every process saw all of them, and the largest figure is that of the
+    widest window.
+    """
+    parts = complete(counted)
+    if parts is None:
+        return None
+    if len(everyone) == 1:
+        return parts[0]
+    merged = merge_records(parts)
+    return merged.model_copy(
+        update={
+            "disagreement_pct": difference_pct(merged.second_method_j, merged.raw_j),
+            "cpu_j": largest(part.cpu_j for part in everyone if part is not None),
+            "dram_j": largest(part.dram_j for part in everyone if part is not None),
+        }
+    )
+
+
+def energies_of_devices(processes: Sequence[Mapping[str, float | None]]) -> dict[str, float] | None:
+    """Joules by device, of those that could be read."""
+    return {device: joules for device, joules in united(processes).items() if joules is not None} or None
 
 
 class EnergyAudit(Record):
     """Hardware counter against the integral of power samples, over one window."""
 
-    counter_j: float = Field(description="Difference of the hardware counter, in joules.")
-    integral_j: float = Field(description="Integral of the power samples, in joules.")
-    fused_j: float | None = Field(
+    counter_j: Total[float] = Field(description="Difference of the hardware counter, in joules.")
+    integral_j: Total[float] = Field(description="Integral of the power samples, in joules.")
+    fused_j: Total[float | None] = Field(
         default=None, description="Counter and samples fused at the window's edges, in joules."
     )
     disagreement_pct: float = Field(description="Integral minus counter, in per cent of the counter; signed.")
-    bound_pct: float = Field(description="Largest disagreement that both stated uncertainties allow, in per cent.")
-    agrees: bool = Field(description="Whether the disagreement is within the bound.")
+    bound_pct: Largest[float] = Field(
+        description="Largest disagreement that both stated uncertainties allow, in per cent."
+    )
+    agrees: AllOf[bool] = Field(description="Whether the disagreement is within the bound.")
+
+
+def merge_audits(parts: Sequence[EnergyAudit]) -> EnergyAudit:
+    """Counter against integral, summed over devices; the bound is the widest of the single ones."""
+    if len(parts) == 1:
+        return parts[0]
+    merged = merge_records(parts)
+    disagreement_pct = difference_pct(merged.integral_j, merged.counter_j) or 0.0
+    agrees = merged.agrees and abs(disagreement_pct) <= merged.bound_pct
+    return merged.model_copy(update={"disagreement_pct": disagreement_pct, "agrees": agrees})
 
 
 class BudgetComponent(Record):
@@ -108,9 +185,9 @@ def combine_budget(
     power was read with the same gain, so that of adjusted energy is proportional to adjusted energy.
 
     Args:
-        components: The error budget, 95 % half-widths in joules.
-        output_tokens: Output tokens of the window, for the figures per token.
-        above_idle: Size of adjusted energy as a share of the raw energy.
+        components: 95 % half-widths in joules.
+        output_tokens: Of the window; without them there are no figures per token.
+        above_idle: Size of adjusted energy as a fraction of the raw energy.
     """
     raw = [c for c in components if c.kind != "baseline"]
     absolute_j = _quadrature(raw)
@@ -127,6 +204,42 @@ def combine_budget(
         comparative_adjusted_j=math.hypot(*others_j) if has_baseline else None,
         budget=list(components),
     )
+
+
+def merge_uncertainties(
+    parts: Sequence[EnergyUncertainty | None],
+    energy_j: float | None,
+    adjusted_j: float | None = None,
+    output_tokens: int | None = None,
+) -> EnergyUncertainty | None:
+    """Half-widths of the sum of several boards' energies.
+
+    Lines of one name and kind are put together first: gains linearly, because boards of one kind may be wrong in the
+    same direction; everything else in quadrature.
+    """
+    known = complete(parts)
+    if known is None:
+        return None
+    above_idle = abs(adjusted_j) / energy_j if adjusted_j is not None and energy_j else 1.0
+    if len(known) == 1:  # also where several processes share a device: its joules are divided by the tokens of all
+        return combine_budget(known[0].budget, output_tokens, above_idle)
+    lines: dict[tuple[str, str], list[BudgetComponent]] = defaultdict(list)
+    for part in known:
+        for component in part.budget:
+            lines[component.name, component.kind].append(component)
+    return combine_budget([_merge_line(line, energy_j) for line in lines.values()], output_tokens, above_idle)
+
+
+def _merge_line(line: Sequence[BudgetComponent], total_energy_j: float | None) -> BudgetComponent:
+    sizes = [component.half_width_j for component in line]
+    half_width_j = math.fsum(sizes) if line[0].kind == "gain" else math.hypot(*sizes)
+    relative_pct = 100 * half_width_j / total_energy_j if total_energy_j else None
+    return line[0].model_copy(update={"half_width_j": half_width_j, "relative_pct": relative_pct})
+
+
+def difference_pct(second_j: float | None, first_j: float) -> float | None:
+    """Second minus first, in per cent of the first; `None` where the second is unknown or the first is 0."""
+    return 100.0 * (second_j - first_j) / first_j if second_j is not None and first_j else None
 
 
 def _quadrature(components: Sequence[BudgetComponent]) -> float:

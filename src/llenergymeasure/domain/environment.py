@@ -1,12 +1,17 @@
-"""What machine and software a run met."""
+"""What a run met and what its figures cover: machine, software and prompts, devices, windows and processes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Annotated, Final, TypeVar
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Record
+from llenergymeasure.domain.base import EnergyScope, Record
+from llenergymeasure.domain.figures import Column, Merge, Same, distinct, merge_records
+
+T = TypeVar("T")
 
 
 class GPUEnvironment(Record):
@@ -81,6 +86,11 @@ class EnvironmentMetadata(Record):
         return " | ".join(parts)
 
 
+_PER_GPU: Final = "one entry per GPU, in one order"
+PerGPU = Annotated[list[T], _PER_GPU]
+"""A fact of each GPU in use."""
+
+
 class EnvironmentSnapshot(Record):
     """Everything about the machine and its software that may move a figure; nothing secret."""
 
@@ -93,19 +103,19 @@ class EnvironmentSnapshot(Record):
     )
     cuda_driver_version: str | None = Field(default=None, description="NVIDIA driver version.")
     os_version: str | None = Field(default=None, description="Distribution and its version.")
-    gpu_names: list[str] = Field(default_factory=list, description="Marketing name of each GPU in use.")
-    gpu_uuids: list[str] = Field(default_factory=list, description="UUID of each GPU in use.")
-    gpu_vram_mb: list[float | None] = Field(
+    gpu_names: PerGPU[str] = Field(default_factory=list, description="Marketing name of each GPU in use.")
+    gpu_uuids: PerGPU[str] = Field(default_factory=list, description="UUID of each GPU in use.")
+    gpu_vram_mb: PerGPU[float | None] = Field(
         default_factory=list,
         description="Total memory of each GPU in MB of 2^20 bytes, as nvidia-smi prints it; null: not told.",
     )
-    gpu_persistence_mode: list[bool | None] = Field(
+    gpu_persistence_mode: PerGPU[bool | None] = Field(
         default_factory=list, description="Persistence mode of each GPU; null: not told."
     )
-    gpu_power_limit_w: list[float | None] = Field(
+    gpu_power_limit_w: PerGPU[float | None] = Field(
         default_factory=list, description="Enforced power limit of each GPU, in watts; null: not told."
     )
-    gpu_max_sm_clock_mhz: list[float | None] = Field(
+    gpu_max_sm_clock_mhz: PerGPU[float | None] = Field(
         default_factory=list, description="Highest SM clock of each GPU, in MHz; null: not told."
     )
     cpu: CPUEnvironment | None = Field(default=None, description="The processor.")
@@ -115,3 +125,78 @@ class EnvironmentSnapshot(Record):
         description="Installed packages, `name==version`, sorted; with the commit where installed from one.",
     )
     hardware: EnvironmentMetadata | None = Field(default=None, description="The first GPU; null without one.")
+
+
+def merge_environments(parts: Sequence[EnvironmentSnapshot]) -> EnvironmentSnapshot:
+    """The first process's snapshot with the GPUs of all."""
+    per_gpu = [name for name, field in EnvironmentSnapshot.model_fields.items() if _PER_GPU in field.metadata]
+    merged: dict[str, list[object]] = {name: list(getattr(parts[0], name)) for name in per_gpu}
+    for part in parts[1:]:
+        for index, uuid in enumerate(part.gpu_uuids):
+            if uuid not in merged["gpu_uuids"]:
+                for name in per_gpu:
+                    merged[name] += getattr(part, name)[index : index + 1]
+    return parts[0].model_copy(update=merged)
+
+
+class Timestamps(Record):
+    """A stretch of time."""
+
+    start: datetime = Field(description="Start on the wall clock (UTC).")
+    end: datetime = Field(description="End on the wall clock (UTC).")
+    duration_sec: float = Field(ge=0, description="Length in seconds, on a monotonic clock.")
+
+
+class DatasetInfo(Record):
+    """Which prompts were used."""
+
+    name: Annotated[str, Column(9, "", "Data set", "dataset")] = Field(description="Name or path as configured.")
+    sha256: Annotated[str | None, Column(10, "", "SHA-256 of the prompts", "dataset_sha256")] = Field(
+        default=None, description="SHA-256 of the prompts; null: not known."
+    )
+    prompt_count: int = Field(ge=0, description="Prompts used in the window.")
+    revision: str | None = Field(default=None, description="Revision of a data set from the Hub.")
+
+
+class MeasurementBoundary(Record):
+    """What the energy of the window includes, in space and in time."""
+
+    devices: Annotated[list[str], Merge(distinct)] = Field(description="Metered devices: GPU UUIDs, or `cpu`.")
+    device_names: list[str] = Field(default_factory=list, description="Their marketing names, in the same order.")
+    scope: Same[EnergyScope | None] = Field(default=None, description="What of each device is metered; null: nothing.")
+    includes: list[str] = Field(default_factory=list, description="Work inside the window.")
+    excludes: list[str] = Field(default_factory=list, description="Work outside the window.")
+
+
+def merge_boundaries(parts: Sequence[MeasurementBoundary]) -> MeasurementBoundary:
+    """One boundary around the devices of all processes, each named once."""
+    names: dict[str, str] = {}
+    for part in parts:
+        names.update(zip(part.devices, part.device_names or part.devices, strict=False))
+    named = any(part.device_names for part in parts)
+    return merge_records(parts).model_copy(update={"device_names": list(names.values()) if named else []})
+
+
+class AggregationMetadata(Record):
+    """How the records of the processes became one result, and whether they fit together."""
+
+    num_processes: int = Field(ge=1, description="Processes aggregated.")
+    expected_processes: int | None = Field(default=None, description="Processes that should have taken part.")
+    complete: bool | None = Field(default=None, description="Whether every check of completeness passed.")
+    completeness_error: str | None = Field(default=None, description="What the checks found missing.")
+    gpu_attribution_verified: bool = Field(
+        default=False, description="Whether every joule was traced to a device and counted once."
+    )
+    shared_devices: dict[str, list[int]] = Field(
+        default_factory=dict, description="Devices used by several processes, and the indices of those."
+    )
+    temporal_overlap_verified: bool = Field(
+        default=False, description="Whether the processes' windows ran side by side."
+    )
+    overlap_pct: float | None = Field(
+        default=None, description="Time common to all windows, in per cent of the common window."
+    )
+    common_window_sec: float | None = Field(
+        default=None, description="First start to last end of the windows, in seconds."
+    )
+    warnings: list[str] = Field(default_factory=list, description="`code: explanation` of each failed check.")

@@ -5,19 +5,46 @@ RawProcessResult (one per process, internal) --aggregate--> ExperimentResult (wh
 
 from __future__ import annotations
 
-import hashlib
-import json
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, SCHEMA_VERSION
-from llenergymeasure.domain.base import EnergyScope, JsonDict, Record, as_utc
-from llenergymeasure.domain.energy import EnergyAudit, EnergyBreakdown, EnergyUncertainty
-from llenergymeasure.domain.environment import EnvironmentSnapshot
-from llenergymeasure.domain.latency import LatencyStatistics, RequestTimings
+from llenergymeasure.domain.base import JsonDict, Methodology, Record, as_utc
+from llenergymeasure.domain.base import compute_measurement_config_hash as compute_measurement_config_hash
+from llenergymeasure.domain.energy import (
+    NVML_REPRODUCIBILITY_NOTE,
+    EnergyAudit,
+    EnergyBreakdown,
+    EnergyUncertainty,
+    energies_of_devices,
+    merge_audits,
+)
+from llenergymeasure.domain.environment import AggregationMetadata as AggregationMetadata
+from llenergymeasure.domain.environment import (
+    DatasetInfo,
+    EnvironmentSnapshot,
+    MeasurementBoundary,
+    merge_boundaries,
+    merge_environments,
+)
+from llenergymeasure.domain.environment import Timestamps as Timestamps
+from llenergymeasure.domain.figures import (
+    Column,
+    First,
+    Merge,
+    Total,
+    count,
+    first,
+    merge_records,
+    of_all,
+    of_known,
+    total,
+    united,
+)
+from llenergymeasure.domain.latency import LatencyStatistics, RequestTimings, pool_latencies
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,
     EnergyMetrics,
@@ -28,58 +55,85 @@ from llenergymeasure.domain.metrics import (
     PhaseBreakdown,
     ThermalThrottleInfo,
     WarmupResult,
+    merge_flops,
 )
-from llenergymeasure.domain.study import StudyResult, StudySummary  # part of this module's names, kept beside it
+from llenergymeasure.domain.study import StudyResult as StudyResult  # names of this module, kept beside it
+from llenergymeasure.domain.study import StudySummary as StudySummary
 
-__all__ = [
-    "NVML_REPRODUCIBILITY_NOTE",
-    "AggregatedResult",
-    "AggregationMetadata",
-    "DatasetInfo",
-    "ExperimentResult",
-    "MeasurementBoundary",
-    "Methodology",
-    "RawProcessResult",
-    "StudyResult",
-    "StudySummary",
-    "Timestamps",
-    "compute_measurement_config_hash",
+# Figures that a process and the experiment both have. Each is declared here; the records below name it where it stands
+# in their files. (Fields of a common base would all come first, and the files would change.) Window, breakdown,
+# uncertainty and phases take more than their own values to merge: see `results.aggregation`.
+
+_Backend = Annotated[First[str], Field(description="Inference engine."), Column(5)]
+_BackendVersion = Annotated[First[str | None], Field(description="Version of the inference engine."), Column(6)]
+_EffectiveConfig = Annotated[First[JsonDict], Field(description="Resolved config, engine defaults filled in.")]
+_Methodology = Annotated[
+    Methodology,
+    Field(
+        description="`total`: warm-up off; `steady_state`: warm-up excluded; `windowed`: part of the generation only."
+    ),
+    Merge(first),
+    Column(12, "", "What part of the run the window is"),
 ]
-
-Methodology = Literal["total", "steady_state", "windowed"]
-"""Warm-up off; warm-up run and excluded; only part of the generation counted."""
-
-NVML_REPRODUCIBILITY_NOTE: Final = (
-    "Energy measured via NVML. Accuracy ±5 %; it varies with thermal state and system load. "
-    "The same measurement_config_hash means the same workload, not the same joules."
-)
-
-
-class Timestamps(Record):
-    """A stretch of time."""
-
-    start: datetime = Field(description="Start on the wall clock (UTC).")
-    end: datetime = Field(description="End on the wall clock (UTC).")
-    duration_sec: float = Field(ge=0, description="Length in seconds, on a monotonic clock.")
-
-
-class DatasetInfo(Record):
-    """Which prompts were used."""
-
-    name: str = Field(description="Name or path as configured.")
-    sha256: str | None = Field(default=None, description="SHA-256 of the prompts; null: not known.")
-    prompt_count: int = Field(ge=0, description="Prompts used in the window.")
-    revision: str | None = Field(default=None, description="Revision of a data set from the Hub.")
-
-
-class MeasurementBoundary(Record):
-    """What the energy of the window includes, in space and in time."""
-
-    devices: list[str] = Field(description="Metered devices: GPU UUIDs, or `cpu`.")
-    device_names: list[str] = Field(default_factory=list, description="Their marketing names, in the same order.")
-    scope: EnergyScope | None = Field(default=None, description="What of each device is metered; null: nothing.")
-    includes: list[str] = Field(default_factory=list, description="Work inside the window.")
-    excludes: list[str] = Field(default_factory=list, description="Work outside the window.")
+_SteadyStateWindow = Annotated[
+    tuple[float, float] | None, Field(description="Start and end of the window, in seconds since the experiment began.")
+]
+_Dataset = Annotated[First[DatasetInfo | None], Field(description="The prompts.")]
+_ModelRevision = Annotated[First[str | None], Field(description="Commit of the loaded weights.")]
+_TruncatedPrompts = Annotated[int | None, Field(ge=0, description="Prompts cut to the input limit."), Merge(count)]
+_ExcludedSamples = Annotated[
+    int | None, Field(ge=0, description="Warm-up prompts left out; null when methodology is `total`."), Merge(count)
+]
+_EnergyBreakdown = Annotated[
+    EnergyBreakdown | None, Field(description="Raw and adjusted energy with their provenance.")
+]
+_EnergyAudit = Annotated[
+    EnergyAudit | None,
+    Field(description="Hardware counter against power integral."),
+    Merge(of_all(merge_audits), counted=True),
+]
+_Uncertainty = Annotated[
+    EnergyUncertainty | None,
+    Field(description="95 % half-widths of the energy."),
+    Column(
+        22,
+        "J/token",
+        "95 % half-width of energy_per_token_j, for publishing",
+        name="energy_per_token_absolute_95_j",
+        at="absolute_per_token_j",
+    ),
+    Column(
+        23,
+        "J/token",
+        "95 % half-width of energy_per_token_j, for runs on the same board",
+        name="energy_per_token_comparative_95_j",
+        at="comparative_per_token_j",
+    ),
+]
+_UncertaintyPerDevice = Annotated[
+    dict[str, EnergyUncertainty],
+    Field(description="The same for the energy of each device."),
+    Merge(united, counted=True),
+]
+_MeasurementBoundary = Annotated[
+    MeasurementBoundary | None, Field(description="What the energy includes."), Merge(of_known(merge_boundaries))
+]
+_BaselinePower = Annotated[
+    float | None,
+    Field(description="Idle power of the devices, in watts."),
+    Merge(total, counted=True),
+    Column(26, "W", "Idle power of the devices"),
+]
+_IdleResidentPower = Annotated[
+    float | None, Field(description="Idle power with the model in memory, in watts."), Merge(total, counted=True)
+]
+_Phases = Annotated[PhaseBreakdown | None, Field(description="Prefill and decode.")]
+_Flops = Annotated[FlopsResult | None, Field(description="How `total_flops` was counted."), Merge(of_all(merge_flops))]
+_KvCache = Annotated[Total[float | None], Field(description="Memory of the key-value cache, in MB (10^6 B).")]
+_Throttle = Annotated[
+    ThermalThrottleInfo | None, Field(description="Throttling in the window."), Merge(of_known(merge_records))
+]
+_Warmup = Annotated[WarmupResult | None, Field(description="How the warm-up went."), Merge(of_known(merge_records))]
 
 
 class RawProcessResult(Record):
@@ -97,69 +151,46 @@ class RawProcessResult(Record):
     compute_metrics: ComputeMetrics = Field(description="Arithmetic and memory of the window.")
 
     measurement_config_hash: str | None = Field(default=None, description="Hash of the measured configuration.")
-    backend: str = Field(default="pytorch", description="Inference engine.")
-    backend_version: str | None = Field(default=None, description="Version of the inference engine.")
-    effective_config: JsonDict = Field(default_factory=dict, description="Resolved config, engine defaults filled in.")
-    measurement_methodology: Methodology = Field(default="total", description="What part of the run the window is.")
-    steady_state_window: tuple[float, float] | None = Field(
-        default=None, description="Start and end of the window, in seconds since the experiment began."
-    )
+    backend: _Backend = "pytorch"
+    backend_version: _BackendVersion = None
+    effective_config: _EffectiveConfig = Field(default_factory=dict)
+    measurement_methodology: _Methodology = "total"
+    steady_state_window: _SteadyStateWindow = None
     started_at: datetime | None = Field(default=None, description="When the experiment began (UTC), loading included.")
     ended_at: datetime | None = Field(default=None, description="When the experiment ended (UTC).")
     environment: EnvironmentSnapshot | None = Field(default=None, description="Machine and software.")
-    dataset: DatasetInfo | None = Field(default=None, description="The prompts.")
-    model_revision: str | None = Field(default=None, description="Commit of the loaded weights.")
-    truncated_prompts: int | None = Field(default=None, ge=0, description="Prompts cut to the input limit.")
+    dataset: _Dataset = None
+    model_revision: _ModelRevision = None
+    truncated_prompts: _TruncatedPrompts = None
     requests: RequestTimings | None = Field(default=None, description="Per-request tokens and latencies.")
 
     energy_per_device_j: dict[str, float | None] = Field(
         default_factory=dict, description="Joules by device UUID (or `cpu`); null: that device could not be read."
     )
-    energy_breakdown: EnergyBreakdown | None = Field(default=None, description="Raw and adjusted energy.")
-    energy_audit: EnergyAudit | None = Field(default=None, description="Counter against integral.")
-    uncertainty: EnergyUncertainty | None = Field(default=None, description="95 % half-widths of the energy.")
-    uncertainty_per_device: dict[str, EnergyUncertainty] = Field(
-        default_factory=dict, description="The same for the energy of each device."
-    )
-    measurement_boundary: MeasurementBoundary | None = Field(default=None, description="What the energy includes.")
+    energy_breakdown: _EnergyBreakdown = None
+    energy_audit: _EnergyAudit = None
+    uncertainty: _Uncertainty = None
+    uncertainty_per_device: _UncertaintyPerDevice = Field(default_factory=dict)
+    measurement_boundary: _MeasurementBoundary = None
     reproducibility_notes: str | None = Field(default=None, description="Note of the meter that measured.")
-    baseline_power_w: float | None = Field(default=None, description="Idle power of this process's devices, in watts.")
-    idle_resident_power_w: float | None = Field(
-        default=None, description="Idle power with the model in memory, in watts."
-    )
-    phases: PhaseBreakdown | None = Field(default=None, description="Prefill and decode.")
-    flops: FlopsResult | None = Field(default=None, description="Floating-point operations of the window.")
-    kv_cache_mb: float | None = Field(default=None, description="Memory of the key-value cache, in MB (10^6 B).")
-    thermal_throttle: ThermalThrottleInfo | None = Field(default=None, description="Throttling in the window.")
-    warmup_result: WarmupResult | None = Field(default=None, description="How the warm-up went.")
-    warmup_excluded_samples: int | None = Field(default=None, ge=0, description="Warm-up prompts left out.")
+    baseline_power_w: _BaselinePower = None
+    idle_resident_power_w: _IdleResidentPower = None
+    phases: _Phases = None
+    flops: _Flops = None
+    kv_cache_mb: _KvCache = None
+    thermal_throttle: _Throttle = None
+    warmup_result: _Warmup = None
+    warmup_excluded_samples: _ExcludedSamples = None
     timeseries_path: str | None = Field(default=None, description="Path of the 1 Hz time series.")
     warnings: list[str] = Field(default_factory=list, description="`code: explanation` of each doubt.")
 
-
-class AggregationMetadata(Record):
-    """How the records of the processes became one result, and whether they fit together."""
-
-    num_processes: int = Field(ge=1, description="Processes aggregated.")
-    expected_processes: int | None = Field(default=None, description="Processes that should have taken part.")
-    complete: bool | None = Field(default=None, description="Whether every check of completeness passed.")
-    completeness_error: str | None = Field(default=None, description="What the checks found missing.")
-    gpu_attribution_verified: bool = Field(
-        default=False, description="Whether every joule was traced to a device and counted once."
-    )
-    shared_devices: dict[str, list[int]] = Field(
-        default_factory=dict, description="Devices used by several processes, and the indices of those."
-    )
-    temporal_overlap_verified: bool = Field(
-        default=False, description="Whether the processes' windows ran side by side."
-    )
-    overlap_pct: float | None = Field(
-        default=None, description="Time common to all windows, in per cent of the common window."
-    )
-    common_window_sec: float | None = Field(
-        default=None, description="First start to last end of the windows, in seconds."
-    )
-    warnings: list[str] = Field(default_factory=list, description="`code: explanation` of each failed check.")
+    @property
+    def energy_adjusted_j(self) -> float | None:
+        """Energy of the window above idle, in joules; signed."""
+        if self.energy_breakdown is not None:
+            return self.energy_breakdown.adjusted_j
+        total_j, idle_w = self.energy_metrics.total_energy_j, self.baseline_power_w
+        return None if total_j is None or idle_w is None else total_j - idle_w * self.energy_metrics.duration_sec
 
 
 class ExperimentResult(Record):
@@ -168,90 +199,128 @@ class ExperimentResult(Record):
     schema_version: str = Field(
         default=RESULT_SCHEMA_VERSION, pattern=r"^2\.\d+$", description="Schema of this record."
     )
-    experiment_id: str = Field(description="Identity of this measurement.")
-    measurement_config_hash: str = Field(description="First 16 hex digits of SHA-256 over the configuration.")
-    backend: str = Field(default="pytorch", description="Inference engine.")
-    backend_version: str | None = Field(default=None, description="Version of the inference engine.")
-    measurement_methodology: Methodology = Field(
-        description="`total`: warm-up off; `steady_state`: warm-up excluded; `windowed`: part of the generation only."
+    experiment_id: Annotated[str, Column(1, "", "Identity of the measurement")] = Field(
+        description="Identity of this measurement."
     )
-    steady_state_window: tuple[float, float] | None = Field(
-        default=None, description="Start and end of the window, in seconds since the experiment began."
+    measurement_config_hash: Annotated[str, Column(2, "", "Identity of what was measured")] = Field(
+        description="First 16 hex digits of SHA-256 over the configuration."
     )
+    backend: _Backend = "pytorch"
+    backend_version: _BackendVersion = None
+    measurement_methodology: _Methodology
+    steady_state_window: _SteadyStateWindow = None
 
-    total_tokens: int = Field(ge=0, description="Input plus output tokens.")
-    total_energy_j: float | None = Field(description="Raw energy in joules; null: not measured.")
-    total_inference_time_sec: float = Field(ge=0, description="Length of the window in seconds.")
-    avg_tokens_per_second: float = Field(ge=0, description="Output tokens per second of the window.")
-    avg_energy_per_token_j: float | None = Field(description="Raw joules per output token; null: not measured.")
-    total_flops: float | None = Field(description="Floating-point operations; null: not known.")
-    input_tokens: int | None = Field(default=None, ge=0, description="Input tokens after truncation.")
-    output_tokens: int | None = Field(default=None, ge=0, description="Output tokens up to and including each EOS.")
-
-    baseline_power_w: float | None = Field(default=None, description="Idle power of the devices, in watts.")
-    energy_adjusted_j: float | None = Field(
-        default=None, description="Raw energy minus idle power x window length, in joules; signed."
+    total_tokens: Annotated[int, Column(19, "tokens", "Input and output tokens")] = Field(
+        ge=0, description="Input plus output tokens."
     )
-    energy_per_device_j: dict[str, float] | None = Field(
+    total_energy_j: Annotated[
+        float | None,
+        Merge(total, "energy_metrics.total_energy_j", counted=True),
+        Column(24, "J", "Raw energy of the window"),
+    ] = Field(description="Raw energy in joules; null: not measured.")
+    total_inference_time_sec: Annotated[float, Column(16, "s", "Length of the measurement window", "window_sec")] = (
+        Field(ge=0, description="Length of the window in seconds.")
+    )
+    avg_tokens_per_second: Annotated[float, Column(20, "tokens/s", "Output tokens per second", "tokens_per_second")] = (
+        Field(ge=0, description="Output tokens per second of the window.")
+    )
+    avg_energy_per_token_j: Annotated[
+        float | None, Column(21, "J/token", "Raw energy per output token", "energy_per_token_j")
+    ] = Field(description="Raw joules per output token; null: not measured.")
+    total_flops: Annotated[
+        float | None,
+        Merge(total, "compute_metrics.flops_total"),
+        Column(50, "FLOP", "Floating-point operations (reference)"),
+    ] = Field(description="Floating-point operations; null: not known.")
+    input_tokens: Annotated[
+        int | None, Merge(count, "inference_metrics.input_tokens"), Column(17, "tokens", "Input tokens")
+    ] = Field(default=None, ge=0, description="Input tokens after truncation.")
+    output_tokens: Annotated[
+        int | None, Merge(count, "inference_metrics.output_tokens"), Column(18, "tokens", "Output tokens")
+    ] = Field(default=None, ge=0, description="Output tokens up to and including each EOS.")
+
+    baseline_power_w: _BaselinePower = None
+    energy_adjusted_j: Annotated[
+        float | None, Merge(total, counted=True), Column(25, "J", "Raw energy minus idle power over the window; signed")
+    ] = Field(default=None, description="Raw energy minus idle power x window length, in joules; signed.")
+    energy_per_device_j: Annotated[dict[str, float] | None, Merge(energies_of_devices, counted=True)] = Field(
         default=None, description="Raw joules by device UUID (or `cpu`)."
     )
-    energy_breakdown: EnergyBreakdown | None = Field(
-        default=None, description="Raw and adjusted energy with their provenance."
-    )
+    energy_breakdown: _EnergyBreakdown = None
     multi_gpu: MultiGPUMetrics | None = Field(default=None, description="Energy per GPU where several were used.")
-    environment_snapshot: EnvironmentSnapshot | None = Field(default=None, description="Machine and software.")
+    environment_snapshot: Annotated[EnvironmentSnapshot | None, Merge(of_known(merge_environments), "environment")] = (
+        Field(default=None, description="Machine and software.")
+    )
     measurement_warnings: list[str] = Field(
         default_factory=list, description="`code: explanation` of each doubt about these figures."
     )
-    warmup_excluded_samples: int | None = Field(
-        default=None, ge=0, description="Warm-up prompts left out; null when methodology is `total`."
-    )
+    warmup_excluded_samples: _ExcludedSamples = None
     reproducibility_notes: str = Field(
         default=NVML_REPRODUCIBILITY_NOTE, description="What to expect of a second measurement with this meter."
     )
     timeseries: str | None = Field(default=None, description="File name of the 1 Hz time series beside the result.")
-    start_time: datetime = Field(description="When the experiment began (UTC), loading included.")
-    end_time: datetime = Field(description="When the experiment ended (UTC).")
-    effective_config: JsonDict = Field(default_factory=dict, description="Resolved config, engine defaults filled in.")
+    start_time: Annotated[datetime, Column(13, "UTC", "Beginning of the experiment")] = Field(
+        description="When the experiment began (UTC), loading included."
+    )
+    end_time: Annotated[datetime, Column(14, "UTC", "End of the experiment")] = Field(
+        description="When the experiment ended (UTC)."
+    )
+    effective_config: _EffectiveConfig = Field(default_factory=dict)
     process_results: list[RawProcessResult] = Field(
         default_factory=list, description="One record per process where there were several, without per-request data."
     )
     aggregation: AggregationMetadata | None = Field(default=None, description="How processes were put together.")
-    thermal_throttle: ThermalThrottleInfo | None = Field(default=None, description="Throttling in the window.")
-    warmup_result: WarmupResult | None = Field(default=None, description="How the warm-up went.")
-    latency_stats: LatencyStatistics | None = Field(default=None, description="Latencies over all requests.")
+    thermal_throttle: _Throttle = None
+    warmup_result: _Warmup = None
+    latency_stats: Annotated[LatencyStatistics | None, Merge(of_known(pool_latencies), "requests")] = Field(
+        default=None, description="Latencies over all requests."
+    )
     extended_metrics: ExtendedEfficiencyMetrics | None = Field(default=None, description="Further derived figures.")
 
-    model_name: str | None = Field(default=None, description="Model as configured.")
-    model_revision: str | None = Field(default=None, description="Commit of the loaded weights.")
-    config_name: str | None = Field(default=None, description="Short name of the configuration, for people.")
-    cycle: int | None = Field(default=None, ge=1, description="Which repetition in a study, from 1.")
-    runner: str | None = Field(default=None, description="Where it ran: `local` or `docker:<image>`.")
+    model_name: First[str | None] = Field(default=None, description="Model as configured.")
+    model_revision: _ModelRevision = None
+    config_name: First[str | None] = Field(default=None, description="Short name of the configuration, for people.")
+    cycle: Annotated[int | None, Column(3)] = Field(
+        default=None, ge=1, description="Which repetition in a study, from 1."
+    )
+    runner: Annotated[str | None, Column(59, "", "Where it ran")] = Field(
+        default=None, description="Where it ran: `local` or `docker:<image>`."
+    )
     image_digest: str | None = Field(default=None, description="Digest of the container image.")
-    node: str | None = Field(default=None, description="Cluster node that measured.")
-    dataset: DatasetInfo | None = Field(default=None, description="The prompts.")
-    num_requests: int | None = Field(default=None, ge=0, description="Requests answered in the window.")
-    truncated_prompts: int | None = Field(default=None, ge=0, description="Prompts cut to the input limit.")
-    measurement_boundary: MeasurementBoundary | None = Field(default=None, description="What the energy includes.")
-    uncertainty: EnergyUncertainty | None = Field(default=None, description="95 % half-widths of the energy.")
-    uncertainty_per_device: dict[str, EnergyUncertainty] = Field(
-        default_factory=dict, description="The same for the energy of each device."
+    node: Annotated[str | None, Column(60)] = Field(default=None, description="Cluster node that measured.")
+    dataset: _Dataset = None
+    num_requests: Annotated[int | None, Merge(count, "inference_metrics.num_requests"), Column(11, "requests")] = Field(
+        default=None, ge=0, description="Requests answered in the window."
     )
-    energy_audit: EnergyAudit | None = Field(default=None, description="Hardware counter against power integral.")
-    idle_resident_power_w: float | None = Field(
-        default=None, description="Idle power with the model in memory, in watts."
+    truncated_prompts: _TruncatedPrompts = None
+    measurement_boundary: _MeasurementBoundary = None
+    uncertainty: _Uncertainty = None
+    uncertainty_per_device: _UncertaintyPerDevice = Field(default_factory=dict)
+    energy_audit: _EnergyAudit = None
+    idle_resident_power_w: _IdleResidentPower = None
+    phases: _Phases = None
+    flops: _Flops = None
+    peak_memory_mb: Annotated[
+        float | None,
+        Merge(total, "compute_metrics.peak_memory_mb"),
+        Column(52, "MB", "Peak device memory of the window"),
+    ] = Field(default=None, description="Peak device memory of the window, in MB (10^6 B).")
+    model_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.model_memory_mb")] = Field(
+        default=None, description="Memory of the loaded weights, in MB (10^6 B)."
     )
-    phases: PhaseBreakdown | None = Field(default=None, description="Prefill and decode.")
-    flops: FlopsResult | None = Field(default=None, description="How `total_flops` was counted.")
-    peak_memory_mb: float | None = Field(default=None, description="Peak device memory of the window, in MB (10^6 B).")
-    model_memory_mb: float | None = Field(default=None, description="Memory of the loaded weights, in MB (10^6 B).")
-    kv_cache_mb: float | None = Field(default=None, description="Memory of the key-value cache, in MB (10^6 B).")
-    co2_g: float | None = Field(default=None, description="Emissions in g CO2e, from the user's own factors.")
+    kv_cache_mb: _KvCache = None
+    co2_g: Annotated[float | None, Column(53, "g", "Emissions, from the user's own factors")] = Field(
+        default=None, description="Emissions in g CO2e, from the user's own factors."
+    )
     carbon_intensity_gco2_kwh: float | None = Field(default=None, description="Grid intensity used, in g CO2e/kWh.")
     pue: float | None = Field(default=None, description="Power usage effectiveness used.")
-    cost: float | None = Field(default=None, description="Price of the energy, in `currency`.")
+    cost: Annotated[float | None, Column(54, "currency", "Price of the energy")] = Field(
+        default=None, description="Price of the energy, in `currency`."
+    )
     electricity_price_kwh: float | None = Field(default=None, description="Price used, in `currency` per kWh.")
-    currency: str | None = Field(default=None, description="Currency of cost and price.")
+    currency: Annotated[str | None, Column(55, "", "Currency of cost")] = Field(
+        default=None, description="Currency of cost and price."
+    )
     trace: str | None = Field(default=None, description="File name of the raw power samples beside the result.")
     outputs: str | None = Field(default=None, description="File name of the generated texts beside the result.")
 
@@ -271,11 +340,7 @@ class ExperimentResult(Record):
         return _per_joule(self.output_tokens, self.total_energy_j)
 
     def summary(self, path: Path | None = None) -> str:
-        """The result as text for people.
-
-        Args:
-            path: Where the result was saved, named in the last line.
-        """
+        """The result as text for people, `path` in its last line; see `results.summary`."""
         from llenergymeasure.results.summary import render_summary
 
         return render_summary(self, path)
@@ -308,22 +373,6 @@ class ExperimentResult(Record):
 
 AggregatedResult = ExperimentResult
 """The same class under the name it has where several processes are put together."""
-
-
-def compute_measurement_config_hash(config: BaseModel) -> str:
-    """Identity of what a configuration measures: the same on every machine, process and Python version.
-
-    Unset fields do not count, so that a release which adds an optional field keeps the hashes of old configurations;
-    `output_dir` says where results go, not what is measured.
-
-    Args:
-        config: An `ExperimentConfig`.
-
-    Returns:
-        The first 16 hex digits of SHA-256 over the configuration's JSON with sorted keys.
-    """
-    fields = config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"})
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _per_joule(tokens: int | None, energy_j: float | None) -> float | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence, Sized
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from llenergymeasure.domain.base import Float32Array, Float64Array, Record
+from llenergymeasure.domain.figures import Column
 
 HISTOGRAM_BINS = 40
 
@@ -75,13 +77,29 @@ class Histogram(Record):
     counts: list[int] = Field(description="Values in each bin.")
 
 
+def _columns(position: int, name: str, text: str) -> tuple[Column, ...]:
+    spread = {"mean": "mean", "p50": "median", "p95": "95th percentile", "p99": "99th percentile"}
+    return tuple(
+        Column(position + offset, "ms", f"{text}, {title}", f"{name}_{statistic}_ms", statistic)
+        for offset, (statistic, title) in enumerate(spread.items())
+    )
+
+
 class LatencyStatistics(Record):
     """Latencies over all requests of all processes at once, in milliseconds; null where the engine does not tell."""
 
-    ttft_ms: Percentiles | None = Field(default=None, description="Time to first token, in ms.")
-    itl_ms: Percentiles | None = Field(default=None, description="Inter-token latency, every gap of its own, in ms.")
-    tpot_ms: Percentiles | None = Field(default=None, description="Time per output token of each request, in ms.")
-    e2e_ms: Percentiles | None = Field(default=None, description="Start on the request to its last token, in ms.")
+    ttft_ms: Annotated[Percentiles | None, _columns(34, "ttft", "Time to first token")] = Field(
+        default=None, description="Time to first token, in ms."
+    )
+    itl_ms: Annotated[Percentiles | None, _columns(38, "itl", "Inter-token latency")] = Field(
+        default=None, description="Inter-token latency, every gap of its own, in ms."
+    )
+    tpot_ms: Annotated[Percentiles | None, _columns(42, "tpot", "Time per output token")] = Field(
+        default=None, description="Time per output token of each request, in ms."
+    )
+    e2e_ms: Annotated[Percentiles | None, _columns(46, "e2e", "End-to-end latency")] = Field(
+        default=None, description="Start on the request to its last token, in ms."
+    )
     queue_ms: Percentiles | None = Field(default=None, description="Waiting before the start, in ms.")
     ttft_histogram: Histogram | None = Field(default=None, description="Distribution of TTFT, edges in ms.")
     itl_histogram: Histogram | None = Field(default=None, description="Distribution of ITL, edges in ms.")
@@ -92,10 +110,6 @@ def percentile(ordered: Sequence[float], q: float) -> float:
     """The `q`-th percentile of ascending values, by linear interpolation between order statistics.
 
     Definition 7 of Hyndman and Fan (1996), "Sample Quantiles in Statistical Packages"; numpy's default.
-
-    Args:
-        ordered: Values in ascending order, at least one.
-        q: Percentile, 0 to 100.
 
     Raises:
         ValueError: No values, or `q` outside 0..100.
@@ -144,11 +158,7 @@ def histogram(values: Sequence[float], bins: int = HISTOGRAM_BINS) -> Histogram 
 
 
 def pool_latencies(processes: Iterable[RequestTimings]) -> LatencyStatistics | None:
-    """Statistics over every request of every process; an average of averages would hide the slow process.
-
-    Returns:
-        `None` when no process kept timings.
-    """
+    """Statistics over every request of every process, `None` without any; averages of averages hide the slow one."""
     timings = list(processes)
     if not timings:
         return None

@@ -1,42 +1,32 @@
-"""What a measurement window yields besides its energy, and every metric record under one name."""
+"""What a measurement window yields besides its energy and latencies, and the figures that follow from it."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Final, Protocol
 
 from pydantic import Field
 
 from llenergymeasure.domain.base import Confidence, Record
-from llenergymeasure.domain.energy import (
-    BaselineMethod,
-    BudgetComponent,
-    EnergyAudit,
-    EnergyBreakdown,
-    EnergyUncertainty,
-    combine_budget,
+from llenergymeasure.domain.energy import EnergyBreakdown as EnergyBreakdown  # kept beside it, a name of this one
+from llenergymeasure.domain.energy import EnergyUncertainty, merge_uncertainties
+from llenergymeasure.domain.figures import (
+    AllOf,
+    AnyOf,
+    Column,
+    Largest,
+    Merge,
+    Total,
+    complete,
+    count,
+    joined,
+    merge_records,
+    total,
 )
-from llenergymeasure.domain.latency import Histogram, LatencyStatistics, Percentiles, RequestTimings
+from llenergymeasure.domain.latency import LatencyStatistics as LatencyStatistics  # likewise
 
-__all__ = [
-    "BaselineMethod",
-    "BudgetComponent",
-    "ComputeMetrics",
-    "EnergyAudit",
-    "EnergyBreakdown",
-    "EnergyMetrics",
-    "EnergyUncertainty",
-    "ExtendedEfficiencyMetrics",
-    "FlopsResult",
-    "Histogram",
-    "InferenceMetrics",
-    "LatencyStatistics",
-    "MultiGPUMetrics",
-    "Percentiles",
-    "PhaseBreakdown",
-    "PhaseMetrics",
-    "RequestTimings",
-    "ThermalThrottleInfo",
-    "WarmupResult",
-    "combine_budget",
-]
+_LEAST_TRUSTED_FIRST: Final = ("low", "medium", "high")
 
 
 class InferenceMetrics(Record):
@@ -79,37 +69,51 @@ class FlopsResult(Record):
 
     value: float = Field(ge=0, description="Floating-point operations.")
     method: str = Field(description="How they were counted, e.g. `palm_formula` (2 x N x tokens).")
-    confidence: Confidence = Field(
+    confidence: Annotated[Confidence, Column(51, "", "How far total_flops can be trusted", "flops_confidence")] = Field(
         description="`high`: N counted on the loaded model; `medium`: from its config; `low`: from its name or size."
     )
     precision: str = Field(description="Number format of the arithmetic, e.g. `bf16`.")
     notes: str | None = Field(default=None, description="What was counted and what was left out.")
 
 
+def merge_flops(parts: Sequence[FlopsResult]) -> FlopsResult:
+    """Operations of all processes, as trustworthy as the least trustworthy count."""
+    least = min(parts, key=lambda part: _LEAST_TRUSTED_FIRST.index(part.confidence))
+    return least.model_copy(update={"value": math.fsum(part.value for part in parts)})
+
+
 class WarmupResult(Record):
     """How the warm-up went; none of it is in any headline figure."""
 
-    converged: bool = Field(description="Whether latencies settled; true in fixed mode and when warm-up is off.")
-    final_cv: float | None = Field(description="Last coefficient of variation seen; null below two latencies.")
-    iterations_completed: int = Field(ge=0, description="Warm-up prompts run.")
+    converged: AllOf[bool] = Field(description="Whether latencies settled; true in fixed mode and when warm-up is off.")
+    final_cv: Largest[float | None] = Field(description="Last coefficient of variation seen; null below two latencies.")
+    iterations_completed: Annotated[int, Merge(count)] = Field(ge=0, description="Warm-up prompts run.")
     target_cv: float = Field(description="Coefficient of variation that counts as converged.")
     max_prompts: int = Field(ge=0, description="Most warm-up prompts allowed.")
-    latencies_ms: list[float] = Field(default_factory=list, description="Latency of each warm-up prompt, in ms.")
-    thermal_floor_wait_s: float = Field(default=0.0, ge=0, description="Wait after warm-up, in seconds.")
+    latencies_ms: Annotated[list[float], Merge(joined)] = Field(
+        default_factory=list, description="Latency of each warm-up prompt, in ms."
+    )
+    thermal_floor_wait_s: Largest[float] = Field(default=0.0, ge=0, description="Wait after warm-up, in seconds.")
+
+
+def _in_order(timestamps: Iterable[Iterable[float]]) -> list[float]:
+    return sorted(set(joined(timestamps)))
 
 
 class ThermalThrottleInfo(Record):
     """Whether the hardware held its clocks back during the window, and why."""
 
-    detected: bool = Field(default=False, description="Whether any throttling below was seen.")
-    thermal: bool = Field(default=False, description="Throttled by temperature, in software or hardware.")
-    power: bool = Field(default=False, description="Throttled by a power limit.")
-    sw_thermal: bool = Field(default=False, description="Throttled by the driver because of temperature.")
-    hw_thermal: bool = Field(default=False, description="Throttled by the hardware because of temperature.")
-    hw_power: bool = Field(default=False, description="Throttled by the hardware's power brake.")
-    throttle_duration_sec: float = Field(default=0.0, ge=0, description="Time throttled, in seconds.")
-    max_temperature_c: float | None = Field(default=None, description="Highest temperature, in degrees Celsius.")
-    throttle_timestamps: list[float] = Field(
+    detected: AnyOf[bool] = Field(default=False, description="Whether any throttling below was seen.")
+    thermal: AnyOf[bool] = Field(default=False, description="Throttled by temperature, in software or hardware.")
+    power: AnyOf[bool] = Field(default=False, description="Throttled by a power limit.")
+    sw_thermal: AnyOf[bool] = Field(default=False, description="Throttled by the driver because of temperature.")
+    hw_thermal: AnyOf[bool] = Field(default=False, description="Throttled by the hardware because of temperature.")
+    hw_power: AnyOf[bool] = Field(default=False, description="Throttled by the hardware's power brake.")
+    throttle_duration_sec: Largest[float] = Field(default=0.0, ge=0, description="Time throttled, in seconds.")
+    max_temperature_c: Largest[float | None] = Field(
+        default=None, description="Highest temperature, in degrees Celsius."
+    )
+    throttle_timestamps: Annotated[list[float], Merge(_in_order)] = Field(
         default_factory=list, description="Starts of throttling, in seconds from the window's start."
     )
 
@@ -128,21 +132,53 @@ class MultiGPUMetrics(Record):
 class PhaseMetrics(Record):
     """One phase of generation, prefill or decode."""
 
-    time_sec: float = Field(ge=0, description="Time in this phase, in seconds; summed over processes.")
-    tokens: int = Field(ge=0, description="Tokens processed (prefill) or produced (decode).")
-    energy_j: float | None = Field(default=None, description="Energy in joules; null: too short for the sensor.")
+    time_sec: Total[float] = Field(ge=0, description="Time in this phase, in seconds; summed over processes.")
+    tokens: Annotated[int, Merge(count)] = Field(ge=0, description="Tokens processed (prefill) or produced (decode).")
+    energy_j: Total[float | None] = Field(default=None, description="Energy in joules; null: too short for the sensor.")
     uncertainty: EnergyUncertainty | None = Field(default=None, description="95 % half-widths of `energy_j`.")
 
 
 class PhaseBreakdown(Record):
     """Prefill and decode of one run, from token timestamps and the power trace."""
 
-    prefill: PhaseMetrics | None = Field(default=None, description="Input processing up to the first token.")
-    decode: PhaseMetrics | None = Field(default=None, description="Generation after the first token.")
+    prefill: Annotated[PhaseMetrics | None, Column(32, "J", "Energy of prefill", "prefill_energy_j", at="energy_j")] = (
+        Field(default=None, description="Input processing up to the first token.")
+    )
+    decode: Annotated[PhaseMetrics | None, Column(33, "J", "Energy of decode", "decode_energy_j", at="energy_j")] = (
+        Field(default=None, description="Generation after the first token.")
+    )
     residual_j: float | None = Field(
         default=None, description="Energy of the window that belongs to neither phase, in joules; signed."
     )
     reason: str | None = Field(default=None, description="Why a figure is missing.")
+
+
+def merge_phases(parts: Sequence[PhaseBreakdown | None], devices_are_shared: bool) -> PhaseBreakdown | None:
+    """Prefill and decode of all processes; on a shared device nobody can say whose phase took a joule."""
+    known = complete(parts)
+    if known is None:
+        return None
+    if len(known) == 1:
+        return known[0]
+    reasons = dict.fromkeys(part.reason for part in known if part.reason)
+    if devices_are_shared:
+        reasons["processes share a device, whose energy cannot be split between their phases"] = None
+    return PhaseBreakdown(
+        prefill=_merge_phase([part.prefill for part in known], devices_are_shared),
+        decode=_merge_phase([part.decode for part in known], devices_are_shared),
+        residual_j=None if devices_are_shared else total(part.residual_j for part in known),
+        reason="; ".join(reasons) or None,
+    )
+
+
+def _merge_phase(parts: Sequence[PhaseMetrics | None], devices_are_shared: bool) -> PhaseMetrics | None:
+    known = complete(parts)
+    if known is None:
+        return None
+    merged = merge_records(known)
+    energy_j = None if devices_are_shared else merged.energy_j
+    uncertainty = None if energy_j is None else merge_uncertainties([part.uncertainty for part in known], energy_j)
+    return merged.model_copy(update={"energy_j": energy_j, "uncertainty": uncertainty})
 
 
 class ExtendedEfficiencyMetrics(Record):
@@ -151,10 +187,43 @@ class ExtendedEfficiencyMetrics(Record):
     energy_adjusted_per_token_j: float | None = Field(
         default=None, description="Baseline-adjusted energy per output token, in joules."
     )
-    energy_per_request_j: float | None = Field(default=None, description="Raw energy per request, in joules.")
+    energy_per_request_j: Annotated[float | None, Column(31, "J", "Raw energy per request")] = Field(
+        default=None, description="Raw energy per request, in joules."
+    )
     total_tokens_per_second: float | None = Field(
         default=None, description="Input and output tokens per second of the window."
     )
     requests_per_second: float | None = Field(default=None, description="Requests per second of the window.")
-    avg_power_w: float | None = Field(default=None, description="Raw energy over window length, in watts.")
+    avg_power_w: Annotated[float | None, Column(30, "W", "Raw energy over window length")] = Field(
+        default=None, description="Raw energy over window length, in watts."
+    )
     flops_per_joule: float | None = Field(default=None, description="Counted operations per joule of raw energy.")
+
+
+class Measured(Protocol):
+    """What further figures are derived from: a result, as far as it was measured."""
+
+    total_inference_time_sec: float
+    total_tokens: int
+    output_tokens: int | None
+    num_requests: int | None
+    total_energy_j: float | None
+    energy_adjusted_j: float | None
+    total_flops: float | None
+
+
+def extended_metrics(of: Measured) -> ExtendedEfficiencyMetrics:
+    """The figures that follow from the measured ones."""
+    return ExtendedEfficiencyMetrics(
+        energy_adjusted_per_token_j=ratio(of.energy_adjusted_j, of.output_tokens),
+        energy_per_request_j=ratio(of.total_energy_j, of.num_requests),
+        total_tokens_per_second=of.total_tokens / of.total_inference_time_sec,
+        requests_per_second=ratio(of.num_requests, of.total_inference_time_sec),
+        avg_power_w=ratio(of.total_energy_j, of.total_inference_time_sec),
+        flops_per_joule=ratio(of.total_flops, of.total_energy_j),
+    )
+
+
+def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    """Quotient, or `None` where a part is unknown or the denominator is 0."""
+    return numerator / denominator if numerator is not None and denominator else None

@@ -42,12 +42,7 @@ class WarningCode(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class MeasurementWarning:
-    """One thing a reader must know before trusting a figure.
-
-    Args:
-        code: Which kind of doubt.
-        message: What was seen, with figures and units, and what to do about it.
-    """
+    """One thing a reader must know before trusting a figure: what was seen, with units, and what to do about it."""
 
     code: WarningCode
     message: str

@@ -23,7 +23,7 @@ MIN_OVERLAP_PCT: Final = 90.0
 """Time common to all windows, in per cent of first start to last end, above which processes ran side by side."""
 
 _COVERAGE_TOLERANCE: Final = 0.01
-"""Share of the common window that may be missing from the window whose energy is counted for a shared device."""
+"""Fraction of the common window that may be missing from the window whose energy is counted for a shared device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,12 @@ class Attribution:
     """Whose energy counts.
 
     Args:
-        counted: Records whose energies add up to the experiment's; `None` when they cannot be told apart.
+        counted: Records whose energies add up to the experiment's; none when they cannot be told apart.
         shared_devices: Devices used by several processes, with the indices of those.
         verified: Whether every joule was traced to a named device and counted once.
-        warnings: What a reader must know.
     """
 
-    counted: tuple[RawProcessResult, ...] | None
+    counted: tuple[RawProcessResult, ...]
     shared_devices: dict[str, list[int]]
     verified: bool
     warnings: tuple[MeasurementWarning, ...] = ()
@@ -48,9 +47,7 @@ class CommonWindow:
     """The windows of all processes on one time axis.
 
     Args:
-        start: First start.
-        end: Last end.
-        length_sec: First start to last end, in seconds.
+        length_sec: First start to last end.
         overlap_pct: Time common to all windows, in per cent of `length_sec`.
     """
 
@@ -77,7 +74,7 @@ def attribute_energy(records: Sequence[RawProcessResult]) -> Attribution:
     for group in _groups_by_device(records):
         chosen = _widest(group)
         if chosen is None:
-            return Attribution(None, shared, verified=False, warnings=(_entangled(group),))
+            return Attribution((), shared, verified=False, warnings=(_entangled(group),))
         counted.append(chosen)
         if len(group) > 1:
             warnings.append(_shared_warning(group, chosen))

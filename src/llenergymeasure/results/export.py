@@ -5,22 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
 
 from llenergymeasure.atomic import write_bytes_atomically
 from llenergymeasure.domain.base import as_utc
 from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.figures import Column, columns_in
 
 if TYPE_CHECKING:
     import pyarrow
 
 Scalar = str | int | float | bool | datetime | None
 ColumnType = Literal["string", "integer", "number", "timestamp"]
+_TYPES: Final[dict[type, ColumnType]] = {int: "integer", float: "number", datetime: "timestamp"}
+_UNIONS: Final = (Union, UnionType)
 
 BATCH_SETTING: Final = {"pytorch": "batch_size", "vllm": "max_num_seqs", "tensorrt": "max_batch_size"}
 """The setting of each backend that bounds how many requests run side by side."""
@@ -28,16 +34,9 @@ BATCH_SETTING: Final = {"pytorch": "batch_size", "vllm": "max_num_seqs", "tensor
 
 @dataclass(frozen=True, slots=True)
 class FlatColumn:
-    """One column of the flat row.
+    """One column of the flat row, see `domain.figures.Column`; any of its values may be null."""
 
-    Args:
-        name: Column name; never changes within 2.x. New columns are appended.
-        type: Type of its values; any may be null.
-        unit: Unit of its values, or "".
-        description: What it holds.
-        value: Its value in a result.
-    """
-
+    position: int
     name: str
     type: ColumnType
     unit: str
@@ -47,7 +46,8 @@ class FlatColumn:
 
 def flat_row(result: ExperimentResult) -> dict[str, Scalar]:
     """The columns of one result, in the order of `FLAT_COLUMNS`."""
-    return {column.name: column.value(result) for column in FLAT_COLUMNS}
+    values = {column.name: column.value(result) for column in FLAT_COLUMNS}
+    return {name: as_utc(value) if isinstance(value, datetime) else value for name, value in values.items()}
 
 
 def to_csv(results: Iterable[ExperimentResult], path: str | Path) -> Path:
@@ -129,13 +129,6 @@ def _config_text(key: str) -> Callable[[ExperimentResult], str | None]:
     return value
 
 
-def _utc(path: str) -> Callable[[ExperimentResult], datetime]:
-    def value(result: ExperimentResult) -> datetime:
-        return as_utc(_at(path)(result))
-
-    return value
-
-
 def _model(result: ExperimentResult) -> str | None:
     return result.model_name or _config_text("model")(result)
 
@@ -161,86 +154,39 @@ def _config_json(result: ExperimentResult) -> str:
     return json.dumps(result.effective_config, sort_keys=True, ensure_ascii=False)
 
 
-def _field(name: str, type_: ColumnType, unit: str, description: str, path: str | None = None) -> FlatColumn:
-    return FlatColumn(name, type_, unit, description, _at(path or name))
+def _declared(model: type[BaseModel], path: str = "") -> Iterator[FlatColumn]:
+    """The columns that the fields of `model` declare, and those of the records in it."""
+    for name, field in model.model_fields.items():
+        here = f"{path}{name}"
+        options = get_args(field.annotation) if get_origin(field.annotation) in _UNIONS else (field.annotation,)
+        types = [option for option in options if isinstance(option, type) and get_origin(option) is None]
+        for column in columns_in(field.metadata):
+            where = f"{here}.{column.at}" if column.at else here
+            text = column.text or str(field.description).rstrip(".")
+            yield FlatColumn(column.position, column.name or name, _type(column, types), column.unit, text, _at(where))
+        for inner in types:
+            if issubclass(inner, BaseModel):
+                yield from _declared(inner, f"{here}.")
 
 
-def _latency_columns(kind: str, description: str) -> list[FlatColumn]:
-    return [
-        _field(
-            f"{kind}_{statistic}_ms", "number", "ms", f"{description}, {name}", f"latency_stats.{kind}_ms.{statistic}"
-        )
-        for statistic, name in (
-            ("mean", "mean"),
-            ("p50", "median"),
-            ("p95", "95th percentile"),
-            ("p99", "99th percentile"),
-        )
-    ]
+def _type(column: Column, types: Iterable[type]) -> ColumnType:
+    if column.at:
+        return "number"  # what stands inside of a record and is exported is a figure
+    return next((_TYPES[type_] for type_ in types if type_ in _TYPES), "string")
 
 
-FLAT_COLUMNS: Final[tuple[FlatColumn, ...]] = (
-    _field("experiment_id", "string", "", "Identity of the measurement"),
-    _field("measurement_config_hash", "string", "", "Identity of what was measured"),
-    _field("cycle", "integer", "", "Which repetition in a study, from 1"),
-    FlatColumn("model", "string", "", "Model as configured", _model),
-    _field("backend", "string", "", "Inference engine"),
-    _field("backend_version", "string", "", "Version of the inference engine"),
-    FlatColumn("precision", "string", "", "Number format", _config_text("precision")),
-    FlatColumn("batch_size", "integer", "requests", "Batch setting of the backend", batch_size),
-    _field("dataset", "string", "", "Data set", "dataset.name"),
-    _field("dataset_sha256", "string", "", "SHA-256 of the prompts", "dataset.sha256"),
-    _field("num_requests", "integer", "requests", "Requests answered in the window"),
-    _field("measurement_methodology", "string", "", "What part of the run the window is"),
-    FlatColumn("start_time", "timestamp", "UTC", "Beginning of the experiment", _utc("start_time")),
-    FlatColumn("end_time", "timestamp", "UTC", "End of the experiment", _utc("end_time")),
-    _field("duration_sec", "number", "s", "Length of the whole experiment"),
-    _field("window_sec", "number", "s", "Length of the measurement window", "total_inference_time_sec"),
-    _field("input_tokens", "integer", "tokens", "Input tokens"),
-    _field("output_tokens", "integer", "tokens", "Output tokens"),
-    _field("total_tokens", "integer", "tokens", "Input and output tokens"),
-    _field("tokens_per_second", "number", "tokens/s", "Output tokens per second", "avg_tokens_per_second"),
-    _field("energy_per_token_j", "number", "J/token", "Raw energy per output token", "avg_energy_per_token_j"),
-    _field(
-        "energy_per_token_absolute_95_j",
-        "number",
-        "J/token",
-        "95 % half-width of energy_per_token_j, for publishing",
-        "uncertainty.absolute_per_token_j",
-    ),
-    _field(
-        "energy_per_token_comparative_95_j",
-        "number",
-        "J/token",
-        "95 % half-width of energy_per_token_j, for runs on the same board",
-        "uncertainty.comparative_per_token_j",
-    ),
-    _field("total_energy_j", "number", "J", "Raw energy of the window"),
-    _field("energy_adjusted_j", "number", "J", "Raw energy minus idle power over the window; signed"),
-    _field("baseline_power_w", "number", "W", "Idle power of the devices"),
-    _field("energy_method", "string", "", "How the energy was found", "energy_breakdown.method"),
-    _field("energy_scope", "string", "", "What the energy includes", "energy_breakdown.scope"),
-    _field("energy_meter", "string", "", "Energy backend that measured", "energy_breakdown.meter"),
-    _field("avg_power_w", "number", "W", "Raw energy over window length", "extended_metrics.avg_power_w"),
-    _field("energy_per_request_j", "number", "J", "Raw energy per request", "extended_metrics.energy_per_request_j"),
-    _field("prefill_energy_j", "number", "J", "Energy of prefill", "phases.prefill.energy_j"),
-    _field("decode_energy_j", "number", "J", "Energy of decode", "phases.decode.energy_j"),
-    *_latency_columns("ttft", "Time to first token"),
-    *_latency_columns("itl", "Inter-token latency"),
-    *_latency_columns("tpot", "Time per output token"),
-    *_latency_columns("e2e", "End-to-end latency"),
-    _field("total_flops", "number", "FLOP", "Floating-point operations (reference)"),
-    _field("flops_confidence", "string", "", "How far total_flops can be trusted", "flops.confidence"),
-    _field("peak_memory_mb", "number", "MB", "Peak device memory of the window"),
-    _field("co2_g", "number", "g", "Emissions, from the user's own factors"),
-    _field("cost", "number", "currency", "Price of the energy"),
-    _field("currency", "string", "", "Currency of cost"),
-    FlatColumn("gpu", "string", "", "GPUs in use", _gpus),
-    FlatColumn("num_devices", "integer", "", "Metered devices", _num_devices),
-    FlatColumn("num_processes", "integer", "", "Processes that took part", _num_processes),
-    _field("runner", "string", "", "Where it ran"),
-    _field("node", "string", "", "Cluster node that measured"),
-    FlatColumn("warnings", "string", "", "Codes of the warnings, separated by `; `", _warning_codes),
-    FlatColumn("effective_config", "string", "", "The resolved configuration as JSON", _config_json),
+_COMPUTED: Final = (
+    FlatColumn(4, "model", "string", "", "Model as configured", _model),
+    FlatColumn(7, "precision", "string", "", "Number format", _config_text("precision")),
+    FlatColumn(8, "batch_size", "integer", "requests", "Batch setting of the backend", batch_size),
+    FlatColumn(15, "duration_sec", "number", "s", "Length of the whole experiment", _at("duration_sec")),
+    FlatColumn(56, "gpu", "string", "", "GPUs in use", _gpus),
+    FlatColumn(57, "num_devices", "integer", "", "Metered devices", _num_devices),
+    FlatColumn(58, "num_processes", "integer", "", "Processes that took part", _num_processes),
+    FlatColumn(61, "warnings", "string", "", "Codes of the warnings, separated by `; `", _warning_codes),
+    FlatColumn(62, "effective_config", "string", "", "The resolved configuration as JSON", _config_json),
 )
+"""What is not a figure of its own, but put together for the row."""
+
+FLAT_COLUMNS: Final = tuple(sorted((*_declared(ExperimentResult), *_COMPUTED), key=attrgetter("position")))
 """Every column in order; see `flat_columns_markdown`."""

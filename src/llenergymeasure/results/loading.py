@@ -54,8 +54,7 @@ def load_record(path: Path, model: type[ModelT], what: str) -> ModelT:
     Fields that this release does not know are left out with a `ResultFileWarning`; they come from a newer 2.x release.
 
     Args:
-        path: The file.
-        model: Class of the record; has a `schema_version`.
+        model: Has a `schema_version`.
         what: What the file is, for messages: `result`, `study summary`.
 
     Raises:

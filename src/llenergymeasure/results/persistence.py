@@ -1,17 +1,22 @@
-"""Results on disk.
+"""Results on disk, and the records of processes while they wait to be put together.
 
     {output_dir}/{model-slug}_{backend}_{UTC timestamp}/
         result.json            the ExperimentResult
         timeseries.parquet     its 1 Hz time series, where there is one
         ...                    raw samples and generated texts, where they were asked for
 
-`result.json` is written last: a directory that has one is complete.
+    .state/{experiment_id}/    internal: nothing here is a result for users
+        process_0.json         the RawProcessResult
+        process_0.done         marker: the record is whole, and its process had nothing more to do
+
+`result.json` is written last, and so is a marker: what has one is complete.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -19,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -30,7 +35,7 @@ from llenergymeasure.atomic import (
     write_bytes_atomically,
 )
 from llenergymeasure.domain.base import as_utc
-from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
 from llenergymeasure.results import export
@@ -39,6 +44,7 @@ from llenergymeasure.security import sanitize_experiment_id
 
 if TYPE_CHECKING:
     from typing import BinaryIO
+
 
 RESULT_FILE: Final = "result.json"
 TIMESERIES_FILE: Final = "timeseries.parquet"
@@ -49,7 +55,40 @@ TRACE_PATTERN: Final = "trace*.parquet"
 
 OUTPUTS_FILE: Final = "outputs.jsonl"
 
+_RECORD: Final = re.compile(r"process_(\d+)\.json")
+_MARKER: Final = re.compile(r"process_(\d+)\.done")
+
 _log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class ResultsRepository(Protocol):
+    """Keeps results."""
+
+    def save(self, result: ExperimentResult, timeseries: Path | None = None, extra_files: Sequence[Path] = ()) -> Path:
+        """Store a result with the files that belong beside it, and say where.
+
+        Raises:
+            PersistenceError: It could not be stored where it should be.
+        """
+
+    def load(self, path: Path) -> ExperimentResult:
+        """Read a stored result back."""
+
+
+class DirectoryRepository:
+    """A `ResultsRepository` that gives each result a directory of its own under `root`, made if missing."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def save(self, result: ExperimentResult, timeseries: Path | None = None, extra_files: Sequence[Path] = ()) -> Path:
+        """Store a result with the files that belong beside it, see `save_result_or_rescue`."""
+        return save_result_or_rescue(result, self._root, timeseries, extra_files)
+
+    def load(self, path: Path) -> ExperimentResult:
+        """Read a result back from where `save` put it, or from a path relative to the root; see `load_result`."""
+        return load_result(path if path.exists() else self._root / path)
 
 
 def save_result(
@@ -58,17 +97,10 @@ def save_result(
     timeseries: str | Path | None = None,
     extra_files: Sequence[str | Path] = (),
 ) -> Path:
-    """Save a result in a new directory of its own.
+    """Save a result in a new directory of its own under `output_dir`; returns the path of its `result.json`.
 
-    Args:
-        result: What to save; in the file its `timeseries`, `trace` and `outputs` name what is saved beside it, and
-            nothing else.
-        output_dir: Where the new directory goes; made if missing.
-        timeseries: A Parquet file to copy beside the result as `timeseries.parquet`.
-        extra_files: Further files to copy beside it under their own names.
-
-    Returns:
-        Path of the new `result.json`.
+    A time series is copied beside it as `timeseries.parquet`, further files under their own names. In the file,
+    `timeseries`, `trace` and `outputs` name what is saved beside it, and nothing else.
 
     Raises:
         PersistenceError: Something could not be written; names the path. The new directory is removed again.
@@ -97,13 +129,9 @@ def save_result_or_rescue(
     extra_files: Sequence[str | Path] = (),
     rescue_dir: str | Path | None = None,
 ) -> Path:
-    """Save a result; where that fails, save it elsewhere before saying so. Nothing measured is lost.
+    """As `save_result`; where that fails, save it elsewhere before saying so. Nothing measured is lost.
 
     Args:
-        result: What to save.
-        output_dir: Where it should go.
-        timeseries: As for `save_result`.
-        extra_files: As for `save_result`.
         rescue_dir: Where it goes instead; the system's directory for temporary files by default.
 
     Raises:
@@ -119,14 +147,7 @@ def save_result_or_rescue(
 
 
 def load_result(path: str | Path) -> ExperimentResult:
-    """Read a saved result.
-
-    Args:
-        path: A `result.json`, or the directory that holds it.
-
-    Raises:
-        PersistenceError: See `from_json`.
-    """
+    """Read a `result.json`, or the one in a directory; see `from_json`."""
     path = Path(path)
     return from_json(path / RESULT_FILE if path.is_dir() else path)
 
@@ -163,11 +184,7 @@ def from_json(path: str | Path) -> ExperimentResult:
 
 
 def load_study(path: str | Path) -> StudyResult:
-    """Read a study's `study_summary.json`, or the one in a study directory.
-
-    Raises:
-        PersistenceError: See `from_json`.
-    """
+    """Read a study's `study_summary.json`, or the one in a study directory; fails as `from_json` does."""
     path = Path(path)
     return load_record(path / STUDY_FILE if path.is_dir() else path, StudyResult, "study summary")
 
@@ -188,6 +205,38 @@ def to_parquet(result: ExperimentResult | Iterable[ExperimentResult], path: str 
 
     write_atomically(path, write)
     return path
+
+
+def write_process_result(record: RawProcessResult, state_dir: Path) -> Path:
+    """Leave a process's record in the `.state` directory, and after it the marker that says it is whole.
+
+    Raises:
+        PersistenceError: It cannot be written; names the path.
+    """
+    directory = _directory(state_dir, record.experiment_id)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PersistenceError(f"Cannot create {directory}: {error.strerror or error}.") from error
+    path = to_json(record, directory / f"process_{record.process_index}.json")
+    write_bytes_atomically(path.with_suffix(".done"), b"")
+    return path
+
+
+def read_process_results(experiment_id: str, state_dir: Path) -> list[RawProcessResult]:
+    """All records of an experiment, in the order of their process index.
+
+    Raises:
+        PersistenceError: A record is damaged; names the file.
+    """
+    directory = _directory(state_dir, experiment_id)
+    paths = (directory / f"process_{index}.json" for index in sorted(_indices(directory, _RECORD)))
+    return [load_record(path, RawProcessResult, "process record") for path in paths]
+
+
+def marked_indices(experiment_id: str, state_dir: Path) -> frozenset[int]:
+    """Indices of the processes that left their marker."""
+    return _indices(_directory(state_dir, experiment_id), _MARKER)
 
 
 def directory_name(result: ExperimentResult) -> str:
@@ -227,3 +276,14 @@ def _save_what_fits(
         return save_result(result, refuge)
     except PersistenceError as second:
         raise PersistenceError(f"The result could not be saved: {first} Nor elsewhere: {second}") from first
+
+
+def _directory(state_dir: Path, experiment_id: str) -> Path:
+    return state_dir / sanitize_experiment_id(experiment_id)
+
+
+def _indices(directory: Path, pattern: re.Pattern[str]) -> frozenset[int]:
+    if not directory.is_dir():
+        return frozenset()
+    matches = (pattern.fullmatch(path.name) for path in directory.iterdir())
+    return frozenset(int(match[1]) for match in matches if match)

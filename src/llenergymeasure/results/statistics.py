@@ -25,14 +25,11 @@ BOOTSTRAP_RESAMPLES: Final = 10_000
 def summarise_configurations(
     results: Iterable[ExperimentResult], interval: Literal["parametric", "bootstrap"] = "parametric"
 ) -> list[ConfigurationStatistics]:
-    """Statistics of J/token and tokens/s of every configuration over its cycles.
+    """Statistics of J/token and tokens/s of every configuration over its cycles, in the order of first appearance.
 
     Args:
         results: Results of a study, in any order; grouped by `measurement_config_hash`.
-        interval: How the 95 % interval of the mean is found, see `cycle_statistics`.
-
-    Returns:
-        One entry per configuration, in the order of first appearance.
+        interval: See `cycle_statistics`.
     """
     groups: dict[str, list[ExperimentResult]] = defaultdict(list)
     for result in results:
@@ -60,7 +57,7 @@ def cycle_statistics(
         values: One figure per cycle; `None` for a cycle that did not yield it.
         interval: `parametric`: mean ± quantile x standard error, Student's t below `NORMAL_FROM` values, normal from
             there. `bootstrap`: percentile bootstrap, for figures that are far from normally distributed.
-        seed: Seed of the bootstrap.
+        seed: For the bootstrap.
 
     Returns:
         `None` when no cycle has a value. With one value there is a mean and no spread.
@@ -91,10 +88,6 @@ def student_t_quantile(p: float, degrees_of_freedom: int) -> float:
 
     Inverts the closed form of the distribution for whole degrees of freedom by bisection on the angle
     atan(t / sqrt(v)), to double precision. Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3, 26.7.4.
-
-    Args:
-        p: Probability, between 0 and 1 exclusive.
-        degrees_of_freedom: v, at least 1.
 
     Raises:
         ValueError: An argument is out of range.

@@ -10,13 +10,10 @@ import math
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.latency import Percentiles
 from llenergymeasure.domain.warnings import WarningCode
-
-if TYPE_CHECKING:
-    from llenergymeasure.domain.experiment import ExperimentResult
-    from llenergymeasure.domain.latency import Percentiles
 
 _LABEL_WIDTH = 15
 _CELL_WIDTH = 24
@@ -31,22 +28,18 @@ _SCOPE_NAMES = {
 
 
 def render_summary(result: ExperimentResult, path: Path | None = None, width: int | None = None) -> str:
-    """The summary block of one result.
+    """The summary block of one result, without a final newline.
 
     Args:
-        result: The result.
         path: Where it was saved; named in the last line.
         width: Columns to wrap at; `None` keeps every entry on one line. A path is never broken.
-
-    Returns:
-        Lines without a final newline.
     """
     entries = [
         ("Energy", _cells(_energy_per_token(result), _energy_detail(result))),
         ("Throughput", _cells(f"{quantity(result.avg_tokens_per_second)} output tok/s", _tokens(result))),
         ("Latency", _cells(*_latencies(result))),
         ("Phases", _phases(result)),
-        ("Footprint", _footprint(result)),
+        ("Footprint", _emissions_and_cost(result)),
         ("Duration", f"{duration(result.total_inference_time_sec)} window, {duration(result.duration_sec)} in all"),
         ("FLOPs", _flops(result)),
     ]
@@ -70,12 +63,10 @@ def quantity(value: float) -> str:
 
 
 def joules(value: float, suffix: str = "", half_width: float | None = None) -> str:
-    """An energy in joules, in millijoules below 0.01 J, with its half-width where it is known.
+    """An energy in joules, in millijoules below 0.01 J, with its 95 % half-width where it is known.
 
     Args:
-        value: Energy in joules.
         suffix: What follows the unit, e.g. `/token`.
-        half_width: 95 % half-width in joules.
     """
     factor, unit = (1e3, "mJ") if 0 < abs(value) < 0.01 else (1.0, "J")
     scaled = value * factor
@@ -85,14 +76,10 @@ def joules(value: float, suffix: str = "", half_width: float | None = None) -> s
 
 
 def with_half_width(value: float, half_width: float) -> str:
-    """A figure and the half-width of its interval: `0.412 ± 0.021`, `94 ± 326`.
+    """A figure and the half-width of its interval, at least 0: `0.412 ± 0.021`, `94 ± 326`.
 
     Both in the same digits: those of `quantity`, fewer where two digits of the half-width say all that is known (JCGM
     100:2008, 7.2.6).
-
-    Args:
-        value: The figure.
-        half_width: Half-width of its interval, in the same unit, at least 0.
     """
     text = quantity(value)
     if "e" in text:
@@ -204,7 +191,7 @@ def _phases(result: ExperimentResult) -> str | None:
     return f"prefill {prefill:.0f} % of energy, decode {decode:.0f} %"
 
 
-def _footprint(result: ExperimentResult) -> str | None:
+def _emissions_and_cost(result: ExperimentResult) -> str | None:
     if result.co2_g is None and result.cost is None:
         return None
     parts = []

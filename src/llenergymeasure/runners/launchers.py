@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from llenergymeasure.core.backends.registry import preload_modules
 from llenergymeasure.core.progress import Observer
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.runners.child import DEFAULT_ENTRY
@@ -13,13 +14,6 @@ from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.job import LOCAL_RUNNER, Job, Launcher, MeasuredRun, run_from_json, write_job
 from llenergymeasure.runners.process import ChildTask
 from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Patience
-
-ENGINE_MODULES: Final[Mapping[str, tuple[str, ...]]] = {
-    "pytorch": ("torch", "transformers"),
-    "vllm": ("vllm",),
-    "tensorrt": ("tensorrt_llm",),
-}
-"""What takes long to import, by backend."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,14 +23,14 @@ class ProcessLauncher:
 
     Args:
         entry: What the child runs, see `ChildTask`.
-        preload: Modules to import while waiting for the job, by backend.
+        preload: Gives the modules to import while waiting for a job, by its backend.
         patience: How long to wait for imports and for ends; the job itself says how long it may take.
     """
 
     def __init__(
         self,
         entry: str = DEFAULT_ENTRY,
-        preload: Mapping[str, tuple[str, ...]] = ENGINE_MODULES,
+        preload: Callable[[str], tuple[str, ...]] = preload_modules,
         patience: Patience | None = None,
     ) -> None:
         self._entry = entry
@@ -82,7 +76,7 @@ class ProcessLauncher:
 
     def _group(self, job: Job) -> ChildGroup:
         write_job(job)
-        preload = self._preload.get(job.config.backend, ())
+        preload = self._preload(job.config.backend)
         task = ChildTask(job.work_dir, job.work_dir / "child.log", preload, entry=self._entry)
         return ChildGroup([task], self._patience, job.timeout_s)
 

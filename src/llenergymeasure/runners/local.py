@@ -11,26 +11,24 @@ from uuid import uuid4
 
 from llenergymeasure.config.models import ExperimentConfig, model_short_name
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.backends.missing import MissingBackend
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.backends.registry import get_backend
 from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
-from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import run_preflight
-from llenergymeasure.core.progress import Observer, ignore_events
+from llenergymeasure.core.progress import Observer, StepStarted, ignore_events
 from llenergymeasure.datasets.types import WHOLE, Shard
-from llenergymeasure.domain.emissions import FootprintFactors
+from llenergymeasure.domain.emissions import EmissionFactors
 from llenergymeasure.exceptions import BackendError
-from llenergymeasure.protocols import EnergyBackend
 from llenergymeasure.results.aggregation import aggregate_results
-from llenergymeasure.results.process_files import write_process_result
+from llenergymeasure.results.persistence import write_process_result
 from llenergymeasure.runners.child import ParentLink
 from llenergymeasure.runners.job import LOCAL_RUNNER, Job, MeasuredRun, MeasuredShard, read_job, run_to_json
 from llenergymeasure.runners.parallel import STATE_DIR, run_shards
@@ -60,18 +58,16 @@ def run_local(
         LLEMError: See `core.harness.measure` and `runners.parallel.run_shards`.
     """
     experiment_id = experiment_id or new_experiment_id(config, datetime.now(timezone.utc))
-    processes = config.pytorch.num_processes if config.pytorch is not None else None
-    if processes is not None and processes > 1:
+    processes = config.backend_config.processes
+    if processes > 1:
         whole = Job(config, machine, work_dir, experiment_id=experiment_id)
         records, completeness, artefacts = run_shards(whole, processes, observer, baselines)
     else:
         bench = bench_here(config, machine, work_dir, observer=observer, baselines=baselines)
         measurement = measure(config, bench, experiment_id, work_dir)
         records, completeness, artefacts = [measurement.record], None, measurement.artefacts
-    result = aggregate_results(
-        experiment_id, records, completeness=completeness, footprint=footprint_factors(machine)
-    ).model_copy(update={"runner": LOCAL_RUNNER})
-    return MeasuredRun(result, artefacts, baselines.entries())
+    result = aggregate_results(experiment_id, records, completeness=completeness, factors=emission_factors(machine))
+    return MeasuredRun(result.model_copy(update={"runner": LOCAL_RUNNER}), artefacts, baselines.entries())
 
 
 def run_job(directory: Path, link: ParentLink) -> str:
@@ -143,9 +139,15 @@ def bench_here(
             return NoEnergyBackend(host.clock)
         return select_energy_backend(meter_name, devices, options, host)
 
+    preflight = partial(run_preflight, machine=machine, meter_name=meter_name, host=host, options=options)
+    engine = engine_or_reason(config.backend, host.clock, cache_dir)
+    if isinstance(engine, BackendError):
+        observer(StepStarted("preflight"))
+        preflight(config, engine)  # it tells of this together with everything else that is wrong
+        raise engine
     return Bench(
-        engine=engine_or_reason(config.backend, host.clock, cache_dir),
-        preflight=partial(run_preflight, machine=machine, meter_name=meter_name, host=host, options=options),
+        engine=engine,
+        preflight=preflight,
         meter_for=meter_for,
         environment=partial(environment_in_background, host),
         baselines=baselines,
@@ -156,12 +158,12 @@ def bench_here(
     )
 
 
-def engine_or_reason(name: str, clock: Clock, model_cache_dir: Path) -> InferenceBackend:
-    """The engine, or, where it cannot be had, a stand-in whose pre-flight says why."""
+def engine_or_reason(name: str, clock: Clock, model_cache_dir: Path) -> InferenceBackend | BackendError:
+    """The engine, not loaded, or why it cannot be had."""
     try:
         return get_backend(name, clock=clock, model_cache_dir=model_cache_dir)
     except BackendError as error:
-        return MissingBackend(name, str(error))
+        return error
 
 
 def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> BackendName | None:
@@ -170,10 +172,10 @@ def energy_backend_name(config: ExperimentConfig, machine: UserConfig) -> Backen
     return machine.measurement.energy_backend if wanted == "auto" else wanted
 
 
-def footprint_factors(machine: UserConfig) -> FootprintFactors:
+def emission_factors(machine: UserConfig) -> EmissionFactors:
     """What a kilowatt-hour means here, as far as the user said."""
     said = machine.measurement
-    return FootprintFactors(
+    return EmissionFactors(
         carbon_intensity_gco2_kwh=said.carbon_intensity_gco2_kwh,
         pue=said.datacenter_pue,
         electricity_price_kwh=said.electricity_price_kwh,

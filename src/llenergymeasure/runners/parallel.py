@@ -15,6 +15,7 @@ from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import OUTPUTS_FILE, TIMESERIES_FILE, Artefacts, write_or_go_without
+from llenergymeasure.core.backends.registry import preload_modules
 from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.gpu.driver import GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
@@ -25,10 +26,9 @@ from llenergymeasure.datasets.types import Shard
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.aggregation import CompletenessReport, validate_process_completeness
-from llenergymeasure.results.process_files import read_process_results
+from llenergymeasure.results.persistence import read_process_results
 from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.job import Job, MeasuredShard, run_from_json, write_job
-from llenergymeasure.runners.launchers import ENGINE_MODULES
 from llenergymeasure.runners.process import ChildTask
 from llenergymeasure.runners.supervise import ChildGroup, Patience
 
@@ -52,7 +52,8 @@ def run_shards(
     config, state_dir = whole.config, whole.work_dir / STATE_DIR
     if processes > config.n:
         raise ExperimentError(
-            f"pytorch.num_processes: {processes} processes cannot share {config.n} prompts. Raise n, or lower it."
+            f"{config.backend}.num_processes: {processes} processes cannot share {config.n} prompts. "
+            "Raise n, or lower it."
         )
     jobs = []
     for index in range(processes):
@@ -75,8 +76,7 @@ def process_environments(config: ExperimentConfig, processes: int) -> list[dict[
     A GPU each, dealt out in turns where there are fewer GPUs than processes; on the CPU an equal part of the cores,
     because engines otherwise start as many threads as there are cores in every process.
     """
-    on_cpu = config.pytorch is not None and config.pytorch.device == "cpu"
-    names = [] if on_cpu else _visible_names(os.environ)
+    names = [] if config.backend_config.device_choice == "cpu" else _visible_names(os.environ)
     if names:
         return [{VISIBLE_DEVICES: names[index % len(names)]} for index in range(processes)]
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
@@ -116,7 +116,7 @@ def _run_jobs(
     tasks = []
     for job, environment in zip(jobs, environments, strict=True):
         write_job(job)
-        preload = ENGINE_MODULES[job.config.backend]
+        preload = preload_modules(job.config.backend)
         tasks.append(ChildTask(job.work_dir, job.work_dir.with_suffix(".log"), preload, environment))
     results = ChildGroup(tasks, Patience()).run(observer, Interrupt())
     return [run_from_json(MeasuredShard, result, job.work_dir) for job, result in zip(jobs, results, strict=True)]

@@ -38,12 +38,7 @@ MISSING_MODEL: Final = "./there-is-no-such-model"
 
 @dataclass(frozen=True, slots=True)
 class ConformanceFailure:
-    """A promise that an engine did not keep.
-
-    Args:
-        check: Name of the check.
-        message: What was seen.
-    """
+    """A promise that an engine did not keep: which check found it, and what was seen."""
 
     check: str
     message: str
@@ -79,7 +74,6 @@ def check_backend(factory: Callable[[], InferenceBackend], config: ExperimentCon
     """Run every check on a fresh engine.
 
     Args:
-        factory: Makes an engine.
         config: An experiment that the engine can run here, with greedy decoding and at least `OUTPUT_TOKENS` output
             tokens; a small model will do.
 
@@ -247,7 +241,7 @@ def _figures_are_plausible(subject: _Subject) -> Iterator[str]:
     json.dumps(dict(model.settings), allow_nan=False)
     if not model.settings:
         yield "describe() reads no setting back"
-    if model.active_matmul_params is None and not model.params_note:
+    if model.parameters.params is None and not model.parameters.note:
         yield "describe() counts no parameters and does not say why"
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.core.model.parameters import ParameterCount
 from llenergymeasure.datasets.types import PromptTokenizer
-from llenergymeasure.domain.base import Confidence
-from llenergymeasure.protocols import ModelLoader
 
 FinishReason = Literal["eos", "length"]
+
+NOT_COUNTED: Final = ParameterCount(None, "low", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,6 @@ class GenerationRequest:
     Args:
         index: Position in the experiment's prompt list; outputs carry it back.
         token_ids: Input ids as the engine must see them (BOS included, nothing added).
-        max_new_tokens: Most tokens to generate.
         min_new_tokens: EOS is ignored until this many tokens exist; 0 switches that off.
     """
 
@@ -43,7 +43,6 @@ class RequestOutput:
     """What one request produced.
 
     Args:
-        index: The request's index.
         input_tokens: Ids the engine processed as input, padding not counted.
         token_ids: Ids the model produced, up to and including its first EOS; never padding.
         finish_reason: `eos` when the model ended the text, `length` when the limit did.
@@ -95,27 +94,42 @@ class LoadedModel:
 
     Args:
         settings: The engine's resolved settings by config field (`pytorch.attn_implementation` → `sdpa`), JSON-ready.
+        parameters: How many take part in matrix products for each token.
         revision: Commit hash of the weights, where the Hub gave one.
-        active_matmul_params: Parameters that take part in matrix products for each token (`core/metrics/flops.py`);
-            `None` where the engine cannot count them.
-        params_note: How they were counted, or why they could not be.
-        params_confidence: `high`: counted on the loaded model; `medium`: from its config; `low`: from its name or size.
         context_length: Longest sequence the model takes, in tokens.
         device_names: Marketing names of the devices in use, for people.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
-    active_matmul_params: int | None = None
-    params_note: str = ""
-    params_confidence: Confidence = "high"
+    parameters: ParameterCount = NOT_COUNTED
     context_length: int | None = None
     device_names: tuple[str, ...] = ()
 
 
 @runtime_checkable
+class ModelLoader(Protocol):
+    """Brings a model into memory, ready to generate."""
+
+    def load(self, config: ExperimentConfig) -> None:
+        """Bring the model into memory with every setting of `config`.
+
+        Raises:
+            BackendError: The model or a setting cannot be had; nothing is left allocated.
+        """
+
+
+@runtime_checkable
+class InferenceEngine(Protocol):
+    """Turns prompts into tokens."""
+
+    def run(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
+        """Generate for `requests` and return when the last token is there."""
+
+
+@runtime_checkable
 class InferenceBackend(ModelLoader, Protocol):
-    """An inference engine under measurement. One instance serves one experiment."""
+    """An inference engine under measurement, `load` included. One instance serves one experiment."""
 
     @property
     def name(self) -> str:
@@ -135,13 +149,6 @@ class InferenceBackend(ModelLoader, Protocol):
 
         Raises:
             BackendError: The model has none, or it cannot be read.
-        """
-
-    def load(self, config: ExperimentConfig) -> None:
-        """Bring the model into memory with every setting of `config`.
-
-        Raises:
-            BackendError: The model or a setting cannot be had; nothing is left allocated.
         """
 
     def devices(self) -> tuple[DeviceId, ...]:

@@ -1,23 +1,27 @@
 """The inference engines this release can run: registered by name, imported only when asked for.
 
-A provider is a function that imports its engine and returns the backend class; the decorator says what has to be
-installed first, so that a missing or outdated package is told with the command that mends it.
+A provider is a function that imports its engine and returns the backend class; the decorator says what must be known
+without importing it: what has to be installed, so that a missing or outdated package is told with the command that
+mends it, and what a child process may import while it waits for its job.
 """
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.exceptions import BackendError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 BackendFactory = Callable[[Clock, "Path | None"], InferenceBackend]
 """Makes a backend from the measurement clock and the directory for downloaded models (`None`: the library's own)."""
@@ -25,44 +29,18 @@ BackendFactory = Callable[[Clock, "Path | None"], InferenceBackend]
 ProviderFunction = Callable[[], BackendFactory]
 """Imports an engine and returns what makes a backend of it."""
 
-DEFAULT_BACKEND: Final = "pytorch"
+DEFAULT_BACKEND: Final[str] = ExperimentConfig.model_fields["backend"].default
 """Taken when several engines are installed and nobody named one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Requirement:
-    """A package that must be installed, and the versions of it that work.
-
-    Args:
-        package: Name of the distribution, which is also the name it is imported by.
-        bounds: Pairs of comparison and version, all of which must hold.
-    """
-
-    package: str
-    bounds: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        return self.package + ",".join(comparison + version for comparison, version in self.bounds)
-
-    def accepts(self, version: str) -> bool:
-        """Whether `version` is within all bounds."""
-        return all(_COMPARISONS[comparison](*_aligned(version, bound)) for comparison, bound in self.bounds)
-
-
-@dataclass(frozen=True, slots=True)
 class Provider:
-    """A registered engine.
-
-    Args:
-        name: The name a config uses.
-        extra: The extra of this package that installs it.
-        needs: What must be installed.
-        load: Imports the engine and returns what makes a backend.
-    """
+    """A registered engine; the fields are the arguments of `Registry.register`."""
 
     name: str
     extra: str
-    needs: tuple[Requirement, ...]
+    needs: tuple[str, ...]
+    preload: tuple[str, ...]
     load: ProviderFunction
 
 
@@ -83,21 +61,19 @@ class Registry:
         self._is_present = is_present or _can_be_found
         self._providers: dict[str, Provider] = {}
 
-    def register(self, name: str, *, extra: str, needs: str) -> Callable[[ProviderFunction], ProviderFunction]:
+    def register(
+        self, name: str, *, extra: str, needs: str, preload: str = ""
+    ) -> Callable[[ProviderFunction], ProviderFunction]:
         """Register the decorated provider function as the engine `name`.
 
         Args:
-            name: The name a config uses.
             extra: The extra of this package that installs the engine.
             needs: Requirements separated by spaces, e.g. `"torch>=2.4 transformers>=4.56,<6"`.
-
-        Raises:
-            ValueError: A requirement does not parse.
+            preload: Modules that take long to import, separated by spaces.
         """
-        requirements = tuple(parse_requirement(text) for text in needs.split())
 
         def decorate(load: ProviderFunction) -> ProviderFunction:
-            self._providers[name] = Provider(name, extra, requirements, load)
+            self._providers[name] = Provider(name, extra, tuple(needs.split()), tuple(preload.split()), load)
             return load
 
         return decorate
@@ -108,8 +84,7 @@ class Registry:
         """A fresh backend for one experiment.
 
         Args:
-            name: The name a config uses.
-            clock: The measurement clock that tokens are stamped with; the machine's own unless given.
+            clock: What tokens are stamped with; the machine's own unless given.
             model_cache_dir: Where downloaded models are kept (`HF_HOME`); `None` leaves that to the Hub's client.
 
         Raises:
@@ -135,18 +110,19 @@ class Registry:
         provider = self._provider(name)
         versions = {}
         for need in provider.needs:
-            version = self._version_of(need.package)
-            if version is None or not need.accepts(version):
+            requirement = parse_requirement(need)
+            version = self._version_of(requirement.name)
+            if version is None or not accepts(requirement, version):
                 raise BackendError(
                     f"the {provider.name} backend needs {need} ({version or 'none'} installed). "
                     f'Install it with: pip install "llenergymeasure[{provider.extra}]", '
                     f"or run it in Docker: LLEM_RUNNER_{provider.name.upper()}=docker:<image>"
                 )
-            versions[need.package] = version
+            versions[requirement.name] = version
         return versions
 
     def detect_default_backend(self) -> str:
-        """The engine to use when nobody named one: pytorch among several, else the only one there. Imports none.
+        """The engine to use when nobody named one: the default among several, else the only one there. Imports none.
 
         Raises:
             BackendError: No engine is installed.
@@ -163,12 +139,16 @@ class Registry:
         return tuple(
             name
             for name, provider in self._providers.items()
-            if all(self._is_present(need.package) for need in provider.needs)
+            if all(self._is_present(parse_requirement(need).name) for need in provider.needs)
         )
 
     def names(self) -> tuple[str, ...]:
         """Names of all engines this release has, installed or not, in order of registration."""
         return tuple(self._providers)
+
+    def preload_modules(self, name: str) -> tuple[str, ...]:
+        """What a child process may import ahead of an experiment on the engine `name`; nothing for one not here."""
+        return self._providers[name].preload if name in self._providers else ()
 
     def _provider(self, name: str) -> Provider:
         if name in self._providers:
@@ -188,24 +168,20 @@ def parse_requirement(text: str) -> Requirement:
     Raises:
         ValueError: It is not of that form.
     """
-    match = _REQUIREMENT.fullmatch(text)
-    if match is None:
-        raise ValueError(f"not a requirement: {text!r} (expected e.g. 'vllm>=0.30,<0.34')")
-    return Requirement(match["package"], tuple(_BOUND.findall(match["bounds"])))
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        if " " not in text:
+            return Requirement(text)
+    except InvalidRequirement:
+        pass  # told below
+    raise ValueError(f"not a requirement: {text!r} (expected e.g. 'vllm>=0.30,<0.34')")
 
 
-_BOUND: Final = re.compile(r"(>=|<=|==|!=|>|<)(\d+(?:\.\d+)*)")
-_REQUIREMENT: Final = re.compile(
-    r"(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*?)(?P<bounds>(?:(?:>=|<=|==|!=|>|<)\d+(?:\.\d+)*,?)*)"
-)
-_COMPARISONS: Final[dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">": operator.gt,
-    "<": operator.lt,
-}
+def accepts(requirement: Requirement, version: str) -> bool:
+    """Whether a version meets a requirement by its release number; suffixes (`rc1`, `+cpu`) do not count."""
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    return requirement.specifier.contains(release[0] if release else "0")
 
 
 def _installed_version(package: str) -> str | None:
@@ -221,18 +197,6 @@ def _can_be_found(package: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _aligned(version: str, bound: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Release numbers of both, padded to one length; suffixes (`rc1`, `+cpu`) do not count."""
-    left, right = _release(version), _release(bound)
-    width = max(len(left), len(right))
-    return left + (0,) * (width - len(left)), right + (0,) * (width - len(right))
-
-
-def _release(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
-
-
 registry: Final = Registry()
 """The engines of this package; a third party may register its own."""
 
@@ -241,9 +205,15 @@ get_backend = registry.get_backend
 package_versions = registry.package_versions
 detect_default_backend = registry.detect_default_backend
 installed_backends = registry.installed_backends
+preload_modules = registry.preload_modules
 
 
-@register("pytorch", extra="pytorch", needs="torch>=2.4 transformers>=5.0 accelerate>=1.0 peft>=0.13")
+@register(
+    "pytorch",
+    extra="pytorch",
+    needs="torch>=2.4 transformers>=5.0 accelerate>=1.0 peft>=0.13",
+    preload="torch transformers",
+)
 def pytorch_backend() -> BackendFactory:
     """Hugging Face transformers on PyTorch."""
     from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # the heavy import happens only here

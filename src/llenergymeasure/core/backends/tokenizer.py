@@ -9,8 +9,7 @@ from typing import Final
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.model.hub_errors import first_line
-from llenergymeasure.core.model.source import ModelSource
+from llenergymeasure.core.model.source import ModelSource, first_line
 from llenergymeasure.exceptions import BackendError
 
 TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
@@ -46,11 +45,7 @@ def _comes_without_tokenizer(source: ModelSource) -> bool:
 
 
 class TransformersTokenizer:
-    """Encodes prompts with the model's own tokenizer and its own special tokens.
-
-    Args:
-        tokenizer: The tokenizer that belongs to the model.
-    """
+    """Encodes prompts with the model's own tokenizer and its own special tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
+from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.exceptions import EnergyError
-from llenergymeasure.protocols import EnergyBackend
 
 logger = logging.getLogger(__name__)
 

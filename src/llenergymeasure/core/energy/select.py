@@ -17,12 +17,11 @@ from llenergymeasure.core.energy.nvml import NVMLBackend
 from llenergymeasure.core.energy.off import NoEnergyBackend
 from llenergymeasure.core.energy.proof import Meter
 from llenergymeasure.core.energy.rapl import RaplBackend
-from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.energy.zeus import zeus_backend
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import EnergyError
-from llenergymeasure.protocols import EnergyBackend
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
@@ -150,3 +150,21 @@ class MeterOptions:
     spill_dir: Path | None = None
     calibration_dir: Path | None = None
     family_pid: int | None = None
+
+
+@runtime_checkable
+class EnergyBackend(Protocol):
+    """Measures joules between two instants."""
+
+    @property
+    def name(self) -> str:
+        """The name a config uses for this backend."""
+
+    def is_available(self) -> bool:
+        """Whether a reading can be had here and now, proved by taking one."""
+
+    def start_tracking(self) -> TrackingHandle:
+        """Open a window; returns at its first instant, which the handle records."""
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        """Close the window: its last instant is the moment of this call."""

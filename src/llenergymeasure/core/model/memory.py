@@ -10,6 +10,7 @@ is imported. What cannot be known is `None`, with the reason.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from llenergymeasure.builtin_models.store import packaged_files
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
-from llenergymeasure.core.metrics.flops import total_from_name
-from llenergymeasure.core.model.hub_config import FetchConfig, HubConfigError
-from llenergymeasure.core.model.parameters import count_weights, text_part
+from llenergymeasure.core.model.parameters import (
+    attention_heads,
+    count_weights,
+    first_int,
+    layer_count,
+    model_width,
+    text_part,
+    total_from_name,
+)
+from llenergymeasure.core.model.source import (
+    CONFIG_FILE,
+    FetchConfig,
+    HubConfigError,
+    model_directory,
+    read_config,
+)
+from llenergymeasure.exceptions import BackendError
 
 MB: Final = 1_000_000
 """Bytes per MB."""
@@ -32,9 +45,6 @@ OVERHEAD: Final = 0.15
 
 BYTES_PER_WEIGHT: Final = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 """Width of a weight, and of a cached key or value, by precision."""
-
-DEFAULT_BATCH: Final = {"pytorch": 1, "vllm": 256, "tensorrt": 256}
-"""Sequences in flight where the config does not say: the engines' own defaults."""
 
 _MAX_HEADER_BYTES: Final = 100 * MB
 """Limit of a safetensors header, from the format's documentation."""
@@ -87,7 +97,6 @@ def estimate_vram(
     """Estimate the memory that `config` needs.
 
     Args:
-        config: The experiment.
         environ: Environment that says where the Hub's cache is.
         cache_home: Home of the Hub's cache (`HF_HOME`), where the user config names one.
         fetch_config: Asks the Hub for the configuration of a model that is not here; `None`: it is not asked.
@@ -103,7 +112,9 @@ def estimate_vram(
     if files is None:
         return _from_name(config, reason)
     weights_mb, how = _weights(config, files)
-    rows, tokens = _largest_batch(config)
+    section = config.backend_config
+    rows = min(section.batch, config.n) * section.rows_per_prompt
+    tokens = config.max_input_tokens + config.max_output_tokens
     cache = kv_cache_bytes(files.config, rows, tokens, BYTES_PER_WEIGHT[config.precision])
     notes = [how]
     if cache is None:
@@ -123,51 +134,23 @@ def kv_cache_bytes(config: Mapping[str, Any], rows: int, tokens: int, bytes_per_
         config: Content of `config.json`.
         rows: Sequences in the cache.
         tokens: Length of each.
-        bytes_per_value: Width of one cached number.
 
     Returns:
         `None` where the config lacks the dimensions.
     """
     text = text_part(config)
-    layers = _first_int(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    per_token = _values_per_token(text)
-    if layers is None or per_token is None:
+    try:
+        positions = sum(_cached_positions(text, kind, tokens) for kind in _layer_kinds(text, layer_count(text)))
+        return _values_per_token(text) * positions * rows * bytes_per_value
+    except KeyError:
         return None
-    positions = sum(_cached_positions(text, kind, tokens) for kind in _layer_kinds(text, layers))
-    return per_token * positions * rows * bytes_per_value
-
-
-def model_directory(
-    model: str, revision: str | None, environ: Mapping[str, str] = os.environ, cache_home: Path | None = None
-) -> Path | None:
-    """The directory with a model's files, if they are on this machine: as named, or in the Hub's cache.
-
-    The cache's layout is `models--owner--name/{refs/<revision>, snapshots/<commit>}` (huggingface_hub, "Understand
-    caching").
-
-    Raises:
-        ConfigError: There is no built-in model of that name.
-    """
-    if model.startswith(BUILTIN_MODEL_PREFIX):
-        return packaged_files(model)
-    directory = Path(model).expanduser()
-    if (directory / "config.json").is_file():
-        return directory
-    repository = _hub_cache(environ, cache_home) / ("models--" + model.replace("/", "--"))
-    name = revision or "main"
-    reference = repository / "refs" / name
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else name
-    snapshot = repository / "snapshots" / commit
-    return snapshot if (snapshot / "config.json").is_file() else None
 
 
 def read_model_files(directory: Path) -> ModelFiles | None:
     """Read `config.json` and the headers of the weight files; `None` where there is no readable config."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(config, dict):
+        config = read_config(directory / CONFIG_FILE)
+    except BackendError:
         return None
     shards = sorted(directory.glob("*.safetensors"))
     expected = _expected_shards(directory)
@@ -193,12 +176,10 @@ def _weights(config: ExperimentConfig, files: ModelFiles) -> tuple[float | None,
         if counted is None:
             return None, "weights not known: no weight file here, and the config lacks the model's dimensions"
         count, how = counted.stored, "weights worked out from the config's dimensions"
-    section = config.pytorch
     bits = _checkpoint_bits(quantisation) if quantisation is not None else None
     if quantisation is not None and bits is None:
         return None, "weights not known: the config does not tell to how many bits the checkpoint is quantised"
-    if section is not None and (section.load_in_4bit or section.load_in_8bit):
-        bits = 4 if section.load_in_4bit else 8
+    bits = config.backend_config.loading_bits or bits
     if bits is not None:
         return _quantised_bytes(files.config, count, bits, BYTES_PER_WEIGHT[config.precision]) / MB, (
             f"{how}, matrices at {bits} bits"
@@ -212,15 +193,17 @@ def _checkpoint_bits(quantisation: Any) -> int | None:
         return None
     if quantisation.get("load_in_4bit") or quantisation.get("load_in_8bit"):
         return 4 if quantisation.get("load_in_4bit") else 8
-    bits = _first_int(quantisation, "bits", "w_bit")
+    bits = first_int(quantisation, "bits", "w_bit")
     return bits or {"fp8": 8, "fbgemm_fp8": 8, "mxfp4": 4}.get(str(quantisation.get("quant_method")))
 
 
 def _quantised_bytes(config: Mapping[str, Any], stored: int, bits: int, bytes_per_weight: float) -> float:
     """Size of quantised weights: embedding and output head stay as they are, and scales take half a bit a weight."""
     text = text_part(config)
-    vocabulary, width = _first_int(text, "vocab_size"), _first_int(text, "hidden_size", "n_embd", "d_model")
-    ends = min(stored, 2 * (vocabulary or 0) * (width or 0))
+    try:
+        ends = min(stored, 2 * (first_int(text, "vocab_size") or 0) * model_width(text))
+    except KeyError:
+        ends = 0
     return ends * bytes_per_weight + (stored - ends) * (bits + 0.5) / 8
 
 
@@ -233,31 +216,17 @@ def _from_name(config: ExperimentConfig, reason: str) -> VramEstimate:
     return VramEstimate(weights_mb, None, (how, f"key-value cache not known: {reason}"))
 
 
-def _largest_batch(config: ExperimentConfig) -> tuple[int, int]:
-    """Sequences in flight at once, beams included, and their greatest length in tokens."""
-    sizes = (
-        config.pytorch.batch_size if config.pytorch else None,
-        config.vllm.max_num_seqs if config.vllm else None,
-        config.tensorrt.max_batch_size if config.tensorrt else None,
-    )
-    rows = next((size for size in sizes if size is not None), DEFAULT_BATCH[config.backend])
-    beams = (config.pytorch.num_beams if config.pytorch else None) or 1
-    return min(rows, config.n) * beams, config.max_input_tokens + config.max_output_tokens
+def _values_per_token(text: Mapping[str, Any]) -> int:
+    """Numbers that one layer caches for one token.
 
-
-def _values_per_token(text: Mapping[str, Any]) -> int | None:
-    """Numbers that one layer caches for one token."""
-    heads = _first_int(text, "num_attention_heads", "n_head", "n_heads")
-    width = _first_int(text, "hidden_size", "n_embd", "d_model", "n_embed")
-    if heads is None or width is None:
-        return None
-    if _first_int(text, "kv_lora_rank") is not None:  # latent attention, cached after expansion by transformers
-        key = (_first_int(text, "qk_nope_head_dim") or 0) + (_first_int(text, "qk_rope_head_dim") or 0)
-        return heads * (key + (_first_int(text, "v_head_dim") or key))
-    kv_heads = _first_int(text, "num_key_value_heads", "num_kv_heads") or heads
-    if text.get("multi_query") and not text.get("new_decoder_architecture"):
-        kv_heads = 1
-    return 2 * kv_heads * (_first_int(text, "head_dim") or width // heads)
+    Raises:
+        KeyError: The config lacks the dimensions.
+    """
+    heads, kv_heads, head_dim = attention_heads(text)
+    if first_int(text, "kv_lora_rank") is not None:  # latent attention, cached after expansion by transformers
+        key = (first_int(text, "qk_nope_head_dim") or 0) + (first_int(text, "qk_rope_head_dim") or 0)
+        return heads * (key + (first_int(text, "v_head_dim") or key))
+    return 2 * kv_heads * head_dim
 
 
 def _layer_kinds(text: Mapping[str, Any], layers: int) -> Sequence[str]:
@@ -273,25 +242,6 @@ def _cached_positions(text: Mapping[str, Any], kind: str, tokens: int) -> int:
         return 0
     window = text.get("sliding_window")
     return min(tokens, int(window)) if kind == "sliding_attention" and window else tokens
-
-
-def _first_int(config: Mapping[str, Any], *names: str) -> int | None:
-    return next((int(config[name]) for name in names if isinstance(config.get(name), int)), None)
-
-
-def _hub_cache(environ: Mapping[str, str], cache_home: Path | None) -> Path:
-    """Where the Hub's client keeps its cache, by its documented environment variables."""
-    default_home = Path("~/.cache/huggingface").expanduser()
-    if cache_home is not None and cache_home.expanduser() != default_home:
-        return cache_home.expanduser() / "hub"
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if environ.get(name):
-            return Path(environ[name]).expanduser()
-    if environ.get("HF_HOME"):
-        return Path(environ["HF_HOME"]).expanduser() / "hub"
-    if environ.get("XDG_CACHE_HOME"):
-        return Path(environ["XDG_CACHE_HOME"]).expanduser() / "huggingface" / "hub"
-    return default_home / "hub"
 
 
 def _expected_shards(directory: Path) -> set[str] | None:
@@ -311,13 +261,6 @@ def _count_safetensors(path: Path) -> int | None:
             if length > _MAX_HEADER_BYTES:
                 return None
             header = json.loads(file.read(length))
-        return sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        return sum(math.prod(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= int(size)
-    return total

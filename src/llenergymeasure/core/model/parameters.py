@@ -1,23 +1,50 @@
-"""How many weights a transformer has, worked out from the numbers in its `config.json`.
+"""How many parameters a transformer has: counted on the loaded model, worked out from `config.json`, or by its name.
 
 Two totals per model: *active*, the weights that take part in a matrix product for each token (the N of 2 × N × tokens),
 and *stored*, all matrices that have to be in memory. They differ by embedding look-ups (stored, never multiplied), tied
 output heads (multiplied, stored once) and the experts of a mixture that a token is not sent to. Norms and biases are
 left out of both: they are below 0.1 % of any model here.
+
+On a loaded model the walk goes by what a module is, not by the shape of its tensors: quantised weights are packed, so a
+linear layer counts by its logical `in_features × out_features`. Nothing here imports PyTorch: modules are asked.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from typing import Any, Final
 
+from llenergymeasure.domain.base import Confidence
+
 Config = Mapping[str, Any]
+"""Content of a `config.json`."""
+
+UNCLASSIFIED_LIMIT: Final = 0.01
+"""Share of parameters that may stay unclassified before a count is no longer called certain."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCount:
+    """The N of 2 × N × tokens, and how far to trust it.
+
+    Args:
+        params: Parameters multiplied for each token; `None` where they could not be counted.
+        confidence: `high`: on the loaded model; `medium`: from its config; `low`: from its name.
+        note: How it was counted, or why it was not.
+    """
+
+    params: int | None
+    confidence: Confidence
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
 class WeightCount:
-    """Matrix weights of a model.
+    """Matrix weights of a model, or of its layers.
 
     Args:
         active: Weights multiplied for each token.
@@ -30,28 +57,85 @@ class WeightCount:
     assumed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Layers:
-    """All decoder layers together, and matrices between embedding and layers."""
+def count_loaded(model: Any) -> ParameterCount:
+    """Count on a loaded `transformers` model (adapter layers inside it included).
 
-    active: int
-    stored: int
+    Returns:
+        The count, with `high` confidence; from the config instead (`medium`) where a mixture of experts is packed in a
+        way that hides its layers.
+    """
+    config = model.config.to_dict()
+    routed = experts(config)
+    share = Fraction(routed[1], routed[0]) if routed else None
+    active = Fraction(0)
+    unclassified = total = 0
+    for name, module in model.named_modules():
+        size, other, is_stack = _module_weights(module, routed[0] if routed else None)
+        if other < 0:
+            return count_from_config(config)
+        expert = is_stack or _EXPERT_IN_LIST.search(name) is not None
+        if expert and size and share is None:
+            return ParameterCount(None, "low", "not counted: the config does not tell how many experts a token uses")
+        active += size * share if expert and share is not None else size
+        unclassified += other
+        total += size + other
+    sure = unclassified <= UNCLASSIFIED_LIMIT * total
+    note = "counted on the loaded model: matrices multiplied for each token, output head included, embeddings left out"
+    if routed:
+        note += f"; {routed[1]} of {routed[0]} experts"
+    if not sure:
+        note += f"; {unclassified} parameters of unknown use left out"
+    return ParameterCount(int(active), "high" if sure else "medium", note)
+
+
+def count_from_config(config: Config) -> ParameterCount:
+    """Count from the config, where the engine does not let its weights be counted."""
+    count = count_weights(config)
+    if count is None:
+        return ParameterCount(None, "low", "not counted: the config lacks the model's dimensions")
+    routed = experts(config)
+    mixture = f"; {routed[1]} of {routed[0]} experts" if routed else ""
+    if not count.assumed:
+        return ParameterCount(count.active, "medium", f"from the dimensions in the config{mixture}")
+    family = config.get("model_type") or "unknown"
+    note = f"from the config, taking {family!r} to be built like Llama{mixture}"
+    return ParameterCount(count.active, "low", note)
+
+
+def count_from_name(name: str) -> ParameterCount:
+    """Count from a size in the model's name: `Llama-3.1-8B`, `opt-125m`; the active ones of `Qwen3-30B-A3B`.
+
+    A product such as `8x7B` tells neither the total nor the active number, and counts as nothing.
+    """
+    leaf = _leaf(name)
+    if _PRODUCT.search(leaf):
+        return ParameterCount(None, "low", f"not counted: {leaf!r} does not tell how many parameters are active")
+    match = _ACTIVE_SIZE.search(leaf) or _SIZE.search(leaf)
+    if match is None:
+        return ParameterCount(None, "low", f"not counted: {leaf!r} holds no size")
+    return ParameterCount(_size(match), "low", f"from the model's name: {match[0].strip('-_.')}")
+
+
+def total_from_name(name: str) -> int | None:
+    """All parameters by a size in the model's name, whether active or not: 30 billion for `Qwen3-30B-A3B`."""
+    leaf = _leaf(name)
+    match = None if _PRODUCT.search(leaf) else _SIZE.search(_ACTIVE_SIZE.sub("", leaf))
+    return None if match is None else _size(match)
 
 
 def count_weights(config: Config) -> WeightCount | None:
-    """Count from the content of a `config.json`; `None` where it does not hold the numbers that are needed."""
+    """Work out all matrix weights; `None` where the config does not hold the numbers that are needed."""
     text = text_part(config)
     family = str(text.get("model_type") or config.get("model_type") or "")
-    layers_of = _FAMILIES.get(family, _llama_layers)
     try:
-        layers = layers_of(text)
-        embedding, head, positions = _ends(family, text)
+        layers = _FAMILIES.get(family, _gated_layers)(text)
+        embedding, positions = _ends(family, text)
     except KeyError:
         return None
     tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", family in _TIED_BY_DEFAULT)))
     return WeightCount(
-        active=layers.active + head,
-        stored=layers.stored + embedding + positions + (0 if tied else head),
+        active=layers.active + embedding,  # the output head, as large as the embedding
+        stored=layers.stored + positions + (embedding if tied else 2 * embedding),
         assumed=family not in _FAMILIES,
     )
 
@@ -62,137 +146,123 @@ def text_part(config: Config) -> Config:
     return text if isinstance(text, Mapping) else config
 
 
+def context_length(config: Config) -> int | None:
+    """Longest sequence a model takes, in tokens; `None`: it sets no bound."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+    lengths = (first_int(part, name) for part in (text_part(config), config) for name in names)
+    return next((length for length in lengths if length is not None and length > 0), None)
+
+
 def experts(config: Config) -> tuple[int, int] | None:
     """Number of routed experts per layer and how many of them each token is sent to; `None` for a dense model."""
     text = text_part(config)
     nested = text.get("ffn_config")
-    sources = (text, nested) if isinstance(nested, Mapping) else (text,)
-    total = _first_of(sources, ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"))
-    chosen = _first_of(
-        sources, ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k")
-    )
+    total = chosen = None
+    for part in (text, nested) if isinstance(nested, Mapping) else (text,):
+        total = total or first_int(part, "num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
+        chosen = chosen or first_int(
+            part, "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k"
+        )
     return (total, chosen) if total and chosen else None
 
 
-def _first_of(sources: tuple[Config, ...], names: tuple[str, ...]) -> int | None:
-    return next((int(source[name]) for source in sources for name in names if source.get(name) is not None), None)
+def first_int(config: Config, *names: str) -> int | None:
+    """The first of `names` that holds a whole number."""
+    values = (config.get(name) for name in names)
+    return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
 
 
-def _get(config: Config, *names: str) -> int:
-    """The first of `names` that is set.
-
-    Raises:
-        KeyError: None of them is.
-    """
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    raise KeyError(names[0])
-
-
-def _width(config: Config) -> int:
+def model_width(config: Config) -> int:
+    """Width of the residual stream; `KeyError` where the config does not tell."""
     return _get(config, "hidden_size", "n_embd", "d_model", "n_embed")
 
 
-def _depth(config: Config) -> int:
+def layer_count(config: Config) -> int:
+    """Number of decoder layers; `KeyError` where the config does not tell."""
     return _get(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def attention_heads(config: Config) -> tuple[int, int, int]:
+    """Query heads, key-value heads, and the width of a head; `KeyError` where the config does not tell."""
+    heads = _get(config, "num_attention_heads", "n_head", "n_heads", "num_heads")
+    kv_heads = first_int(config, "num_key_value_heads", "num_kv_heads") or heads
+    one_for_all = config.get("multi_query", config.get("model_type") in _MULTI_QUERY_BY_DEFAULT)
+    if one_for_all and not config.get("new_decoder_architecture"):
+        kv_heads = 1
+    return heads, kv_heads, first_int(config, "head_dim") or model_width(config) // heads
+
+
+def _get(config: Config, *names: str) -> int:
+    value = first_int(config, *names)
+    if value is None:
+        raise KeyError(names[0])
+    return value
 
 
 def _inner(config: Config, name: str) -> int:
     """Width of the feed-forward layer under the family's own name; four times the model's where it is left out."""
-    return int(config.get(name) or 4 * _width(config))
+    return int(config.get(name) or 4 * model_width(config))
 
 
-def _ends(family: str, config: Config) -> tuple[int, int, int]:
-    """Weights of token embedding, output head and learned position embedding."""
-    vocabulary = _get(config, "vocab_size")
-    width = int(config.get("word_embed_proj_dim") or _width(config))
-    positions = 0
-    if family in _LEARNED_POSITIONS:
-        length = _get(config, "n_positions", "max_position_embeddings")
-        positions = (length + (2 if family == "opt" else 0)) * _width(config)
-    return vocabulary * width, vocabulary * width, positions
+def _ends(family: str, config: Config) -> tuple[int, int]:
+    """Weights of the token embedding, and of learned position embeddings."""
+    width = model_width(config)
+    embedding = _get(config, "vocab_size") * int(config.get("word_embed_proj_dim") or width)
+    if family not in _LEARNED_POSITIONS:
+        return embedding, 0
+    length = _get(config, "n_positions", "max_position_embeddings")
+    return embedding, (length + (2 if family == "opt" else 0)) * width
 
 
-def _grouped_attention(config: Config) -> int:
+def _attention(config: Config) -> int:
     """Query, key, value and output matrices of one layer, with fewer key-value heads where the config says so."""
-    width, heads = _width(config), _get(config, "num_attention_heads", "n_head", "num_heads")
-    head_dim = int(config.get("head_dim") or width // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    return 2 * width * heads * head_dim + 2 * width * kv_heads * head_dim
+    heads, kv_heads, head_dim = attention_heads(config)
+    return 2 * model_width(config) * (heads + kv_heads) * head_dim
 
 
-def _llama_layers(config: Config) -> _Layers:
-    """Gated feed-forward layer (SwiGLU, GeGLU): gate, up and down."""
+def _gated_layers(config: Config) -> WeightCount:
+    """Feed-forward layer of three matrices (SwiGLU, GeGLU: gate, up and down), as Llama has it."""
     if experts(config) is not None:
         return _mixture_layers(config)
-    total = _depth(config) * (_grouped_attention(config) + 3 * _width(config) * _get(config, "intermediate_size"))
-    return _Layers(total, total)
+    feed_forward = 3 * model_width(config) * _get(config, "intermediate_size")
+    total = layer_count(config) * (_attention(config) + feed_forward)
+    return WeightCount(total, total)
 
 
-def _plain_layers(config: Config, inner_name: str = "intermediate_size") -> _Layers:
+def _plain_layers(config: Config, inner_name: str = "intermediate_size") -> WeightCount:
     """Feed-forward layer of two matrices."""
-    total = _depth(config) * (_grouped_attention(config) + 2 * _width(config) * _inner(config, inner_name))
-    return _Layers(total, total)
+    total = layer_count(config) * (_attention(config) + 2 * model_width(config) * _inner(config, inner_name))
+    return WeightCount(total, total)
 
 
-def _gpt_layers(config: Config) -> _Layers:
-    return _plain_layers(config, "n_inner")
-
-
-def _bloom_layers(config: Config) -> _Layers:
-    width = _width(config)
-    total = _depth(config) * (4 * width * width + 8 * width * width)
-    return _Layers(total, total)
-
-
-def _opt_layers(config: Config) -> _Layers:
-    width, narrow = _width(config), int(config.get("word_embed_proj_dim") or _width(config))
+def _opt_layers(config: Config) -> WeightCount:
+    """Two matrices, and one on each side of the layers where the embedding is narrower than they are."""
+    width, narrow = model_width(config), int(config.get("word_embed_proj_dim") or model_width(config))
     between = 2 * width * narrow if narrow != width else 0
     total = _plain_layers(config, "ffn_dim").active + between
-    return _Layers(total, total)
+    return WeightCount(total, total)
 
 
-def _multi_query_layers(config: Config) -> _Layers:
-    """GPT-BigCode: one key and value head for all where `multi_query` is on."""
-    width, heads = _width(config), _get(config, "n_head", "num_attention_heads")
-    kv_width = width // heads if config.get("multi_query", True) else width
-    total = _depth(config) * (2 * width * width + 2 * width * kv_width + 2 * width * _inner(config, "n_inner"))
-    return _Layers(total, total)
+def _square_layers(config: Config) -> WeightCount:
+    """Every head has keys and values of its own, so their number does not matter."""
+    total = layer_count(config) * (4 + 2 * int(config.get("expansion_ratio", 4))) * model_width(config) ** 2
+    return WeightCount(total, total)
 
 
-def _falcon_layers(config: Config) -> _Layers:
-    width, heads = _width(config), _get(config, "num_attention_heads", "n_head")
-    if config.get("new_decoder_architecture"):
-        kv_heads = int(config.get("num_kv_heads") or heads)
-    else:
-        kv_heads = 1 if config.get("multi_query", True) else heads
-    attention = 2 * width * width + 2 * width * kv_heads * (width // heads)
-    total = _depth(config) * (attention + 2 * width * _inner(config, "ffn_hidden_size"))
-    return _Layers(total, total)
-
-
-def _mpt_layers(config: Config) -> _Layers:
-    width = _width(config)
-    total = _depth(config) * (4 * width * width + 2 * width * int(config.get("expansion_ratio", 4)) * width)
-    return _Layers(total, total)
-
-
-def _mixture_layers(config: Config) -> _Layers:
+def _mixture_layers(config: Config) -> WeightCount:
     """Mixture of experts with gated experts, a router, and (Qwen2-MoE) one shared expert behind a gate."""
     routed = experts(config)
     if routed is None:
         raise KeyError("num_experts")
     total, chosen = routed
-    width, depth = _width(config), _depth(config)
+    width, depth = model_width(config), layer_count(config)
     expert = 3 * width * int(config.get("moe_intermediate_size") or _get(config, "intermediate_size"))
     shared_inner = int(config.get("shared_expert_intermediate_size") or 0)
     shared = 3 * width * shared_inner + (width if shared_inner else 0)
-    always = _grouped_attention(config) + total * width + shared
+    always = _attention(config) + total * width + shared
     sparse = sum(_is_sparse(config, layer) for layer in range(depth))
-    dense = (depth - sparse) * (_grouped_attention(config) + 3 * width * _inner(config, "intermediate_size"))
-    return _Layers(dense + sparse * (always + chosen * expert), dense + sparse * (always + total * expert))
+    dense = (depth - sparse) * (_attention(config) + 3 * width * _inner(config, "intermediate_size"))
+    return WeightCount(dense + sparse * (always + chosen * expert), dense + sparse * (always + total * expert))
 
 
 def _is_sparse(config: Config, layer: int) -> bool:
@@ -202,23 +272,23 @@ def _is_sparse(config: Config, layer: int) -> bool:
     return (layer + 1) % int(config.get("decoder_sparse_step") or 1) == 0
 
 
-def _deepseek_layers(config: Config) -> _Layers:
+def _deepseek_layers(config: Config) -> WeightCount:
     """Latent attention (DeepSeek-V2, section 2.1) and experts beside shared ones, after some dense layers."""
     total, chosen = _get(config, "n_routed_experts"), _get(config, "num_experts_per_tok")
-    width, depth = _width(config), _depth(config)
+    width, depth = model_width(config), layer_count(config)
     dense = min(int(config.get("first_k_dense_replace") or 0), depth)
     attention = _latent_attention(config)
     expert = 3 * width * _get(config, "moe_intermediate_size")
     always = attention + total * width + int(config.get("n_shared_experts") or 0) * expert
     dense_weights = dense * (attention + 3 * width * _get(config, "intermediate_size"))
-    return _Layers(
+    return WeightCount(
         dense_weights + (depth - dense) * (always + chosen * expert),
         dense_weights + (depth - dense) * (always + total * expert),
     )
 
 
 def _latent_attention(config: Config) -> int:
-    width, heads = _width(config), _get(config, "num_attention_heads")
+    width, heads = model_width(config), _get(config, "num_attention_heads")
     rank, rope = _get(config, "kv_lora_rank"), _get(config, "qk_rope_head_dim")
     key, value = _get(config, "qk_nope_head_dim"), _get(config, "v_head_dim")
     query_rank = config.get("q_lora_rank")
@@ -227,25 +297,24 @@ def _latent_attention(config: Config) -> int:
     return query + width * (rank + rope) + rank * heads * (key + value) + heads * value * width
 
 
-_FAMILIES: Final[Mapping[str, Callable[[Config], _Layers]]] = {
+_FAMILIES: Final[Mapping[str, Callable[[Config], WeightCount]]] = {
     **dict.fromkeys(
         (
             *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3"),
             *("olmo", "olmo2", "olmo3", "cohere", "cohere2", "stablelm", "granite", "glm", "glm4", "exaone4", "helium"),
         ),
-        _llama_layers,
+        _gated_layers,
     ),
     **dict.fromkeys(("gpt_neo", "gpt_neox", "phi", "starcoder2", "nemotron", "arcee"), _plain_layers),
-    **dict.fromkeys(("gpt2", "gptj", "codegen"), _gpt_layers),
+    **dict.fromkeys(("gpt2", "gptj", "codegen", "gpt_bigcode"), partial(_plain_layers, inner_name="n_inner")),
     **dict.fromkeys(("mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss"), _mixture_layers),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _deepseek_layers),
-    "bloom": _bloom_layers,
+    **dict.fromkeys(("bloom", "mpt"), _square_layers),
+    "falcon": partial(_plain_layers, inner_name="ffn_hidden_size"),
     "opt": _opt_layers,
-    "falcon": _falcon_layers,
-    "gpt_bigcode": _multi_query_layers,
-    "mpt": _mpt_layers,
 }
 
+_MULTI_QUERY_BY_DEFAULT: Final = frozenset({"falcon", "gpt_bigcode"})
 _LEARNED_POSITIONS: Final = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt"})
 _TIED_BY_DEFAULT: Final = frozenset(
     {
@@ -254,3 +323,64 @@ _TIED_BY_DEFAULT: Final = frozenset(
     }
 )
 """Families whose output head is the embedding unless the config says otherwise."""
+
+_UNITS: Final = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+_SIZE: Final = re.compile(r"(?:^|[-_.])(?P<number>\d+(?:\.\d+)?)(?P<unit>[kmbt])(?=$|[-_.])", re.IGNORECASE)
+_ACTIVE_SIZE: Final = re.compile(r"(?:^|[-_.])a(?P<number>\d+(?:\.\d+)?)(?P<unit>[kmbt])(?=$|[-_.])", re.IGNORECASE)
+_PRODUCT: Final = re.compile(r"\d+x\d+(?:\.\d+)?[kmbt]", re.IGNORECASE)
+
+
+def _leaf(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _size(match: re.Match[str]) -> int:
+    return round(float(match["number"]) * _UNITS[match["unit"].lower()])
+
+
+_EXPERT_IN_LIST: Final = re.compile(r"(?:^|\.)experts\.\d+(?:\.|$)")
+_ELEMENTWISE: Final = frozenset({"A_log"})
+"""Tensors of two dimensions that multiply element by element: the decay rates of state-space layers."""
+
+
+def _module_weights(module: Any, expert_count: int | None) -> tuple[int, int, bool]:
+    """A module's own matrix weights, other parameters of two and more dimensions, and whether they are all experts'.
+
+    A negative second figure says that the weights are packed beyond recognition.
+    """
+    if hasattr(module, "base_layer") or _is_embedding(module):
+        return 0, 0, False  # an adapter's wrapper repeats the features of the layer it wraps, which is counted itself
+    features = _features(module)
+    if features is not None:
+        return features, 0, False
+    size = other = 0
+    stacked = False
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.ndim < 2:
+            continue
+        if not parameter.is_floating_point():
+            return 0, -1, False
+        if expert_count and parameter.ndim == 3 and parameter.shape[0] == expert_count:
+            size, stacked = size + parameter.numel(), True
+        elif _is_convolution(module) or (name == "weight" and parameter.ndim == 2):
+            size += parameter.numel()
+        elif not name.endswith("bias") and name not in _ELEMENTWISE:
+            other += parameter.numel()
+    return size, other, stacked
+
+
+def _features(module: Any) -> int | None:
+    """Logical size of a linear layer, plain or quantised (`in_features`), or GPT-2's transposed one (`nx`, `nf`)."""
+    for inner, outer in (("in_features", "out_features"), ("nx", "nf")):
+        left, right = getattr(module, inner, None), getattr(module, outer, None)
+        if isinstance(left, int) and isinstance(right, int) and not any(True for _ in module.children()):
+            return left * right
+    return None
+
+
+def _is_embedding(module: Any) -> bool:
+    return hasattr(module, "embedding_dim") or type(module).__name__.endswith("Embedding")
+
+
+def _is_convolution(module: Any) -> bool:
+    return hasattr(module, "kernel_size") and hasattr(module, "in_channels")

@@ -1,21 +1,25 @@
 """Where a model's files are: made by this package, in a directory, in the Hub's cache, or on the Hub.
 
 Everything that follows (tokenizer, weights, adapter) is loaded from the one commit found here, so that an update of
-the repository in mid-run cannot mix two versions.
+the repository in mid-run cannot mix two versions. Previews on a machine that has neither the model nor an engine ask
+the Hub for `config.json` alone: a few kilobytes, without the Hub's client, kept nowhere.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
+from urllib.parse import quote
 
-from llenergymeasure.builtin_models.store import materialise
-from llenergymeasure.constants import BUILTIN_MODEL_PREFIX
-from llenergymeasure.core.model.hub_errors import explain_hub_error, is_transient_hub_error
+from llenergymeasure.builtin_models.store import materialise, packaged_files
+from llenergymeasure.config.models import LoRAConfig
+from llenergymeasure.constants import BUILTIN_MODEL_PREFIX, VERSION
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.resilience import retry_on_error
 from llenergymeasure.security import validate_path
@@ -30,6 +34,13 @@ CLIENT_HOME: Final = Path("~/.cache/huggingface")
 
 HUB_TIMEOUT_S: Final = 10.0
 """How long the Hub may take to tell about one file, in seconds."""
+
+PREVIEW_TIMEOUT_S: Final = 5.0
+"""Likewise for a preview."""
+
+DEFAULT_ENDPOINT: Final = "https://huggingface.co"
+MAX_CONFIG_BYTES: Final = 1_000_000
+"""Far more than any configuration has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +71,7 @@ class ModelSource:
 
     def patiently(self, load: Callable[P, T]) -> Callable[P, T]:
         """`load`, tried once more where it fetches from the Hub and the network fails."""
-        if self.revision is None:
-            return load
-        return retry_on_error(
-            max_retries=1,
-            exceptions=(Exception,),
-            is_transient=is_transient_hub_error,
-            what=f"Fetching {self.location}",
-        )(load)
-
-
-class Download(Protocol):
-    """`huggingface_hub.hf_hub_download`, as far as it is used here."""
-
-    def __call__(
-        self, repo_id: str, filename: str, *, revision: str | None, cache_dir: str | None, etag_timeout: float
-    ) -> str:
-        """Path of the file in the cache, fetched if it was not there."""
+        return load if self.revision is None else _patiently(load, self.location)
 
 
 def find_model(
@@ -86,7 +81,7 @@ def find_model(
     cache_home: Path | None,
     what: str = "model",
     filename: str = CONFIG_FILE,
-    download: Download | None = None,
+    download: Callable[..., str] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ModelSource:
     """Find a model's configuration, and with it the place and commit of everything else.
@@ -97,7 +92,7 @@ def find_model(
         cache_home: The Hub client's home directory (`HF_HOME`); `None` leaves it to the client.
         what: What it is to the reader of an error: `model`, `lora.adapter_id`.
         filename: The configuration file that makes it one.
-        download: Fetches from the Hub; the Hub's own client unless given.
+        download: Fetches from the Hub as `huggingface_hub.hf_hub_download` does; `None`: that function itself.
         sleep: Waits between attempts, in seconds.
 
     Raises:
@@ -108,7 +103,13 @@ def find_model(
         return find_directory(materialise(model), what, filename)
     if Path(model).expanduser().is_dir() or _looks_like_a_path(model):
         return find_directory(Path(model), what, filename)
-    return _on_the_hub(model, revision, cache_home, what, filename, download or _hub_download(), sleep)
+    cache_dir = hub_cache_dir(cache_home)
+    fetch = _patiently(download or _hub_download(), f"{filename} of {model}", sleep)
+    try:
+        path = Path(fetch(model, filename, revision=revision, cache_dir=cache_dir, etag_timeout=HUB_TIMEOUT_S))
+    except Exception as error:  # the client raises some forty types of its own and of its HTTP library
+        raise BackendError(f"{what}: {_explain_hub_error(model, revision, filename, error)}") from error
+    return ModelSource(model, revision=path.parent.name, config=read_config(path, what), cache_dir=cache_dir)
 
 
 def find_directory(path: Path, what: str, filename: str = CONFIG_FILE) -> ModelSource:
@@ -124,40 +125,59 @@ def find_directory(path: Path, what: str, filename: str = CONFIG_FILE) -> ModelS
     content = directory / filename
     if not content.is_file():
         raise BackendError(f"{what}: {directory} holds no {filename}. Name the directory that save_pretrained wrote.")
-    return ModelSource(str(directory), config=_read(content, what))
+    return ModelSource(str(directory), config=read_config(content, what))
 
 
-def _looks_like_a_path(model: str) -> bool:
-    return model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+def find_adapter(lora: LoRAConfig, cache_home: Path | None) -> ModelSource:
+    """Where the adapter's files are.
+
+    Raises:
+        BackendError: See `find_model`.
+    """
+    if lora.adapter_path is not None:
+        return find_directory(Path(lora.adapter_path), "lora.adapter_path", ADAPTER_FILE)
+    return find_model(lora.adapter_id or "", None, cache_home=cache_home, what="lora.adapter_id", filename=ADAPTER_FILE)
 
 
-def _on_the_hub(
-    model: str,
-    revision: str | None,
-    cache_home: Path | None,
-    what: str,
-    filename: str,
-    download: Download,
-    sleep: Callable[[float], None],
-) -> ModelSource:
-    cache_dir = hub_cache_dir(cache_home)
+def model_directory(
+    model: str, revision: str | None, environ: Mapping[str, str] = os.environ, cache_home: Path | None = None
+) -> Path | None:
+    """The directory with a model's files, if they are on this machine: as named, or in the Hub's cache.
 
-    # Recent clients try again by themselves (huggingface_hub 1.0 on), so one more attempt is enough.
-    @retry_on_error(
-        max_retries=1,
-        exceptions=(Exception,),
-        is_transient=is_transient_hub_error,
-        sleep=sleep,
-        what=f"Fetching {filename} of {model}",
-    )
-    def fetch() -> str:
-        return download(model, filename, revision=revision, cache_dir=cache_dir, etag_timeout=HUB_TIMEOUT_S)
+    The cache's layout is `models--owner--name/{refs/<revision>, snapshots/<commit>}` (huggingface_hub, "Understand
+    caching").
 
+    Raises:
+        ConfigError: There is no built-in model of that name.
+    """
+    if model.startswith(BUILTIN_MODEL_PREFIX):
+        return packaged_files(model)
+    directory = Path(model).expanduser()
+    if (directory / CONFIG_FILE).is_file():
+        return directory
+    cache = hub_cache_dir(cache_home) or environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+    hub = Path(cache).expanduser() if cache else _client_home(environ) / "hub"
+    repository = hub / ("models--" + model.replace("/", "--"))
+    name = revision or "main"
+    reference = repository / "refs" / name
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else name
+    snapshot = repository / "snapshots" / commit
+    return snapshot if (snapshot / CONFIG_FILE).is_file() else None
+
+
+def read_config(path: Path, what: str = "model") -> Mapping[str, Any]:
+    """Content of a model's or an adapter's configuration file.
+
+    Raises:
+        BackendError: It cannot be read, or holds no mapping.
+    """
     try:
-        path = Path(fetch())
-    except Exception as error:  # the client raises some forty types of its own and of its HTTP library
-        raise BackendError(f"{what}: {explain_hub_error(model, revision, filename, error)}") from error
-    return ModelSource(model, revision=path.parent.name, config=_read(path, what), cache_dir=cache_dir)
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackendError(f"{what}: {path} cannot be read ({error}). Fetch or save it anew.") from error
+    if not isinstance(content, dict):
+        raise BackendError(f"{what}: {path} holds {type(content).__name__}, not a mapping.")
+    return content
 
 
 def hub_cache_dir(cache_home: Path | None) -> str | None:
@@ -170,18 +190,156 @@ def hub_cache_dir(cache_home: Path | None) -> str | None:
     return str(cache_home.expanduser() / "hub")
 
 
-def _hub_download() -> Download:
+class HubConfigError(Exception):
+    """The Hub does not give the configuration; says why."""
+
+
+FetchConfig = Callable[[str, str | None], Mapping[str, Any]]
+"""Gives the `config.json` of a model at a revision, or raises `HubConfigError`."""
+
+
+def fetch_model_config(model: str, revision: str | None, environ: Mapping[str, str]) -> Mapping[str, Any]:
+    """Ask the Hub for a model's configuration, once and briefly: a preview does not wait for a network that is down.
+
+    Args:
+        model: Id on the Hub.
+        revision: Branch, tag or commit; `None`: the Hub's default.
+        environ: Says where the Hub is (`HF_ENDPOINT`), with which token (`HF_TOKEN`), and whether it may be asked
+            (`HF_HUB_OFFLINE`), as for the Hub's own client.
+
+    Raises:
+        HubConfigError: It may not be asked, does not answer, or has no such thing.
+    """
+    if environ.get("HF_HUB_OFFLINE", "").lower() not in _OFF:
+        raise HubConfigError("HF_HUB_OFFLINE forbids asking the Hub")
+    if _MODEL_ID.fullmatch(model) is None:
+        raise HubConfigError("it is not an id on the Hub")
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    endpoint = environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    address = f"{endpoint.rstrip('/')}/{model}/raw/{quote(revision or 'main', safe='')}/{CONFIG_FILE}"
+    try:
+        request = Request(address, headers={"User-Agent": f"llenergymeasure/{VERSION}"})
+        if (token := _token(environ)) is not None:
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        with urlopen(request, timeout=PREVIEW_TIMEOUT_S) as answer:
+            content = json.loads(answer.read(MAX_CONFIG_BYTES))
+    except HTTPError as error:
+        raise HubConfigError(f"the Hub says {_ANSWERS.get(error.code, f'HTTP status {error.code}')}") from error
+    except (OSError, HTTPException, ValueError) as error:  # no network, no HTTP, no JSON, no URL
+        raise HubConfigError(f"the Hub cannot be asked ({getattr(error, 'reason', None) or error})") from error
+    if not isinstance(content, dict):
+        raise HubConfigError("the Hub's config.json is no mapping")
+    return content
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error (two, where the first only announces the second); loaders write whole pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    announces = lines[0].endswith(":") and len(lines) > 1
+    return f"{type(error).__name__}: {' '.join(lines[:2]) if announces else lines[0]}"
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+
+
+def _hub_download() -> Callable[..., str]:
     from huggingface_hub import hf_hub_download
 
-    fetch: Download = hf_hub_download
+    fetch: Callable[..., str] = hf_hub_download
     return fetch
 
 
-def _read(path: Path, what: str) -> Mapping[str, Any]:
+def _patiently(load: Callable[P, T], what: str, sleep: Callable[[float], None] = time.sleep) -> Callable[P, T]:
+    # Recent clients try again by themselves (huggingface_hub 1.0 on), so one more attempt is enough.
+    return retry_on_error(
+        max_retries=1,
+        exceptions=(Exception,),
+        is_transient=_is_transient_hub_error,
+        sleep=sleep,
+        what=f"Fetching {what}",
+    )(load)
+
+
+def _client_home(environ: Mapping[str, str]) -> Path:
+    """The Hub client's home, by its documented environment variables."""
+    home = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser()
+
+
+def _token(environ: Mapping[str, str]) -> str | None:
+    """The user's token, from where the Hub's client takes it."""
+    if environ.get("HF_TOKEN"):
+        return environ["HF_TOKEN"].strip()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackendError(f"{what}: {path} cannot be read ({error}). Fetch or save it anew.") from error
-    if not isinstance(content, dict):
-        raise BackendError(f"{what}: {path} holds {type(content).__name__}, not a mapping.")
-    return content
+        path = environ.get("HF_TOKEN_PATH") or _client_home(environ) / "token"
+        return Path(path).expanduser().read_text().strip() or None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+_MODEL_ID: Final = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
+_OFF: Final = frozenset({"", "0", "false", "no", "off"})
+_ANSWERS: Final = {
+    401: "it does not exist, or is gated or private: set HF_TOKEN",
+    403: "it is gated: accept its terms there and set HF_TOKEN",
+    404: "it has no such model, revision or config.json",
+}
+
+
+def _explain_hub_error(model: str, revision: str | None, filename: str, error: Exception) -> str:
+    """One sentence on why `model` cannot be had from the Hub, with the fix.
+
+    The client's errors go by name: the classes moved between its releases, and one stands for several causes.
+    """
+    names = _class_names(_causes(error))
+    if "OfflineModeIsEnabled" in names:
+        return (
+            f"{model} is not in the local cache, and HF_HUB_OFFLINE forbids asking the Hub. Unset it once to fetch it."
+        )
+    if "GatedRepoError" in names:
+        return f"{model} is gated. Accept its terms on the Hub and set HF_TOKEN to a token of that account."
+    if "RevisionNotFoundError" in names:
+        return f"{model} has no revision {revision!r}. Name a branch, tag or commit it has, or remove revision."
+    if "RepositoryNotFoundError" in names:
+        return f"{model} is neither a directory here nor on the Hub. Check the spelling; a private one needs HF_TOKEN."
+    if "RemoteEntryNotFoundError" in names or (
+        "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names
+    ):
+        return f"{model} is on the Hub but has no {filename}: it is not in the format transformers loads."
+    if "HFValidationError" in names:
+        return f"{model!r} is neither a directory here nor an id of the form owner/name."
+    return f"{model} cannot be fetched from the Hub now and is not in the local cache ({first_line(error)})"
+
+
+def _is_transient_hub_error(error: Exception) -> bool:
+    """Whether another attempt can help: the Hub is overloaded, or the network failed while the file is not cached."""
+    causes = _causes(error)
+    names = _class_names(causes)
+    if "OfflineModeIsEnabled" in names or "gaierror" in names:  # no network to wait for: not even the name is known
+        return False
+    statuses = {getattr(getattr(cause, "response", None), "status_code", None) for cause in causes} - {None}
+    return bool(statuses & _TRANSIENT_STATUS) if statuses else bool(names & _NETWORK_ERRORS)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes
+
+
+def _class_names(errors: list[BaseException]) -> set[str]:
+    return {base.__name__ for error in errors for base in type(error).__mro__}
+
+
+_TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
+_NETWORK_ERRORS: Final = frozenset(
+    {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "LocalEntryNotFoundError"}
+)
+"""Names of classes in Python, requests, httpx and the Hub's client, which says the last when it is cut off."""

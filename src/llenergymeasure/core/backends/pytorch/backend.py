@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Final
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.backends.engine_logs import engine_output_logged
+from llenergymeasure.core.backends.isolation import engine_output_logged, seeded
 from llenergymeasure.core.backends.protocol import (
     GenerationOutput,
     GenerationRequest,
@@ -22,18 +22,18 @@ from llenergymeasure.core.backends.protocol import (
     RequestOutput,
 )
 from llenergymeasure.core.backends.pytorch.checks import preflight_problems
-from llenergymeasure.core.backends.pytorch.generation import generate_batch
-from llenergymeasure.core.backends.pytorch.loading import LoadedParts, load_parts
-from llenergymeasure.core.backends.pytorch.memory import MemoryMeter
+from llenergymeasure.core.backends.pytorch.generation import DeviceStepTimer, HostStepTimer, StepTimer, generate_batch
+from llenergymeasure.core.backends.pytorch.loading import LoadedParts, load_parts, section_of
 from llenergymeasure.core.backends.pytorch.placement import placement_here, planned_devices, used_devices
-from llenergymeasure.core.backends.pytorch.readback import describe_model
-from llenergymeasure.core.backends.pytorch.timing import DeviceStepTimer, HostStepTimer, StepTimer
-from llenergymeasure.core.backends.seeding import seeded
+from llenergymeasure.core.backends.pytorch.readback import MemoryMeter, describe_model
 from llenergymeasure.core.backends.tokenizer import TransformersTokenizer, load_tokenizer
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.source import ModelSource, find_model
 from llenergymeasure.exceptions import BackendError
+
+LOGGERS: Final = ("accelerate", "peft", "bitsandbytes")
+"""What the libraries behind transformers speak through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,10 @@ class PyTorchBackend:
     (warm-up, other batches) does not change it, and the process's own generators are left as they were.
 
     Args:
-        clock: The measurement clock.
         model_cache_dir: Home of the Hub's cache (`HF_HOME`); `None` leaves it to the Hub's client.
     """
+
+    name: Final = "pytorch"
 
     def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
         self._clock = clock
@@ -66,23 +67,18 @@ class PyTorchBackend:
         self._session: _Session | None = None
         self._matmul_precision_before: str | None = None
 
-    @property
-    def name(self) -> str:
-        """`pytorch`."""
-        return "pytorch"
-
     def version(self) -> str:
         """Version of transformers."""
         return metadata.version("transformers")
 
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
-        with engine_output_logged():
+        with engine_output_logged(LOGGERS):
             return preflight_problems(config, self._cache_home, self._own_tokenizer)
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
-        return planned_devices(_section(config))
+        return planned_devices(section_of(config))
 
     def tokenizer(self, config: ExperimentConfig) -> TransformersTokenizer:
         """The model's own tokenizer."""
@@ -92,14 +88,14 @@ class PyTorchBackend:
         """Load weights, adapter and drafter, and compile if asked to."""
         if self._session is not None:
             self.unload()
-        section = _section(config)
+        section = section_of(config)
         placement = placement_here(section)
         tokenizer = self._own_tokenizer(config)
         try:
             if section.allow_tf32 is not None:
                 self._matmul_precision_before = torch.get_float32_matmul_precision()
                 torch.set_float32_matmul_precision("high" if section.allow_tf32 else "highest")
-            with engine_output_logged(), seeded(config.random_seed):
+            with engine_output_logged(LOGGERS), seeded(config.random_seed):
                 parts = load_parts(config, self._model_source(config), tokenizer, placement, self._cache_home)
             self._session = _Session(
                 batch_size=section.batch_size or 1,
@@ -135,7 +131,7 @@ class PyTorchBackend:
         """Generate for `requests`, `batch_size` at a time."""
         session = self._loaded()
         outputs: list[RequestOutput] = []
-        with engine_output_logged():
+        with engine_output_logged(LOGGERS):
             for start in range(0, len(requests), session.batch_size):
                 outputs += _generate_batch(session, requests[start : start + session.batch_size])
         return GenerationOutput(tuple(outputs))
@@ -173,7 +169,7 @@ class PyTorchBackend:
 
     def _own_tokenizer(self, config: ExperimentConfig) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
-            with engine_output_logged():
+            with engine_output_logged(LOGGERS):
                 self._tokenizer = load_tokenizer(config, self._model_source(config))
         return self._tokenizer
 
@@ -186,10 +182,6 @@ class PyTorchBackend:
         if self._session is None:
             raise BackendError("the pytorch backend has no model loaded; call load() first.")
         return self._session
-
-
-def _section(config: ExperimentConfig) -> PyTorchConfig:
-    return config.pytorch or PyTorchConfig()
 
 
 def _timer_for(device: torch.device, clock: Clock) -> StepTimer:
@@ -211,21 +203,20 @@ def _generate_batch(session: _Session, batch: Sequence[GenerationRequest]) -> li
             outputs = generate_batch(parts.model, batch, parts.decoding, session.timer)
     except BackendError:
         raise
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise BackendError(_out_of_memory(batch)) from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):  # the CPU's allocator
-            raise BackendError(_out_of_memory(batch)) from error
-        raise BackendError(f"transformers failed to generate: {error}") from error
     except Exception as error:  # a hundred architectures, and remote code
-        raise BackendError(f"transformers cannot generate as asked: {type(error).__name__}: {error}") from error
+        raise BackendError(_explain(error, batch)) from error
     width = max(len(request.token_ids) for request in batch)
     longest_output = max(output.output_tokens for output in outputs)
     session.memory.note_batch(len(batch) * parts.decoding.num_beams, width + longest_output - 1)
     return outputs
 
 
-def _out_of_memory(batch: Sequence[GenerationRequest]) -> str:
+def _explain(error: Exception, batch: Sequence[GenerationRequest]) -> str:
+    is_runtime = isinstance(error, RuntimeError)
+    is_cpu_full = is_runtime and any(text in str(error) for text in ("not enough memory", "can't allocate memory"))
+    if not is_cpu_full and not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        kind = "failed to generate" if is_runtime else f"cannot generate as asked: {type(error).__name__}"
+        return f"transformers {kind}: {error}"
     longest = max(len(request.token_ids) for request in batch)
     output = max(request.max_new_tokens for request in batch)
     return (

@@ -1,19 +1,27 @@
-"""One batch through `transformers.generate`: padded on the left, watched step by step, taken apart into requests."""
+"""One batch through `transformers.generate`: padded on the left, watched step by step, taken apart into requests.
+
+Each decoding step is timed without making the steps wait for each other. On the CPU a step is done when its hook runs,
+so the clock is read there. On CUDA the host runs ahead of the device: the hook only records an event in the stream, and
+the times are worked out when the batch is over:
+
+    host   ──start── step 1 hook ── step 2 hook ── …                finish: t_k = t_0 + elapsed(E_0, E_k)
+    device        E_0 ─ prefill ──── E_1 ── decode ── E_2 ── …
+"""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from llenergymeasure.config.models import DecoderConfig
 from llenergymeasure.core.backends.protocol import FinishReason, GenerationRequest, RequestOutput
-from llenergymeasure.core.backends.pytorch.timing import StepTimer
+from llenergymeasure.core.clock import Clock
 from llenergymeasure.exceptions import BackendError
 
 
@@ -67,13 +75,7 @@ def decoder_parameters(decoder: DecoderConfig) -> dict[str, Any]:
 def generate_batch(
     model: PreTrainedModel, requests: Sequence[GenerationRequest], decoding: Decoding, timer: StepTimer
 ) -> list[RequestOutput]:
-    """Generate for `requests` as one batch.
-
-    Args:
-        model: The loaded model.
-        requests: At least one request.
-        decoding: How to generate.
-        timer: Times the steps on the model's device.
+    """Generate for `requests`, of which there is at least one, as one batch; `timer` times the model's device.
 
     Raises:
         BackendError: A request does not fit the model, or a row came back empty.
@@ -84,6 +86,7 @@ def generate_batch(
     input_ids, attention_mask = pad_left(requests, decoding.pad_token_id, model.device)
     width = input_ids.shape[1]
     limits = [request.max_new_tokens for request in requests]
+    least, eos = [request.min_new_tokens for request in requests], decoding.eos_token_ids
     steps = StepHook(timer, limits, width)
     with torch.inference_mode():
         sequences = model.generate(
@@ -91,16 +94,13 @@ def generate_batch(
             attention_mask=attention_mask,
             generation_config=decoding.generation_config(max(limits)),
             stopping_criteria=[steps],
-            logits_processor=_minimum_lengths(requests, width, decoding),
+            logits_processor=[MinimumLengths(least, width, eos)] if any(least) and eos else None,
             **decoding.generate_arguments,
         )
     rows = sequences[:, width:].tolist()
     # A slice of a memoryview is no copy. With beams, the text that won need not have grown step by step.
     times_s: Sequence[float] | None = memoryview(steps.token_times_s()) if decoding.num_beams == 1 else None
-    return [
-        _request_output(request, row, decoding.eos_token_ids, started_s, times_s)
-        for request, row in zip(requests, rows, strict=True)
-    ]
+    return [_request_output(request, row, eos, started_s, times_s) for request, row in zip(requests, rows, strict=True)]
 
 
 def pad_left(
@@ -134,7 +134,6 @@ class StepHook:
     It times the step, and ends each row at its own limit: `max_new_tokens` is one number for the whole batch.
 
     Args:
-        timer: Told of every step.
         limits: Most new tokens of each row.
         prompt_width: Length of the padded prompts, in tokens.
     """
@@ -197,19 +196,94 @@ class MinimumLengths:
         return scores
 
 
+class StepTimer(Protocol):
+    """Times the steps of one batch after another."""
+
+    def start(self) -> float:
+        """Open a batch; returns its first instant on the measurement clock, in seconds."""
+
+    def step(self) -> None:
+        """Note that all work given to the device so far makes up a finished step."""
+
+    def finish(self) -> array[float]:
+        """Instants of the batch's steps on the measurement clock, in seconds; waits for the last one."""
+
+
+class HostStepTimer:
+    """Reads the clock at every step: right where the device is the host itself."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._now = clock.now
+        self._times_s = array("d")
+
+    def start(self) -> float:
+        """Open a batch."""
+        self._times_s = array("d")
+        return self._now()
+
+    def step(self) -> None:
+        """Note the instant."""
+        self._times_s.append(self._now())
+
+    def finish(self) -> array[float]:
+        """Instants of the steps, in seconds."""
+        return self._times_s
+
+
+class DeviceStepTimer:
+    """Records an event in the device's stream at every step, and turns them into clock times afterwards.
+
+    The first event is recorded on an idle device, next to a clock reading; that pair ties device time to the clock.
+    Events are kept for later batches, because making one costs more than recording it.
+
+    Args:
+        new_event: Makes a timing event, as `torch.cuda.Event(enable_timing=True)` does.
+        stream: The stream that the device's work goes to.
+        synchronize: Waits until the device is idle.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        new_event: Callable[[], Any],
+        stream: object,
+        synchronize: Callable[[], None],
+    ) -> None:
+        self._clock = clock
+        self._new_event = new_event
+        self._stream = stream
+        self._synchronize = synchronize
+        self._events: list[Any] = [new_event()]
+        self._used = 1
+        self._start_s = 0.0
+
+    def start(self) -> float:
+        """Open a batch: wait for the device, read the clock, mark the stream."""
+        self._synchronize()
+        self._start_s = self._clock.now()
+        self._events[0].record(self._stream)
+        self._used = 1
+        return self._start_s
+
+    def step(self) -> None:
+        """Mark the stream; the host does not wait."""
+        if self._used == len(self._events):
+            self._events.append(self._new_event())
+        self._events[self._used].record(self._stream)
+        self._used += 1
+
+    def finish(self) -> array[float]:
+        """Wait for the last mark and read all of them."""
+        first, steps = self._events[0], self._events[1 : self._used]
+        if steps:
+            steps[-1].synchronize()
+        return array("d", (self._start_s + first.elapsed_time(event) / 1000.0 for event in steps))
+
+
 def _row_values(values: Sequence[int], input_ids: torch.Tensor) -> torch.Tensor:
     """One value per row of `input_ids`; with beams, each prompt has several rows next to each other."""
     tensor = torch.tensor(values, device=input_ids.device)
     return tensor.repeat_interleave(input_ids.shape[0] // len(values))
-
-
-def _minimum_lengths(
-    requests: Sequence[GenerationRequest], width: int, decoding: Decoding
-) -> list[MinimumLengths] | None:
-    minimums = [request.min_new_tokens for request in requests]
-    if not any(minimums) or not decoding.eos_token_ids:
-        return None
-    return [MinimumLengths(minimums, width, decoding.eos_token_ids)]
 
 
 def _check_request(request: GenerationRequest, decoding: Decoding) -> None:

@@ -18,12 +18,11 @@ from transformers import (
 )
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
-from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.backends.pytorch.adapter import apply_adapter, find_adapter
+from llenergymeasure.config.models import ExperimentConfig, LoRAConfig
 from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_parameters
 from llenergymeasure.core.backends.pytorch.placement import Placement
-from llenergymeasure.core.model.hub_errors import first_line
-from llenergymeasure.core.model.source import ModelSource, find_model
+from llenergymeasure.core.model.parameters import context_length
+from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model, first_line
 from llenergymeasure.exceptions import BackendError
 
 if TYPE_CHECKING:
@@ -51,17 +50,35 @@ GENERATION_FIELDS: Final = (
 )
 """Fields of the pytorch section that are fields of `GenerationConfig` under the same name."""
 
+DRAFTING_FIELDS: Final = ("num_assistant_tokens", "num_assistant_tokens_schedule")
+"""Likewise, of the assistant's `GenerationConfig`."""
+
+QUANTISATION_FIELDS: Final = (
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_compute_dtype",
+    "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant",
+)
+"""Likewise, of `BitsAndBytesConfig`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    """A smaller model that drafts tokens, with the tokenizer it thinks in."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedParts:
     """A model in memory and what came with it.
 
     Args:
-        source: Where its files came from.
         model: The model that generates; adapter layers, if any, are inside it.
         adapter: The adapter around it; `None` without one, or once it is merged.
         assistant: What drafts tokens for it.
-        decoding: How it is asked to generate.
     """
 
     source: ModelSource
@@ -76,6 +93,11 @@ class LoadedParts:
         return self.model._compiled_call_impl is not None
 
 
+def section_of(config: ExperimentConfig) -> PyTorchConfig:
+    """The experiment's pytorch section; one of defaults where it is left out."""
+    return config.pytorch or PyTorchConfig()
+
+
 def load_parts(
     config: ExperimentConfig,
     source: ModelSource,
@@ -88,7 +110,7 @@ def load_parts(
     Raises:
         BackendError: Something cannot be had as asked.
     """
-    section = config.pytorch or PyTorchConfig()
+    section = section_of(config)
     model = load_weights(config, source, placement)
     adapter = None
     if config.lora is not None:
@@ -134,6 +156,71 @@ def load_weights(config: ExperimentConfig, source: ModelSource, placement: Place
     return model
 
 
+def apply_adapter(
+    model: PreTrainedModel, lora: LoRAConfig, source: ModelSource
+) -> tuple[PreTrainedModel, PeftModel | None]:
+    """Put the adapter's layers into `model`, or merge its weights into the model's.
+
+    Returns:
+        The model to generate with, and the adapter around it (`None` once merged).
+
+    Raises:
+        BackendError: The adapter was made for another model, or is not of a kind that lives in the model's layers.
+    """
+    from peft import PeftModel
+
+    where = lora.adapter_id or lora.adapter_path
+    misfit = f"lora: {where} does not fit {model.name_or_path}"
+    made_for = f"it was made for {source.config.get('base_model_name_or_path') or 'another model'}."
+    try:
+        # Adapter weights stay in the experiment's precision; peft would train, and so widen, them in fp32.
+        adapter = source.patiently(PeftModel.from_pretrained)(
+            model, source.location, autocast_adapter_dtype=False, **source.loader_arguments
+        )
+    except Exception as error:  # shape mismatches are RuntimeErrors, absent layers ValueErrors, and so on
+        raise BackendError(f"{misfit} ({first_line(error)}); {made_for}") from error
+    if adapter.active_peft_config.is_prompt_learning:
+        raise BackendError(
+            f"lora: {where} is a {adapter.active_peft_config.peft_type.value} adapter, not a low-rank one. "
+            "Adapters that lengthen the prompt are not supported."
+        )
+    odd = _tensors_without_counterpart(adapter, source)
+    if odd:
+        raise BackendError(f"{misfit}: {len(odd)} tensors have no counterpart (first: {odd[0]}); {made_for}")
+    if lora.merge_weights:
+        return adapter.merge_and_unload(), None
+    return adapter.get_base_model(), adapter
+
+
+def load_assistant(config: ExperimentConfig, placement: Placement, cache_home: Path | None) -> Assistant | None:
+    """The model `pytorch.assistant_model` names, in the experiment's precision, where the main model begins.
+
+    Raises:
+        BackendError: It cannot be had.
+    """
+    section = section_of(config)
+    if section.assistant_model is None:
+        return None
+    source = find_model(section.assistant_model, None, cache_home=cache_home, what="pytorch.assistant_model")
+    try:
+        model = source.patiently(AutoModelForCausalLM.from_pretrained)(
+            source.location,
+            dtype=DTYPES[config.precision],
+            device_map="cuda:0" if placement.on_gpu else "cpu",
+            trust_remote_code=config.trust_remote_code,
+            **source.loader_arguments,
+        )
+        tokenizer = source.patiently(AutoTokenizer.from_pretrained)(
+            source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
+        )
+    except Exception as error:  # see load_weights
+        raise BackendError(
+            f"pytorch.assistant_model: {section.assistant_model} cannot be loaded: {first_line(error)}"
+        ) from error
+    model.generation_config = GenerationConfig(**_given(section, *DRAFTING_FIELDS))
+    return Assistant(model, tokenizer)
+
+
 def check_passthrough(config: ExperimentConfig) -> None:
     """Refuse `passthrough_kwargs` that would set what a field of the config sets.
 
@@ -147,27 +234,22 @@ def check_passthrough(config: ExperimentConfig) -> None:
 
 def loader_arguments(config: ExperimentConfig, placement: Placement) -> dict[str, Any]:
     """What `from_pretrained` gets beside the model's place on disk."""
-    section = config.pytorch or PyTorchConfig()
+    section = section_of(config)
     arguments: dict[str, Any] = {
         "dtype": DTYPES[config.precision],
         "device_map": placement.device_map,
         "trust_remote_code": config.trust_remote_code,
     }
-    if section.attn_implementation is not None:
-        arguments["attn_implementation"] = section.attn_implementation
-    if section.load_in_4bit or section.load_in_8bit:
-        arguments["quantization_config"] = _bitsandbytes_config(section)
+    arguments |= _given(section, "attn_implementation")
+    if section.loading_bits is not None:
+        arguments["quantization_config"] = BitsAndBytesConfig(**_given(section, *QUANTISATION_FIELDS))
     return {**arguments, **(config.passthrough_kwargs or {})}
 
 
 def compile_arguments(section: PyTorchConfig) -> dict[str, Any]:
     """Keyword arguments of `torch.compile`."""
-    chosen = {
-        "mode": section.torch_compile_mode,
-        "backend": section.torch_compile_backend,
-        "dynamic": section.torch_compile_dynamic,
-    }
-    return {name: value for name, value in chosen.items() if value is not None}
+    chosen = _given(section, "torch_compile_mode", "torch_compile_backend", "torch_compile_dynamic")
+    return {name.removeprefix("torch_compile_"): value for name, value in chosen.items()}
 
 
 def build_decoding(
@@ -177,9 +259,8 @@ def build_decoding(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Decoding:
     """How `config` wants the loaded model to generate."""
-    section = config.pytorch or PyTorchConfig()
-    parameters = decoder_parameters(config.decoder)
-    parameters |= {name: value for name in GENERATION_FIELDS if (value := getattr(section, name)) is not None}
+    section = section_of(config)
+    parameters = decoder_parameters(config.decoder) | _given(section, *GENERATION_FIELDS)
     if section.torch_compile is not None:
         parameters["disable_compile"] = True  # generate's own choice; what was asked for is compiled here, or nothing
     if section.cache_implementation in ("static", "offloaded_static"):
@@ -200,70 +281,9 @@ def build_decoding(
     )
 
 
-def context_length(config: Mapping[str, Any]) -> int | None:
-    """Longest sequence a model takes, from the content of its `config.json`; `None`: it sets no bound."""
-    text_config = config.get("text_config")
-    layers = (text_config, config) if isinstance(text_config, Mapping) else (config,)
-    for values in layers:
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"):
-            length = values.get(name)
-            if isinstance(length, int) and length > 0:
-                return length
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class Assistant:
-    """A smaller model that drafts tokens, with the tokenizer it thinks in."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-
-def load_assistant(config: ExperimentConfig, placement: Placement, cache_home: Path | None) -> Assistant | None:
-    """The model `pytorch.assistant_model` names, in the experiment's precision, where the main model begins.
-
-    Raises:
-        BackendError: It cannot be had.
-    """
-    section = config.pytorch or PyTorchConfig()
-    if section.assistant_model is None:
-        return None
-    source = find_model(section.assistant_model, None, cache_home=cache_home, what="pytorch.assistant_model")
-    device = "cuda:0" if placement.on_gpu else "cpu"
-    try:
-        model = source.patiently(AutoModelForCausalLM.from_pretrained)(
-            source.location,
-            dtype=DTYPES[config.precision],
-            device_map=device,
-            trust_remote_code=config.trust_remote_code,
-            **source.loader_arguments,
-        )
-        tokenizer = source.patiently(AutoTokenizer.from_pretrained)(
-            source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
-        )
-    except Exception as error:  # see load_weights
-        raise BackendError(
-            f"pytorch.assistant_model: {section.assistant_model} cannot be loaded: {first_line(error)}"
-        ) from error
-    drafting = {
-        name: value
-        for name in ("num_assistant_tokens", "num_assistant_tokens_schedule")
-        if (value := getattr(section, name)) is not None
-    }
-    model.generation_config = GenerationConfig(**drafting)
-    return Assistant(model, tokenizer)
-
-
-def _bitsandbytes_config(section: PyTorchConfig) -> BitsAndBytesConfig:
-    chosen = {
-        "load_in_4bit": section.load_in_4bit,
-        "load_in_8bit": section.load_in_8bit,
-        "bnb_4bit_compute_dtype": section.bnb_4bit_compute_dtype,
-        "bnb_4bit_quant_type": section.bnb_4bit_quant_type,
-        "bnb_4bit_use_double_quant": section.bnb_4bit_use_double_quant,
-    }
-    return BitsAndBytesConfig(**{name: value for name, value in chosen.items() if value is not None})
+def _given(section: PyTorchConfig, *names: str) -> dict[str, Any]:
+    """Those of the fields that are set: the engine keeps its own defaults for the others."""
+    return {name: value for name in names if (value := getattr(section, name)) is not None}
 
 
 def _refuse_offloading(model: PreTrainedModel, placement: Placement) -> None:
@@ -307,3 +327,12 @@ def _passthrough_hint(config: ExperimentConfig) -> str:
     if not config.passthrough_kwargs:
         return ""
     return f" (passthrough_kwargs sent along: {', '.join(sorted(config.passthrough_kwargs))})"
+
+
+def _tensors_without_counterpart(adapter: PeftModel, source: ModelSource) -> list[str]:
+    """Tensors of the adapter that found no layer, and adapter layers that found no tensor."""
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    saved = set(load_peft_weights(source.location, device="cpu", **source.loader_arguments))
+    return sorted(saved ^ set(get_peft_model_state_dict(adapter)))

@@ -1,16 +1,29 @@
-"""What was really loaded, asked of the loaded objects themselves rather than of the config that they came from."""
+"""What was really loaded and the memory it takes, asked of the loaded objects rather than of the config behind them.
+
+The device is asked nothing inside the window.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from llenergymeasure.core.backends.protocol import LoadedModel
-from llenergymeasure.core.backends.pytorch.loading import DTYPES, GENERATION_FIELDS, Assistant, LoadedParts
-from llenergymeasure.core.model.matmul_params import count_loaded
+from llenergymeasure.core.backends.protocol import LoadedModel, MemoryStats
+from llenergymeasure.core.backends.pytorch.loading import (
+    DRAFTING_FIELDS,
+    DTYPES,
+    GENERATION_FIELDS,
+    QUANTISATION_FIELDS,
+    Assistant,
+    LoadedParts,
+)
+from llenergymeasure.core.model.memory import MB, kv_cache_bytes
+from llenergymeasure.core.model.parameters import count_loaded
 
 _ENGINE_DEFAULTS: Final = {"use_cache": True, "cache_implementation": "dynamic", "num_beams": 1}
 """What transformers does where a `GenerationConfig` field is `None`."""
@@ -19,14 +32,8 @@ _PRECISIONS: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
-    """Read everything back from `parts`.
-
-    Args:
-        parts: The loaded model and its companions.
-        batch_size: Prompts per call of `generate`.
-    """
+    """Read everything back from `parts`, which are asked for `batch_size` prompts at a time."""
     model = parts.model
-    count = count_loaded(model)
     settings = {
         "precision": _PRECISIONS.get(model.dtype, str(model.dtype)),
         "pytorch.batch_size": batch_size,
@@ -39,9 +46,7 @@ def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
     return LoadedModel(
         settings=settings,
         revision=parts.source.revision,
-        active_matmul_params=count.params,
-        params_note=count.note,
-        params_confidence=count.confidence,
+        parameters=count_loaded(model),
         context_length=parts.decoding.context_length,
         device_names=_device_names(model),
     )
@@ -62,15 +67,9 @@ def _engine_settings(parts: LoadedParts) -> Iterator[tuple[str, Any]]:
 
 def _generation_settings(generation: GenerationConfig) -> Iterator[tuple[str, Any]]:
     sampling = ("temperature", "top_k", "top_p", "min_p") if generation.do_sample else ()
-    for name in ("do_sample", *sampling, "repetition_penalty"):
-        value = getattr(generation, name, None)
-        if value is not None:
-            yield f"decoder.{name}", value
-    for name in GENERATION_FIELDS:
-        value = getattr(generation, name, None)
-        value = _ENGINE_DEFAULTS.get(name) if value is None else value
-        if value is not None:
-            yield f"pytorch.{name}", value
+    yield from _set_fields("decoder", generation, "do_sample", *sampling, "repetition_penalty")
+    yield from ((f"pytorch.{name}", value) for name, value in _ENGINE_DEFAULTS.items())
+    yield from _set_fields("pytorch", generation, *GENERATION_FIELDS)
     yield "generation.eos_token_id", generation.eos_token_id
     yield "generation.pad_token_id", generation.pad_token_id
 
@@ -81,15 +80,7 @@ def _quantisation_settings(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
         return
     settings = quantizer.quantization_config.to_dict()
     yield "quantization", settings.get("quant_method")
-    for name in (
-        "load_in_4bit",
-        "load_in_8bit",
-        "bnb_4bit_compute_dtype",
-        "bnb_4bit_quant_type",
-        "bnb_4bit_use_double_quant",
-    ):
-        if name in settings:
-            yield f"pytorch.{name}", settings[name]
+    yield from ((f"pytorch.{name}", settings[name]) for name in QUANTISATION_FIELDS if name in settings)
 
 
 def _adapter_settings(parts: LoadedParts) -> Iterator[tuple[str, Any]]:
@@ -104,14 +95,81 @@ def _adapter_settings(parts: LoadedParts) -> Iterator[tuple[str, Any]]:
 
 def _assistant_settings(assistant: Assistant) -> Iterator[tuple[str, Any]]:
     yield "pytorch.assistant_model", assistant.model.name_or_path
-    generation = assistant.model.generation_config
-    for name in ("num_assistant_tokens", "num_assistant_tokens_schedule"):
-        value = getattr(generation, name)
+    yield from _set_fields("pytorch", assistant.model.generation_config, *DRAFTING_FIELDS)
+
+
+def _set_fields(section: str, generation: GenerationConfig, *names: str) -> Iterator[tuple[str, Any]]:
+    for name in names:
+        value = getattr(generation, name, None)
         if value is not None:
-            yield f"pytorch.{name}", value
+            yield f"{section}.{name}", value
 
 
 def _device_names(model: PreTrainedModel) -> tuple[str, ...]:
     devices = {parameter.device for parameter in model.parameters()}
     gpus = sorted(device.index or 0 for device in devices if device.type == "cuda")
     return tuple(torch.cuda.get_device_name(index) for index in gpus) if gpus else ("CPU",)
+
+
+PROC: Final = Path("/proc/self")
+RESET_PEAK_RSS: Final = "5"
+"""Written to `/proc/self/clear_refs`, it makes the kernel start a new peak of the resident set (proc(5))."""
+
+
+class MemoryMeter:
+    """Peak memory, weights and key-value cache of one loaded model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        self.gpu_indices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
+        self._model_mb = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MB
+        self._config = model.config.to_dict()
+        self._value_bytes = torch.empty((), dtype=model.dtype).element_size()
+        self._peak_is_ours = False
+        self._largest_cache_bytes: float | None = None
+
+    def reset_peak(self) -> None:
+        """Start a new peak; on the CPU only where the kernel lets a process do that."""
+        self._largest_cache_bytes = None
+        for index in self.gpu_indices:
+            torch.cuda.reset_peak_memory_stats(index)
+        if not self.gpu_indices:
+            try:
+                (PROC / "clear_refs").write_text(RESET_PEAK_RSS)
+            except OSError:
+                self._peak_is_ours = False
+            else:
+                self._peak_is_ours = True
+
+    def note_batch(self, rows: int, tokens: int) -> None:
+        """Remember the size of a batch's key-value cache.
+
+        Args:
+            rows: Sequences in the cache, beams included.
+            tokens: Positions per sequence, padding included.
+        """
+        size = kv_cache_bytes(self._config, rows, tokens, self._value_bytes)
+        if size is not None:
+            self._largest_cache_bytes = max(size, self._largest_cache_bytes or 0)
+
+    def stats(self) -> MemoryStats:
+        """The figures since the last reset. On the CPU, the peak is the process's resident memory."""
+        return MemoryStats(
+            peak_mb=self._peak_mb(),
+            model_mb=self._model_mb,
+            kv_cache_mb=None if self._largest_cache_bytes is None else self._largest_cache_bytes / MB,
+        )
+
+    def _peak_mb(self) -> float | None:
+        if self.gpu_indices:
+            return float(sum(torch.cuda.max_memory_allocated(index) for index in self.gpu_indices)) / MB
+        return _peak_rss_mb() if self._peak_is_ours else None
+
+
+def _peak_rss_mb() -> float | None:
+    """Highest resident memory of this process in MB since the last reset; `None` where the kernel hides it."""
+    try:
+        match = re.search(r"^VmHWM:\s+(\d+) kB$", (PROC / "status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * 1024 / MB if match else None

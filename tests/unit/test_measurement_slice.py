@@ -6,7 +6,7 @@ from fakes import EPOCH, ListedTelemetry
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.energy.types import EnergyMeasurement, TelemetrySample, UncertaintyComponent
-from llenergymeasure.core.observations import counted_part
+from llenergymeasure.core.observations import measurement_slice
 from llenergymeasure.core.window import Window
 from llenergymeasure.exceptions import ExperimentError
 
@@ -46,7 +46,7 @@ def config(**measurement: object) -> ExperimentConfig:
 
 def test_without_limits_the_whole_window_counts_and_the_meter_s_own_figure_stands() -> None:
     energy = measured()
-    part = counted_part(config(), window(energy))
+    part = measurement_slice(config(), window(energy))
     assert part.methodology == "steady_state"
     assert part.energy is energy
     assert (part.tokens.input_tokens, part.tokens.output_tokens) == (7, 10)
@@ -54,11 +54,11 @@ def test_without_limits_the_whole_window_counts_and_the_meter_s_own_figure_stand
 
 def test_with_warm_up_off_the_methodology_is_total() -> None:
     off = ExperimentConfig.model_validate({"model": "m", "warmup": {"enabled": False}})
-    assert counted_part(off, window(measured())).methodology == "total"
+    assert measurement_slice(off, window(measured())).methodology == "total"
 
 
 def test_skipped_ends_leave_the_tokens_and_joules_in_between() -> None:
-    part = counted_part(config(skip_first_seconds=5.5, skip_last_seconds=2.0), window(measured()))
+    part = measurement_slice(config(skip_first_seconds=5.5, skip_last_seconds=2.0), window(measured()))
     assert part.methodology == "windowed"
     assert part.duration_s == pytest.approx(2.5)
     assert part.tokens.output_tokens == 2
@@ -69,7 +69,7 @@ def test_skipped_ends_leave_the_tokens_and_joules_in_between() -> None:
 
 def test_skipping_more_than_there_is_names_the_settings() -> None:
     with pytest.raises(ExperimentError, match="skip_first_seconds = 8"):
-        counted_part(config(skip_first_seconds=8.0, skip_last_seconds=8.0), window(measured()))
+        measurement_slice(config(skip_first_seconds=8.0, skip_last_seconds=8.0), window(measured()))
 
 
 def test_latencies_of_a_part_are_those_of_requests_begun_and_ended_in_it() -> None:
@@ -78,6 +78,6 @@ def test_latencies_of_a_part_are_those_of_requests_begun_and_ended_in_it() -> No
     late = RequestOutput(2, 7, [1, 1], "length", 8.0, [8.5, 9.5])
     energy = measured()
     some = Window((early, inside, late), energy, 1, EPOCH, EPOCH)
-    part = counted_part(config(skip_first_seconds=2.0, skip_last_seconds=2.0), some)
+    part = measurement_slice(config(skip_first_seconds=2.0, skip_last_seconds=2.0), some)
     assert part.whole_requests(some.outputs) == [inside]
-    assert counted_part(config(), some).whole_requests(some.outputs) is some.outputs
+    assert measurement_slice(config(), some).whole_requests(some.outputs) is some.outputs

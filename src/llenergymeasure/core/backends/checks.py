@@ -1,0 +1,88 @@
+"""What can be known to fail before a weight is read, found all at once, whatever the engine.
+
+A check is a function that yields problems, each one sentence with its fix. An engine adds checks of its own settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import util
+from typing import Final, TypeVar
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.model.parameters import context_length
+from llenergymeasure.core.model.source import ModelSource
+from llenergymeasure.exceptions import BackendError, ConfigError
+
+T = TypeVar("T")
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not."""
+    return util.find_spec(package) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHost:
+    """What an engine finds on this machine for one experiment.
+
+    Args:
+        source: The model's files; `None` when they cannot be had.
+        on_gpu: Whether the model goes to GPUs; `None` when there is no place for it.
+        is_installed: Whether a package can be imported.
+    """
+
+    source: ModelSource | None
+    on_gpu: bool | None
+    is_installed: Callable[[str], bool] = is_installed
+
+
+Check = Callable[[ExperimentConfig, EngineHost], Iterator[str]]
+
+
+def attempt(find: Callable[[], T], problems: list[str]) -> T | None:
+    """What `find` gives; where it raises, `None`, and the reason goes to `problems`."""
+    try:
+        return find()
+    except (BackendError, ConfigError) as error:
+        problems.append(str(error))
+        return None
+
+
+def combination_problems(config: ExperimentConfig, host: EngineHost, engine_checks: Sequence[Check]) -> list[str]:
+    """Settings of `config` that cannot work with what is there: for any engine, then for this one."""
+    return [problem for check in (*CHECKS, *engine_checks) for problem in check(config, host)]
+
+
+def quantised_already(config: ExperimentConfig, host: EngineHost, setting: str) -> Iterator[str]:
+    """A quantised checkpoint cannot be quantised again by `setting`, a field of the engine's section."""
+    if host.source is not None and "quantization_config" in host.source.config:
+        yield f"{config.backend}.{setting}: {config.model} is quantised already. Remove {setting}."
+
+
+def _context_is_long_enough(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
+    context = context_length(host.source.config) if host.source is not None else None
+    wanted = config.max_input_tokens + config.max_output_tokens
+    if context is not None and wanted > context:
+        yield (
+            f"max_input_tokens ({config.max_input_tokens}) + max_output_tokens ({config.max_output_tokens}) "
+            f"= {wanted}, but {config.model} takes {context} tokens in all. "
+            f"Lower them, e.g. max_input_tokens: {max(context - config.max_output_tokens, 1)}."
+        )
+
+
+def _revision_has_an_effect(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
+    if config.revision is not None and host.source is not None and host.source.revision is None:
+        yield (
+            f"revision: {config.revision!r} names a commit on the Hub, and {config.model} is not loaded from there. "
+            "Remove revision, or name the model by its id on the Hub."
+        )
+
+
+def _has_a_decoder(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
+    if host.source is not None and host.source.config.get("is_encoder_decoder"):
+        yield f"model: {config.model} is an encoder-decoder model. Only decoder-only language models are supported."
+
+
+CHECKS: Final[tuple[Check, ...]] = (_context_is_long_enough, _revision_has_an_effect, _has_a_decoder)
