@@ -179,13 +179,13 @@ def test_a_shard_arrives_as_it_was_measured(tmp_path: Path) -> None:
 def test_a_run_names_no_file_outside_its_directory(tmp_path: Path, path: str) -> None:
     content = json.loads(run_to_json(MeasuredRun(make_result(), Artefacts()), tmp_path))
     content["artefacts"]["outputs"] = path
-    with pytest.raises(ValueError, match="is not below"):
+    with pytest.raises(ExperimentError, match="is not below"):
         run_from_json(MeasuredRun, json.dumps(content), tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "null", "{}", "[" * 10_000, '{"result": {}, "artefacts": {}}'])
 def test_what_is_no_run_is_refused(tmp_path: Path, content: str) -> None:
-    with pytest.raises(ValueError, match="validation error"):
+    with pytest.raises(ExperimentError, match=r"is no result: .*validation error"):
         run_from_json(MeasuredRun, content, tmp_path)
 
 

@@ -145,7 +145,7 @@ def run_from_json(kind: type[RunT], content: str, directory: Path) -> RunT:
     """What came of the job in `directory`, as its launcher gets it.
 
     Raises:
-        ValueError: It is something else, or names a file outside the directory.
+        ExperimentError: It is something else, or names a file outside the directory.
     """
 
     def found(path: Path) -> Path:
@@ -153,8 +153,11 @@ def run_from_json(kind: type[RunT], content: str, directory: Path) -> RunT:
             raise ValueError(f"{path} is not below {directory}")
         return directory / path
 
-    run = TypeAdapter(kind).validate_json(content)
-    return replace(run, artefacts=_with_paths(run.artefacts, found))
+    try:
+        run = TypeAdapter(kind).validate_json(content)
+        return replace(run, artefacts=_with_paths(run.artefacts, found))
+    except ValueError as error:
+        raise ExperimentError(f"what came of the job in {directory} is no result: {error}") from error
 
 
 def _with_paths(artefacts: Artefacts, change: Callable[[Path], Path]) -> Artefacts:

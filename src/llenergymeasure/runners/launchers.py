@@ -54,6 +54,7 @@ class ProcessLauncher:
 
         Raises:
             ChildFailedError: It raised, crashed or took too long.
+            ExperimentError: What it handed back is no result.
             PersistenceError: The job's directory cannot be written to.
             RunInterruptedError: `interrupt` was requested.
         """
@@ -63,10 +64,7 @@ class ProcessLauncher:
             self.discard()
             group = self._group(job)
         (result,) = group.run(observer, interrupt)
-        try:
-            return run_from_json(MeasuredRun, result, job.work_dir)
-        except ValueError as error:
-            raise ChildFailedError(type(error).__name__, f"the child's result is not one: {error}") from error
+        return run_from_json(MeasuredRun, result, job.work_dir)
 
     def discard(self) -> None:
         """Kill a prepared child, if there is one."""

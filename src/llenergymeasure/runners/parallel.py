@@ -55,12 +55,15 @@ def run_shards(
             f"{config.backend}.num_processes: {processes} processes cannot share {config.n} prompts. "
             "Raise n, or lower it."
         )
-    jobs = []
-    for index in range(processes):
+    tasks = []
+    for index, environment in enumerate(process_environments(config, processes)):
         directory = whole.work_dir / f"process_{index}"
         directory.mkdir(parents=True, exist_ok=True)
-        jobs.append(replace(whole, work_dir=directory, baselines=baselines.entries(), shard=Shard(index, processes)))
-    shards = _run_jobs(jobs, process_environments(config, processes), observer)
+        write_job(replace(whole, work_dir=directory, baselines=baselines.entries(), shard=Shard(index, processes)))
+        log_path = whole.work_dir / f"process_{index}.log"
+        tasks.append(ChildTask(directory, log_path, preload_modules(config.backend), environment))
+    results = ChildGroup(tasks, Patience()).run(observer, Interrupt())
+    shards = [run_from_json(MeasuredShard, result, task.directory) for task, result in zip(tasks, results, strict=True)]
     for shard in shards:
         for entry in shard.baselines:
             baselines.put(tuple(entry.devices), entry.meter, entry.baseline)
@@ -108,18 +111,6 @@ def merge_artefacts(parts: Sequence[Artefacts], work_dir: Path) -> Artefacts:
         outputs=write_or_go_without(dealt, lambda path: _merge_outputs(outputs, path)) if outputs else None,
         further=tuple(traces[1:]),
     )
-
-
-def _run_jobs(
-    jobs: Sequence[Job], environments: Sequence[Mapping[str, str]], observer: Observer
-) -> list[MeasuredShard]:
-    tasks = []
-    for job, environment in zip(jobs, environments, strict=True):
-        write_job(job)
-        preload = preload_modules(job.config.backend)
-        tasks.append(ChildTask(job.work_dir, job.work_dir.with_suffix(".log"), preload, environment))
-    results = ChildGroup(tasks, Patience()).run(observer, Interrupt())
-    return [run_from_json(MeasuredShard, result, job.work_dir) for job, result in zip(jobs, results, strict=True)]
 
 
 def _merge_outputs(paths: Sequence[Path], target: Path) -> None:

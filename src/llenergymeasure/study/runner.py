@@ -178,7 +178,8 @@ class StudyRunner:
         for index, run in enumerate(self._left):
             if index > 0:
                 self._wait_before(run, self._left[index - 1])
-            self._check_interrupt()
+            if self._host.interrupt.requested:
+                raise RunInterruptedError("interrupted between two experiments")
             job = self._prepared.pop(run.key) if run.key in self._prepared else self._make_job(run)
             self._run_one(run, job)
 
@@ -337,10 +338,6 @@ class StudyRunner:
     def _directory_is_ours(self) -> bool:
         """Whether the directory is the one it was: writing on would scatter results over two places."""
         return _inode(self._dir) == self._inode
-
-    def _check_interrupt(self) -> None:
-        if self._host.interrupt.requested:
-            raise RunInterruptedError("interrupted between two experiments")
 
     def _tell(self, event: StudyEvent) -> None:
         try:
