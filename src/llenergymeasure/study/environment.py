@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Callable
 from typing import Final
 
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, GpuDriverError
-from llenergymeasure.core.gpu.nvml import open_nvml
-from llenergymeasure.core.gpu.visible import visible_gpus
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriverError
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.exceptions import PreFlightError
 
@@ -57,17 +54,15 @@ def check_backends(study: StudyConfig, machine: UserConfig) -> None:
     )
 
 
-def leftover_gpu_memory(open_driver: Callable[[], GpuDriver] = open_nvml) -> tuple[str, ...]:
+def leftover_gpu_memory(host: Host | None = None) -> tuple[str, ...]:
     """GPUs with memory in use while no experiment runs, one sentence each."""
     try:
-        driver = open_driver()
-        boards = {gpu.board_uuid: gpu for gpu in visible_gpus(os.environ, driver)}
+        boards = {gpu.board_uuid: gpu for gpu in (host or Host()).visible_gpus()}
         found = []
-        for uuid, gpu in boards.items():
-            handle = driver.handle_by_uuid(uuid)
-            used_mb = driver.memory_used_mb(handle)
+        for gpu in boards.values():
+            used_mb = gpu.driver.memory_used_mb(gpu.handle)
             if used_mb > LEFTOVER_MB:
-                pids = ", ".join(map(str, driver.compute_pids(handle))) or "unknown"
+                pids = ", ".join(map(str, gpu.driver.compute_pids(gpu.handle))) or "unknown"
                 found.append(
                     f"GPU {gpu.index} ({gpu.name}) has {used_mb / 1000:.1f} GB in use before the experiment "
                     f"(processes: {pids}). Energy and speed may be off; stop whoever holds it."
