@@ -25,7 +25,7 @@ def test_memory_on_a_gpu_we_do_not_use_is_not_our_business(monkeypatch: pytest.M
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     busy = FakeGpu("GPU-b", readings={"memory_used_mb": 12_000.0, "compute_pids": (41,)})
     idle = FakeGpu("GPU-a", readings={"memory_used_mb": 0.0, "compute_pids": ()})
-    assert leftover_gpu_memory(lambda: FakeNvml(idle, busy)) == ()  # type: ignore[arg-type, return-value]
+    assert leftover_gpu_memory(Host(open_driver=lambda: FakeNvml(idle, busy))) == ()  # type: ignore[arg-type, return-value]
 
 
 @pytest.mark.parametrize("error", [DriverMissingError("no driver"), GpuLostError("fell off the bus")])
