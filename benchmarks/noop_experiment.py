@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from pathlib import Path
 
 from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.runners.child import ParentLink
-from llenergymeasure.runners.launcher import ExperimentJob, JobOutcome
-from llenergymeasure.runners.local import MeasuredRun
+from llenergymeasure.runners.job import MeasuredRun, read_job, run_to_json
 
 
-def measure_nothing(job: ExperimentJob, link: ParentLink) -> JobOutcome:
+def measure_nothing(directory: Path, link: ParentLink) -> str:
+    job = read_job(directory)
     now = datetime.now(timezone.utc)
     result = ExperimentResult(
         experiment_id="noop",
@@ -27,4 +28,4 @@ def measure_nothing(job: ExperimentJob, link: ParentLink) -> JobOutcome:
         start_time=now,
         end_time=now,
     )
-    return JobOutcome(MeasuredRun(result, Artefacts()), job.baselines)
+    return run_to_json(MeasuredRun(result, Artefacts(), job.baselines), directory)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.noop_experiment import measure_nothing
 from benchmarks.report import Figure, main
 
 from llenergymeasure.cli.dry_run import render_study_preview
@@ -22,10 +21,10 @@ from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, Stu
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.progress import Observer
 from llenergymeasure.runners.interrupt import Interrupt
-from llenergymeasure.runners.launcher import ExperimentJob, JobOutcome
-from llenergymeasure.runners.worker import ProcessLauncher
+from llenergymeasure.runners.job import Job, MeasuredRun
+from llenergymeasure.runners.launchers import ProcessLauncher
 from llenergymeasure.study.manifest import ManifestWriter
-from llenergymeasure.study.runner import StudyRunner, Surroundings
+from llenergymeasure.study.runner import StudyHost, StudyRunner
 
 POINTS = 10_000
 EXPERIMENTS, QUICK_EXPERIMENTS = 10, 2
@@ -40,13 +39,13 @@ class TimedLauncher:
     """Runs jobs in child processes and adds up how long that takes."""
 
     def __init__(self) -> None:
-        self._launcher = ProcessLauncher(measure_nothing, preload={})
+        self._launcher = ProcessLauncher("benchmarks.noop_experiment:measure_nothing", preload=lambda backend: ())
         self.times_s: list[float] = []
 
-    def prepare(self, job: ExperimentJob) -> None:
+    def prepare(self, job: Job) -> None:
         self._launcher.prepare(job)
 
-    def run(self, job: ExperimentJob, observer: Observer, interrupt: Interrupt) -> JobOutcome:
+    def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
         start_s = time.perf_counter()
         outcome = self._launcher.run(job, observer, interrupt)
         self.times_s.append(time.perf_counter() - start_s)
@@ -76,7 +75,7 @@ def run_study(count: int) -> tuple[float, list[float]]:
     launcher = TimedLauncher()
     with tempfile.TemporaryDirectory() as directory:
         start_s = time.perf_counter()
-        StudyRunner(study, Path(directory), UserConfig(), Surroundings(launcher=launcher)).run()
+        StudyRunner(study, Path(directory), UserConfig(), StudyHost(launcher=launcher)).run()
         return time.perf_counter() - start_s, launcher.times_s
 
 

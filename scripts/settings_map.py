@@ -221,7 +221,7 @@ STUDY: Final[Mapping[str, Effect]] = {
     ),
     "execution.shuffle_seed": Effect("config/grid.py", grid_cycles.test_a_seed_replaces_the_design_hash),
     "execution.experiment_timeout_seconds": Effect(
-        "study/timeouts.py", study_faults.test_fault_of_one_experiment_costs_that_experiment_alone
+        "study/sequence.py", study_faults.test_fault_of_one_experiment_costs_that_experiment_alone
     ),
     "execution.max_consecutive_failures": Effect(
         "study/runner.py",
@@ -251,7 +251,7 @@ USER: Final[Mapping[str, Effect]] = {
         engine.test_lora_adapter_id_is_looked_for_in_the_hubs_cache_of_the_settings,
         "models and adapters; data sets of the Hub follow `HF_HOME`",
     ),
-    "output.webhook_url": Effect("study/webhook.py", user.test_webhook_url_gets_the_summary_when_a_study_ends),
+    "output.webhook_url": Effect("study/execute.py", user.test_webhook_url_gets_the_summary_when_a_study_ends),
     "runners.pytorch": _RUNNER,
     "runners.vllm": _RUNNER,
     "runners.tensorrt": _RUNNER,

@@ -1,8 +1,12 @@
-"""What children do in tests of isolated runs: the functions that a fresh interpreter imports."""
+"""What children do in tests of isolated runs: the functions that a fresh interpreter imports.
+
+`job.json` holds whatever a test gives them as their argument; what they return comes back as the result.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import shutil
@@ -12,129 +16,172 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
+from llenergymeasure.core.progress import PromptsDone, StepStarted
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.runners.child import ParentLink
 
 
-def echo(argument: object, link: ParentLink) -> object:
-    return argument
+def argument_of(directory: Path) -> Any:
+    return json.loads((directory / "job.json").read_text())
 
 
-def identity(argument: object, link: ParentLink) -> dict[str, object]:
+def identity(directory: Path, link: ParentLink) -> str:
     """Who this child is, and what its main module is."""
     main = sys.modules["__main__"]
-    return {
-        "pid": os.getpid(),
-        "group": os.getpgid(0),
-        "session": os.getsid(0),
-        "main_file": getattr(main, "__file__", None),
-        "main_names": sorted(vars(main)),
-        "torch_loaded": "torch" in sys.modules,
-    }
+    return json.dumps(
+        {
+            "pid": os.getpid(),
+            "group": os.getpgid(0),
+            "session": os.getsid(0),
+            "main_file": getattr(main, "__file__", None),
+            "main_names": sorted(vars(main)),
+            "torch_loaded": "torch" in sys.modules,
+            "directory": os.getcwd(),
+            "import_path": sys.path,
+            "input": sys.stdin.read(),
+        }
+    )
 
 
-def report_events(argument: int, link: ParentLink) -> int:
-    for number in range(argument):
-        link.observe(number)
-    return argument
+def report_events(directory: Path, link: ParentLink) -> str:
+    count = argument_of(directory)
+    for number in range(count):
+        link.observe(PromptsDone("measure", number, count, 0, 0.0))
+    return json.dumps(count)
 
 
-def blob(argument: int, link: ParentLink) -> bytes:
-    """`argument` bytes that do not compress."""
-    return bytes(range(256)) * (argument // 256)
+def report_an_event_that_cannot_be_sent(directory: Path, link: ParentLink) -> str:
+    link.observe(StepStarted("load", total=object()))  # type: ignore[arg-type]
+    link.observe(StepStarted("measure"))
+    return '"result"'
 
 
-def blob_without_directory(argument: tuple[Path, int], link: ParentLink) -> bytes:
+def blob(directory: Path, link: ParentLink) -> str:
+    """As many characters as asked for, with every kind among them that JSON has to escape."""
+    return json.dumps(text_of(argument_of(directory)))
+
+
+def text_of(size: int) -> str:
+    return ("".join(map(chr, range(128))) * (size // 128 + 1))[:size]
+
+
+def blob_without_directory(directory: Path, link: ParentLink) -> str:
     """Like `blob`, after the directory it may leave files in is gone."""
-    directory, size = argument
+    size = argument_of(directory)
     shutil.rmtree(directory)
-    return blob(size, link)
+    return json.dumps(text_of(size))
 
 
-def raise_backend_error(argument: str, link: ParentLink) -> None:
-    raise BackendError(argument)
+NO_MESSAGES = (b"progress: 10 %\n", b'{"is": "Popen"}\n', b'{"is": "Done", "code": 1}\n', b"[" * 100_000 + b"\n")
 
 
-def segfault(argument: object, link: ParentLink) -> None:
+def garbage(directory: Path, link: ParentLink) -> str:
+    """Sends its launcher lines that are no messages."""
+    for line in NO_MESSAGES:
+        os.write(link._replies.fileno(), line)
+    return '"result"'
+
+
+def raise_backend_error(directory: Path, link: ParentLink) -> NoReturn:
+    fail(argument_of(directory))
+
+
+def fail(message: str) -> NoReturn:
+    raise BackendError(message)
+
+
+def segfault(directory: Path, link: ParentLink) -> NoReturn:
     ctypes.string_at(0)
+    raise AssertionError
 
 
-def kill_itself(argument: object, link: ParentLink) -> None:
+def kill_itself(directory: Path, link: ParentLink) -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
-def leave_silently(argument: int, link: ParentLink) -> None:
-    os._exit(argument)
+def leave_silently(directory: Path, link: ParentLink) -> NoReturn:
+    os._exit(argument_of(directory))
 
 
-def exhaust_memory(argument: int, link: ParentLink) -> None:
-    """Ask for more memory than a limit of `argument` bytes allows."""
-    resource.setrlimit(resource.RLIMIT_AS, (argument, argument))
-    bytearray(2 * argument)
+def exhaust_memory(directory: Path, link: ParentLink) -> NoReturn:
+    use_up_memory(argument_of(directory))
 
 
-def print_for_ever(argument: object, link: ParentLink) -> None:
+def use_up_memory(limit: int) -> NoReturn:
+    """Ask for more memory than a limit in bytes allows."""
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    bytearray(2 * limit)
+    raise AssertionError
+
+
+def print_for_ever(directory: Path, link: ParentLink) -> NoReturn:
     while True:
         print("x" * 1000)
 
 
-def print_then_fail(argument: str, link: ParentLink) -> None:
+def print_then_fail(directory: Path, link: ParentLink) -> NoReturn:
     print("from Python", flush=True)
     os.system("echo from a program it started")
-    raise ValueError(argument)
+    sys.stdout.buffer.write(b"\xff\xfe no text\n")
+    sys.stdout.flush()
+    raise ValueError(argument_of(directory))
 
 
-def hang(argument: object, link: ParentLink) -> None:
+def hang(directory: Path, link: ParentLink) -> NoReturn:
     time.sleep(3600)
+    raise AssertionError
 
 
-def hang_deaf_to_sigterm(argument: object, link: ParentLink) -> None:
+def hang_deaf_to_sigterm(directory: Path, link: ParentLink) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(3600)
+    hang(directory, link)
 
 
-def hang_at_exit(argument: object, link: ParentLink) -> str:
+def hang_at_exit(directory: Path, link: ParentLink) -> str:
     threading.Thread(target=time.sleep, args=(3600,), daemon=False).start()
-    return "result"
+    return '"result"'
 
 
-def tidy_up_on_sigterm(argument: Path, link: ParentLink) -> None:
+def tidy_up_on_sigterm(directory: Path, link: ParentLink) -> NoReturn:
     """Leaves a file when its `finally` runs."""
-    link.observe("working")
+    link.observe(StepStarted("measure"))
     try:
-        time.sleep(3600)
+        hang(directory, link)
     finally:
-        argument.write_text("unloaded")
+        (directory / "tidy").write_text("unloaded")
 
 
-def hang_with_workers(argument: Path, link: ParentLink) -> None:
+def hang_with_workers(directory: Path, link: ParentLink) -> NoReturn:
     """Starts a worker in its own group, one in a session of its own and one by fork; writes their ids."""
     sleep = [sys.executable, "-c", "import time; time.sleep(3600)"]
     workers = [subprocess.Popen(sleep).pid, subprocess.Popen(sleep, start_new_session=True).pid]
     forked = os.fork()
     if forked == 0:
         time.sleep(3600)
-    argument.write_text(" ".join(map(str, [os.getpid(), *workers, forked])))
-    link.observe("started")
-    time.sleep(3600)
+    (directory / "ids").write_text(" ".join(map(str, [os.getpid(), *workers, forked])))
+    link.observe(StepStarted("measure"))
+    hang(directory, link)
 
 
-def die_with_forked_worker(argument: object, link: ParentLink) -> None:
+def die_with_forked_worker(directory: Path, link: ParentLink) -> NoReturn:
     """Dies while a forked worker still holds every pipe open."""
     if os.fork() == 0:
         time.sleep(3600)
-    os.kill(os.getpid(), signal.SIGKILL)
+    kill_itself(directory, link)
 
 
-def meet_and_tell_time(argument: float, link: ParentLink) -> float:
-    """Sleeps `argument` seconds, meets the others, tells when it went on."""
-    time.sleep(argument)
+def meet_and_tell_time(directory: Path, link: ParentLink) -> str:
+    """Sleeps for as many seconds as asked, meets the others, tells when it went on."""
+    time.sleep(argument_of(directory))
     link.wait_for_others()
-    return time.monotonic()
+    return json.dumps(time.monotonic())
 
 
-def meet_or_die(argument: bool, link: ParentLink) -> None:
-    if argument:
+def meet_or_die(directory: Path, link: ParentLink) -> str:
+    if argument_of(directory):
         os._exit(3)
     link.wait_for_others()
+    return "null"

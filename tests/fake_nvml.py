@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llenergymeasure.core.gpu.driver import DeviceNotFoundError, NotSupportedError, PowerReading
+from llenergymeasure.core.gpu.driver import NotSupportedError, PowerReading
 
 
 @dataclass(eq=False)
@@ -48,12 +48,6 @@ class FakeNvml:
     def device_handles(self) -> tuple[FakeGpu, ...]:
         return tuple(self.gpus)
 
-    def handle_by_uuid(self, uuid: str) -> FakeGpu:
-        for gpu in (g for board in self.gpus for g in (board, *board.mig)):
-            if gpu.uuid == uuid:
-                return gpu
-        raise DeviceNotFoundError(f"no {uuid}")
-
     def uuid(self, handle: FakeGpu) -> str:
         return handle.uuid
 
@@ -62,11 +56,6 @@ class FakeNvml:
 
     def mig_handles(self, handle: FakeGpu) -> tuple[FakeGpu, ...]:
         return tuple(handle.mig)
-
-    def mig_parent(self, handle: FakeGpu) -> FakeGpu:
-        if handle.parent is None:
-            raise NotSupportedError("not a MIG instance")
-        return handle.parent
 
     def power_instant(self, handle: FakeGpu) -> PowerReading:
         return handle.answer("power_instant", PowerReading(100.0, None, "gpu"))  # type: ignore[return-value]

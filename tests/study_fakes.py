@@ -15,10 +15,9 @@ from llenergymeasure.core.progress import Observer, StepStarted
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.runners.interrupt import Interrupt
-from llenergymeasure.runners.launcher import ExperimentJob, JobOutcome
-from llenergymeasure.runners.local import MeasuredRun
+from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.study.events import StudyEvent
-from llenergymeasure.study.runner import StudyRunner, Surroundings
+from llenergymeasure.study.runner import StudyHost, StudyRunner
 from result_samples import make_result
 
 ENVIRONMENT = EnvironmentSnapshot(
@@ -51,7 +50,7 @@ def result_of(config: ExperimentConfig, **changes: Any) -> ExperimentResult:
     return make_result(**{**fields, **changes})
 
 
-Act = Callable[[ExperimentJob], ExperimentResult]
+Act = Callable[[Job], ExperimentResult]
 """What the scripted launcher does with a job: a result, or an exception."""
 
 
@@ -68,19 +67,19 @@ class ScriptedLauncher:
     clock: VirtualClock
     act: Act = field(default=lambda job: result_of(job.config))
     duration_s: float = 10.0
-    jobs: list[ExperimentJob] = field(default_factory=list)
-    prepared: list[tuple[float, ExperimentJob]] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    prepared: list[tuple[float, Job]] = field(default_factory=list)
     discarded: int = 0
 
-    def prepare(self, job: ExperimentJob) -> None:
+    def prepare(self, job: Job) -> None:
         self.prepared.append((self.clock.now(), job))
 
-    def run(self, job: ExperimentJob, observer: Observer, interrupt: Interrupt) -> JobOutcome:
+    def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
         self.jobs.append(job)
         observer(StepStarted("preflight"))
         (job.work_dir / "child.log").write_text(f"log of {job.config.model}\n")
         self.clock.sleep(self.duration_s)
-        return JobOutcome(MeasuredRun(self.act(job), Artefacts()), job.baselines)
+        return MeasuredRun(self.act(job), Artefacts(), job.baselines)
 
     def discard(self) -> None:
         self.discarded += 1
@@ -99,7 +98,7 @@ class Stage:
     def __post_init__(self) -> None:
         self.launcher = ScriptedLauncher(self.clock)
 
-    def around(self, **changes: Any) -> Surroundings:
+    def host(self, **changes: Any) -> StudyHost:
         fields: dict[str, Any] = {
             "launcher": self.launcher,
             "clock": self.clock,
@@ -107,10 +106,10 @@ class Stage:
             "interrupt": self.interrupt,
             "leftovers": lambda: self.leftovers,
         }
-        return Surroundings(**{**fields, **changes})
+        return StudyHost(**{**fields, **changes})
 
     def runner(self, study: StudyConfig, machine: UserConfig | None = None, **changes: Any) -> StudyRunner:
-        return StudyRunner(study, self.directory, machine or UserConfig(), self.around(**changes))
+        return StudyRunner(study, self.directory, machine or UserConfig(), self.host(**changes))
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]

@@ -26,7 +26,7 @@ from llenergymeasure.exceptions import ConfigError, PersistenceError
 from llenergymeasure.security import validate_path
 
 if TYPE_CHECKING:
-    from llenergymeasure.runners.local import MeasuredRun
+    from llenergymeasure.runners.job import MeasuredRun
     from llenergymeasure.study.execute import StudyPlace
 
 OnResult = Callable[[ExperimentResult], None]
@@ -190,8 +190,8 @@ def _run(
 def _run_here(
     study: StudyConfig, config: ExperimentConfig, on_result: OnResult, machine: UserConfig, observer: Observer
 ) -> StudyResult:
+    from llenergymeasure.core.state import tracked
     from llenergymeasure.runners.local import new_experiment_id, run_local  # the engines' side: only when one runs
-    from llenergymeasure.runners.tracking import tracked
 
     started_at = datetime.now(timezone.utc)
     experiment_id = new_experiment_id(config, started_at)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -11,20 +11,31 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import children
-from llenergymeasure.runners.child import ChildFunction
+from llenergymeasure.core.progress import PromptsDone, StepStarted, ignore_events
+from llenergymeasure.runners.child import Entry, Failed, from_line, to_line
 from llenergymeasure.runners.interrupt import Interrupt
-from llenergymeasure.runners.messages import Failed
-from llenergymeasure.runners.process import Child, ChildTask, Mail, function_path
+from llenergymeasure.runners.process import ChildTask
 from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Patience, RunInterruptedError
 
 TESTS = Path(__file__).parents[1]
 QUICK = Patience(imports_s=60, teardown_s=2, exit_s=2)
+
+
+def path_of(function: Entry) -> str:
+    return f"{function.__module__}:{function.__name__}"
+
+
+def task_in(directory: Path, function: Entry, argument: object = None) -> ChildTask:
+    directory.mkdir(exist_ok=True)
+    (directory / "job.json").write_text(json.dumps(argument))
+    return ChildTask(directory, directory.with_suffix(".log"), entry=path_of(function))
 
 
 class Runs:
@@ -35,33 +46,27 @@ class Runs:
         self.events: list[Any] = []
         self.pids: list[int] = []
 
-    def group(self, function: ChildFunction, *arguments: object, task_s: float | None = 60) -> ChildGroup:
-        mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
-        self.children = [
-            Child(
-                ChildTask(function_path(function), argument, self.work_dir, name=f"child{index}"),
-                mailbox,
-                self.events.append,
-            )
-            for index, argument in enumerate(arguments)
+    def group(self, function: Entry, *arguments: object, task_s: float | None = 60) -> ChildGroup:
+        tasks = [
+            task_in(self.work_dir / f"child{index}", function, argument) for index, argument in enumerate(arguments)
         ]
-        return ChildGroup(self.children, mailbox, QUICK, task_s)
+        return ChildGroup(tasks, QUICK, task_s)
 
     def run(
         self,
-        function: ChildFunction,
+        function: Entry,
         argument: object = None,
         task_s: float | None = 60,
         interrupt: Interrupt | None = None,
     ) -> Any:
         group = self.group(function, argument, task_s=task_s)
         group.start()
-        self.pids.append(self.children[0].pid)
-        (result,) = group.run(interrupt or Interrupt())
-        return result
+        self.pids.append(group.children[0].pid)
+        (result,) = group.run(self.events.append, interrupt or Interrupt())
+        return json.loads(result)
 
     def log(self, index: int = 0) -> str:
-        return (self.work_dir / f"child{index}.log").read_text()
+        return (self.work_dir / f"child{index}.log").read_text(encoding="utf-8", errors="replace")
 
 
 @pytest.fixture
@@ -95,37 +100,50 @@ def test_result_comes_back_from_a_session_leader_without_the_main_module(runs: R
     assert is_gone(who["pid"])
 
 
-@pytest.mark.parametrize("size", [256, 256_000, 999_936, 50_000_000])
+def test_child_works_in_the_same_directory_on_the_same_modules_and_has_no_input(runs: Runs) -> None:
+    who = runs.run(children.identity)
+    assert who["directory"] == os.getcwd()
+    assert who["import_path"] == [str(entry) for entry in sys.path]
+    assert who["input"] == ""
+
+
+@pytest.mark.parametrize("size", [256, 256_000, 700_000, 50_000_000])
 def test_results_of_every_size_come_back_whole(runs: Runs, size: int) -> None:
-    assert runs.run(children.blob, size) == bytes(range(256)) * (size // 256)
-    assert [path.name for path in runs.work_dir.iterdir()] == ["child0.log"]
+    assert runs.run(children.blob, size) == children.text_of(size)
+    assert sorted(path.name for path in runs.work_dir.rglob("*.*")) == ["child0.log", "job.json"]
 
 
 def test_large_result_comes_through_the_pipe_when_its_file_cannot_be_written(runs: Runs) -> None:
-    group = runs.group(children.blob_without_directory, (runs.work_dir, 5_000_000))
-    (result,) = group.run(Interrupt())
-    assert len(result) == 5_000_000 // 256 * 256
+    assert runs.run(children.blob_without_directory, 5_000_000) == children.text_of(5_000_000)
 
 
 def test_every_event_arrives_in_order(runs: Runs) -> None:
     assert runs.run(children.report_events, 5_000) == 5_000
-    assert runs.events == list(range(5_000))
+    assert runs.events == [PromptsDone("measure", number, 5_000, 0, 0.0) for number in range(5_000)]
+
+
+def test_event_that_cannot_be_sent_costs_neither_the_next_one_nor_the_result(runs: Runs) -> None:
+    assert runs.run(children.report_an_event_that_cannot_be_sent) == "result"
+    assert runs.events == [StepStarted("measure")]
+    assert "Could not send" in runs.log()
+
+
+def test_what_is_no_message_is_not_taken_for_one(runs: Runs) -> None:
+    assert runs.run(children.garbage) == "result"
+    assert runs.events == []
 
 
 def test_observer_that_blocks_does_not_hold_up_the_child(tmp_path: Path) -> None:
     release = threading.Event()
-    runs = Runs(tmp_path)
-    mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
-    task = ChildTask(function_path(children.report_events), 20_000, tmp_path)
-    child = Child(task, mailbox, lambda event: release.wait(60) and None)
+    group = ChildGroup([task_in(tmp_path / "child", children.report_events, 20_000)], QUICK)
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.extend(ChildGroup([child], mailbox, QUICK).run(Interrupt())))
+    block = lambda event: release.wait(60) and None  # noqa: E731
+    thread = threading.Thread(target=lambda: results.extend(group.run(block, Interrupt())))
     thread.start()
-    assert wait_until(lambda: (tmp_path / "child.log").exists() and child.has_exited(), 30)
+    assert wait_until(lambda: (tmp_path / "child.log").exists() and group.children[0].has_exited(), 30)
     release.set()
     thread.join(30)
-    assert results == [20_000]
-    assert runs.events == []
+    assert results == ["20000"]
 
 
 def test_exception_arrives_with_type_message_and_traceback(runs: Runs) -> None:
@@ -146,9 +164,7 @@ def test_exception_arrives_with_type_message_and_traceback(runs: Runs) -> None:
         (children.die_with_forked_worker, None, "killed by signal 9"),
     ],
 )
-def test_crash_is_an_error_that_names_its_cause(
-    runs: Runs, function: ChildFunction, argument: object, words: str
-) -> None:
+def test_crash_is_an_error_that_names_its_cause(runs: Runs, function: Entry, argument: object, words: str) -> None:
     with pytest.raises(ChildFailedError, match=words) as caught:
         runs.run(function, argument)
     assert caught.value.error_type == "Crash"
@@ -171,6 +187,7 @@ def test_output_of_python_and_of_programs_is_kept(runs: Runs) -> None:
         runs.run(children.print_then_fail, "the reason")
     assert "from Python" in runs.log()
     assert "from a program it started" in runs.log()
+    assert "\ufffd no text" in runs.log()  # bytes that are no UTF-8 stay as they are
     assert "ValueError: the reason" in runs.log()
 
 
@@ -183,7 +200,7 @@ def test_endless_output_fills_neither_the_pipe_nor_the_disk(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("function", [children.hang, children.hang_deaf_to_sigterm])
-def test_hung_child_is_stopped_after_its_time(runs: Runs, function: ChildFunction) -> None:
+def test_hung_child_is_stopped_after_its_time(runs: Runs, function: Entry) -> None:
     with pytest.raises(ChildFailedError, match="experiment_timeout_seconds") as caught:
         runs.run(function, task_s=0.5)
     assert caught.value.error_type == "Timeout"
@@ -196,19 +213,21 @@ def test_result_counts_though_the_child_cannot_end(runs: Runs) -> None:
 
 
 def test_workers_die_with_a_child_that_took_too_long(runs: Runs) -> None:
-    ids = runs.work_dir / "ids"
     with pytest.raises(ChildFailedError):
-        runs.run(children.hang_with_workers, ids, task_s=2)
-    assert all(is_gone(int(pid)) for pid in ids.read_text().split())
+        runs.run(children.hang_with_workers, task_s=2)
+    ids = (runs.work_dir / "child0" / "ids").read_text()
+    assert all(is_gone(int(pid)) for pid in ids.split())
 
 
 def test_first_interrupt_lets_the_child_tear_down(runs: Runs) -> None:
     interrupt = Interrupt()
-    group = runs.group(children.tidy_up_on_sigterm, runs.work_dir / "tidy")
-    threading.Thread(target=lambda: wait_until(lambda: runs.events == ["working"]) and interrupt.request()).start()
+    group = runs.group(children.tidy_up_on_sigterm, None)
+    threading.Thread(
+        target=lambda: wait_until(lambda: runs.events == [StepStarted("measure")]) and interrupt.request()
+    ).start()
     with pytest.raises(RunInterruptedError):
-        group.run(interrupt)
-    assert (runs.work_dir / "tidy").read_text() == "unloaded"
+        group.run(runs.events.append, interrupt)
+    assert (runs.work_dir / "child0" / "tidy").read_text() == "unloaded"
 
 
 def test_second_interrupt_does_not_wait(runs: Runs) -> None:
@@ -217,34 +236,73 @@ def test_second_interrupt_does_not_wait(runs: Runs) -> None:
     interrupt.request()
     interrupt.request()
     with pytest.raises(RunInterruptedError):
-        group.run(interrupt)
-    assert is_gone(runs.children[0].pid)
+        group.run(ignore_events, interrupt)
+    assert is_gone(group.children[0].pid)
 
 
 def test_children_pass_the_barrier_together(runs: Runs) -> None:
     group = runs.group(children.meet_and_tell_time, 0.0, 0.7, 0.3)
-    times_s = group.run(Interrupt())
+    times_s = [float(moment) for moment in group.run(ignore_events, Interrupt())]
     assert max(times_s) - min(times_s) < 0.2  # without the barrier they would be 0.7 s apart
 
 
 def test_death_before_the_barrier_ends_the_whole_run(runs: Runs) -> None:
     group = runs.group(children.meet_or_die, False, True, task_s=30)
     with pytest.raises(ChildFailedError, match="exit code 3"):
-        group.run(Interrupt())
-    assert all(is_gone(child.pid) for child in runs.children)
+        group.run(ignore_events, Interrupt())
+    assert all(is_gone(child.pid) for child in group.children)
 
 
-def test_function_of_the_main_module_is_refused() -> None:
-    def local(argument: object, link: object) -> None: ...
+@pytest.mark.parametrize("entry", ["__main__:local", "no_such_module:run", "children:no_such_function"])
+def test_entry_that_a_fresh_interpreter_cannot_import_is_refused(runs: Runs, entry: str) -> None:
+    task = replace(task_in(runs.work_dir / "child0", children.identity), entry=entry)
+    with pytest.raises(ChildFailedError, match=r"No module named|has no") as caught:
+        ChildGroup([task], QUICK).run(ignore_events, Interrupt())
+    assert caught.value.error_type in ("ImportError", "ModuleNotFoundError")
 
-    with pytest.raises(ValueError, match="top level of an importable module"):
-        function_path(local)
+
+@pytest.mark.parametrize(
+    ("code", "error_type", "words"),
+    [
+        ("import time; time.sleep(3600)", "Timeout", "its imports took longer than 2 s"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "Crash", r"killed by signal 9"),
+        (
+            "import os; print('no CUDA here', flush=True); os._exit(4)",
+            "Crash",
+            r"exit code 4 .*\(last output: no CUDA here",
+        ),
+    ],
+)
+def test_engine_that_cannot_be_imported_ends_the_run_and_not_the_study(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, code: str, error_type: str, words: str
+) -> None:
+    (runs.work_dir / "engine_in_trouble.py").write_text(code)
+    monkeypatch.syspath_prepend(runs.work_dir)
+    task = replace(task_in(runs.work_dir / "child0", children.identity), preload=("json", "engine_in_trouble"))
+    group = ChildGroup([task], replace(QUICK, imports_s=2))
+    with pytest.raises(ChildFailedError, match=words) as caught:
+        group.run(ignore_events, Interrupt())
+    assert caught.value.error_type == error_type
+    assert is_gone(group.children[0].pid)
 
 
-def test_message_survives_pickling_unchanged() -> None:
+def test_engine_whose_import_fails_is_left_to_the_run_to_complain_about(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (runs.work_dir / "broken_engine.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    monkeypatch.syspath_prepend(runs.work_dir)
+    task = replace(task_in(runs.work_dir / "child0", children.identity), preload=("broken_engine", "no_such_engine"))
+    (result,) = ChildGroup([task], QUICK).run(ignore_events, Interrupt())
+    assert "pid" in json.loads(result)
+    assert "libcudart" in runs.log()
+
+
+def test_error_and_its_message_survive_their_way_unchanged() -> None:
     error = ChildFailedError("Crash", "killed", "trace")
     copied = error.__reduce__()[0](*error.__reduce__()[1])
     assert (copied.error_type, str(copied), copied.traceback) == ("Crash", "killed", "trace")
+    failed = Failed("A", "two\nlines, and a file called \udcff", "trace")
+    assert from_line(to_line(failed)) == failed
     assert Failed("A", "b") == Failed("A", "b", "")
 
 
@@ -252,20 +310,18 @@ SCRIPT = """
     import sys
     sys.path.insert(0, {tests!r})
     print("main runs", flush=True)
-    import queue, children
     from pathlib import Path
     from llenergymeasure.runners.interrupt import Interrupt
-    from llenergymeasure.runners.process import Child, ChildTask, function_path
+    from llenergymeasure.runners.process import ChildTask
     from llenergymeasure.runners.supervise import ChildGroup, Patience
-    mailbox = queue.SimpleQueue()
-    task = ChildTask(function_path(children.{function}), Path({argument!r}), Path({work_dir!r}))
-    child = Child(task, mailbox, lambda event: print(event, flush=True))
-    print(ChildGroup([child], mailbox, Patience()).run(Interrupt()), flush=True)
+    group = "a name of the main module"
+    task = ChildTask(Path({work_dir!r}), Path({work_dir!r}, "child.log"), entry="children:{function}")
+    print(ChildGroup([task], Patience()).run(lambda event: print(event, flush=True), Interrupt()), flush=True)
 """
 
 
 def script(tmp_path: Path, function: str) -> str:
-    values = {"tests": str(TESTS), "function": function, "argument": str(tmp_path / "ids"), "work_dir": str(tmp_path)}
+    values = {"tests": str(TESTS), "function": function, "work_dir": str(tmp_path)}
     return textwrap.dedent(SCRIPT).format(**values)
 
 
@@ -284,8 +340,8 @@ def test_unguarded_main_module_runs_once(tmp_path: Path, how: str) -> None:
         check=True,
     )
     assert done.stdout.count("main runs") == 1
-    assert "'main_names': [" in done.stdout
-    assert "mailbox" not in done.stdout  # a name of the unguarded module
+    assert '"main_names": [' in done.stdout
+    assert '"group"' not in done.stdout.partition("main_names")[2]  # a name of the unguarded module
 
 
 def test_child_and_its_workers_end_when_the_parent_is_killed(tmp_path: Path) -> None:
@@ -293,7 +349,7 @@ def test_child_and_its_workers_end_when_the_parent_is_killed(tmp_path: Path) -> 
         [sys.executable, "-c", script(tmp_path, "hang_with_workers")], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
-    assert [parent.stdout.readline().strip() for _ in range(2)] == ["main runs", "started"]
+    assert [parent.stdout.readline().strip() for _ in range(2)] == ["main runs", str(StepStarted("measure"))]
     child, worker, detached, forked = (int(pid) for pid in (tmp_path / "ids").read_text().split())
     parent.send_signal(signal.SIGKILL)
     parent.wait()

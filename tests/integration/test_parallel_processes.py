@@ -52,7 +52,7 @@ def test_two_processes_share_the_prompts_and_make_one_result(tmp_path: Path) -> 
     assert [text["index"] for text in texts] == [0, 1, 2, 3, 4]
 
 
-def test_shares_give_the_same_tokens_as_one_process(tmp_path: Path) -> None:
+def test_shards_give_the_same_tokens_as_one_process(tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     together = tmp_path / "together"
     texts = []

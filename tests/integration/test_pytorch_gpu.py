@@ -13,7 +13,8 @@ pytest.importorskip("transformers")
 from llenergymeasure.core.backends.conformance import check_backend  # noqa: E402
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
-from llenergymeasure.core.gpu.driver import open_nvml  # noqa: E402
+from llenergymeasure.core.gpu.driver import find_gpus  # noqa: E402
+from llenergymeasure.core.gpu.nvml import open_nvml  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
 from pytorch_models import experiment, ids, loaded, requests, save_model  # noqa: E402
 
@@ -43,7 +44,7 @@ def test_planned_and_used_devices_are_the_ones_nvml_knows(model: Path) -> None:
     with loaded(config) as engine:
         assert engine.devices() == engine.plan_devices(config)
         (uuid,) = engine.devices()
-        assert nvml.uuid(nvml.handle_by_uuid(uuid)) == uuid
+        assert [gpu.uuid for gpu in find_gpus([uuid], nvml)] == [uuid]
         assert engine.describe().device_names == (torch.cuda.get_device_name(0),)
 
 

@@ -14,20 +14,19 @@ from pathlib import Path
 
 import pytest
 
-import study_children
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.host.processes import descendants_of
 from llenergymeasure.domain.study import StudyManifest, StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.results.persistence import load_result, load_study
-from llenergymeasure.runners.descendants import descendants_of
+from llenergymeasure.runners.launchers import ProcessLauncher
 from llenergymeasure.runners.supervise import Patience
-from llenergymeasure.runners.worker import ProcessLauncher
 from llenergymeasure.study.events import GapEnded, GapStarted, StudyEvent
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.manifest import load_manifest
-from llenergymeasure.study.runner import StudyRunner, StudyStoppedError, Surroundings
+from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
 from study_fakes import study_of
 
 TESTS = Path(__file__).parents[1]
@@ -36,16 +35,16 @@ TIMEOUT_S = 3.0
 
 
 def launcher() -> ProcessLauncher:
-    return ProcessLauncher(study_children.measure, preload={}, patience=PATIENCE)
+    return ProcessLauncher("study_children:measure", preload=lambda backend: (), patience=PATIENCE)
 
 
 def no_leftovers() -> tuple[str, ...]:
     return ()
 
 
-def run(study_dir: Path, study: StudyConfig, **around: object) -> StudyResult:
-    surroundings = Surroundings(launcher=launcher(), leftovers=no_leftovers, **around)  # type: ignore[arg-type]
-    return StudyRunner(study, study_dir, UserConfig(), surroundings).run()
+def run(study_dir: Path, study: StudyConfig, **changes: object) -> StudyResult:
+    host = StudyHost(launcher=launcher(), leftovers=no_leftovers, **changes)  # type: ignore[arg-type]
+    return StudyRunner(study, study_dir, UserConfig(), host).run()
 
 
 def resume(study_dir: Path, study: StudyConfig | None = None) -> tuple[StudyResult, list[StudyEvent]]:
@@ -182,14 +181,14 @@ def test_directory_that_vanishes_stops_the_study_and_the_result_is_rescued(tmp_p
 PARENT = """
     import sys
     sys.path.insert(0, {tests!r})
-    import study_children
     from pathlib import Path
     from study_fakes import study_of
     from llenergymeasure.config.user_config import UserConfig
     from llenergymeasure.runners.supervise import Patience
-    from llenergymeasure.runners.worker import ProcessLauncher
+    from llenergymeasure.runners.launchers import ProcessLauncher
     from llenergymeasure.study.execute import StudyPlace, execute_study
-    launcher = ProcessLauncher(study_children.measure, preload={{}}, patience=Patience(teardown_s=2, exit_s=2))
+    patience = Patience(teardown_s=2, exit_s=2)
+    launcher = ProcessLauncher("study_children:measure", preload=lambda backend: (), patience=patience)
     study = study_of({models}, **{execution!r})
     place = StudyPlace(parent=Path({parent!r}), resume={resume})
     execute_study(study, place, UserConfig(), lambda result: None, launcher=launcher)

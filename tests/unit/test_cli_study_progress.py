@@ -17,8 +17,8 @@ from llenergymeasure.study.events import (
     RunFinished,
     RunStarted,
     StudyEvent,
-    StudyNotice,
     StudyStarted,
+    StudyWarning,
 )
 from llenergymeasure.study.sequence import plan_runs
 from result_samples import make_result, make_rich_result
@@ -42,7 +42,7 @@ LIFE: tuple[StudyEvent, ...] = (
     GapStarted("config", 60.0, skippable=True),
     GapTick("config", 42.0),
     GapEnded("config", skipped=False),
-    StudyNotice("4.2 GB were left on GPU 0"),
+    StudyWarning("4.2 GB were left on GPU 0"),
     RunStarted(SECOND, 2),
     Waiting("thermal_floor", 30.0),
     finished(run=SECOND, error="Pre-flight failed:\n  - model: gone", logs=Path("results/demo/gpt2_failed")),

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import queue
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,17 @@ from fakes import EPOCH, VirtualClock
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 from llenergymeasure.exceptions import PersistenceError, StudyError
-from llenergymeasure.study.journal import JOURNAL_FILE, Journal, read_journal
 from llenergymeasure.study.lock import locked
-from llenergymeasure.study.manifest import ManifestWriter, create_study_dir, load_manifest
+from llenergymeasure.study.manifest import (
+    JOURNAL_FILE,
+    SNAPSHOT_DELAY_S,
+    Journal,
+    ManifestWriter,
+    after_in_background,
+    create_study_dir,
+    load_manifest,
+    read_journal,
+)
 from llenergymeasure.study.sequence import plan_runs
 
 
@@ -33,6 +43,22 @@ def hash_of(model: int) -> str:
 
 def on_disk(study_dir: Path) -> dict[str, object]:
     return json.loads((study_dir / "manifest.json").read_text())
+
+
+class Later:
+    """What was asked to be done later; a test says when that is."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self, seconds: float, act: Callable[[], None]) -> Callable[[], None]:
+        self.waiting.append((seconds, act))
+        return self.waiting.clear
+
+    def pass_(self) -> None:
+        ((_, act),) = self.waiting
+        self.waiting.clear()
+        act()
 
 
 def test_new_manifest_lists_every_run_as_pending(tmp_path: Path) -> None:
@@ -103,24 +129,45 @@ def test_manifest_alone_holds_the_whole_study(tmp_path: Path) -> None:
 
 
 def test_large_manifest_follows_within_seconds_and_the_reader_is_never_behind(tmp_path: Path) -> None:
-    threads_before = threading.active_count()
-    writer = ManifestWriter(study_of(models=400, cycles=1), tmp_path)
+    later = Later()
+    writer = ManifestWriter(study_of(models=400, cycles=1), tmp_path, after=later)
     writer.mark_completed(hash_of(0), 1, "a/result.json")
     assert on_disk(tmp_path)["completed"] == 0
     assert load_manifest(tmp_path).completed == 1
-    deadline_s = time.monotonic() + 10
-    while on_disk(tmp_path)["completed"] == 0 and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+    writer.mark_running(hash_of(2), 1)
+    assert [seconds for seconds, _ in later.waiting] == [SNAPSHOT_DELAY_S]
+    later.pass_()
     assert on_disk(tmp_path)["completed"] == 1
     writer.mark_completed(hash_of(1), 1, "b/result.json")
     writer.mark_interrupted()
     assert on_disk(tmp_path)["completed"] == 2
-    assert threading.active_count() == threads_before
+    assert later.waiting == []
+
+
+def test_snapshot_that_comes_after_the_end_of_the_study_changes_nothing(tmp_path: Path) -> None:
+    later = Later()
+    writer = ManifestWriter(study_of(models=400, cycles=1), tmp_path, after=later)
+    writer.mark_completed(hash_of(0), 1, "a/result.json")
+    ((_, belated),) = later.waiting
+    writer.mark_study_completed()
+    before = (tmp_path / "manifest.json").read_bytes()
+    belated()
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_what_is_done_later_is_done_in_another_thread_unless_it_is_cancelled() -> None:
+    threads_before = threading.active_count()
+    threads: queue.SimpleQueue[int] = queue.SimpleQueue()
+    after_in_background(3600.0, lambda: threads.put(0))()
+    after_in_background(0.0, lambda: threads.put(threading.get_ident()))
+    assert threads.get(timeout=60) not in (0, threading.get_ident())
+    while threading.active_count() > threads_before:  # its last instruction
+        time.sleep(0.001)
 
 
 def test_every_cut_of_the_journal_gives_a_valid_state(tmp_path: Path) -> None:
     study = study_of(models=300, cycles=1)
-    writer = ManifestWriter(study, tmp_path)
+    writer = ManifestWriter(study, tmp_path, after=Later())
     before = (tmp_path / "manifest.json").read_bytes()
     for number in range(3):
         writer.mark_completed(hash_of(number), 1, f"{number}/result.json")
@@ -133,7 +180,7 @@ def test_every_cut_of_the_journal_gives_a_valid_state(tmp_path: Path) -> None:
 
 
 def test_journal_of_an_earlier_execution_changes_nothing_it_does_not_know(tmp_path: Path) -> None:
-    writer = ManifestWriter(study_of(models=300, cycles=1), tmp_path)
+    writer = ManifestWriter(study_of(models=300, cycles=1), tmp_path, after=Later())
     writer.mark_completed(hash_of(0), 1, "a/result.json")
     stale = (tmp_path / JOURNAL_FILE).read_bytes()
     writer.mark_interrupted()

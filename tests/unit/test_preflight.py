@@ -18,8 +18,8 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, DriverMissingError, GpuDriver
 from llenergymeasure.core.gpu.nvml import open_nvml
-from llenergymeasure.core.gpu.processes import relatives
 from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.processes import relatives
 from llenergymeasure.core.preflight import Ready, run_preflight
 from llenergymeasure.exceptions import BackendError, PreFlightError
 from llenergymeasure.security import sanitize_experiment_id

@@ -13,8 +13,8 @@ from llenergymeasure.domain.environment import DatasetInfo
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError, DatasetError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import load_result, load_study
-from llenergymeasure.runners.launcher import ExperimentJob
-from llenergymeasure.study.events import StudyNotice
+from llenergymeasure.runners.job import Job
+from llenergymeasure.study.events import StudyWarning
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.lock import locked
 from llenergymeasure.study.manifest import load_manifest
@@ -31,8 +31,8 @@ def same_prompts(config: ExperimentConfig) -> str:
     return "a" * 64
 
 
-def stop_at(stage: Stage, model: str) -> Callable[[ExperimentJob], ExperimentResult]:
-    def act(job: ExperimentJob) -> ExperimentResult:
+def stop_at(stage: Stage, model: str) -> Callable[[Job], ExperimentResult]:
+    def act(job: Job) -> ExperimentResult:
         if job.config.model == model:
             stage.interrupt.request()
             raise KeyboardInterrupt
@@ -84,7 +84,7 @@ def test_resume_runs_what_is_left_and_touches_nothing_that_is_done(stage: Stage,
 
 
 def test_failed_runs_are_tried_again(stage: Stage) -> None:
-    def act(job: ExperimentJob) -> ExperimentResult:
+    def act(job: Job) -> ExperimentResult:
         if job.config.model == "b":
             raise BackendError("out of memory")
         return result_of(job.config)
@@ -102,7 +102,7 @@ def test_resuming_a_finished_study_does_nothing_and_says_so(stage: Stage) -> Non
     again = resume(stage.directory)
     assert ran(again) == []
     assert again.result == finished  # type: ignore[attr-defined]
-    assert "nothing to do" in again.of(StudyNotice)[-1].message
+    assert "nothing to do" in again.of(StudyWarning)[-1].message
     after = {path: path.read_bytes() for path in stage.directory.rglob("*") if path.is_file()}
     assert before == {path: content for path, content in after.items() if path.name != ".lock"}
 
@@ -152,7 +152,7 @@ def test_result_that_does_not_load_is_run_again(stage: Stage, damage: str) -> No
     (stage.directory / result.result_files[0]).write_text(damage)
     again = resume(stage.directory)
     assert ran(again) == ["a"]
-    assert "a / pytorch / bf16, cycle 1, runs again" in again.of(StudyNotice)[0].message
+    assert "a / pytorch / bf16, cycle 1, runs again" in again.of(StudyWarning)[0].message
 
 
 def test_result_that_is_gone_is_run_again(stage: Stage) -> None:
@@ -167,7 +167,7 @@ def test_result_of_another_configuration_is_run_again(stage: Stage) -> None:
     a.write_bytes(b.read_bytes())
     again = resume(stage.directory)
     assert ran(again) == ["a"]
-    assert "is the result of another configuration" in again.of(StudyNotice)[0].message
+    assert "is the result of another configuration" in again.of(StudyWarning)[0].message
 
 
 def test_entry_that_points_out_of_the_directory_is_not_believed(stage: Stage) -> None:
@@ -179,7 +179,7 @@ def test_entry_that_points_out_of_the_directory_is_not_believed(stage: Stage) ->
     assert plan_resumption(stage.directory, None, same_prompts).kept == ()
 
 
-def with_known_prompts(job: ExperimentJob) -> ExperimentResult:
+def with_known_prompts(job: Job) -> ExperimentResult:
     return result_of(job.config, dataset=DatasetInfo(name="aienergyscore", sha256="a" * 64, prompt_count=100))
 
 
@@ -189,7 +189,7 @@ def test_result_of_other_prompts_is_run_again(stage: Stage) -> None:
     assert len(plan_resumption(stage.directory, None, same_prompts).kept) == 1
     resumption = plan_resumption(stage.directory, None, lambda config: "b" * 64)
     assert resumption.kept == ()
-    assert "data set has changed" in resumption.notices[0]
+    assert "data set has changed" in resumption.warnings[0]
 
 
 def test_data_set_that_cannot_be_read_now_does_not_cost_results(stage: Stage) -> None:
@@ -200,7 +200,7 @@ def test_data_set_that_cannot_be_read_now_does_not_cost_results(stage: Stage) ->
     stage.runner(study_of("a")).run()
     resumption = plan_resumption(stage.directory, None, missing)
     assert len(resumption.kept) == 1
-    assert "no such file" in resumption.notices[0]
+    assert "no such file" in resumption.warnings[0]
 
 
 def test_result_saved_an_instant_before_the_end_counts(stage: Stage) -> None:

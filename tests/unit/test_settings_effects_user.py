@@ -32,7 +32,7 @@ from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.results.summary import render_summary
 from llenergymeasure.runners.local import emission_factors, energy_backend_name
-from llenergymeasure.study.events import GapStarted, StudyEvent, StudyNotice
+from llenergymeasure.study.events import GapStarted, StudyEvent, StudyWarning
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from study_fakes import ScriptedLauncher, Stage, study_of
 
@@ -314,6 +314,6 @@ def test_cluster_settings_are_shown_as_not_used_yet_and_a_study_says_so(user_fil
     assert [line.endswith("(file; not used by this release)") for line in shown] == [True, True]
     assert page.count("not used by this release") == 2
 
-    notices = [event.message for event in run_study(tmp_path, load_user_config()) if isinstance(event, StudyNotice)]
+    notices = [event.message for event in run_study(tmp_path, load_user_config()) if isinstance(event, StudyWarning)]
     assert [notice.split()[0] for notice in notices] == ["cluster.address", "cluster.hardware"]
-    assert not any(isinstance(event, StudyNotice) for event in run_study(tmp_path, UserConfig()))
+    assert not any(isinstance(event, StudyWarning) for event in run_study(tmp_path, UserConfig()))

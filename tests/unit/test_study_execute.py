@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,16 @@ from fakes import VirtualClock
 from llenergymeasure.config.grid import compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError, DatasetError, StudyError
-from llenergymeasure.runners.launcher import ExperimentJob
-from llenergymeasure.study.events import StudyEvent, StudyNotice, StudyStarted
+from llenergymeasure.runners.interrupt import Interrupt
+from llenergymeasure.runners.job import Job
+from llenergymeasure.runners.launchers import ChosenLauncher
+from llenergymeasure.study.events import StudyEvent, StudyStarted, StudyWarning
 from llenergymeasure.study.execute import StudyPlace, dataset_hashes, execute_study
-from llenergymeasure.study.lock import locked
+from llenergymeasure.study.lock import find_unfinished, locked
 from llenergymeasure.study.runner import StudyStoppedError
-from llenergymeasure.study.unfinished import find_unfinished
 from study_fakes import ScriptedLauncher, study_of
 
 
@@ -26,7 +29,7 @@ def launcher() -> ScriptedLauncher:
     return ScriptedLauncher(VirtualClock())
 
 
-def failing(job: ExperimentJob) -> ExperimentResult:
+def failing(job: Job) -> ExperimentResult:
     raise BackendError("it does not fit")
 
 
@@ -64,8 +67,25 @@ def test_settings_that_this_release_does_not_use_are_said(tmp_path: Path) -> Non
     events: list[StudyEvent] = []
     machine = UserConfig.model_validate({"cluster": {"address": "auto"}})
     execute_study(study_of("a"), StudyPlace(tmp_path), machine, lambda result: None, events.append, launcher())
-    notices = [event.message for event in events if isinstance(event, StudyNotice)]
-    assert any(notice.startswith("cluster.address is set, and this release does not use it") for notice in notices)
+    warnings = [event.message for event in events if isinstance(event, StudyWarning)]
+    assert any(warning.startswith("cluster.address is set, and this release does not use it") for warning in warnings)
+
+
+@pytest.mark.parametrize(("named", "kind"), [("local", "local"), ("docker:image", "docker"), ("docker:x", "local")])
+def test_each_job_goes_to_the_runner_that_the_settings_name_for_its_backend(
+    tmp_path: Path, named: str, kind: str
+) -> None:
+    runners = {"local": launcher(), "docker": launcher()}
+    known = {name: partial(runners.__getitem__, name) for name in {"local", kind}}
+    chosen = ChosenLauncher(known)
+    machine = UserConfig.model_validate({"runners": {"pytorch": named}})
+    job = Job(ExperimentConfig(model="a"), machine, tmp_path)
+    chosen.prepare(job)
+    chosen.run(job, ignore_events, Interrupt())
+    chosen.discard()
+    expected = runners.pop(kind)
+    assert (len(expected.prepared), len(expected.jobs), expected.discarded) == (1, 1, 1)
+    assert [other.jobs for other in runners.values()] == [[]]
 
 
 @pytest.mark.parametrize("with_config", [True, False])

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-from multiprocessing import Pipe
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,11 +17,9 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.timeseries import merge_timeseries, write_timeseries
 from llenergymeasure.datasets.types import WHOLE, DatasetIdentity, Prompt, PromptSet, Shard
-from llenergymeasure.runners.childlog import ChildLog
-from llenergymeasure.runners.descendants import descendants_of, kill_process
-from llenergymeasure.runners.exits import describe_exit
 from llenergymeasure.runners.interrupt import Interrupt, signals_as
 from llenergymeasure.runners.parallel import merge_artefacts, process_environments
+from llenergymeasure.runners.process import ChildLog, describe_exit
 
 
 @pytest.mark.parametrize(
@@ -43,17 +38,19 @@ def test_exit_codes_in_words(code: int | None, words: str) -> None:
     assert describe_exit(code) == words
 
 
+def keep(log: ChildLog, output: bytes) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, output)
+    os.close(writing)
+    log.drain(os.fdopen(reading, "rb"))
+
+
 @given(output=st.binary(max_size=400), head=st.integers(0, 100), tail=st.integers(0, 100))
 def test_log_keeps_beginning_and_end_of_any_output(
     tmp_path_factory: pytest.TempPathFactory, output: bytes, head: int, tail: int
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "child.log"
-    reading, writing = Pipe(duplex=False)
-    log = ChildLog(reading, path, head_bytes=head, tail_bytes=tail)
-    log.start()
-    os.write(writing.fileno(), output)
-    writing.close()
-    log.finish(10)
+    keep(ChildLog(path, head_bytes=head, tail_bytes=tail), output)
     kept = path.read_bytes()
     assert kept.startswith(output[:head])
     if len(output) <= head + tail:
@@ -64,23 +61,9 @@ def test_log_keeps_beginning_and_end_of_any_output(
 
 
 def test_last_line_is_the_last_one_before_pythons_crash_dump(tmp_path: Path) -> None:
-    reading, writing = Pipe(duplex=False)
-    log = ChildLog(reading, tmp_path / "child.log")
-    log.start()
-    os.write(writing.fileno(), b"CUDA error: device-side assert\n\nFatal Python error: Aborted\n  File ...\n")
-    writing.close()
-    log.finish(10)
+    log = ChildLog(tmp_path / "child.log")
+    keep(log, b"CUDA error: device-side assert\n\nFatal Python error: Aborted\n  File ...\n")
     assert log.last_line() == "CUDA error: device-side assert"
-
-
-def test_descendants_are_found_and_only_the_very_process_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as child:
-        (found,) = (process for process in descendants_of(os.getpid()) if process.pid == child.pid)
-        kill_process(type(found)(found.pid, found.start_ticks + 1))
-        assert child.poll() is None
-        kill_process(found)
-        assert child.wait(10) == -signal.SIGKILL
-    kill_process(found)  # long gone
 
 
 def test_signal_that_is_ignored_stays_ignored() -> None:
@@ -112,13 +95,13 @@ def prompt_set(count: int) -> PromptSet:
 
 
 @given(prompts=st.integers(1, 50), processes=st.integers(1, 8))
-def test_shares_are_disjoint_and_together_everything(prompts: int, processes: int) -> None:
+def test_shards_are_disjoint_and_together_everything(prompts: int, processes: int) -> None:
     whole = prompt_set(prompts)
-    shares = [Shard(index, processes).of(whole) for index in range(processes)]
-    assert sorted(prompt.index for share in shares for prompt in share.prompts) == list(range(prompts))
-    assert sum(share.truncated_count for share in shares) == whole.truncated_count
-    assert {share.identity for share in shares} == {whole.identity}
-    sizes = [len(share.prompts) for share in shares]
+    shards = [Shard(index, processes).of(whole) for index in range(processes)]
+    assert sorted(prompt.index for shard in shards for prompt in shard.prompts) == list(range(prompts))
+    assert sum(shard.truncated_count for shard in shards) == whole.truncated_count
+    assert {shard.identity for shard in shards} == {whole.identity}
+    sizes = [len(shard.prompts) for shard in shards]
     assert max(sizes) - min(sizes) <= 1
     assert WHOLE.of(whole) == whole
 

@@ -4,17 +4,18 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llenergymeasure.core.progress import StepStarted
 from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.exceptions import BackendError, LLEMError
+from llenergymeasure.exceptions import BackendError, LLEMError, PersistenceError
 from llenergymeasure.results.persistence import load_result, load_study
-from llenergymeasure.runners.launcher import ExperimentJob
+from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
-from llenergymeasure.study.events import RunFinished, RunStarted, StudyFinished, StudyNotice, StudyStarted
+from llenergymeasure.study.events import RunFinished, RunStarted, StudyFinished, StudyStarted, StudyWarning
 from llenergymeasure.study.manifest import load_manifest
 from llenergymeasure.study.runner import StudyInterruptedError, StudyStoppedError
 from study_fakes import ENVIRONMENT, Stage, result_of, study_of
@@ -26,7 +27,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def failing_for(*models: str, error: LLEMError | None = None):
-    def act(job: ExperimentJob) -> ExperimentResult:
+    def act(job: Job) -> ExperimentResult:
         if job.config.model in models:
             raise error or BackendError(f"{job.config.model} does not fit")
         return result_of(job.config)
@@ -60,7 +61,7 @@ def test_csv_is_written_when_asked_for(stage: Stage) -> None:
     from llenergymeasure.config.user_config import UserConfig
     from llenergymeasure.study.runner import StudyRunner
 
-    StudyRunner(study_of("a", "b"), stage.directory, UserConfig(), stage.around(), export_csv=True).run()
+    StudyRunner(study_of("a", "b"), stage.directory, UserConfig(), stage.host(), export_csv=True).run()
     assert len((stage.directory / "results.csv").read_text().splitlines()) == 3
 
 
@@ -111,7 +112,7 @@ def test_a_success_in_between_starts_the_count_anew(stage: Stage) -> None:
 
 
 def test_interrupt_keeps_what_is_finished_and_leaves_the_rest_pending(stage: Stage) -> None:
-    def act(job: ExperimentJob) -> ExperimentResult:
+    def act(job: Job) -> ExperimentResult:
         if job.config.model == "b":
             stage.interrupt.request()
             raise RunInterruptedError("interrupted")
@@ -130,7 +131,7 @@ def test_interrupt_keeps_what_is_finished_and_leaves_the_rest_pending(stage: Sta
 def test_signals_are_ours_during_the_run_only(stage: Stage) -> None:
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
 
-    def act(job: ExperimentJob) -> ExperimentResult:
+    def act(job: Job) -> ExperimentResult:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stage.interrupt.requested
         return result_of(job.config)
@@ -148,7 +149,7 @@ def test_result_that_cannot_be_saved_is_shown_kept_elsewhere_and_ends_the_study(
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
 
-    def act(job: ExperimentJob) -> ExperimentResult:
+    def act(job: Job) -> ExperimentResult:
         shutil.rmtree(stage.directory)
         stage.directory.mkdir()  # as an unmounted disk leaves its mount point behind
         return result_of(job.config, total_energy_j=42.0)
@@ -163,6 +164,13 @@ def test_result_that_cannot_be_saved_is_shown_kept_elsewhere_and_ends_the_study(
     assert shown.result.total_energy_j == 42.0
 
 
+def test_a_job_that_cannot_be_written_stops_the_study_and_stays_to_be_done(stage: Stage) -> None:
+    stage.launcher.act = failing_for("b", error=PersistenceError("Cannot write job.json: No space left on device."))
+    with pytest.raises(StudyStoppedError, match=r"No space left on device\. 1 of 3 runs are finished"):
+        stage.runner(study_of("a", "b", "c")).run()
+    assert [entry.status for entry in load_manifest(stage.directory).experiments] == ["completed", "pending", "pending"]
+
+
 def test_time_limit_is_the_studys_or_grows_with_the_work(stage: Stage) -> None:
     stage.runner(study_of("a", experiment_timeout_seconds=77.0)).run()
     stage.runner(study_of("llama-1b", "llama-70b")).run()
@@ -175,12 +183,11 @@ def test_baselines_go_from_child_to_child(stage: Stage) -> None:
     from datetime import datetime, timezone
 
     from llenergymeasure.core.baseline import Baseline, CachedBaseline
-    from llenergymeasure.runners.launcher import JobOutcome
 
     idle = Baseline(power_w=60.0, method="fresh", taken_at=datetime.now(timezone.utc), duration_s=30.0)
     entry = CachedBaseline(frozenset({"GPU-0"}), "nvml", idle)
     run = stage.launcher.run
-    stage.launcher.run = lambda job, observer, interrupt: JobOutcome(run(job, observer, interrupt).run, (entry,))
+    stage.launcher.run = lambda job, observer, interrupt: replace(run(job, observer, interrupt), baselines=(entry,))
     stage.runner(study_of("a", "b")).run()
     assert [job.baselines for job in stage.launcher.jobs] == [(), (entry,)]
 
@@ -199,7 +206,7 @@ def test_environment_that_changed_in_between_is_a_warning_in_the_result(stage: S
 def test_memory_left_on_a_gpu_is_said_and_noted_in_the_result(stage: Stage) -> None:
     stage.leftovers = ["GPU 0 (A100) has 12.0 GB in use"]
     result = stage.runner(study_of("a")).run()
-    assert [notice.message for notice in stage.of(StudyNotice)] == ["GPU 0 (A100) has 12.0 GB in use"]
+    assert [warning.message for warning in stage.of(StudyWarning)] == ["GPU 0 (A100) has 12.0 GB in use"]
     assert load_result(stage.directory / result.result_files[0]).measurement_warnings == [
         "gpu_memory_left_behind: GPU 0 (A100) has 12.0 GB in use"
     ]

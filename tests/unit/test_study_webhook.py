@@ -11,8 +11,7 @@ import pytest
 
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.domain.study import StudyResult
-from llenergymeasure.study.execute import StudyPlace, execute_study
-from llenergymeasure.study.webhook import send_summary
+from llenergymeasure.study.execute import StudyPlace, execute_study, send_summary
 from study_fakes import Stage, study_of
 
 
@@ -44,7 +43,7 @@ def server() -> Iterator[Server]:
     pytest.importorskip("httpx")
     server = Server(("127.0.0.1", 0), Handler)
     server.received, server.answers = [], []
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
     server.shutdown()
@@ -66,8 +65,10 @@ def test_summary_arrives_as_json(server: Server, result: StudyResult) -> None:
 
 def test_server_in_trouble_is_asked_again(server: Server, result: StudyResult) -> None:
     server.answers = [503]
-    assert send_summary(server.url, result, status="completed")
+    pauses_s: list[float] = []
+    assert send_summary(server.url, result, status="completed", sleep=pauses_s.append)
     assert len(server.received) == 2
+    assert pauses_s == [1.0]
 
 
 def test_refusal_is_a_warning_without_the_secret(

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from llenergymeasure.core.progress import Event, StepFinished, StepStarted, ignore_events
-from llenergymeasure.core.state import ExperimentPhase, StateManager
+from llenergymeasure.core.state import ExperimentPhase, StateManager, tracked
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.runners.tracking import tracked
 
 HASH = "0123456789abcdef"
 

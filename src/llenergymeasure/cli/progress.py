@@ -15,8 +15,8 @@ from llenergymeasure.study.events import (
     RunStarted,
     StudyEvent,
     StudyFinished,
-    StudyNotice,
     StudyStarted,
+    StudyWarning,
 )
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class StudyProgress:
             self._write(f"  Gap {GAP_NAMES[event.kind]}: {event.duration_s:.0f} s{hint}")
         elif isinstance(event, GapTick):
             self._note(f"gap {GAP_NAMES[event.kind]}: {event.remaining_s:.0f} s left")
-        elif isinstance(event, StudyNotice):
+        elif isinstance(event, StudyWarning):
             self._write(f"  Note: {event.message}")
         elif isinstance(event, StudyFinished):
             self.close()

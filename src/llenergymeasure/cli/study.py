@@ -24,9 +24,9 @@ from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
 from llenergymeasure.study.events import StudyEvent, StudyStarted
 from llenergymeasure.study.execute import StudyPlace
+from llenergymeasure.study.lock import find_unfinished
 from llenergymeasure.study.resume import load_resumable_study
 from llenergymeasure.study.runner import StudyStoppedError
-from llenergymeasure.study.unfinished import find_unfinished
 
 if TYPE_CHECKING:
     from llenergymeasure.config.user_config import UserConfig

@@ -204,6 +204,15 @@ class RuledConfig(ConfigModel):
         return self
 
 
+def by_dotted_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings, with its dotted path."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from by_dotted_path(item, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
 class BackendConfig(RuledConfig):
     """An engine's section: fields of its own, and answers that all sections give in the same words.
 

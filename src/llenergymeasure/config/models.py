@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.config.base import ConfigModel, NonBlankStr, reject
+from llenergymeasure.config.base import ConfigModel, NonBlankStr, by_dotted_path, reject
 from llenergymeasure.config.checks import experiment_problems
 from llenergymeasure.config.sections import (
     BaselineConfig,
@@ -124,7 +124,7 @@ def study_titles(experiments: Sequence[ExperimentConfig]) -> list[str]:
     `qwen2.5-0.5b / pytorch / bf16 / batch 8 / decoder.temperature=0.5`. A field of one backend is compared among the
     experiments of that backend. A field that is not set is left out: its neighbours show theirs.
     """
-    flat = [dict(_flat(config.model_dump(mode="json", exclude_none=True))) for config in experiments]
+    flat = [_in_words(config.model_dump(mode="json", exclude_none=True)) for config in experiments]
     shown = _IN_EVERY_TITLE | (set() if _short_names_differ(experiments) else {"model"})
     varying = {backend: sorted(_varying(flat, backend) - shown) for backend in {c.backend for c in experiments}}
     return [
@@ -170,10 +170,6 @@ def _varying(flat: Sequence[dict[str, str]], backend: str) -> set[str]:
     return {key for key, found in values.items() if len(found) > 1}
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _in_words(data: dict[str, Any]) -> dict[str, str]:
     """Every field by its dotted path, its value as YAML would have it."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else key)
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value)
+    return {path: value if isinstance(value, str) else json.dumps(value) for path, value in by_dotted_path(data)}

@@ -88,8 +88,7 @@ def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir
         artefacts = write_artefacts(seen, work_dir)
         record = bench.collector.collect(seen, experiment_id, bench.clock.wall(), bench.share.index)
     finally:
-        if seen.window.energy.telemetry is not None:
-            seen.window.energy.telemetry.close()
+        seen.window.energy.close()
     return Measurement(record, artefacts)
 
 

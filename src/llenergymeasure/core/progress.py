@@ -1,7 +1,7 @@
 """What a running experiment tells the world: small frozen events, sent to whoever passed an observer.
 
-Events can be pickled, so a child process sends the same ones through a queue. Inside the measurement window only
-`PromptsDone` is sent, once per batch.
+Their fields are text and numbers, so the process of a job sends the same ones as lines of JSON. Inside the measurement
+window only `PromptsDone` is sent, once per batch.
 """
 
 from __future__ import annotations

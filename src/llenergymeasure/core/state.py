@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llenergymeasure.atomic import write_bytes_atomically
 from llenergymeasure.core.host.processes import ProcessIdentity, current_process, is_running
+from llenergymeasure.core.progress import Event, Observer, StepFinished, StepStarted
 from llenergymeasure.exceptions import InvalidStateTransitionError, PersistenceError
 from llenergymeasure.security import sanitize_experiment_id
 
@@ -42,6 +44,10 @@ _NEXT: Final = {
     ExperimentPhase.INITIALISING: ExperimentPhase.MEASURING,
     ExperimentPhase.MEASURING: ExperimentPhase.DONE,
 }
+
+
+_PHASES: Final = {"measure": ExperimentPhase.MEASURING, "finish": ExperimentPhase.DONE}
+"""The steps that begin a new phase."""
 
 
 def _utc_now() -> datetime:
@@ -78,11 +84,7 @@ class ExperimentState(BaseModel):
         self.last_updated = _utc_now()
 
     def mark_failed(self, error: str) -> None:
-        """Note that the experiment failed; the phase stays, because it tells where.
-
-        Args:
-            error: What happened, for people.
-        """
+        """Note that the experiment failed; the phase stays, because it tells where."""
         self.failed = True
         self.error_message = error
         self.last_updated = _utc_now()
@@ -106,9 +108,8 @@ class StateManager:
         """Begin a new experiment and write its state.
 
         Args:
-            experiment_id: Its identity.
             config_hash: `measurement_config_hash` of its config.
-            process: The process that will run it; this one unless given.
+            process: The process that will run it; `None`: this one.
 
         Raises:
             PersistenceError: There is a state of that name already, or it cannot be written.
@@ -210,6 +211,61 @@ class StateManager:
         return self._state_dir / f"{sanitize_experiment_id(experiment_id)}{_SUFFIX}"
 
 
+@contextmanager
+def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, observer: Observer) -> Iterator[Observer]:
+    """Keep the experiment's state on disk while the block runs and saves its result.
+
+    The state appears when pre-flight has passed, becomes `MEASURING` right before the window and `DONE` after it. It is
+    removed when the block ends well: from then on the saved result speaks for itself. An experiment that fails or is
+    interrupted leaves its state, marked as failed. Once the state exists, a disk that runs full costs it, and never the
+    experiment.
+
+    Args:
+        output_dir: Where the result will go; `None`: nothing is written.
+        config_hash: Its `measurement_config_hash`.
+        observer: Told everything too.
+
+    Yields:
+        The observer to run the experiment with.
+
+    Raises:
+        PersistenceError: The state cannot be created, so a result could not be saved either.
+    """
+    if output_dir is None:
+        yield observer
+        return
+    manager = StateManager(output_dir / STATE_DIR_NAME)
+    state: ExperimentState | None = None
+
+    def follow(event: Event) -> None:
+        nonlocal state
+        if isinstance(event, StepFinished) and event.step == "preflight":
+            _tell_interrupted(manager)
+            try:
+                state = manager.create(experiment_id, config_hash)
+            except PersistenceError:
+                _remove_if_empty(output_dir / STATE_DIR_NAME)
+                raise
+        elif state is not None and isinstance(event, StepStarted) and event.step in _PHASES:
+            state.transition_to(_PHASES[event.step])
+            with _never_fatal():
+                manager.save(state)
+        observer(event)
+
+    try:
+        yield follow
+    except BaseException as error:
+        if state is not None:
+            state.mark_failed(str(error) or type(error).__name__)
+            with _never_fatal():
+                manager.save(state)
+        raise
+    if state is not None:
+        with _never_fatal():
+            manager.delete(experiment_id)
+        _remove_if_empty(output_dir / STATE_DIR_NAME)
+
+
 def _read(path: Path) -> ExperimentState:
     try:
         return ExperimentState.model_validate_json(path.read_bytes())
@@ -221,3 +277,21 @@ def _read(path: Path) -> ExperimentState:
         raise PersistenceError(
             f"{path} is damaged ({where}: {problem['msg']}). Delete it; the experiment's results are not in it."
         ) from error
+
+
+@contextmanager
+def _never_fatal() -> Iterator[None]:
+    try:
+        yield
+    except PersistenceError as error:
+        logger.warning("The state of the experiment on disk is out of date: %s", error)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):  # other experiments' states may still be in it
+        directory.rmdir()
+
+
+def _tell_interrupted(manager: StateManager) -> None:
+    for experiment_id in manager.cleanup_stale():
+        logger.warning("An earlier run, %s, was interrupted while measuring; it left no result.", experiment_id)

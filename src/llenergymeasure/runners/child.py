@@ -1,169 +1,277 @@
-"""The child's side of an isolated run: a fresh interpreter that does one task and tells its parent how it went.
+"""A job's process from the inside: take the streams over, import, wait for the word, run, report.
 
-Importing this module costs next to nothing; the task's own module is imported after the child has tied itself to its
-parent and redirected its output, so that nothing it does or prints can be lost.
+    stdin ──> Go, Open          of a launcher, where there is one (`--attached`)
+    stdout ─> Ready, AtBarrier, progress events, and Done or Failed as the last
+    stderr ─> whatever is printed or logged, by Python or by a library
+
+What keeps an attached process from outliving its launcher, also when that is killed with SIGKILL:
+
+    launcher ── process (leader of its own session and process group) ── engine workers …
+                  └─ guardian: sleeps until the launcher's end of stdin is closed, then kills the whole group
+
+The guardian is a process because a thread could wait for the interpreter's lock while an engine holds it. A measurement
+that goes on unseen would warm the machine that a resumed study measures on.
+
+Importing this module costs next to nothing; what a run needs is imported after the process has tied itself to its
+launcher and redirected its output, so that nothing it does or prints can be lost.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import ctypes
+import dataclasses
 import faulthandler
 import importlib
+import json
 import logging
 import os
-import pickle
 import queue
+import select
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, NoReturn, TextIO
+from typing import BinaryIO, Final, NoReturn, TextIO, TypeVar, get_args
 
-from llenergymeasure.runners.lifeline import lead_own_group
-from llenergymeasure.runners.messages import AtBarrier, ChildMessage, Done, Failed, Go, Open, ParentMessage, Ready
+from llenergymeasure.core.progress import Event
+
+DEFAULT_ENTRY: Final = "llenergymeasure.runners.local:run_job"
+"""What a job runs: imported by name, because the runners build on this module."""
+
+RESULT_FILE: Final = "result.json"
+ERROR_FILE: Final = "error.json"
 
 PIPE_LIMIT_BYTES: Final = 1_000_000
-"""A pickled result above this size goes through a file."""
+"""A result above this size goes through a file, also where a launcher listens."""
 
-EVENT_FLUSH_S: Final = 2.0
-"""How long a finished child waits for its last progress events to be taken, in seconds."""
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+_HIGHEST_FD: Final = 4096
+"""Beyond any descriptor that an interpreter has open at its start; the system's own limit can be a thousand million."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Channels:
-    """The child's ends of the pipes to its parent.
+class Ready:
+    """Job: everything is imported; waiting for the word to begin."""
 
-    Args:
-        commands: Messages from the parent.
-        replies: Messages to the parent.
-        events: Progress events to the parent.
-        log: Takes everything that is printed, by Python or by a library.
-    """
 
-    commands: Connection[Any, Any]
-    replies: Connection[Any, Any]
-    events: Connection[Any, Any]
-    log: Connection[Any, Any]
+@dataclass(frozen=True, slots=True)
+class AtBarrier:
+    """Job: waiting for the others before the window opens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Job: the run is over; its result as JSON, or `None` when that lies in `result.json`."""
+
+    result: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Job: it raised an exception of class `error_type`."""
+
+    error_type: str
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """Launcher: begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Launcher: everybody is at the barrier; go on at `at_s` on the machine's monotonic clock, in seconds."""
+
+    at_s: float
+
+
+Message = Ready | AtBarrier | Done | Failed | Go | Open | Event
+
+_KINDS: Final[dict[str, type]] = {kind.__name__: kind for kind in get_args(Message)}
+
+_Command = TypeVar("_Command", Go, Open)
+
+
+def to_line(message: Message) -> bytes:
+    """A message as one line of JSON."""
+    return json.dumps({"is": type(message).__name__, **dataclasses.asdict(message)}).encode("ascii") + b"\n"
+
+
+def from_line(line: bytes) -> Message | None:
+    """The message of a whole line; `None` where it is something else, such as what a library has printed."""
+    if not line.endswith(b"\n"):  # its sender died while it wrote
+        return None
+    try:
+        fields = json.loads(line)
+        message: Message = _KINDS[fields.pop("is")](**fields)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return message
 
 
 class ParentLink:
-    """What the function of a child can tell its parent, and ask of it."""
+    """What a run can tell its launcher, and ask of it."""
 
-    def __init__(self, channels: Channels) -> None:
-        self._channels = channels
-        self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._sender = threading.Thread(target=self._send_events, name="llem-events", daemon=True)
+    def __init__(self, commands: BinaryIO, replies: BinaryIO) -> None:
+        self._commands = commands
+        self._replies = replies
+        self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._send, name="llem-events", daemon=True)
         self._sender.start()
 
-    def observe(self, event: object) -> None:
-        """Pass a progress event on. Never blocks: a thread does the sending, whatever the parent is busy with."""
-        self._events.put(event)
+    def observe(self, event: Event) -> None:
+        """Pass a progress event on. Never blocks: a thread does the sending, whatever the launcher is busy with."""
+        self._outbox.put(event)
 
     def wait_for_others(self) -> None:
-        """Return when every child of this run has come here: at the same instant in all of them."""
+        """Return when every process of this run has come here: at the same instant in all of them."""
         self.reply(AtBarrier())
-        message = self.next_command()
-        if not isinstance(message, Open):
-            raise RuntimeError(f"expected the barrier to open, got {type(message).__name__}")
-        time.sleep(max(0.0, message.at_s - time.monotonic()))
+        time.sleep(max(0.0, self.expect(Open).at_s - time.monotonic()))
 
-    def reply(self, message: ChildMessage) -> None:
-        """Send a message to the parent."""
-        self._channels.replies.send(message)
+    def reply(self, message: Message) -> None:
+        """Send a message, behind every event so far."""
+        self._outbox.put(message)
 
-    def next_command(self) -> ParentMessage:
-        """The parent's next message; waits for it."""
-        message: ParentMessage = self._channels.commands.recv()
+    def expect(self, kind: type[_Command]) -> _Command:
+        """The launcher's next message; waits for it.
+
+        Raises:
+            RuntimeError: There is nobody to send it, or it is another one.
+        """
+        message = from_line(self._commands.readline())
+        if not isinstance(message, kind):
+            raise RuntimeError(f"expected {kind.__name__} on stdin, got {message}")
         return message
 
     def flush(self) -> None:
-        """Wait until the parent has taken every event, but not for ever."""
-        self._events.put(_END)
-        self._sender.join(EVENT_FLUSH_S)
+        """Wait until everything is sent."""
+        self._outbox.put(None)
+        self._sender.join()
 
-    def _send_events(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the parent is gone, and this process with it
-            while (event := self._events.get()) is not _END:
-                self._channels.events.send(event)
-
-
-ChildFunction = Callable[[Any, ParentLink], Any]
-"""What a child runs: takes the task and the link to the parent, returns the result. Both must be picklable."""
-
-
-class _Terminated(SystemExit):
-    """SIGTERM: unwinds the stack, so that engines unload and meters stop."""
+    def _send(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            try:
+                self._replies.write(to_line(message))
+                self._replies.flush()
+            except (TypeError, ValueError):  # an event with something in it that is no text and no number
+                _log.exception("Could not send %r", message)
+            except OSError:  # nobody listens any more
+                return
 
 
-_END: Final = object()
+Entry = Callable[[Path, ParentLink], str]
+"""What a process runs: takes the job's directory and the link to the launcher, returns the result as JSON."""
 
 
-def child_main(
-    function: str,
-    preload: Sequence[str],
-    environment: Sequence[tuple[str, str]],
-    log_level: int,
-    channels: Channels,
-) -> None:
-    """Life of a child: tie to the parent, import, say so, take the task, do it, report.
-
-    Args:
-        function: `module:name` of a `ChildFunction`.
-        preload: Modules that the task will need; one that is missing is the task's to complain about.
-        environment: Variables to set before these are imported.
-        log_level: Level of the log kept for this run.
-        channels: Pipes to the parent.
-    """
-    lead_own_group()
-    _redirect_output(channels.log)
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the job of a directory and leave what came of it there; of an attached one, send it to the launcher."""
+    options = _parse(arguments)
+    commands, replies = _take_over_streams()
+    if options.attached:
+        _end_with_launcher(commands.fileno())
     signal.signal(signal.SIGTERM, _on_sigterm)
     logging.basicConfig(
-        stream=sys.stderr, level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    os.environ.update(environment)
-    link = ParentLink(channels)
+    link = ParentLink(commands, replies)
     outcome: Done | Failed
     try:
-        run = resolve(function)
-        for name in preload:
+        run = resolve(options.entry)
+        for name in filter(None, options.preload.split(",")):
             _preload(name)
-        link.reply(Ready())
-        go = link.next_command()
-        if not isinstance(go, Go):
-            raise RuntimeError(f"expected a task, got {type(go).__name__}")
-        outcome = _packed(run(pickle.loads(go.task), link), go.spill_dir)
-    except BaseException as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
+        if options.attached:
+            link.reply(Ready())
+            link.expect(Go)
+        outcome = _delivered(run(options.directory, link), options.directory, attached=options.attached)
+    except BaseException as error:  # noqa: BLE001 (whatever it was, the launcher must hear of it)
         outcome = _failure(error)
+        if not options.attached:
+            _leave(options.directory / ERROR_FILE, to_line(outcome))
     link.reply(outcome)
     link.flush()
-    if isinstance(outcome, Failed):
-        sys.exit(1)
+    sys.exit(1 if isinstance(outcome, Failed) else 0)
 
 
-def resolve(function: str) -> ChildFunction:
+def resolve(entry: str) -> Entry:
     """Import the function that `module:name` stands for.
 
     Raises:
         ImportError: There is no such module, or it has no such name.
     """
-    module, _, name = function.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            raise ImportError(f"{module} has no {name}") from error
-    run: ChildFunction = found
+    module, _, name = entry.partition(":")
+    try:
+        run: Entry = getattr(importlib.import_module(module), name)
+    except AttributeError as error:
+        raise ImportError(f"{module} has no {name}") from error
     return run
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m llenergymeasure.runners.job", description="Run a job.")
+    parser.add_argument("directory", type=Path, help="holds job.json, and then what came of it")
+    parser.add_argument(
+        "--attached", action="store_true", help="wait for the launcher's word on stdin, and end when that is closed"
+    )
+    parser.add_argument("--preload", default="", help="modules to import before that, separated by commas")
+    parser.add_argument("--entry", default=DEFAULT_ENTRY, help="what to run, module:function")
+    return parser.parse_args(arguments)
+
+
+def _take_over_streams() -> tuple[BinaryIO, BinaryIO]:
+    """Keep stdin and stdout for messages, out of the reach of libraries; what these print goes to stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    commands, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    # New streams: the old ones remember what kind of file the descriptors were.
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (as long as the process)
+    sys.stdout, sys.stderr = _line_writer(1), _line_writer(2)
+    faulthandler.enable(file=sys.stderr)
+    return commands, replies
+
+
+def _line_writer(descriptor: int) -> TextIO:
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _end_with_launcher(lifeline: int) -> None:
+    """Have this process's group killed when the launcher is gone; call it before any thread starts."""
+    if sys.platform == "linux":
+        # Note that "parent" is the thread that started this process: it has to stay for as long as that is wanted.
+        with contextlib.suppress(OSError, AttributeError):  # a libc without prctl: the guardian alone has to do
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.fork() == 0:
+        _guard(lifeline)
+
+
+def _guard(lifeline: int) -> NoReturn:
+    """Kill this process group once the other end of `lifeline`, a pipe that only the launcher holds, is closed."""
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # An inherited end of a pipe that stays open here would hide the end of this process from the launcher.
+        os.closerange(0, lifeline)
+        os.closerange(lifeline + 1, _HIGHEST_FD)
+        hung_up = select.poll()
+        hung_up.register(lifeline, 0)  # no events: commands are not for this process, and a hang-up is always told
+        hung_up.poll()
+    finally:
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)  # not reached: the signal ends this process too
 
 
 def _preload(name: str) -> None:
@@ -173,34 +281,24 @@ def _preload(name: str) -> None:
         _log.info("Could not import %s ahead of time: %s", name, error)
 
 
-def _redirect_output(log: Connection[Any, Any]) -> None:
-    """Send everything printed from here on into `log`, what libraries print below Python included."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
-    log.close()
-    # New streams: the old ones remember what kind of file the descriptors were.
-    sys.stdout, sys.stderr = _line_writer(1), _line_writer(2)
-    faulthandler.enable(file=sys.stderr)
+def _delivered(result: str, directory: Path, *, attached: bool) -> Done:
+    """Leave the result in the directory where it is large or nobody listens; a pipe is slower, but needs no disk."""
+    content = result.encode()
+    if attached and len(content) <= PIPE_LIMIT_BYTES:
+        return Done(result)
+    return Done(None) if _leave(directory / RESULT_FILE, content) else Done(result)
 
 
-def _line_writer(descriptor: int) -> TextIO:
-    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-
-
-def _packed(result: object, spill_dir: Path) -> Done:
-    payload = pickle.dumps(result, protocol=pickle.HIGHEST_PROTOCOL)
-    if len(payload) <= PIPE_LIMIT_BYTES:
-        return Done(payload=payload)
+def _leave(path: Path, content: bytes) -> bool:
+    """Write a file; whether it is there."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix="result-", suffix=".pickle", dir=spill_dir)
-        with open(descriptor, "wb") as file:
-            file.write(payload)
-    except OSError as error:  # the pipe is slower, but it needs no disk
-        _log.warning("Could not leave the result in %s (%s); sending it through the pipe", spill_dir, error)
-        return Done(payload=payload)
-    return Done(file=Path(name))
+        path.write_bytes(content)
+    except OSError as error:
+        _log.warning("Could not leave %s (%s); sending it instead", path, error)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _failure(error: BaseException) -> Failed:
@@ -211,6 +309,10 @@ def _failure(error: BaseException) -> Failed:
     except MemoryError:
         return Failed("MemoryError", "out of memory")
     return Failed(type(error).__name__, message, rendered)
+
+
+class _Terminated(SystemExit):
+    """SIGTERM: unwinds the stack, so that engines unload and meters stop."""
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:

@@ -42,9 +42,6 @@ def signals_as(interrupt: Interrupt) -> Iterator[None]:
 
     A signal that is ignored stays so: that is how `nohup` works. Outside the main thread Python cannot install
     handlers; there the block runs without them, and whoever owns the main thread keeps its own.
-
-    Args:
-        interrupt: Who is asked.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

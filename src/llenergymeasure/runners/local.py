@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Final
 from uuid import uuid4
 
 from llenergymeasure.config.models import ExperimentConfig, model_short_name
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.backends.registry import get_backend
 from llenergymeasure.core.baseline import BaselineCache
@@ -22,36 +19,23 @@ from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.core.harness import Bench, Measurement, measure
+from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.core.progress import Observer, StepStarted, ignore_events
 from llenergymeasure.datasets.types import WHOLE, Shard
 from llenergymeasure.domain.emissions import EmissionFactors
-from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.results.aggregation import aggregate_results
+from llenergymeasure.results.persistence import write_process_result
+from llenergymeasure.runners.child import ParentLink
+from llenergymeasure.runners.job import LOCAL_RUNNER, Job, MeasuredRun, MeasuredShard, read_job, run_to_json
+from llenergymeasure.runners.parallel import STATE_DIR, run_shards
 from llenergymeasure.security import sanitize_experiment_id
-
-LOCAL_RUNNER: Final = "local"
-"""Name of this runner in results and in the user configuration."""
 
 SESSION_BASELINES = BaselineCache()
 """Idle measurements of this process's life, so that a notebook's second run need not wait again."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredRun:
-    """A finished experiment that is not on disk yet.
-
-    Args:
-        result: The result.
-        artefacts: Files that belong beside it, lying in the work directory.
-    """
-
-    result: ExperimentResult
-    artefacts: Artefacts
 
 
 def run_local(
@@ -66,59 +50,59 @@ def run_local(
     """Run one experiment here and now.
 
     Args:
-        config: What to run.
-        machine: The user's settings for this machine.
         work_dir: An existing directory for the run's files; the caller removes it.
-        experiment_id: Identity of the measurement; a new one by default.
-        observer: Who is told what happens.
+        experiment_id: Identity of the measurement; `None`: a new one.
         baselines: Idle measurements that may be reused; a fresh one is added.
 
     Raises:
-        LLEMError: See `core.harness.measure`.
+        LLEMError: See `core.harness.measure` and `runners.parallel.run_shards`.
     """
     experiment_id = experiment_id or new_experiment_id(config, datetime.now(timezone.utc))
     processes = config.backend_config.processes
     if processes > 1:
-        from llenergymeasure.runners.parallel import run_parallel  # it builds on this module
+        whole = Job(config, machine, work_dir, experiment_id=experiment_id)
+        records, completeness, artefacts = run_shards(whole, processes, observer, baselines)
+    else:
+        bench = bench_here(config, machine, work_dir, observer=observer, baselines=baselines)
+        measurement = measure(config, bench, experiment_id, work_dir)
+        records, completeness, artefacts = [measurement.record], None, measurement.artefacts
+    result = aggregate_results(experiment_id, records, completeness=completeness, factors=emission_factors(machine))
+    return MeasuredRun(result.model_copy(update={"runner": LOCAL_RUNNER}), artefacts, baselines.entries())
 
-        return run_parallel(
-            config, machine, experiment_id, work_dir, processes=processes, observer=observer, baselines=baselines
-        )
-    measurement = measure_here(config, machine, experiment_id, work_dir, observer=observer, baselines=baselines)
-    result = aggregate_results(experiment_id, [measurement.record], factors=emission_factors(machine))
-    return MeasuredRun(result.model_copy(update={"runner": LOCAL_RUNNER}), measurement.artefacts)
 
-
-def measure_here(
-    config: ExperimentConfig,
-    machine: UserConfig,
-    experiment_id: str,
-    work_dir: Path,
-    *,
-    observer: Observer = ignore_events,
-    baselines: BaselineCache = SESSION_BASELINES,
-    share: Shard = WHOLE,
-    wait_for_others: Callable[[], None] | None = None,
-) -> Measurement:
-    """Measure this process's share of an experiment with the machine's real engine, meters and clock.
+def run_job(directory: Path, link: ParentLink) -> str:
+    """Run the job of a directory in this process: a whole experiment, or one shard of it.
 
     Args:
-        config: What to run.
-        machine: The user's settings for this machine.
-        experiment_id: Identity of the measurement.
-        work_dir: An existing directory for the run's files.
-        observer: Who is told what happens.
-        baselines: Idle measurements that may be reused; a fresh one is added.
-        share: This process's part, where several run the experiment together.
-        wait_for_others: Their barrier.
+        directory: Holds `job.json`, and takes the files of the run.
+        link: Takes progress events, and brings the shards together.
+
+    Returns:
+        A `MeasuredRun`, or a `MeasuredShard`, as JSON.
 
     Raises:
-        LLEMError: See `core.harness.measure`.
+        LLEMError: See `run_local`.
     """
+    job = read_job(directory)
+    config, machine, baselines = job.config, job.machine, BaselineCache(job.baselines)
+    experiment_id = job.experiment_id or new_experiment_id(config, datetime.now(timezone.utc))
+    if job.shard.count == 1:
+        run = run_local(
+            config, machine, directory, experiment_id=experiment_id, observer=link.observe, baselines=baselines
+        )
+        return run_to_json(run, directory)
     bench = bench_here(
-        config, machine, work_dir, observer=observer, baselines=baselines, share=share, wait_for_others=wait_for_others
+        config,
+        machine,
+        directory,
+        observer=link.observe,
+        baselines=baselines,
+        share=job.shard,
+        wait_for_others=link.wait_for_others,
     )
-    return measure(config, bench, experiment_id, work_dir)
+    measurement = measure(config, bench, experiment_id, directory)
+    write_process_result(measurement.record, directory.parent / STATE_DIR)
+    return run_to_json(MeasuredShard(measurement.artefacts, baselines.entries()), directory)
 
 
 def bench_here(
@@ -134,14 +118,10 @@ def bench_here(
     """This machine's real engine, meters and clock, as the user has set them up.
 
     Args:
-        config: What will be run on it.
-        machine: The user's settings for this machine.
         work_dir: An existing directory for the run's files.
-        observer: Who is told what happens.
         baselines: Idle measurements that may be reused; a fresh one is added.
         share: This process's part, where several run the experiment together.
-        wait_for_others: Their barrier.
-
+        wait_for_others: Their barrier; `None` where there are none.
     """
     host = Host()
     cache_dir = Path(machine.output.model_cache_dir).expanduser()
@@ -204,11 +184,6 @@ def emission_factors(machine: UserConfig) -> EmissionFactors:
 
 
 def new_experiment_id(config: ExperimentConfig, now: datetime) -> str:
-    """A name for one measurement that no other has.
-
-    Args:
-        config: What is measured.
-        now: The current time (UTC).
-    """
+    """A name for one measurement that no other has; `now` is in UTC."""
     stamp = now.strftime("%Y-%m-%dT%H-%M-%S")
     return sanitize_experiment_id(f"{model_short_name(config.model)}_{config.backend}_{stamp}_{uuid4().hex[:8]}")

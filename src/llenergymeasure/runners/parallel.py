@@ -1,4 +1,4 @@
-"""One experiment on several processes of this machine, each with the whole model and its share of the prompts.
+"""One experiment on several processes of this machine, each with the whole model and its shard of the prompts.
 
 parent ─┬─ process 0: baseline ┊ load, warm up ┊ window ─ record ─┐
         ├─ process 1: baseline ┊ load, warm up ┊ window ─ record ─┼─ completeness ─ aggregation ─ one result
@@ -8,146 +8,69 @@ parent ─┬─ process 0: baseline ┊ load, warm up ┊ window ─ record ─
 from __future__ import annotations
 
 import os
-import queue
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.artefacts import OUTPUTS_FILE, TIMESERIES_FILE, Artefacts, write_or_go_without
 from llenergymeasure.core.backends.registry import preload_modules
-from llenergymeasure.core.baseline import BaselineCache, CachedBaseline
+from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.gpu.driver import GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES, visible_gpus
-from llenergymeasure.core.progress import Event, Observer
+from llenergymeasure.core.progress import Observer
 from llenergymeasure.core.timeseries import merge_timeseries
 from llenergymeasure.datasets.types import Shard
+from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.exceptions import ExperimentError
-from llenergymeasure.results.aggregation import aggregate_results, validate_process_completeness
-from llenergymeasure.results.persistence import read_process_results, write_process_result
-from llenergymeasure.runners.child import ParentLink
+from llenergymeasure.results.aggregation import CompletenessReport, validate_process_completeness
+from llenergymeasure.results.persistence import read_process_results
 from llenergymeasure.runners.interrupt import Interrupt
-from llenergymeasure.runners.local import LOCAL_RUNNER, MeasuredRun, emission_factors, measure_here
-from llenergymeasure.runners.process import Child, ChildTask, Mail, function_path
+from llenergymeasure.runners.job import Job, MeasuredShard, run_from_json, write_job
+from llenergymeasure.runners.process import ChildTask
 from llenergymeasure.runners.supervise import ChildGroup, Patience
-
-if TYPE_CHECKING:
-    from llenergymeasure.config.user_config import UserConfig
 
 STATE_DIR: Final = ".state"
 """Where the processes leave their records, below the work directory."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShareJob:
-    """What one of the processes is to do.
+def run_shards(
+    whole: Job, processes: int, observer: Observer, baselines: BaselineCache
+) -> tuple[list[RawProcessResult], CompletenessReport, Artefacts]:
+    """Run one experiment on several processes; gives their records, proof that none is missing, and their files.
 
     Args:
-        config: The whole experiment.
-        machine: The user's settings for this machine.
-        experiment_id: Identity of the measurement.
-        work_dir: An existing directory for this process's files.
-        state_dir: Where its record goes; all processes share it.
-        share: Which of them it is.
-        baselines: Idle measurements that may be reused.
-    """
-
-    config: ExperimentConfig
-    machine: UserConfig
-    experiment_id: str
-    work_dir: Path
-    state_dir: Path
-    share: Shard
-    baselines: tuple[CachedBaseline, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ShareOutcome:
-    """What a process hands back besides its record: its files, and idle measurements for later runs."""
-
-    artefacts: Artefacts
-    baselines: tuple[CachedBaseline, ...]
-
-
-def run_parallel(
-    config: ExperimentConfig,
-    machine: UserConfig,
-    experiment_id: str,
-    work_dir: Path,
-    *,
-    processes: int,
-    observer: Observer,
-    baselines: BaselineCache,
-) -> MeasuredRun:
-    """Run one experiment on several processes and put their records together.
-
-    Args:
-        config: The experiment.
-        machine: The user's settings for this machine.
-        experiment_id: Identity of the measurement.
-        work_dir: An existing directory for the run's files.
-        processes: How many.
+        whole: The experiment, with its identity.
         observer: Told what the first of them does.
         baselines: Idle measurements that may be reused; fresh ones are added.
 
     Raises:
         ExperimentError: There are fewer prompts than processes, a process failed, or its record is not whole.
     """
+    config, state_dir = whole.config, whole.work_dir / STATE_DIR
     if processes > config.n:
         raise ExperimentError(
             f"{config.backend}.num_processes: {processes} processes cannot share {config.n} prompts. "
             "Raise n, or lower it."
         )
-    environments = process_environments(config, processes)
-    shares = [Shard(index, processes) for index in range(processes)]
-    jobs = [
-        ShareJob(
-            config,
-            machine,
-            experiment_id,
-            _made(work_dir / f"process_{share.index}"),
-            work_dir / STATE_DIR,
-            share,
-            baselines.entries(),
-        )
-        for share in shares
-    ]
-    outcomes = _run_jobs(jobs, environments, work_dir, observer)
-    for outcome in outcomes:
-        for entry in outcome.baselines:
+    tasks = []
+    for index, environment in enumerate(process_environments(config, processes)):
+        directory = whole.work_dir / f"process_{index}"
+        directory.mkdir(parents=True, exist_ok=True)
+        write_job(replace(whole, work_dir=directory, baselines=baselines.entries(), shard=Shard(index, processes)))
+        log_path = whole.work_dir / f"process_{index}.log"
+        tasks.append(ChildTask(directory, log_path, preload_modules(config.backend), environment))
+    results = ChildGroup(tasks, Patience()).run(observer, Interrupt())
+    shards = [run_from_json(MeasuredShard, result, task.directory) for task, result in zip(tasks, results, strict=True)]
+    for shard in shards:
+        for entry in shard.baselines:
             baselines.put(tuple(entry.devices), entry.meter, entry.baseline)
-    records = read_process_results(experiment_id, work_dir / STATE_DIR)
-    completeness = validate_process_completeness(experiment_id, records, processes, work_dir / STATE_DIR)
-    result = aggregate_results(experiment_id, records, completeness=completeness, factors=emission_factors(machine))
-    result = result.model_copy(update={"runner": LOCAL_RUNNER})
-    return MeasuredRun(result, merge_artefacts([outcome.artefacts for outcome in outcomes], work_dir))
-
-
-def measure_share(job: ShareJob, link: ParentLink) -> ShareOutcome:
-    """Measure a share of an experiment in this child process, and leave the record where the parent looks for it.
-
-    Args:
-        job: What to do.
-        link: Takes progress events, and brings the processes together.
-
-    Raises:
-        LLEMError: See `runners.local.measure_here`.
-    """
-    baselines = BaselineCache(job.baselines)
-    measurement = measure_here(
-        job.config,
-        job.machine,
-        job.experiment_id,
-        job.work_dir,
-        observer=link.observe,
-        baselines=baselines,
-        share=job.share,
-        wait_for_others=link.wait_for_others,
-    )
-    write_process_result(measurement.record, job.state_dir)
-    return ShareOutcome(measurement.artefacts, baselines.entries())
+    experiment_id = whole.experiment_id or ""
+    records = read_process_results(experiment_id, state_dir)
+    completeness = validate_process_completeness(experiment_id, records, processes, state_dir)
+    return records, completeness, merge_artefacts([shard.artefacts for shard in shards], whole.work_dir)
 
 
 def process_environments(config: ExperimentConfig, processes: int) -> list[dict[str, str]]:
@@ -155,10 +78,6 @@ def process_environments(config: ExperimentConfig, processes: int) -> list[dict[
 
     A GPU each, dealt out in turns where there are fewer GPUs than processes; on the CPU an equal part of the cores,
     because engines otherwise start as many threads as there are cores in every process.
-
-    Args:
-        config: The experiment.
-        processes: How many.
     """
     names = [] if config.backend_config.device_choice == "cpu" else _visible_names(os.environ)
     if names:
@@ -194,26 +113,6 @@ def merge_artefacts(parts: Sequence[Artefacts], work_dir: Path) -> Artefacts:
     )
 
 
-def _run_jobs(
-    jobs: Sequence[ShareJob], environments: Sequence[Mapping[str, str]], log_dir: Path, observer: Observer
-) -> list[ShareOutcome]:
-    mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
-    children = []
-    for job, environment in zip(jobs, environments, strict=True):
-        first = job.share.index == 0
-        task = ChildTask(
-            function_path(measure_share),
-            job,
-            log_dir,
-            name=f"process_{job.share.index}",
-            preload=preload_modules(job.config.backend),
-            environment=tuple(environment.items()),
-        )
-        children.append(Child(task, mailbox, observer if first else _ignore))
-    outcomes: list[ShareOutcome] = ChildGroup(children, mailbox, Patience()).run(Interrupt())
-    return outcomes
-
-
 def _merge_outputs(paths: Sequence[Path], target: Path) -> None:
     """Deal the lines of all processes out in the order in which the prompts were dealt to them."""
     files = []
@@ -233,12 +132,3 @@ def _visible_names(environ: Mapping[str, str]) -> list[str]:
         return []
     named = [name.strip() for name in environ.get(VISIBLE_DEVICES, "").split(",") if name.strip()]
     return named[:count] if named else [str(index) for index in range(count)]
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
-
-
-def _ignore(event: Event) -> None:
-    """The other processes do the same as the first."""

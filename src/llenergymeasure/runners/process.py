@@ -1,42 +1,62 @@
-"""Child processes from the parent's side: start, watch, stop, kill, and leave no orphans.
+"""A job's process from the launcher's side: start, tell, hear, stop, kill, and leave no orphans.
 
-Each child is a fresh interpreter (spawned, not forked, because CUDA does not survive a fork; not a daemon, because an
-engine may have workers of its own), leader of its own process group. Three threads drain its pipes while it runs, so
-that it never waits for its parent: replies go to a mailbox, progress events to the observer, output to a file.
+Each is a fresh interpreter (not forked, because CUDA does not survive that; not a daemon, because an engine may have
+workers of its own), leader of its own process group. Threads drain its pipes while it runs, so that it never waits for
+its launcher: messages go to a mailbox, progress events to the observer, output to a file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
-import pickle
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Final
+from typing import IO, BinaryIO, Final, get_args
 
-from llenergymeasure.runners.child import Channels, ChildFunction, child_main
-from llenergymeasure.runners.childlog import ChildLog
-from llenergymeasure.runners.descendants import ProcessIdentity, descendants_of, is_alive, kill_process
-from llenergymeasure.runners.exits import describe_exit
-from llenergymeasure.runners.messages import ChildMessage, Go, Open, ParentMessage
+from llenergymeasure.core.host.processes import ProcessIdentity, descendants_of, is_running, kill_process
+from llenergymeasure.core.progress import Event, Observer, ignore_events
+from llenergymeasure.runners.child import DEFAULT_ENTRY, Go, Message, Open, from_line, to_line
 
 DRAIN_TIMEOUT_S: Final = 5.0
 """How long to wait for the end of a process group that has been killed, and for its last output, in seconds."""
 
+HEAD_BYTES: Final = 4_000_000
+"""Output kept from the beginning, written as it comes."""
+
+TAIL_BYTES: Final = 256_000
+"""Output kept from the end, where errors usually are."""
+
+_BOOT: Final = (
+    f"import sys; sys.path[:] = sys.argv.pop(1).split({os.pathsep!r}); "
+    "from llenergymeasure.runners.child import main; main()"
+)
+"""`python -m llenergymeasure.runners.job`, but with the modules that this process would import: with `-m`, files that
+happen to lie in the current directory would come before Python's own."""
+
+_CHUNK_BYTES: Final = 65_536
+
+_CRASH_DUMP: Final = "Fatal Python error:"
+
+_EXITS: Final = {
+    signal.SIGKILL: "killed by signal 9 (SIGKILL): out of memory? The kernel's log (dmesg) tells",
+    signal.SIGSEGV: "segmentation fault (signal 11)",
+    signal.SIGABRT: "aborted (signal 6): a failed assertion in a native library",
+    signal.SIGBUS: "bus error (signal 7): often a full /dev/shm",
+    signal.SIGTERM: "ended by signal 15 (SIGTERM) from outside",
+}
+
+_EVENTS: Final = get_args(Event)
+
 _log = logging.getLogger(__name__)
-_start_lock = threading.Lock()
+_echo = logging.getLogger("llenergymeasure.child")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,98 +64,89 @@ class ChildTask:
     """What a child is to do.
 
     Args:
-        function: `module:name` of a `ChildFunction`; never something of the user's main module.
-        argument: Its first argument; anything that can be pickled.
-        work_dir: Existing directory for the child's log, and for a result too large for the pipe.
-        name: Names the process and its log file.
-        preload: Modules to import before the task is handed over.
-        environment: Environment variables to set before anything of the task is imported.
+        directory: The job's directory.
+        log_path: File that will keep what the child prints and logs.
+        preload: Modules to import before the child says that it is ready.
+        environment: Environment variables it gets besides those of this process.
+        entry: `module:name` of a `runners.child.Entry`.
     """
 
-    function: str
-    argument: object
-    work_dir: Path
-    name: str = "child"
+    directory: Path
+    log_path: Path
     preload: tuple[str, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    entry: str = DEFAULT_ENTRY
 
-    @property
-    def log_path(self) -> Path:
-        """File that keeps what the child prints and logs."""
-        return self.work_dir / f"{self.name}.log"
+    def command(self) -> list[str]:
+        """The command line of a fresh interpreter that does it."""
+        options = [str(self.directory), "--attached", "--preload", ",".join(self.preload), "--entry", self.entry]
+        return [sys.executable, "-c", _BOOT, os.pathsep.join(map(str, sys.path)), *options]
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last thing a child's mailbox gets: its reply pipe is closed, so it is ending or has ended."""
+    """The last thing a child's mailbox gets: its stdout is closed, so it is ending or has ended."""
 
 
-Mail = tuple["Child", ChildMessage | Ended]
+Mail = tuple["Child", Message | Ended]
 
 
 class Child:
-    """One child process. Starting it returns at once; it imports, says `Ready` and waits for its task.
+    """One child process. Starting it returns at once; it imports, says `Ready` and waits for the word.
 
-    The thread that starts it must live as long as the child: the kernel ends the child with that thread.
-
-    Args:
-        task: What it will do, when told to.
-        mailbox: Takes the child's replies.
-        observer: Takes its progress events, in a thread of this object.
+    The thread that starts it must live as long as the child: the kernel ends the child with that thread. Its replies go
+    to `mailbox`, its progress events to `observer`, in a thread of this object.
     """
 
-    def __init__(self, task: ChildTask, mailbox: queue.SimpleQueue[Mail], observer: Callable[[Any], None]) -> None:
+    def __init__(self, task: ChildTask, mailbox: queue.SimpleQueue[Mail]) -> None:
         self.task = task
+        self.observer: Observer = ignore_events
         self._mailbox = mailbox
-        self._observer = observer
-        context = multiprocessing.get_context("spawn")
-        commands_in, self._commands = context.Pipe(duplex=False)
-        self._replies, replies_out = context.Pipe(duplex=False)
-        self._events, events_out = context.Pipe(duplex=False)
-        log_in, log_out = context.Pipe(duplex=False)
-        self._childs_ends = (commands_in, replies_out, events_out, log_out)
-        self._child_log = ChildLog(log_in, task.log_path)
-        self._process = context.Process(
-            target=child_main,
-            args=(task.function, task.preload, task.environment, logging.INFO, Channels(*self._childs_ends)),
-            name=f"llem-{task.name}",
-            daemon=False,
-        )
-        self._reaped = False
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._commands: IO[bytes] | None = None
+        self._threads: list[threading.Thread] = []
+        self._log = ChildLog(task.log_path)
         self._offspring: set[ProcessIdentity] = set()
-        self._readers = (
-            threading.Thread(target=self._read_replies, name="llem-replies", daemon=True),
-            threading.Thread(target=self._read_events, name="llem-events", daemon=True),
-        )
 
     @property
     def pid(self) -> int:
         """Process id; also the id of its process group."""
-        if self._process.pid is None:
+        if self._process is None:
             raise RuntimeError("the child has not been started")
         return self._process.pid
 
     def start(self) -> None:
-        """Start the interpreter."""
-        with _main_module_hidden():
-            self._process.start()
-        for end in self._childs_ends:
-            end.close()  # otherwise the pipes would stay open after the child's end
-        self._child_log.start()
-        for reader in self._readers:
-            reader.start()
+        """Start the interpreter.
 
-    def go(self) -> None:
-        """Hand over the task to a child that is ready."""
-        payload = pickle.dumps(self.task.argument, protocol=pickle.HIGHEST_PROTOCOL)
-        self._send(Go(payload, self.task.work_dir))
+        Raises:
+            OSError: The system refuses another process.
+        """
+        process = self._process = subprocess.Popen(
+            self.task.command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **self.task.environment},
+            start_new_session=True,  # Ctrl-C reaches the terminal's own session only: this process decides
+        )
+        self._commands = process.stdin
+        for read, source in ((self._read_messages, process.stdout), (self._log.drain, process.stderr)):
+            self._threads.append(threading.Thread(target=read, args=(source,), name="llem-child", daemon=True))
+        self._threads.append(threading.Thread(target=self._tell_events, name="llem-events", daemon=True))
+        for thread in self._threads:
+            thread.start()
 
-    def open_barrier(self, at_s: float) -> None:
-        """Let a child that waits at the barrier go on at `at_s` on the machine's monotonic clock."""
-        self._send(Open(at_s))
+    def send(self, message: Go | Open) -> None:
+        """Tell the child to begin, or to pass the barrier."""
+        # One that died a moment ago: its end is in the mailbox and says more than a broken pipe does.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            if self._commands is not None:
+                self._commands.write(to_line(message))
+                self._commands.flush()
 
     def has_exited(self) -> bool:
-        """Whether the process has ended. It stays a zombie until `reap`, so that its group id is not used again."""
+        """Whether the process has ended. It stays a zombie until `kill_group`, so that its id is not used again."""
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except ChildProcessError:  # somebody else has reaped it
@@ -143,110 +154,147 @@ class Child:
 
     def wait(self, timeout_s: float, give_up: Callable[[], bool] = lambda: False) -> bool:
         """Wait for the process to end, at most `timeout_s` and until `give_up` says so; whether it has ended."""
-        deadline_s = time.monotonic() + timeout_s
-        while not self.has_exited():
-            if give_up() or time.monotonic() >= deadline_s:
-                return False
-            time.sleep(0.02)
-        return True
+        return _wait_until(self.has_exited, timeout_s, give_up)
 
     def terminate(self) -> None:
         """Ask for an orderly end: SIGTERM to the child, which unloads its engine and with it the engine's workers."""
-        if self._process.pid is not None and not self._reaped:
+        if self._process is not None and self._process.returncode is None:
             self._offspring.update(descendants_of(self.pid))  # once it has ended, nobody knows which were its own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
     def kill_group(self) -> None:
         """Kill the child and everything it has started, then wait for its end and its last output; safe to repeat."""
-        if self._process.pid is None or self._reaped:
+        if self._process is None or self._process.returncode is not None:
             return
         self._offspring.update(descendants_of(self.pid))
-        with contextlib.suppress(ProcessLookupError):  # no group: it had not come far enough to make one
-            os.killpg(self.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
         for process in self._offspring:
             kill_process(process)
-        self._process.join()
-        self._wait_for_offspring()
-        self._reaped = True
-        self._commands.close()
-        self._child_log.finish(DRAIN_TIMEOUT_S)
-        for reader in self._readers:
-            reader.join(DRAIN_TIMEOUT_S)
+        self._process.wait()
+        if not _wait_until(lambda: not any(map(is_running, self._offspring)), DRAIN_TIMEOUT_S):
+            # What engine workers hold on a GPU is free only when they are gone.
+            left = [process.pid for process in self._offspring if is_running(process)]
+            _log.warning("%s has left processes that do not end: %s", self.task.log_path.stem, left)
+        with contextlib.suppress(OSError):  # a last word that it did not hear
+            if self._commands is not None:
+                self._commands.close()
+        for thread in self._threads:
+            thread.join(DRAIN_TIMEOUT_S)  # a stray process may keep a pipe open
 
     def describe_end(self) -> str:
         """Why the process ended without a result, in words; after `kill_group` of one that ended by itself."""
-        cause = describe_exit(self._process.exitcode)
-        last_line = self._child_log.last_line()
+        cause = describe_exit(None if self._process is None else self._process.returncode)
+        last_line = self._log.last_line()
         return f"{cause} (last output: {last_line})" if last_line else cause
 
-    def _wait_for_offspring(self) -> None:
-        """Wait for engine workers to be gone: what they hold on a GPU is free only then."""
-        deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
-        while left := [process.pid for process in self._offspring if is_alive(process)]:
-            if time.monotonic() >= deadline_s:
-                _log.warning("%s has left processes that do not end: %s", self.task.name, left)
-                return
-            time.sleep(0.02)
-
-    def _send(self, message: ParentMessage) -> None:
-        # A child that died a moment ago: its end is in the mailbox and says more than a broken pipe does.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._commands.send(message)
-
-    def _read_replies(self) -> None:
-        for message in _messages(self._replies):
-            self._mailbox.put((self, message))
+    def _read_messages(self, source: IO[bytes]) -> None:
+        with source:
+            for line in source:
+                message = from_line(line)
+                if isinstance(message, _EVENTS):
+                    self._events.put(message)
+                elif message is not None:
+                    self._mailbox.put((self, message))
+        self._events.put(None)
         self._mailbox.put((self, Ended()))
 
-    def _read_events(self) -> None:
-        for event in _messages(self._events):
+    def _tell_events(self) -> None:
+        while (event := self._events.get()) is not None:
             try:
-                self._observer(event)
+                self.observer(event)
             except Exception:  # noqa: BLE001 (an observer that cannot draw must not cost the measurement)
                 _log.exception("The observer of progress events failed on %r", event)
 
 
-def function_path(function: ChildFunction) -> str:
-    """`module:name` of a function, for a child to import.
+def _wait_until(condition: Callable[[], bool], timeout_s: float, give_up: Callable[[], bool] = lambda: False) -> bool:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if give_up() or time.monotonic() >= deadline_s:
+            return False
+        time.sleep(0.02)
+    return True
 
-    Raises:
-        ValueError: A fresh interpreter could not import it: it lives in the main module, in another function, or has
-            no name.
+
+class ChildLog:
+    """Drains a child's output into a file, so that a child that prints without end fills neither pipe nor disk.
+
+    The beginning is written as it comes, the end once it is over. Every line of the beginning also goes to the logger
+    `llenergymeasure.child` at level DEBUG.
     """
-    module, name = function.__module__, function.__qualname__
-    if module == "__main__" or "<" in name:
-        raise ValueError(
-            f"{module}.{name} cannot run in a child: only a function at the top level of an importable module can"
-        )
-    return f"{module}:{name}"
 
+    def __init__(self, path: Path, head_bytes: int = HEAD_BYTES, tail_bytes: int = TAIL_BYTES) -> None:
+        self._path = path
+        self._head_left = head_bytes
+        self._tail = bytearray()
+        self._tail_bytes = tail_bytes
+        self._left_out = 0
+        self._recent = bytearray()
+        self._unfinished_line = b""
 
-def _messages(source: Connection[Any, Any]) -> Iterator[Any]:
-    """Everything that comes through a pipe until its other end is closed, a half message at the end left out."""
-    with source:
-        while True:
+    def drain(self, source: IO[bytes]) -> None:
+        """Read `source` to its end and close it."""
+        with source:
             try:
-                yield source.recv()
-            except (EOFError, OSError):
-                return
+                with open(self._path, "ab", buffering=0) as file:
+                    self._copy(source, file)
+                    self._write_tail(file)
+            except OSError as error:
+                _log.warning("Cannot keep the child's output in %s: %s", self._path, error)
+                while self._read(source):  # the child must not block on a full pipe
+                    pass
+
+    def last_line(self) -> str:
+        """The last line that is not blank, or an empty text; Python's dump of the stack does not count."""
+        text = bytes(self._recent).decode("utf-8", "replace").partition(_CRASH_DUMP)[0]
+        return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
+
+    def _copy(self, source: IO[bytes], file: BinaryIO) -> None:
+        while chunk := self._read(source):
+            head, rest = chunk[: self._head_left], chunk[self._head_left :]
+            if head:
+                self._head_left -= len(head)
+                file.write(head)
+                self._echo_lines(head)
+            if rest:
+                self._keep_tail(rest)
+
+    def _keep_tail(self, data: bytes) -> None:
+        self._tail += data
+        surplus = len(self._tail) - self._tail_bytes
+        if surplus > 0:
+            del self._tail[:surplus]
+            self._left_out += surplus
+
+    def _write_tail(self, file: BinaryIO) -> None:
+        if self._left_out:
+            file.write(f"\n[… {self._left_out} bytes left out …]\n".encode())
+        file.write(self._tail)
+
+    def _read(self, source: IO[bytes]) -> bytes:
+        data = os.read(source.fileno(), _CHUNK_BYTES)
+        self._recent += data
+        del self._recent[:-_CHUNK_BYTES]
+        return data
+
+    def _echo_lines(self, data: bytes) -> None:
+        if not _echo.isEnabledFor(logging.DEBUG):
+            return
+        *lines, self._unfinished_line = (self._unfinished_line + data).split(b"\n")
+        for line in lines:
+            _echo.debug("%s", line.decode("utf-8", "replace"))
 
 
-@contextmanager
-def _main_module_hidden() -> Iterator[None]:
-    """Keep the user's main module out of a child that is started inside this block.
-
-    `multiprocessing` would have the child import it again to unpickle what lives there, and so run an unguarded script
-    a second time. A spec named `__main__` is how `multiprocessing.spawn` recognises a package's `__main__.py`, which it
-    leaves alone; nothing of the main module itself changes but that attribute, for some milliseconds.
-    """
-    main: ModuleType = sys.modules["__main__"]
-    with _start_lock:
-        spec = main.__spec__
-        main.__spec__ = ModuleSpec("__main__", loader=None)
-        try:
-            yield
-        finally:
-            main.__spec__ = spec
+def describe_exit(exit_code: int | None) -> str:
+    """Why a process ended, in words; an exit code is negative for a signal."""
+    if exit_code is None:
+        return "ended in an unknown way"
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code} and without a result"
+    number = -exit_code
+    try:
+        known = signal.Signals(number)
+    except ValueError:
+        return f"killed by signal {number}"
+    return _EXITS.get(known, f"killed by signal {number} ({known.name})")

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pickle
 import queue
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from llenergymeasure.core.progress import Observer
 from llenergymeasure.exceptions import ExperimentError
+from llenergymeasure.runners.child import RESULT_FILE, AtBarrier, Done, Failed, Go, Message, Open, Ready
 from llenergymeasure.runners.interrupt import POLL_INTERVAL_S, Interrupt
-from llenergymeasure.runners.messages import AtBarrier, Done, Failed, Ready
-from llenergymeasure.runners.process import Child, Ended, Mail
+from llenergymeasure.runners.process import Child, ChildTask, Ended, Mail
 
 BARRIER_LEAD_S: Final = 0.05
 """How far ahead the barrier's opening is announced, so that every child knows in time, in seconds."""
@@ -49,7 +48,6 @@ class ChildFailedError(ExperimentError):
 
     Args:
         error_type: Name of the exception's class, or `Crash` or `Timeout`.
-        message: What happened, for people.
         traceback: The child's traceback, where it raised.
     """
 
@@ -70,29 +68,21 @@ class ChildGroup:
     """Children that work on one run together, most often just one.
 
     Args:
-        children: Not yet started, all with `mailbox`.
-        mailbox: Where their replies arrive.
+        tasks: What each of them does.
         patience: How long to wait for imports and for ends.
-        task_s: How long the task may take, in seconds; `None`: for ever.
+        task_s: How long the tasks may take, in seconds; `None`: for ever.
     """
 
-    def __init__(
-        self,
-        children: Sequence[Child],
-        mailbox: queue.SimpleQueue[Mail],
-        patience: Patience,
-        task_s: float | None = None,
-    ) -> None:
-        self._children = tuple(children)
-        self._mailbox = mailbox
+    def __init__(self, tasks: Sequence[ChildTask], patience: Patience, task_s: float | None = None) -> None:
+        self._mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
+        self.children = tuple(Child(task, self._mailbox) for task in tasks)
         self._patience = patience
         self._task_s = task_s
-        self._interrupt = Interrupt()
         self._started_s: float | None = None
         self._task_began_s = 0.0
         self._ready: set[Child] = set()
         self._at_barrier: set[Child] = set()
-        self._results: dict[Child, Any] = {}
+        self._results: dict[Child, str] = {}
         self._reported: set[Child] = set()
         self._exit_seen_s: dict[Child, float] = {}
 
@@ -106,79 +96,76 @@ class ChildGroup:
             return
         self._started_s = time.monotonic()
         try:
-            for child in self._children:
+            for child in self.children:
                 child.start()
         except OSError as error:
             self.kill()
             raise ChildFailedError("Crash", f"a child process could not be started: {error}") from error
 
-    def run(self, interrupt: Interrupt) -> list[Any]:
-        """Let every child do its task; their results, in order.
+    def run(self, observer: Observer, interrupt: Interrupt) -> list[str]:
+        """Let every child do its task; their results as JSON, in order.
 
         Args:
-            interrupt: How the user asks to stop.
+            observer: Told what the first of them does; the others do the same.
 
         Raises:
             ChildFailedError: A child raised, crashed or took too long. The others have been stopped.
             RunInterruptedError: The user asked to stop. All have been stopped.
         """
-        self._interrupt = interrupt
+        self.children[0].observer = observer
         self.start()
         try:
-            while len(self._results) < len(self._children):
+            while len(self._results) < len(self.children):
                 with contextlib.suppress(queue.Empty):
                     self._take(*self._mailbox.get(timeout=POLL_INTERVAL_S))
-                self._check_interrupt()
+                if interrupt.requested:
+                    raise RunInterruptedError("interrupted")
                 self._check_time()
                 self._check_alive()
-            for child in self._children:
-                if not child.wait(self._patience.exit_s, lambda: self._interrupt.requested):
-                    _log.warning("%s gave its result and did not end; killing it", child.task.name)
+            for child in self.children:
+                if not child.wait(self._patience.exit_s, lambda: interrupt.requested):
+                    _log.warning("%s gave its result and did not end; killing it", child.task.log_path.stem)
         except BaseException:  # also Ctrl-C and SIGTERM, where this process is a child itself
-            self._tear_down()
+            self._tear_down(interrupt)
             raise
         finally:
             self.kill()
-        return [self._results[child] for child in self._children]
+        return [self._results[child] for child in self.children]
 
     def kill(self) -> None:
         """Kill what is left of all children, at once."""
-        for child in self._children:
+        for child in self.children:
             child.kill_group()
 
-    def _take(self, child: Child, message: object) -> None:
+    def _take(self, child: Child, message: Message | Ended) -> None:
         if isinstance(message, Ready):
             self._ready.add(child)
-            if len(self._ready) == len(self._children):  # one child's imports must not disturb another's baseline
+            if len(self._ready) == len(self.children):  # one child's imports must not disturb another's baseline
                 self._task_began_s = time.monotonic()
-                for each in self._children:
-                    each.go()
+                for each in self.children:
+                    each.send(Go())
         elif isinstance(message, AtBarrier):
             self._at_barrier.add(child)
-            self._open_barrier_if_all_are_there()
+            if len(self._at_barrier) == len(self.children):
+                self._open_barrier()
         elif isinstance(message, Done):
             self._reported.add(child)
-            self._results[child] = _unpacked(message)
+            self._results[child] = _result_of(child, message)
         elif isinstance(message, Failed):
             self._reported.add(child)
-            raise ChildFailedError(message.error_type, message.message, message.traceback)
+            raise ChildFailedError(str(message.error_type), str(message.message), str(message.traceback))
         elif isinstance(message, Ended) and child not in self._results:
             self._fail_as_crashed(child)
 
-    def _open_barrier_if_all_are_there(self) -> None:
-        if self._at_barrier == set(self._children):
-            at_s = time.monotonic() + BARRIER_LEAD_S
-            self._at_barrier.clear()
-            for child in self._children:
-                child.open_barrier(at_s)
-
-    def _check_interrupt(self) -> None:
-        if self._interrupt.requested:
-            raise RunInterruptedError("interrupted")
+    def _open_barrier(self) -> None:
+        at_s = time.monotonic() + BARRIER_LEAD_S
+        self._at_barrier.clear()
+        for child in self.children:
+            child.send(Open(at_s))
 
     def _check_time(self) -> None:
         now_s = time.monotonic()
-        if len(self._ready) < len(self._children):
+        if len(self._ready) < len(self.children):
             if now_s - (self._started_s or now_s) > self._patience.imports_s:
                 raise ChildFailedError("Timeout", f"its imports took longer than {self._patience.imports_s:.0f} s")
         elif self._task_s is not None and now_s - self._task_began_s > self._task_s:
@@ -191,7 +178,7 @@ class ChildGroup:
     def _check_alive(self) -> None:
         # A process that an engine forked may hold the reply pipe open after the child's death: then no `Ended` comes.
         now_s = time.monotonic()
-        for child in self._children:
+        for child in self.children:
             if child in self._reported or not child.has_exited():
                 continue
             if now_s - self._exit_seen_s.setdefault(child, now_s) > LAST_WORDS_S:
@@ -202,23 +189,23 @@ class ChildGroup:
         child.kill_group()
         raise ChildFailedError("Crash", child.describe_end())
 
-    def _tear_down(self) -> None:
-        for child in self._children:
+    def _tear_down(self, interrupt: Interrupt) -> None:
+        for child in self.children:
             if child not in self._reported:
                 child.terminate()
         deadline_s = time.monotonic() + self._patience.teardown_s
-        for child in self._children:
-            child.wait(deadline_s - time.monotonic(), lambda: self._interrupt.urgent)
+        for child in self.children:
+            child.wait(deadline_s - time.monotonic(), lambda: interrupt.urgent)
 
 
-def _unpacked(message: Done) -> Any:
-    """The result that a child sent, or left in a file."""
-    if message.payload is not None:
-        return pickle.loads(message.payload)
-    path = message.file or Path()
+def _result_of(child: Child, message: Done) -> str:
+    """The result that a child sent, or left in its directory."""
+    if message.result is not None:
+        return message.result
+    path = child.task.directory / RESULT_FILE
     try:
-        payload = path.read_bytes()
+        result = path.read_text(encoding="utf-8")
         path.unlink()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ChildFailedError("Crash", f"its result, left in {path}, could not be read: {error}") from error
-    return pickle.loads(payload)
+    return result

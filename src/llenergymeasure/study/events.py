@@ -20,8 +20,6 @@ class StudyStarted:
     """The study begins, or goes on.
 
     Args:
-        directory: Where it is kept.
-        total: Runs in all.
         kept: Runs that an earlier execution has completed.
         skipped: Points of the grid that are no valid experiments.
     """
@@ -45,10 +43,8 @@ class RunFinished:
     """A run has ended.
 
     Args:
-        run: Which one.
-        total: Runs in all.
         result: Its result; `None` when it failed.
-        error: Why it failed.
+        error: Why it failed, or why its result could not be saved.
         duration_s: How long it took, in seconds.
         logs: Where the log of a run that failed is kept; `None` when there is none.
     """
@@ -63,13 +59,7 @@ class RunFinished:
 
 @dataclass(frozen=True, slots=True)
 class GapStarted:
-    """The machine is given time to cool down.
-
-    Args:
-        kind: Between configurations, or between cycles.
-        duration_s: Length in seconds.
-        skippable: Whether Enter ends it.
-    """
+    """The machine is given time to cool down; `skippable`: Enter ends it."""
 
     kind: GapKind
     duration_s: float
@@ -93,7 +83,7 @@ class GapEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class StudyNotice:
+class StudyWarning:
     """Something the user should know now."""
 
     message: str
@@ -108,7 +98,7 @@ class StudyFinished:
 
 
 StudyEvent = (
-    StudyStarted | RunStarted | RunFinished | GapStarted | GapTick | GapEnded | StudyNotice | StudyFinished | Event
+    StudyStarted | RunStarted | RunFinished | GapStarted | GapTick | GapEnded | StudyWarning | StudyFinished | Event
 )
 StudyObserver = Callable[[StudyEvent], None]
 

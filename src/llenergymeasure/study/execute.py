@@ -1,11 +1,15 @@
-"""A study from its config to its result: directory, lock, resumption, then the runner."""
+"""A study from its config to its result: directory, lock, resumption, the runner, and telling somebody at the end."""
 
 from __future__ import annotations
 
+import json
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final
+from urllib.parse import urlsplit
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig, settings_without_effect
@@ -13,27 +17,33 @@ from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
+from llenergymeasure.resilience import retry_on_error
 from llenergymeasure.results.persistence import load_study
-from llenergymeasure.runners.worker import ProcessLauncher
+from llenergymeasure.runners.job import Launcher
+from llenergymeasure.runners.launchers import ChosenLauncher
+from llenergymeasure.study.environment import check_backends
 from llenergymeasure.study.events import (
     RunFinished,
     StudyEvent,
-    StudyNotice,
     StudyObserver,
     StudyStarted,
+    StudyWarning,
     ignore_study_events,
 )
 from llenergymeasure.study.gaps import enter_key
 from llenergymeasure.study.lock import locked
 from llenergymeasure.study.manifest import create_study_dir
-from llenergymeasure.study.preflight import check_backends
 from llenergymeasure.study.resume import Resumption, check_study_dir, plan_resumption
-from llenergymeasure.study.runner import StudyRunner, StudyStoppedError, Surroundings
+from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
 from llenergymeasure.study.sequence import plan_runs
-from llenergymeasure.study.webhook import send_summary
 
-if TYPE_CHECKING:
-    from llenergymeasure.runners.launcher import Launcher
+POST_TIMEOUT_S: Final = 10.0
+POST_RETRIES: Final = 2
+
+Post = Callable[[str, bytes], None]
+"""Sends JSON to a URL; raises `OSError` when the server cannot be reached or does not want it."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +75,8 @@ def execute_study(
 
     Args:
         study: The study; `None`: the one in `place.resume`, as its manifest has it.
-        place: Where it is kept.
-        machine: The user's settings for this machine.
         on_result: Receives each result as soon as it exists.
-        observer: Who is told what happens.
-        launcher: Runs each experiment in isolation; by default in a child process on this machine.
+        launcher: Runs each experiment in isolation; `None`: the one that `machine` names for its backend.
 
     Returns:
         What the study yielded; of a finished one that is resumed, what it had yielded.
@@ -91,28 +98,28 @@ def execute_study(
         check_backends(study, machine)
     directory = _directory_for(study, place)
     for path in settings_without_effect(machine):
-        follow(StudyNotice(f"{path} is set, and this release does not use it: every run is on this machine."))
+        follow(StudyWarning(f"{path} is set, and this release does not use it: every run is on this machine."))
     with locked(directory):
         resumption = None
         if place.resume is not None:
             resumption = plan_resumption(directory, study, dataset_hashes())
-            for notice in resumption.notices:
-                follow(StudyNotice(notice))
+            for warning in resumption.warnings:
+                follow(StudyWarning(warning))
             finished = _finished_result(directory, resumption)
             if finished is not None:
                 done = finished.summary
                 follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
-                follow(StudyNotice(f"The study in {directory} is finished; nothing to do."))
+                follow(StudyWarning(f"The study in {directory} is finished; nothing to do."))
                 return finished
             study = resumption.study
             check_backends(study, machine)
-        around = Surroundings(
-            launcher=launcher or ProcessLauncher(),
+        host = StudyHost(
+            launcher=launcher or ChosenLauncher(),
             observer=follow,
             skip_gap=enter_key() if place.interactive else None,
         )
         runner = StudyRunner(
-            _given(study), directory, machine, around, resumption=resumption, export_csv=place.export_csv
+            _given(study), directory, machine, host, resumption=resumption, export_csv=place.export_csv
         )
         return _run(runner, machine)
 
@@ -131,6 +138,37 @@ def dataset_hashes() -> Callable[[ExperimentConfig], str | None]:
         return known[key]
 
     return sha256
+
+
+def send_summary(
+    url: str,
+    result: StudyResult,
+    *,
+    status: str,
+    post: Post | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
+    """POST a study's result as JSON, `{"event": "study", "status": …, "study": …}`.
+
+    Args:
+        url: Where to; it may hold a secret, so only its host is ever logged.
+        status: How it ended: `completed`, `failed`.
+        post: Sends it, and is tried again when the connection fails; `None`: over HTTP with a time-out.
+        sleep: Waits before that, for a number of seconds.
+
+    Returns:
+        Whether it arrived. Nothing is raised: the study is over and on disk.
+    """
+    host = urlsplit(url).hostname or "the webhook"
+    message = {"event": "study", "status": status, "study": result.model_dump(mode="json")}
+    retrying = retry_on_error(POST_RETRIES, sleep=sleep)
+    try:
+        retrying(post or _http_post)(url, json.dumps(message, ensure_ascii=False).encode())
+    except Exception as error:  # noqa: BLE001 (whatever a far server does, the study has succeeded)
+        _log.warning("The study's summary did not reach %s: %s", host, str(error).replace(url, host))
+        return False
+    _log.info("Sent the study's summary to %s", host)
+    return True
 
 
 def _directory_for(study: StudyConfig | None, place: StudyPlace) -> Path:
@@ -172,3 +210,18 @@ def _finished_result(directory: Path, resumption: Resumption) -> StudyResult | N
 def _announce(result: StudyResult, status: str, machine: UserConfig) -> None:
     if machine.output.webhook_url is not None:
         send_summary(machine.output.webhook_url, result, status=status)
+
+
+def _http_post(url: str, body: bytes) -> None:
+    try:
+        import httpx
+    except ImportError as error:
+        raise OSError('httpx is not installed; install it with: pip install "llenergymeasure[webhooks]"') from error
+    try:
+        answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"}, timeout=POST_TIMEOUT_S)
+    except httpx.TransportError as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
+    if answer.status_code >= 500:
+        raise ConnectionError(f"the server answered {answer.status_code}")
+    if answer.status_code >= 400:
+        raise OSError(f"the server answered {answer.status_code}")

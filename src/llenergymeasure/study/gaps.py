@@ -9,16 +9,14 @@ import select
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import Final, TextIO
 
+from llenergymeasure.config.models import ExecutionConfig
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.runners.interrupt import POLL_INTERVAL_S, Interrupt
 from llenergymeasure.study.events import GapEnded, GapKind, GapStarted, GapTick, StudyObserver
 from llenergymeasure.study.sequence import PlannedRun
-
-if TYPE_CHECKING:
-    from llenergymeasure.config.models import ExecutionConfig
-    from llenergymeasure.config.user_config import UserConfig
 
 PREPARATION_S: Final = 10.0
 """How long before the end of a gap the next child starts its imports: long enough for an engine, too short to heat."""
@@ -64,13 +62,10 @@ def wait_out(
     """Wait for the length of a gap, or until somebody wants to stop or to go on.
 
     Args:
-        kind: Which gap.
         duration_s: Its length in seconds; nothing happens for 0.
-        clock: Where time comes from.
         observer: Told the remaining time about once a second.
-        interrupt: Ends the wait.
         prepare_next: Called once, `PREPARATION_S` before the end.
-        skip: Ends the wait when it answers true.
+        skip: Ends the wait when it answers true; `None`: nobody can.
     """
     if duration_s <= 0:
         return
@@ -95,11 +90,7 @@ def wait_out(
 
 
 def enter_key(stream: TextIO | None = None) -> SkipKey | None:
-    """Looks for Enter on a terminal; `None` where the input is not one.
-
-    Args:
-        stream: The input; `sys.stdin` by default.
-    """
+    """Looks for Enter on a terminal, stdin by default; `None` where the input is not one."""
     source = stream if stream is not None else sys.stdin
     try:
         descriptor = source.fileno()

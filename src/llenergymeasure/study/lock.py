@@ -1,4 +1,4 @@
-"""A study directory belongs to one process at a time."""
+"""A study directory belongs to one process at a time; an unfinished one that nobody holds can be gone on with."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from llenergymeasure.exceptions import PersistenceError, StudyError
+from llenergymeasure.study.manifest import MANIFEST_FILE, load_manifest
 
 LOCK_FILE: Final = ".lock"
 
@@ -26,9 +27,6 @@ def locked(study_dir: Path) -> Iterator[None]:
     """Hold a study directory for the length of a `with` block.
 
     The kernel gives the lock back when its holder ends, however it ends; the file itself stays.
-
-    Args:
-        study_dir: The directory.
 
     Raises:
         StudyError: Another process holds it; names that process.
@@ -57,3 +55,30 @@ def locked(study_dir: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def find_unfinished(parent: Path, study_design_hash: str) -> Path | None:
+    """The latest directory below `parent` of an unfinished study of this design that nobody is running."""
+    candidates = []
+    for path in parent.glob(f"*/{MANIFEST_FILE}"):
+        try:
+            if study_design_hash not in path.read_text(encoding="utf-8", errors="replace"):
+                continue  # most studies are told apart without parsing them
+            manifest = load_manifest(path.parent)
+        except (OSError, PersistenceError) as error:
+            _log.info("Not looked at: %s", error)
+            continue
+        if manifest.study_design_hash == study_design_hash and manifest.status != "completed":
+            candidates.append((manifest.started_at, path.parent))
+    for _, directory in sorted(candidates, reverse=True):
+        if _is_free(directory):
+            return directory
+    return None
+
+
+def _is_free(directory: Path) -> bool:
+    try:
+        with locked(directory):
+            return True
+    except (StudyError, PersistenceError):
+        return False

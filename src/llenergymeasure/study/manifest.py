@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +27,6 @@ from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.loading import load_record
 from llenergymeasure.results.persistence import timestamp_slug
 from llenergymeasure.security import sanitize_experiment_id, validate_path
-from llenergymeasure.study.journal import JOURNAL_FILE, Journal, read_journal
 from llenergymeasure.study.sequence import RunKey, design_hash_of, plan_runs
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 MANIFEST_FILE: Final = "manifest.json"
+JOURNAL_FILE: Final = "manifest.journal.jsonl"
 DEFAULT_NAME: Final = "study"
 
 SNAPSHOT_DELAY_S: Final = 2.0
@@ -45,7 +47,19 @@ SNAPSHOT_DELAY_S: Final = 2.0
 SMALL_BYTES: Final = 256_000
 """A manifest up to this size is written anew with every transition."""
 
+Cancel = Callable[[], None]
+After = Callable[[float, Callable[[], None]], Cancel]
+"""Does something after a number of seconds, unless it is cancelled."""
+
 _log = logging.getLogger(__name__)
+
+
+def after_in_background(seconds: float, act: Callable[[], None]) -> Cancel:
+    """Do something later, in a thread that does not keep the process alive."""
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    return timer.cancel
 
 
 def create_study_dir(name: str | None, output_dir: str | Path, clock: Clock | None = None) -> Path:
@@ -54,7 +68,6 @@ def create_study_dir(name: str | None, output_dir: str | Path, clock: Clock | No
     Args:
         name: Name of the study; `None` for one that has none.
         output_dir: Where the directory goes; made if missing.
-        clock: Where the date comes from.
 
     Raises:
         ConfigError: `output_dir` is unsafe to open.
@@ -67,9 +80,6 @@ def create_study_dir(name: str | None, output_dir: str | Path, clock: Clock | No
 
 def load_manifest(study_dir: str | Path) -> StudyManifest:
     """The state of a study, every transition included, also after its process was killed.
-
-    Args:
-        study_dir: Directory of the study.
 
     Raises:
         PersistenceError: There is no manifest, or it is damaged; names the file and the reason.
@@ -88,11 +98,10 @@ class ManifestWriter:
     """Keeps the manifest of a running study on disk.
 
     Args:
-        study: The study.
         study_dir: Its directory; a manifest in it is replaced.
         kept: Entries of an earlier execution that are completed and stay so.
-        started_at: When the study began, where it began earlier.
-        clock: Where dates come from.
+        started_at: When the study began, where it began earlier; `None`: now.
+        after: Does something a while later; tests pass one that they set off themselves.
 
     Raises:
         PersistenceError: The directory cannot be written to.
@@ -106,6 +115,7 @@ class ManifestWriter:
         kept: Iterable[ExperimentManifestEntry] = (),
         started_at: datetime | None = None,
         clock: Clock | None = None,
+        after: After = after_in_background,
     ) -> None:
         self._dir = Path(study_dir)
         self._clock = clock or SystemClock()
@@ -126,7 +136,8 @@ class ManifestWriter:
         )
         self._study_text = json.dumps(study.model_dump(mode="json", exclude_none=True), ensure_ascii=False)
         self._lock = threading.Lock()
-        self._timer: threading.Timer | None = None
+        self._after = after
+        self._cancel_snapshot: Cancel | None = None
         self._version = 0
         self._snapshots = _Snapshots(self.path)
         self._snapshots.write(self._version, self._render())
@@ -172,10 +183,8 @@ class ManifestWriter:
         """A run is done and its result saved.
 
         Args:
-            config_hash: Hash of its configuration.
-            cycle: Which repetition.
             result_file: The result, relative to the study directory.
-            dataset_sha256: SHA-256 of the prompts it used.
+            dataset_sha256: SHA-256 of the prompts it used; `None` where that is not known.
         """
         self._change(
             config_hash,
@@ -224,9 +233,9 @@ class ManifestWriter:
 
     def _end(self, status: StudyStatus) -> None:
         with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            if self._cancel_snapshot is not None:
+                self._cancel_snapshot()
+                self._cancel_snapshot = None
             for key, entry in self._entries.items():
                 if entry.status == "running":
                     stopped = entry.model_copy(update={"status": "pending", "started_at": None})
@@ -240,16 +249,14 @@ class ManifestWriter:
     def _schedule_snapshot(self) -> None:
         if self._snapshots.size_bytes <= SMALL_BYTES:
             self._snapshots.try_to_write(self._version, self._render())
-        elif self._timer is None:
-            self._timer = threading.Timer(SNAPSHOT_DELAY_S, self._snapshot_on_time)
-            self._timer.daemon = True
-            self._timer.start()
+        elif self._cancel_snapshot is None:
+            self._cancel_snapshot = self._after(SNAPSHOT_DELAY_S, self._snapshot_on_time)
 
     def _snapshot_on_time(self) -> None:
         with self._lock:
-            if self._timer is None:  # the study ended in the meantime and wrote everything
+            if self._cancel_snapshot is None:  # the study ended in the meantime and wrote everything
                 return
-            self._timer = None
+            self._cancel_snapshot = None
             version, content = self._version, self._render()
         self._snapshots.try_to_write(version, content)  # outside the lock: no transition waits for a large file
 
@@ -259,6 +266,72 @@ class ManifestWriter:
         opening = header.model_dump_json(exclude={"experiments", "study"}, indent=2).removesuffix("\n}")
         runs = ",\n    ".join(self._lines.values())
         return f'{opening},\n  "experiments": [\n    {runs}\n  ],\n  "study": {self._study_text}\n}}\n'.encode()
+
+
+class Journal:
+    """An append-only file of JSON lines; each append is on disk when it returns.
+
+    Args:
+        path: The file; what is in it already is discarded.
+
+    Raises:
+        PersistenceError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._length = 0
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def append(self, line: str) -> None:
+        """Write one line.
+
+        Raises:
+            PersistenceError: It is not on disk; what was there before is untouched.
+        """
+        content = line.encode("utf-8") + b"\n"
+        try:
+            written = os.pwrite(self._descriptor, content, self._length)
+            if written < len(content):  # the disk is full: the rest of the line says so
+                os.pwrite(self._descriptor, content[written:], self._length + written)
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the next line goes over what was written of this one anyway
+                os.ftruncate(self._descriptor, self._length)
+            raise self._cannot_write(error) from error
+        self._length += len(content)
+
+    def remove(self) -> None:
+        """Close and delete the file: everything in it stands elsewhere."""
+        os.close(self._descriptor)
+        self._path.unlink(missing_ok=True)
+
+    def _cannot_write(self, error: OSError) -> PersistenceError:
+        return PersistenceError(f"Cannot write {self._path}: {error.strerror or error}.")
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Every whole line of a journal; a line cut short by a crash ends it. Nothing where there is no file.
+
+    Raises:
+        PersistenceError: It cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise PersistenceError(f"Cannot read {path}: {error.strerror or error}.") from error
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            _log.warning("%s: line %d was cut short; it and what follows are ignored", path, number)
+            return
+        yield record
 
 
 class _Snapshots:

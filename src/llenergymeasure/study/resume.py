@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from llenergymeasure.config.base import by_dotted_path
 from llenergymeasure.config.grid import compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.domain.environment import EnvironmentSnapshot
@@ -41,18 +42,17 @@ class Resumption:
     """What an earlier execution of a study leaves to this one.
 
     Args:
-        study: The study to run.
         kept: Completed entries that stay.
         started_at: When the study began; `None` where nobody knows any more.
         environment: Environment of the kept results.
-        notices: What the user should know: results that are run again, and why.
+        warnings: What the user should know: results that are run again, and why.
     """
 
     study: StudyConfig
     kept: tuple[ExperimentManifestEntry, ...]
     started_at: datetime | None
     environment: EnvironmentSnapshot | None
-    notices: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def check_study_dir(study_dir: Path) -> None:
@@ -92,7 +92,6 @@ def plan_resumption(study_dir: Path, study: StudyConfig | None, dataset_sha256: 
     """Find out what of a study is done and what is left.
 
     Args:
-        study_dir: Its directory.
         study: The study as it is now; `None`: as the manifest has it.
         dataset_sha256: Identifies the prompts of an experiment as they are now.
 
@@ -101,13 +100,13 @@ def plan_resumption(study_dir: Path, study: StudyConfig | None, dataset_sha256: 
         PersistenceError: The manifest is damaged, and no `study` was given to do without it.
     """
     check_study_dir(study_dir)
-    notices: list[str] = []
+    warnings: list[str] = []
     try:
         manifest = load_manifest(study_dir)
     except PersistenceError as error:
         if study is None:
             raise PersistenceError(f"{error} Give the study file beside --resume to go on without it.") from error
-        notices.append(f"{error} Going on with the results that are there.")
+        warnings.append(f"{error} Going on with the results that are there.")
         manifest = None
     else:
         before = load_resumable_study(study_dir)
@@ -121,7 +120,7 @@ def plan_resumption(study_dir: Path, study: StudyConfig | None, dataset_sha256: 
         kept=tuple(kept),
         started_at=None if manifest is None else manifest.started_at,
         environment=done.environment,
-        notices=(*notices, *done.notices),
+        warnings=(*warnings, *done.warnings),
     )
 
 
@@ -170,12 +169,12 @@ class _Done:
         self._dataset_sha256 = dataset_sha256
         self._hashes_now: dict[str, str | None] = {}
         self.environment: EnvironmentSnapshot | None = None
-        self.notices: list[str] = []
+        self.warnings: list[str] = []
 
     def holds(self, entry: ExperimentManifestEntry, study: StudyConfig) -> bool:
         problem = self._problem(entry, study)
         if problem is not None:
-            self.notices.append(f"{entry.config_summary}, cycle {entry.cycle}, runs again: {problem}")
+            self.warnings.append(f"{entry.config_summary}, cycle {entry.cycle}, runs again: {problem}")
         return problem is None
 
     def _problem(self, entry: ExperimentManifestEntry, study: StudyConfig) -> str | None:
@@ -204,7 +203,7 @@ class _Done:
         try:
             return self._dataset_sha256(config)
         except LLEMError as error:  # the run itself will say it, if there is one left to do
-            self.notices.append(f"The data set of {experiment_title(config)} cannot be checked: {error}")
+            self.warnings.append(f"The data set of {experiment_title(config)} cannot be checked: {error}")
             return None
 
 
@@ -261,12 +260,4 @@ def _refuse_fewer_cycles(study: StudyConfig, manifest: StudyManifest | None) -> 
 
 def _flat(config: ExperimentConfig) -> dict[str, Any]:
     """Fields by dotted path, unset ones left out."""
-
-    def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and value:
-            for key, item in value.items():
-                yield from walk(item, f"{path}.{key}" if path else key)
-        else:
-            yield path, value
-
-    return dict(walk(config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"}), ""))
+    return dict(by_dotted_path(config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"})))

@@ -15,39 +15,36 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llenergymeasure.config.models import StudyConfig
-from llenergymeasure.core.baseline import BaselineCache
+from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.core.baseline import CachedBaseline
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.domain.environment import EnvironmentSnapshot
+from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.runners.interrupt import Interrupt, signals_as
-from llenergymeasure.runners.launcher import ExperimentJob, JobOutcome, Launcher
+from llenergymeasure.runners.job import Job, Launcher, MeasuredRun
 from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
+from llenergymeasure.study.environment import environment_changes, leftover_gpu_memory
 from llenergymeasure.study.events import (
     RunFinished,
     RunStarted,
     StudyEvent,
     StudyFinished,
-    StudyNotice,
     StudyObserver,
     StudyStarted,
+    StudyWarning,
     ignore_study_events,
 )
 from llenergymeasure.study.gaps import Gaps, SkipKey, gaps_of, wait_out
 from llenergymeasure.study.manifest import ManifestWriter
 from llenergymeasure.study.resume import Resumption
 from llenergymeasure.study.saving import Save, keep_failure, rescue_run, save_run, write_study
-from llenergymeasure.study.sequence import PlannedRun, RunKey, plan_runs
-from llenergymeasure.study.surroundings import environment_changes, leftover_gpu_memory
-from llenergymeasure.study.timeouts import timeout_s
-
-if TYPE_CHECKING:
-    from llenergymeasure.config.user_config import UserConfig
-    from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.study.sequence import PlannedRun, RunKey, plan_runs, timeout_s
 
 WORK_DIR: Final = ".work"
 """Where running experiments keep their files; empty between runs."""
@@ -79,10 +76,6 @@ class StudyInterruptedError(KeyboardInterrupt):
     """The user stopped the study; finished results are kept.
 
     A `KeyboardInterrupt`, because that is what whoever pressed Ctrl-C expects.
-
-    Args:
-        message: What is kept and how to go on.
-        study_dir: Directory of the study.
     """
 
     def __init__(self, message: str, study_dir: Path) -> None:
@@ -91,17 +84,13 @@ class StudyInterruptedError(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a study runs in: everything that a test replaces.
+class StudyHost:
+    """What a study runs on: everything that a test replaces.
 
     Args:
-        launcher: Runs one experiment in isolation.
-        clock: Where time comes from.
-        observer: Who is told what happens.
-        interrupt: How the user asks to stop.
         save: Writes a finished run to disk.
         leftovers: Finds GPU memory that somebody left behind, one sentence each.
-        skip_gap: Whether the user wants to skip the gap.
+        skip_gap: Whether the user wants to skip the gap; `None`: there is nobody to ask.
     """
 
     launcher: Launcher
@@ -117,10 +106,7 @@ class StudyRunner:
     """Runs what is left of a study.
 
     Args:
-        study: The study.
         study_dir: Its directory, which this process has locked.
-        machine: The user's settings for this machine.
-        around: What it runs in.
         resumption: What an earlier execution left; `None` for a new study.
         export_csv: Also write a CSV of all results at the end.
     """
@@ -130,7 +116,7 @@ class StudyRunner:
         study: StudyConfig,
         study_dir: Path,
         machine: UserConfig,
-        around: Surroundings,
+        host: StudyHost,
         *,
         resumption: Resumption | None = None,
         export_csv: bool = False,
@@ -138,11 +124,11 @@ class StudyRunner:
         self._study = study
         self._dir = study_dir
         self._machine = machine
-        self._around = around
+        self._host = host
         self._export_csv = export_csv
         self._gaps: Gaps = gaps_of(study.execution, machine)
         self._environment: EnvironmentSnapshot | None = resumption.environment if resumption else None
-        self._baselines = BaselineCache()
+        self._baselines: tuple[CachedBaseline, ...] = ()
         self._failures_in_a_row: list[str] = []
         self._inode = _inode(study_dir)
         kept = resumption.kept if resumption else ()
@@ -151,11 +137,11 @@ class StudyRunner:
             study_dir,
             kept=kept,
             started_at=resumption.started_at if resumption else None,
-            clock=around.clock,
+            clock=host.clock,
         )
         self._all = plan_runs(study)
         self._left = [run for run in self._all if self._manifest.entry(*run.key).status != "completed"]
-        self._prepared: dict[RunKey, ExperimentJob] = {}
+        self._prepared: dict[RunKey, Job] = {}
 
     def run(self) -> StudyResult:
         """Run every run that is left.
@@ -170,7 +156,7 @@ class StudyRunner:
         total, left = len(self._all), len(self._left)
         self._tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs)))
         try:
-            with signals_as(self._around.interrupt):
+            with signals_as(self._host.interrupt):
                 self._run_all()
         except RunInterruptedError as error:
             self._mark_interrupted()
@@ -181,7 +167,7 @@ class StudyRunner:
             self._mark_interrupted()
             raise
         finally:
-            self._around.launcher.discard()
+            self._host.launcher.discard()
             shutil.rmtree(self._dir / WORK_DIR, ignore_errors=True)
         self._manifest.mark_study_completed()
         result = self._write_study(finished=True)
@@ -192,35 +178,38 @@ class StudyRunner:
         for index, run in enumerate(self._left):
             if index > 0:
                 self._wait_before(run, self._left[index - 1])
-            self._check_interrupt()
+            if self._host.interrupt.requested:
+                raise RunInterruptedError("interrupted between two experiments")
             job = self._prepared.pop(run.key) if run.key in self._prepared else self._make_job(run)
             self._run_one(run, job)
 
-    def _run_one(self, run: PlannedRun, job: ExperimentJob) -> None:
-        clock = self._around.clock
+    def _run_one(self, run: PlannedRun, job: Job) -> None:
+        clock = self._host.clock
         notes = self._leftovers()
         self._manifest.mark_running(*run.key)
         self._tell(RunStarted(run, len(self._all)))
         began_s = clock.now()
         try:
-            outcome = self._around.launcher.run(job, self._tell, self._around.interrupt)
+            measured = self._host.launcher.run(job, self._tell, self._host.interrupt)
         except RunInterruptedError:
             keep_failure(run, self._dir, _logs(job), clock.wall())
+            raise
+        except PersistenceError:  # the job's own directory cannot be written to: no run would fare better
             raise
         except LLEMError as error:
             self._record_failure(run, job, error, clock.now() - began_s)
             return
-        self._record_success(run, job, outcome, notes, clock.now() - began_s)
+        self._record_success(run, job, measured, notes, clock.now() - began_s)
 
     def _record_success(
-        self, run: PlannedRun, job: ExperimentJob, outcome: JobOutcome, notes: list[str], duration_s: float
+        self, run: PlannedRun, job: Job, measured: MeasuredRun, notes: list[str], duration_s: float
     ) -> None:
-        result = self._annotated(outcome.run.result, run, notes)
-        measured = replace(outcome.run, result=result)
+        result = self._annotated(measured.result, run, notes)
+        measured = replace(measured, result=result)
         try:
             if not self._directory_is_ours():
                 rescue_run(measured, self._dir, _GONE)
-            path = self._around.save(measured, self._dir, _logs(job))
+            path = self._host.save(measured, self._dir, _logs(job))
         except PersistenceError as error:
             # The figures reach whoever looks on, whatever became of the files.
             self._tell(RunFinished(run, len(self._all), result, str(error), duration_s))
@@ -231,13 +220,13 @@ class StudyRunner:
             path.relative_to(self._dir).as_posix(),
             None if result.dataset is None else result.dataset.sha256,
         )
-        self._baselines = BaselineCache(outcome.baselines)
+        self._baselines = measured.baselines
         self._failures_in_a_row.clear()
         _remove(job.work_dir)
         self._tell(RunFinished(run, len(self._all), result, None, duration_s))
 
-    def _record_failure(self, run: PlannedRun, job: ExperimentJob, error: LLEMError, duration_s: float) -> None:
-        kept = keep_failure(run, self._dir, _logs(job), self._around.clock.wall())
+    def _record_failure(self, run: PlannedRun, job: Job, error: LLEMError, duration_s: float) -> None:
+        kept = keep_failure(run, self._dir, _logs(job), self._host.clock.wall())
         self._mark_failed(run, error)
         _remove(job.work_dir)
         _log.info("%s, cycle %d failed: %s", run.title, run.cycle, error)
@@ -252,20 +241,20 @@ class StudyRunner:
     def _wait_before(self, following: PlannedRun, previous: PlannedRun) -> None:
         def prepare() -> None:
             job = self._prepared[following.key] = self._make_job(following)
-            self._around.launcher.prepare(job)
+            self._host.launcher.prepare(job)
 
         kind, duration_s = self._gaps.between(previous, following)
         wait_out(
             kind,
             duration_s,
-            clock=self._around.clock,
+            clock=self._host.clock,
             observer=self._tell,
-            interrupt=self._around.interrupt,
+            interrupt=self._host.interrupt,
             prepare_next=prepare,
-            skip=self._around.skip_gap,
+            skip=self._host.skip_gap,
         )
 
-    def _make_job(self, run: PlannedRun) -> ExperimentJob:
+    def _make_job(self, run: PlannedRun) -> Job:
         work_dir = self._dir / WORK_DIR / f"run-{run.position:05d}"
         if not self._directory_is_ours():
             raise PersistenceError(f"Cannot write to {self._dir}: {_GONE}")
@@ -275,16 +264,16 @@ class StudyRunner:
         except OSError as error:
             raise PersistenceError(f"Cannot create {work_dir}: {error.strerror or error}.") from error
         limit_s = self._study.execution.experiment_timeout_seconds
-        return ExperimentJob(
+        return Job(
             config=run.config,
             machine=self._machine,
             work_dir=work_dir,
-            baselines=self._baselines.entries(),
+            baselines=self._baselines,
             timeout_s=timeout_s(run.config) if limit_s is None else limit_s,
         )
 
     def _annotated(self, result: ExperimentResult, run: PlannedRun, notes: list[str]) -> ExperimentResult:
-        """The result with its place in the study and the doubts that only the study knows of."""
+        """The result with its place in the study and the warnings that only the study can give."""
         if self._environment is None:
             self._environment = result.environment_snapshot
         elif result.environment_snapshot is not None:
@@ -297,8 +286,8 @@ class StudyRunner:
 
     def _leftovers(self) -> list[str]:
         notes = []
-        for message in self._around.leftovers():
-            self._tell(StudyNotice(message))
+        for message in self._host.leftovers():
+            self._tell(StudyWarning(message))
             _log.warning("%s", message)
             notes.append(str(MeasurementWarning(WarningCode.GPU_MEMORY_LEFT_BEHIND, message)))
         return notes
@@ -329,7 +318,7 @@ class StudyRunner:
             self._manifest.entries(),
             gaps=self._gaps,
             started_at=self._manifest.started_at,
-            completed_at=self._around.clock.wall() if finished else None,
+            completed_at=self._host.clock.wall() if finished else None,
             export_csv=self._export_csv,
         )
 
@@ -350,18 +339,14 @@ class StudyRunner:
         """Whether the directory is the one it was: writing on would scatter results over two places."""
         return _inode(self._dir) == self._inode
 
-    def _check_interrupt(self) -> None:
-        if self._around.interrupt.requested:
-            raise RunInterruptedError("interrupted between two experiments")
-
     def _tell(self, event: StudyEvent) -> None:
         try:
-            self._around.observer(event)
+            self._host.observer(event)
         except Exception:  # noqa: BLE001 (whoever looks on must not cost the study)
             _log.exception("The study's observer failed on %s", type(event).__name__)
 
 
-def _logs(job: ExperimentJob) -> list[Path]:
+def _logs(job: Job) -> list[Path]:
     return sorted(job.work_dir.glob("*.log"))
 
 

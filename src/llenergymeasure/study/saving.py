@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 from llenergymeasure.atomic import make_unique_directory
 from llenergymeasure.config.models import StudyConfig
@@ -34,11 +34,9 @@ from llenergymeasure.results.persistence import (
     to_parquet,
 )
 from llenergymeasure.results.statistics import summarise_configurations
+from llenergymeasure.runners.job import MeasuredRun
 from llenergymeasure.study.gaps import Gaps
 from llenergymeasure.study.sequence import PlannedRun, RunKey, design_hash_of, plan_runs
-
-if TYPE_CHECKING:
-    from llenergymeasure.runners.local import MeasuredRun
 
 TABLE_FILE: Final = "results.parquet"
 CSV_FILE: Final = "results.csv"
@@ -50,7 +48,7 @@ _NOT_FOR_STATISTICS: Final[dict[str, object]] = {
     "process_results": [],
 }
 
-Save = Callable[["MeasuredRun", Path, Sequence[Path]], Path]
+Save = Callable[[MeasuredRun, Path, Sequence[Path]], Path]
 """Saves a run and further files below a directory; gives the path of its result."""
 
 _log = logging.getLogger(__name__)
@@ -58,11 +56,6 @@ _log = logging.getLogger(__name__)
 
 def save_run(run: MeasuredRun, study_dir: Path, logs: Sequence[Path]) -> Path:
     """Save a run in a directory of its own, with its time series, what was asked for beside it, and its logs.
-
-    Args:
-        run: The run.
-        study_dir: Where its directory goes.
-        logs: Log files to keep with it.
 
     Raises:
         ResultRescuedError: It had to be saved elsewhere; says where.
@@ -74,12 +67,7 @@ def save_run(run: MeasuredRun, study_dir: Path, logs: Sequence[Path]) -> Path:
 
 
 def rescue_run(run: MeasuredRun, study_dir: Path, reason: str) -> NoReturn:
-    """Save a run in the system's directory for temporary files, because its own place is lost.
-
-    Args:
-        run: The run.
-        study_dir: Where it should have gone.
-        reason: Why it cannot.
+    """Save a run in the system's directory for temporary files, because its own place in `study_dir` is lost.
 
     Raises:
         ResultRescuedError: Says where it is now.
@@ -93,7 +81,6 @@ def keep_failure(run: PlannedRun, study_dir: Path, logs: Sequence[Path], moment:
     """Keep the logs of a run that failed, in a directory named like those of results.
 
     Args:
-        run: The run.
         study_dir: Where the directory goes.
         logs: Its log files; they are moved.
         moment: When it failed (UTC).
@@ -127,13 +114,9 @@ def write_study(
     """Write what a study yielded: `study_summary.json`, `results.parquet`, and on request `results.csv`.
 
     Args:
-        study: The study.
-        study_dir: Its directory.
         entries: Every run, in order of execution.
         gaps: The gaps that held.
-        started_at: When the study began (UTC).
         completed_at: When it ended; `None` when it was stopped before its end.
-        export_csv: Also write the CSV.
 
     Raises:
         PersistenceError: A file cannot be written, or a result not read; names it.

@@ -20,7 +20,7 @@ from llenergymeasure.core.energy.counter import CounterPeriod
 from llenergymeasure.core.energy.telemetry import PowerSource, Telemetry
 from llenergymeasure.core.energy.types import PowerSampling, SensorDescription
 from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriverError, GpuHandle
-from llenergymeasure.core.gpu.processes import foreign_pids, process_exists, relatives
+from llenergymeasure.core.host.processes import foreign_pids, process_exists, relatives
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.security import sanitize_experiment_id

@@ -84,9 +84,6 @@ class GpuDriver(Protocol):
     def device_handles(self) -> tuple[GpuHandle, ...]:
         """All boards in order of PCI bus address, which is NVML's order."""
 
-    def handle_by_uuid(self, uuid: str) -> GpuHandle:
-        """The board or MIG instance with this full UUID."""
-
     def uuid(self, handle: GpuHandle) -> str:
         """`GPU-…` or `MIG-…`."""
 
@@ -95,9 +92,6 @@ class GpuDriver(Protocol):
 
     def mig_handles(self, handle: GpuHandle) -> tuple[GpuHandle, ...]:
         """MIG instances of a board; empty where MIG is off or unknown to it."""
-
-    def mig_parent(self, handle: GpuHandle) -> GpuHandle:
-        """The board that a MIG instance is a slice of."""
 
     def power_instant(self, handle: GpuHandle) -> PowerReading:
         """Power over the sensor's own window (field 186)."""

@@ -50,9 +50,6 @@ class _PynvmlBinding:
         count = _call("the number of GPUs", pynvml.nvmlDeviceGetCount)
         return tuple(_call(f"GPU {index}", pynvml.nvmlDeviceGetHandleByIndex, index) for index in range(count))
 
-    def handle_by_uuid(self, uuid: str) -> GpuHandle:
-        return _call(f"the device {uuid}", pynvml.nvmlDeviceGetHandleByUUID, uuid)
-
     def uuid(self, handle: GpuHandle) -> str:
         return str(_call("a GPU's UUID", pynvml.nvmlDeviceGetUUID, handle))
 
@@ -67,9 +64,6 @@ class _PynvmlBinding:
         except NotSupportedError:
             return ()
         return tuple(_occupied_mig_slots(handle, slots))
-
-    def mig_parent(self, handle: GpuHandle) -> GpuHandle:
-        return _call("a MIG instance's board", pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle)
 
     def power_instant(self, handle: GpuHandle) -> PowerReading:
         (field,) = _call("instantaneous power", pynvml.nvmlDeviceGetFieldValues, handle, [POWER_INSTANT_FIELD])

@@ -1,16 +1,19 @@
-"""Telling a process from a later one that got the same number."""
+"""Processes of this machine: which one it is, who belongs to its family, and who is a stranger."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class ProcessIdentity(BaseModel):
-    """A process, for as long as machines can be told apart; `None` where this system does not tell."""
+    """A process that is not mistaken for a later one with the same number; `None` where this system does not tell."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,51 +30,100 @@ def current_process() -> ProcessIdentity:
 
 def identify_process(pid: int) -> ProcessIdentity:
     """The process that has the number `pid` now, on this machine."""
-    return ProcessIdentity(
-        pid=pid, started_ticks=_start_time(_stat(pid)), boot_id=_boot_id(), host=socket.gethostname()
-    )
+    return ProcessIdentity(pid=pid, started_ticks=_started_ticks(pid), boot_id=_boot_id(), host=socket.gethostname())
 
 
 def is_running(process: ProcessIdentity) -> bool:
-    """Whether `process` is still there.
+    """Whether `process` is still there; one that has ended and waits for its parent to notice is not.
 
     A process of another machine cannot be looked at and counts as running: a directory may be shared.
     """
+    import psutil  # it costs some milliseconds, and few commands ask
+
     if process.host is not None and process.host != socket.gethostname():
         return True
     if process.boot_id is not None and process.boot_id != _boot_id():
         return False
-    if not _exists(process.pid):
-        return False
-    fields = _stat(process.pid)
-    if not fields:
-        return True
-    is_zombie = fields[0] in ("Z", "X")
-    return not is_zombie and process.started_ticks in (None, _start_time(fields))
-
-
-def _exists(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        if psutil.Process(process.pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return False
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:  # somebody else's process
+    except psutil.AccessDenied:  # somebody else's process
         return True
-    return True
+    return process.started_ticks in (None, _started_ticks(process.pid))
 
 
-def _stat(pid: int) -> list[str]:
-    """Fields of `/proc/<pid>/stat` from the third one on; the second, the command, may hold spaces and brackets."""
+def kill_process(process: ProcessIdentity) -> None:
+    """Kill a process if it still is the one it was."""
+    if is_running(process):
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def descendants_of(pid: int) -> tuple[ProcessIdentity, ...]:
+    """All living descendants of a process, those in sessions of their own included."""
+    import psutil
+
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return text.rpartition(")")[2].split()
+        return tuple(identify_process(child.pid) for child in psutil.Process(pid).children(recursive=True))
+    except psutil.Error:
+        return ()
 
 
-def _start_time(fields: list[str]) -> int | None:
-    """Field 22, `starttime` (proc_pid_stat(5))."""
-    return int(fields[19]) if len(fields) > 19 else None
+def relatives(pid: int | None = None) -> frozenset[int]:
+    """Numbers of a process, its ancestors and its descendants, the system's first process left out.
+
+    Args:
+        pid: Which; `None`: this one.
+    """
+    import psutil
+
+    me = os.getpid() if pid is None else pid
+    try:
+        process = psutil.Process(me)
+        family = [*process.parents(), *process.children(recursive=True)]
+    except psutil.Error:
+        family = []
+    return frozenset({me, *(relative.pid for relative in family if relative.pid > 1)})
+
+
+def process_exists(pid: int) -> bool:
+    """Whether a process with this number is visible here."""
+    import psutil
+
+    return bool(psutil.pid_exists(pid))
+
+
+def foreign_pids(listed: Sequence[int], own: Collection[int], is_visible: Callable[[int], bool]) -> tuple[int, ...]:
+    """Those of `listed` that belong to somebody else.
+
+    Inside a container a driver may list numbers of the host's namespace, which mean nothing here. Such hidden ones are
+    taken for others' only where that is certain; where it is not, nothing is said.
+
+    Args:
+        listed: Process ids that the driver lists for a device.
+        own: This process and its relatives.
+        is_visible: Whether a process with this id exists in this process's view.
+    """
+    hidden = [pid for pid in listed if not is_visible(pid)]
+    foreign = [pid for pid in listed if pid not in own and pid not in hidden]
+    same_namespace = any(pid in own for pid in listed)
+    if same_namespace or len(hidden) > len(own):  # otherwise the hidden ones may be ours, seen from outside
+        foreign += hidden
+    return tuple(foreign)
+
+
+def _started_ticks(pid: int) -> int | None:
+    """When a process began, in clock ticks since the boot: no clock that is set in between changes that."""
+    import psutil
+
+    try:
+        boot_s = psutil.boot_time()  # first, because older releases of psutil keep it for what follows
+        started_s: float = psutil.Process(pid).create_time() - boot_s
+    except (psutil.Error, OSError):
+        return None
+    return round(started_s * os.sysconf("SC_CLK_TCK"))
 
 
 def _boot_id() -> str | None:

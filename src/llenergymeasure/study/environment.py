@@ -1,17 +1,18 @@
-"""What around a study may move its figures: memory somebody left on a GPU, a machine that is not the same any more."""
+"""The environment of a study: whether it can hold all of it, and what of it may move a figure while it runs."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from llenergymeasure.config.models import StudyConfig
+from llenergymeasure.config.user_config import UserConfig, get_user_config_path
+from llenergymeasure.constants import VERSION
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriverError
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.environment import EnvironmentSnapshot
-
-if TYPE_CHECKING:
-    from llenergymeasure.core.gpu.driver import GpuDriver
+from llenergymeasure.exceptions import PreFlightError
 
 LEFTOVER_MB: Final = 1000.0
 """Memory in use on a GPU that nobody uses above which it is reported, in MB; drivers keep some hundreds themselves."""
@@ -33,44 +34,49 @@ WATCHED_PACKAGES: Final = (
 _log = logging.getLogger(__name__)
 
 
-def leftover_gpu_memory(open_nvml: Callable[[], GpuDriver] | None = None) -> tuple[str, ...]:
-    """GPUs with memory in use while no experiment runs, one sentence each.
+def check_backends(study: StudyConfig, machine: UserConfig) -> None:
+    """Refuse several backends in one Python environment: their engines need different releases of the same packages.
 
-    Args:
-        open_nvml: Gives the machine's NVML.
+    Raises:
+        PreFlightError: More than one backend would run here; shows the settings that mend it.
     """
-    from llenergymeasure.core.gpu import driver
-    from llenergymeasure.core.gpu.nvml import open_nvml as machines_nvml
-    from llenergymeasure.core.gpu.visible import visible_gpus
+    backends = list(dict.fromkeys(config.backend for config in study.experiments))
+    here = [backend for backend in backends if getattr(machine.runners, backend) == "local"]
+    if len(here) < 2:
+        return
+    settings = "\n".join(f"      {backend}: docker:llenergymeasure/{backend}:{VERSION}-cuda12" for backend in backends)
+    raise PreFlightError(
+        [
+            f"the study uses several backends ({', '.join(backends)}), and {', '.join(here)} would run in this Python "
+            f"environment, where they cannot live side by side. Run them in Docker: put this into "
+            f"{get_user_config_path()}\n    runners:\n{settings}\n    or make one study per backend."
+        ]
+    )
 
+
+def leftover_gpu_memory(host: Host | None = None) -> tuple[str, ...]:
+    """GPUs with memory in use while no experiment runs, one sentence each."""
     try:
-        nvml = (open_nvml or machines_nvml)()
-        boards = {gpu.board_uuid: gpu for gpu in visible_gpus(os.environ, nvml)}
+        boards = {gpu.board_uuid: gpu for gpu in (host or Host()).visible_gpus()}
         found = []
-        for uuid, gpu in boards.items():
-            handle = nvml.handle_by_uuid(uuid)
-            used_mb = nvml.memory_used_mb(handle)
+        for gpu in boards.values():
+            used_mb = gpu.driver.memory_used_mb(gpu.handle)
             if used_mb > LEFTOVER_MB:
-                pids = ", ".join(map(str, nvml.compute_pids(handle))) or "unknown"
+                pids = ", ".join(map(str, gpu.driver.compute_pids(gpu.handle))) or "unknown"
                 found.append(
                     f"GPU {gpu.index} ({gpu.name}) has {used_mb / 1000:.1f} GB in use before the experiment "
                     f"(processes: {pids}). Energy and speed may be off; stop whoever holds it."
                 )
         return tuple(found)
-    except driver.DriverMissingError:
+    except DriverMissingError:
         return ()
-    except driver.GpuDriverError as error:
+    except GpuDriverError as error:
         _log.warning("Could not look for memory left on the GPUs: %s", error)
         return ()
 
 
 def environment_changes(before: EnvironmentSnapshot, now: EnvironmentSnapshot) -> tuple[str, ...]:
-    """What differs between two environments that may move a figure, as `name: old -> new`.
-
-    Args:
-        before: Environment of the study's earlier results.
-        now: Environment of the result at hand.
-    """
+    """What differs between two environments that may move a figure, as `name: old -> new`."""
     packages_before, packages_now = _packages(before), _packages(now)
     pairs: list[tuple[str, object, object]] = [
         ("GPUs", before.gpu_names, now.gpu_names),

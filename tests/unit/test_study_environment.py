@@ -6,10 +6,10 @@ from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, GpuLostError
+from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import PreFlightError
-from llenergymeasure.study.preflight import check_backends
-from llenergymeasure.study.surroundings import environment_changes, leftover_gpu_memory
-from llenergymeasure.study.timeouts import BASE_S, timeout_s
+from llenergymeasure.study.environment import check_backends, environment_changes, leftover_gpu_memory
+from llenergymeasure.study.sequence import BASE_S, timeout_s
 from study_fakes import ENVIRONMENT, study_of
 
 
@@ -17,7 +17,7 @@ def test_memory_left_behind_names_gpu_amount_and_holders(monkeypatch: pytest.Mon
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     busy = FakeGpu("GPU-b", readings={"memory_used_mb": 12_000.0, "compute_pids": (41, 42)})
     idle = FakeGpu("GPU-a", readings={"memory_used_mb": 600.0, "compute_pids": ()})
-    (message,) = leftover_gpu_memory(lambda: FakeNvml(idle, busy))  # type: ignore[arg-type, return-value]
+    (message,) = leftover_gpu_memory(Host(open_driver=lambda: FakeNvml(idle, busy)))  # type: ignore[arg-type, return-value]
     assert message.startswith("GPU 1 (NVIDIA Fake) has 12.0 GB in use before the experiment (processes: 41, 42).")
 
 
@@ -25,7 +25,7 @@ def test_memory_on_a_gpu_we_do_not_use_is_not_our_business(monkeypatch: pytest.M
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     busy = FakeGpu("GPU-b", readings={"memory_used_mb": 12_000.0, "compute_pids": (41,)})
     idle = FakeGpu("GPU-a", readings={"memory_used_mb": 0.0, "compute_pids": ()})
-    assert leftover_gpu_memory(lambda: FakeNvml(idle, busy)) == ()  # type: ignore[arg-type, return-value]
+    assert leftover_gpu_memory(Host(open_driver=lambda: FakeNvml(idle, busy))) == ()  # type: ignore[arg-type, return-value]
 
 
 @pytest.mark.parametrize("error", [DriverMissingError("no driver"), GpuLostError("fell off the bus")])
@@ -33,7 +33,7 @@ def test_gpus_that_cannot_be_asked_do_not_stop_a_study(error: Exception) -> None
     def no_nvml() -> GpuDriver:
         raise error
 
-    assert leftover_gpu_memory(no_nvml) == ()
+    assert leftover_gpu_memory(Host(open_driver=no_nvml)) == ()
 
 
 def test_environment_that_is_the_same_has_no_changes() -> None:

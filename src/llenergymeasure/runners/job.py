@@ -1,0 +1,178 @@
+"""The door of every runner: a directory with what to run, and what came of it.
+
+    job.json ──> python -m llenergymeasure.runners.job DIR ──> result.json or error.json, and the files of the run
+
+A child process, the processes of a parallel run, a container and a node of a cluster all run this one command, with a
+launcher at their stdin (`--attached`) or with nothing but the directory; `runners.child` is its inside. Paths in the
+files are relative to the directory, which may have another name at the other end, and nothing in them is code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+from pydantic import TypeAdapter
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.constants import VERSION
+from llenergymeasure.core.artefacts import Artefacts
+from llenergymeasure.core.baseline import CachedBaseline
+from llenergymeasure.core.progress import Observer
+from llenergymeasure.datasets.types import WHOLE, Shard
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.exceptions import ExperimentError, PersistenceError
+from llenergymeasure.runners.interrupt import Interrupt
+from llenergymeasure.security import is_safe_path
+
+JOB_FILE: Final = "job.json"
+
+LOCAL_RUNNER: Final = "local"
+"""Name of this machine in results and in the user configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One experiment, or a shard of one, to be run once.
+
+    Args:
+        work_dir: An existing directory for the run's files, on the disk that will hold the result; not in the file.
+        baselines: Idle measurements that may be reused.
+        timeout_s: How long it may take, in seconds; `None`: for ever.
+        experiment_id: Identity of the measurement; `None`: it gets one when it begins.
+        shard: Which part, where several processes run the experiment together.
+        version: Release that wrote the job.
+    """
+
+    config: ExperimentConfig
+    machine: UserConfig
+    work_dir: Path = Path()
+    baselines: tuple[CachedBaseline, ...] = ()
+    timeout_s: float | None = None
+    experiment_id: str | None = None
+    shard: Shard = WHOLE
+    version: str = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """A finished experiment that is not on disk yet.
+
+    Args:
+        artefacts: Files that belong beside it, lying in the work directory.
+        baselines: Idle measurements that later runs may reuse.
+    """
+
+    result: ExperimentResult
+    artefacts: Artefacts
+    baselines: tuple[CachedBaseline, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredShard:
+    """What a shard hands back besides its record; see `MeasuredRun`."""
+
+    artefacts: Artefacts
+    baselines: tuple[CachedBaseline, ...] = ()
+
+
+class Launcher(Protocol):
+    """Runs jobs in isolation, one at a time."""
+
+    def prepare(self, job: Job) -> None:
+        """Get ready for `job`, which comes next: imports, say. Returns at once and must not fail."""
+
+    def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
+        """Run `job` to its end.
+
+        Raises:
+            LLEMError: It failed; nothing of it is left running.
+            PersistenceError: Its directory cannot be written to.
+            RunInterruptedError: `interrupt` was requested; it has been torn down.
+        """
+
+    def discard(self) -> None:
+        """End what `prepare` started for a job that will not come; safe to call at any time."""
+
+
+def write_job(job: Job) -> None:
+    """Leave a job in its directory.
+
+    Raises:
+        PersistenceError: It cannot be written.
+    """
+    path = job.work_dir / JOB_FILE
+    # What is unset stays unset: a config must not change on its way.
+    content = TypeAdapter(Job).dump_json(job, exclude={"work_dir"}, exclude_unset=True, indent=2)
+    try:
+        # For its owner alone: the machine's settings may name a webhook, whose address can be a secret.
+        with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(content)
+    except OSError as error:
+        raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def read_job(directory: Path) -> Job:
+    """The job of a directory.
+
+    Raises:
+        ExperimentError: It was written by another release, whose settings may mean something else.
+    """
+    content = (directory / JOB_FILE).read_bytes()
+    if (version := json.loads(content).get("version")) != VERSION:
+        raise ExperimentError(
+            f"{directory / JOB_FILE} was written by llenergymeasure {version}, and this is {VERSION}. "
+            "Use the same release at both ends."
+        )
+    return replace(TypeAdapter(Job).validate_json(content), work_dir=directory)
+
+
+RunT = TypeVar("RunT", MeasuredRun, MeasuredShard)
+
+
+def run_to_json(run: RunT, directory: Path) -> str:
+    """What came of the job in `directory`, as its process hands it over."""
+    portable = _with_paths(run.artefacts, lambda path: path.relative_to(directory))
+    return TypeAdapter(type(run)).dump_json(replace(run, artefacts=portable)).decode()
+
+
+def run_from_json(kind: type[RunT], content: str, directory: Path) -> RunT:
+    """What came of the job in `directory`, as its launcher gets it.
+
+    Raises:
+        ExperimentError: It is something else, or names a file outside the directory.
+    """
+
+    def found(path: Path) -> Path:
+        if not is_safe_path(directory, path):
+            raise ValueError(f"{path} is not below {directory}")
+        return directory / path
+
+    try:
+        run = TypeAdapter(kind).validate_json(content)
+        return replace(run, artefacts=_with_paths(run.artefacts, found))
+    except ValueError as error:
+        raise ExperimentError(f"what came of the job in {directory} is no result: {error}") from error
+
+
+def _with_paths(artefacts: Artefacts, change: Callable[[Path], Path]) -> Artefacts:
+    def changed(path: Path | None) -> Path | None:
+        return None if path is None else change(path)
+
+    return Artefacts(
+        timeseries=changed(artefacts.timeseries),
+        trace=changed(artefacts.trace),
+        outputs=changed(artefacts.outputs),
+        further=tuple(change(path) for path in artefacts.further),
+    )
+
+
+if __name__ == "__main__":
+    from llenergymeasure.runners.child import main
+
+    main()
