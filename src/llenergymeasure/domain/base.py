@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 EnergyMethod = Literal["hardware_counter", "power_integration", "model_estimate"]
 """How joules were found: a meter's own counter, the integral of power samples, or a model (an estimate)."""
@@ -31,6 +31,11 @@ class Record(BaseModel):
     """Frozen data between layers: no unknown fields, no NaN, no infinity (JSON has none of the two)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def optional(description: str, ge: int | None = None) -> Any:
+    """A field that may be null, and is unless it is given: not measured, not known, not there."""
+    return Field(default=None, ge=ge, description=description)
 
 
 def as_utc(moment: datetime) -> datetime:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Record
+from llenergymeasure.domain.base import Record, optional
 
 JOULES_PER_KWH: Final = 3.6e6
 
@@ -14,12 +14,12 @@ JOULES_PER_KWH: Final = 3.6e6
 class EmissionFactors(Record):
     """What a kilowatt-hour emits and costs where the machine stands."""
 
-    carbon_intensity_gco2_kwh: float | None = Field(
-        default=None, ge=0, description="Carbon intensity of the electricity, in g CO2e per kWh; null: not given."
+    carbon_intensity_gco2_kwh: float | None = optional(
+        "Carbon intensity of the electricity, in g CO2e per kWh; null: not given.", ge=0
     )
     pue: float = Field(default=1.0, ge=1, description="Power usage effectiveness: facility energy over IT energy.")
-    electricity_price_kwh: float | None = Field(
-        default=None, ge=0, description="Price of the electricity, in `currency` per kWh; null: not given."
+    electricity_price_kwh: float | None = optional(
+        "Price of the electricity, in `currency` per kWh; null: not given.", ge=0
     )
     currency: str = Field(default="USD", description="Currency of the price.")
 

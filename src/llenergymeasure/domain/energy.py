@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import EnergyMethod, EnergyScope, Record
+from llenergymeasure.domain.base import EnergyMethod, EnergyScope, Record, optional
 from llenergymeasure.domain.figures import (
     AllOf,
     Column,
@@ -48,42 +48,38 @@ class EnergyBreakdown(Record):
     raw_j: Total[float] = Field(
         description="Energy of the window as metered, in joules; never reduced by the baseline."
     )
-    adjusted_j: Total[float | None] = Field(
-        default=None, description="raw_j minus baseline power x window length, in joules; signed."
+    adjusted_j: Total[float | None] = optional("raw_j minus baseline power x window length, in joules; signed.")
+    baseline_power_w: Total[float | None] = optional(
+        "Idle power of the same devices before the model was loaded, in watts."
     )
-    baseline_power_w: Total[float | None] = Field(
-        default=None, description="Idle power of the same devices before the model was loaded, in watts."
+    baseline_method: Annotated[BaselineMethod | None, Merge(_worst_baseline)] = optional(
+        "Whether the idle power was measured for this run, reused, or not to be had."
     )
-    baseline_method: Annotated[BaselineMethod | None, Merge(_worst_baseline)] = Field(
-        default=None, description="Whether the idle power was measured for this run, reused, or not to be had."
+    baseline_timestamp: Annotated[datetime | None, Merge(of_known(min))] = optional(
+        "When the idle power was measured (UTC)."
     )
-    baseline_timestamp: Annotated[datetime | None, Merge(of_known(min))] = Field(
-        default=None, description="When the idle power was measured (UTC)."
+    baseline_cache_age_sec: Largest[float | None] = optional(
+        "Age of a reused idle power when the run began, in seconds."
     )
-    baseline_cache_age_sec: Largest[float | None] = Field(
-        default=None, description="Age of a reused idle power when the run began, in seconds."
+    meter: Annotated[Same[str | None], Column(29, "", "Energy backend that measured", "energy_meter")] = optional(
+        "Energy backend that measured, and the sensor it read."
     )
-    meter: Annotated[Same[str | None], Column(29, "", "Energy backend that measured", "energy_meter")] = Field(
-        default=None, description="Energy backend that measured, and the sensor it read."
+    method: Annotated[Same[EnergyMethod | None], Column(27, "", "How the energy was found", "energy_method")] = (
+        optional("How raw_j was found.")
     )
-    method: Annotated[Same[EnergyMethod | None], Column(27, "", "How the energy was found", "energy_method")] = Field(
-        default=None, description="How raw_j was found."
+    scope: Annotated[Same[EnergyScope | None], Column(28, "", "What the energy includes", "energy_scope")] = optional(
+        "What raw_j includes."
     )
-    scope: Annotated[Same[EnergyScope | None], Column(28, "", "What the energy includes", "energy_scope")] = Field(
-        default=None, description="What raw_j includes."
+    second_method: Same[EnergyMethod | None] = optional("The other method, where two were possible.")
+    second_method_j: Total[float | None] = optional("Energy by the other method, in joules.")
+    disagreement_pct: float | None = optional(
+        "Difference of the second method from raw_j, in per cent of raw_j; signed."
     )
-    second_method: Same[EnergyMethod | None] = Field(
-        default=None, description="The other method, where two were possible."
+    cpu_j: Largest[float | None] = optional(
+        "Energy of the CPU packages beside a GPU run, in joules; never part of raw_j there."
     )
-    second_method_j: Total[float | None] = Field(default=None, description="Energy by the other method, in joules.")
-    disagreement_pct: float | None = Field(
-        default=None, description="Difference of the second method from raw_j, in per cent of raw_j; signed."
-    )
-    cpu_j: Largest[float | None] = Field(
-        default=None, description="Energy of the CPU packages beside a GPU run, in joules; never part of raw_j there."
-    )
-    dram_j: Largest[float | None] = Field(
-        default=None, description="Energy of the DRAM beside a GPU run, in joules; never part of raw_j there."
+    dram_j: Largest[float | None] = optional(
+        "Energy of the DRAM beside a GPU run, in joules; never part of raw_j there."
     )
 
 
@@ -120,9 +116,7 @@ class EnergyAudit(Record):
 
     counter_j: Total[float] = Field(description="Difference of the hardware counter, in joules.")
     integral_j: Total[float] = Field(description="Integral of the power samples, in joules.")
-    fused_j: Total[float | None] = Field(
-        default=None, description="Counter and samples fused at the window's edges, in joules."
-    )
+    fused_j: Total[float | None] = optional("Counter and samples fused at the window's edges, in joules.")
     disagreement_pct: float = Field(description="Integral minus counter, in per cent of the counter; signed.")
     bound_pct: Largest[float] = Field(
         description="Largest disagreement that both stated uncertainties allow, in per cent."
@@ -146,7 +140,7 @@ class BudgetComponent(Record):
     name: str = Field(description="What the error comes from.")
     kind: BudgetKind = Field(description="Class of the error; `gain` cancels in comparisons on one board.")
     half_width_j: float = Field(ge=0, description="95 % half-width, in joules.")
-    relative_pct: float | None = Field(default=None, description="The same in per cent of the energy.")
+    relative_pct: float | None = optional("The same in per cent of the energy.")
     note: str = Field(default="", description="How the size was arrived at.")
 
 
@@ -157,17 +151,11 @@ class EnergyUncertainty(Record):
     comparative_j: float = Field(
         ge=0, description="Half-width in joules without the gain: for runs compared on the same board."
     )
-    absolute_per_token_j: float | None = Field(
-        default=None, description="Absolute half-width in joules per output token."
-    )
-    comparative_per_token_j: float | None = Field(
-        default=None, description="Comparative half-width in joules per output token."
-    )
-    absolute_adjusted_j: float | None = Field(
-        default=None, description="Absolute half-width of the baseline-adjusted energy, in joules."
-    )
-    comparative_adjusted_j: float | None = Field(
-        default=None, description="Comparative half-width of the baseline-adjusted energy, in joules."
+    absolute_per_token_j: float | None = optional("Absolute half-width in joules per output token.")
+    comparative_per_token_j: float | None = optional("Comparative half-width in joules per output token.")
+    absolute_adjusted_j: float | None = optional("Absolute half-width of the baseline-adjusted energy, in joules.")
+    comparative_adjusted_j: float | None = optional(
+        "Comparative half-width of the baseline-adjusted energy, in joules."
     )
     budget: list[BudgetComponent] = Field(
         default_factory=list, description="Components; those of kind `baseline` count for adjusted energy only."

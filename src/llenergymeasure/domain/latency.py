@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.domain.base import Float32Array, Float64Array, Record
+from llenergymeasure.domain.base import Float32Array, Float64Array, Record, optional
 from llenergymeasure.domain.figures import Column
 
 HISTOGRAM_BINS = 40
@@ -26,15 +26,11 @@ class RequestTimings(Record):
     input_tokens: list[int] = Field(description="Input tokens of each request, after truncation.")
     output_tokens: list[int] = Field(description="Output tokens of each request, up to and including EOS.")
     e2e_ms: Float64Array = Field(description="From the engine's start on the request to its last token, in ms.")
-    ttft_ms: Float64Array | None = Field(
-        default=None, description="From the engine's start on the request to its first token, in ms; null: not told."
+    ttft_ms: Float64Array | None = optional(
+        "From the engine's start on the request to its first token, in ms; null: not told."
     )
-    queue_ms: Float64Array | None = Field(
-        default=None, description="Waiting in the engine before the start, in ms; null: not told."
-    )
-    itl_ms: Float32Array | None = Field(
-        default=None, description="All gaps between consecutive tokens of a request, in ms; null: not told."
-    )
+    queue_ms: Float64Array | None = optional("Waiting in the engine before the start, in ms; null: not told.")
+    itl_ms: Float32Array | None = optional("All gaps between consecutive tokens of a request, in ms; null: not told.")
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
@@ -88,22 +84,22 @@ def _columns(position: int, name: str, text: str) -> tuple[Column, ...]:
 class LatencyStatistics(Record):
     """Latencies over all requests of all processes at once, in milliseconds; null where the engine does not tell."""
 
-    ttft_ms: Annotated[Percentiles | None, _columns(34, "ttft", "Time to first token")] = Field(
-        default=None, description="Time to first token, in ms."
+    ttft_ms: Annotated[Percentiles | None, _columns(34, "ttft", "Time to first token")] = optional(
+        "Time to first token, in ms."
     )
-    itl_ms: Annotated[Percentiles | None, _columns(38, "itl", "Inter-token latency")] = Field(
-        default=None, description="Inter-token latency, every gap of its own, in ms."
+    itl_ms: Annotated[Percentiles | None, _columns(38, "itl", "Inter-token latency")] = optional(
+        "Inter-token latency, every gap of its own, in ms."
     )
-    tpot_ms: Annotated[Percentiles | None, _columns(42, "tpot", "Time per output token")] = Field(
-        default=None, description="Time per output token of each request, in ms."
+    tpot_ms: Annotated[Percentiles | None, _columns(42, "tpot", "Time per output token")] = optional(
+        "Time per output token of each request, in ms."
     )
-    e2e_ms: Annotated[Percentiles | None, _columns(46, "e2e", "End-to-end latency")] = Field(
-        default=None, description="Start on the request to its last token, in ms."
+    e2e_ms: Annotated[Percentiles | None, _columns(46, "e2e", "End-to-end latency")] = optional(
+        "Start on the request to its last token, in ms."
     )
-    queue_ms: Percentiles | None = Field(default=None, description="Waiting before the start, in ms.")
-    ttft_histogram: Histogram | None = Field(default=None, description="Distribution of TTFT, edges in ms.")
-    itl_histogram: Histogram | None = Field(default=None, description="Distribution of ITL, edges in ms.")
-    e2e_histogram: Histogram | None = Field(default=None, description="Distribution of end-to-end times, edges in ms.")
+    queue_ms: Percentiles | None = optional("Waiting before the start, in ms.")
+    ttft_histogram: Histogram | None = optional("Distribution of TTFT, edges in ms.")
+    itl_histogram: Histogram | None = optional("Distribution of ITL, edges in ms.")
+    e2e_histogram: Histogram | None = optional("Distribution of end-to-end times, edges in ms.")
 
 
 def percentile(ordered: Sequence[float], q: float) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Record, as_utc
+from llenergymeasure.domain.base import Record, as_utc, optional
 from llenergymeasure.domain.emissions import EmissionFactors
 from llenergymeasure.domain.energy import NVML_REPRODUCIBILITY_NOTE, merge_breakdowns, merge_uncertainties
 from llenergymeasure.domain.environment import AggregationMetadata
@@ -35,7 +35,7 @@ class CompletenessReport(Record):
     is_complete: bool = Field(description="Whether every check passed.")
     missing_indices: list[int] = Field(default_factory=list, description="Processes without a whole record.")
     duplicate_indices: list[int] = Field(default_factory=list, description="Processes with more than one record.")
-    error_message: str | None = Field(default=None, description="What is wrong, in one sentence; null: nothing.")
+    error_message: str | None = optional("What is wrong, in one sentence; null: nothing.")
 
 
 def validate_process_completeness(
