@@ -5,29 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import EnergyMethod, EnergyScope, Record, optional
-from llenergymeasure.domain.figures import (
+from llenergymeasure.domain.base import (
     AllOf,
     Column,
+    EnergyMethod,
+    EnergyScope,
     Largest,
     Merge,
+    Record,
     Same,
     Total,
     complete,
     largest,
     merge_records,
     of_known,
+    optional,
     united,
 )
 
 BaselineMethod = Literal["fresh", "cached", "unavailable"]
-"""Where an idle power came from: measured for this run, reused from this session, or not to be had."""
-
-_WORST_BASELINE_FIRST: Final[tuple[BaselineMethod, ...]] = ("unavailable", "cached", "fresh")
+"""Where an idle power came from: measured for this run, reused from this session, or not to be had; best first."""
 
 NVML_REPRODUCIBILITY_NOTE: Final = (
     "Energy measured via NVML. Accuracy ±5 %; it varies with thermal state and system load. "
@@ -39,7 +40,7 @@ BudgetKind = Literal["gain", "counter_resolution", "sampling", "aliasing", "sens
 
 
 def _worst_baseline(methods: Sequence[BaselineMethod | None]) -> BaselineMethod | None:
-    return next((method for method in _WORST_BASELINE_FIRST if method in methods), None)
+    return next((method for method in reversed(get_args(BaselineMethod)) if method in methods), None)
 
 
 class EnergyBreakdown(Record):
@@ -248,3 +249,44 @@ def merge_uncertainties(
 def difference_pct(second_j: float | None, first_j: float) -> float | None:
     """Second minus first, in per cent of the first; `None` where the second is unknown or the first is 0."""
     return 100.0 * (second_j - first_j) / first_j if second_j is not None and first_j else None
+
+
+JOULES_PER_KWH: Final = 3.6e6
+
+
+class EmissionFactors(Record):
+    """What a kilowatt-hour emits and costs where the machine stands."""
+
+    carbon_intensity_gco2_kwh: float | None = optional(
+        "Carbon intensity of the electricity, in g CO2e per kWh; null: not given.", ge=0
+    )
+    pue: float = Field(default=1.0, ge=1, description="Power usage effectiveness: facility energy over IT energy.")
+    electricity_price_kwh: float | None = optional(
+        "Price of the electricity, in `currency` per kWh; null: not given.", ge=0
+    )
+    currency: str = Field(default="USD", description="Currency of the price.")
+
+    def co2_g(self, energy_j: float | None) -> float | None:
+        """Grams of CO2e for `energy_j` joules at the device, or `None` where either is unknown."""
+        return self._times(energy_j, self.carbon_intensity_gco2_kwh)
+
+    def cost(self, energy_j: float | None) -> float | None:
+        """Price of `energy_j` joules at the device in `currency`, or `None` where either is unknown."""
+        return self._times(energy_j, self.electricity_price_kwh)
+
+    def emissions_and_cost(self, energy_j: float | None) -> dict[str, Any]:
+        """The fields of a result that follow from `energy_j` joules and these factors."""
+        co2_g, cost = self.co2_g(energy_j), self.cost(energy_j)
+        return {
+            "co2_g": co2_g,
+            "carbon_intensity_gco2_kwh": self.carbon_intensity_gco2_kwh,
+            "cost": cost,
+            "electricity_price_kwh": self.electricity_price_kwh,
+            "currency": None if self.electricity_price_kwh is None else self.currency,
+            "pue": None if co2_g is None and cost is None else self.pue,
+        }
+
+    def _times(self, energy_j: float | None, per_kwh: float | None) -> float | None:
+        if energy_j is None or per_kwh is None:
+            return None
+        return energy_j / JOULES_PER_KWH * self.pue * per_kwh

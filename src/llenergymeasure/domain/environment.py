@@ -8,8 +8,7 @@ from typing import Annotated, Final, TypeVar
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import EnergyScope, Record, optional
-from llenergymeasure.domain.figures import Column, Merge, Same, distinct, merge_records
+from llenergymeasure.domain.base import Column, EnergyScope, Merge, Record, Same, distinct, merge_records, optional
 
 T = TypeVar("T")
 

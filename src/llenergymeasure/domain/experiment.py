@@ -5,15 +5,34 @@ RawProcessResult (one per process, internal) --aggregate--> ExperimentResult (wh
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, SCHEMA_VERSION
-from llenergymeasure.domain.base import JsonDict, Methodology, Record, as_utc, optional
-from llenergymeasure.domain.base import compute_measurement_config_hash as compute_measurement_config_hash
+from llenergymeasure.domain.base import (
+    Column,
+    Count,
+    First,
+    JsonDict,
+    Merge,
+    Methodology,
+    Record,
+    Total,
+    as_utc,
+    count,
+    first,
+    merge_records,
+    of_all,
+    of_known,
+    optional,
+    total,
+    united,
+)
 from llenergymeasure.domain.energy import (
     NVML_REPRODUCIBILITY_NOTE,
     EnergyAudit,
@@ -31,19 +50,6 @@ from llenergymeasure.domain.environment import (
     merge_environments,
 )
 from llenergymeasure.domain.environment import Timestamps as Timestamps
-from llenergymeasure.domain.figures import (
-    Column,
-    First,
-    Merge,
-    Total,
-    count,
-    first,
-    merge_records,
-    of_all,
-    of_known,
-    total,
-    united,
-)
 from llenergymeasure.domain.latency import LatencyStatistics, RequestTimings, pool_latencies
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,
@@ -80,9 +86,9 @@ _SteadyStateWindow = Annotated[
 ]
 _Dataset = Annotated[First[DatasetInfo | None], Field(description="The prompts.")]
 _ModelRevision = Annotated[First[str | None], Field(description="Commit of the loaded weights.")]
-_TruncatedPrompts = Annotated[int | None, Field(ge=0, description="Prompts cut to the input limit."), Merge(count)]
+_TruncatedPrompts = Annotated[Count[int | None], Field(ge=0, description="Prompts cut to the input limit.")]
 _ExcludedSamples = Annotated[
-    int | None, Field(ge=0, description="Warm-up prompts left out; null when methodology is `total`."), Merge(count)
+    Count[int | None], Field(ge=0, description="Warm-up prompts left out; null when methodology is `total`.")
 ]
 _EnergyBreakdown = Annotated[
     EnergyBreakdown | None, Field(description="Raw and adjusted energy with their provenance.")
@@ -375,3 +381,16 @@ def _per_joule(tokens: int | None, energy_j: float | None) -> float | None:
     if tokens is None or energy_j is None:
         return None
     return tokens / energy_j if energy_j else 0.0
+
+
+def compute_measurement_config_hash(config: BaseModel) -> str:
+    """Identity of what a configuration measures: the same on every machine, process and Python version.
+
+    Unset fields do not count, so that a release which adds an optional field keeps the hashes of old configurations;
+    `output_dir` says where results go, not what is measured.
+
+    Returns:
+        The first 16 hex digits of SHA-256 over the configuration's JSON with sorted keys.
+    """
+    fields = config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"})
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

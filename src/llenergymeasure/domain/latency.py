@@ -7,17 +7,63 @@ submitted   started           token 1   token 2   token 3        last token
 
 from __future__ import annotations
 
+import base64
 import math
+import sys
+from array import array
 from collections.abc import Iterable, Sequence, Sized
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.domain.base import Float32Array, Float64Array, Record, optional
-from llenergymeasure.domain.figures import Column
+from llenergymeasure.domain.base import Column, Record, joined, optional
 
 HISTOGRAM_BINS = 40
+
+
+def _parse_array(value: object, typecode: Literal["f", "d"]) -> array[float]:
+    if isinstance(value, str):
+        numbers = array(typecode)
+        numbers.frombytes(base64.b64decode(value, validate=True))
+        if sys.byteorder == "big":
+            numbers.byteswap()
+    elif isinstance(value, Iterable):
+        try:
+            numbers = array(typecode, value)
+        except TypeError as error:
+            raise ValueError(f"expected numbers: {error}") from error
+    else:
+        raise ValueError("expected numbers, or their little-endian bytes in base64")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("every number must be finite")
+    return numbers
+
+
+def _encode_array(numbers: array[float]) -> str:
+    if sys.byteorder == "big":
+        numbers = array(numbers.typecode, numbers)
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode("ascii")
+
+
+_TO_BASE64 = PlainSerializer(_encode_array, return_type=str)
+_BASE64_SCHEMA = WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+
+if TYPE_CHECKING:
+    _FloatArray = array[float]
+else:
+    _FloatArray = array  # not subscriptable at run time before Python 3.12
+
+Float32Array = Annotated[
+    _FloatArray, PlainValidator(lambda value: _parse_array(value, "f")), _TO_BASE64, _BASE64_SCHEMA
+]
+"""Numbers at 4 bytes each (7 significant digits), for what there is one of per token; base64 in JSON."""
+
+Float64Array = Annotated[
+    _FloatArray, PlainValidator(lambda value: _parse_array(value, "d")), _TO_BASE64, _BASE64_SCHEMA
+]
+"""Numbers at 8 bytes each, for what there is one of per request; base64 in JSON."""
 
 
 class RequestTimings(Record):
@@ -158,15 +204,15 @@ def pool_latencies(processes: Iterable[RequestTimings]) -> LatencyStatistics | N
     timings = list(processes)
     if not timings:
         return None
-    ttft_ms = [value for t in timings if t.ttft_ms is not None for value in t.ttft_ms]
-    itl_ms = [value for t in timings if t.itl_ms is not None for value in t.itl_ms]
-    e2e_ms = [value for t in timings for value in t.e2e_ms]
+    ttft_ms = joined(t.ttft_ms or () for t in timings)
+    itl_ms = joined(t.itl_ms or () for t in timings)
+    e2e_ms = joined(t.e2e_ms for t in timings)
     return LatencyStatistics(
         ttft_ms=percentiles(ttft_ms),
         itl_ms=percentiles(itl_ms),
-        tpot_ms=percentiles(value for t in timings for value in t.tpot_ms()),
+        tpot_ms=percentiles(joined(t.tpot_ms() for t in timings)),
         e2e_ms=percentiles(e2e_ms),
-        queue_ms=percentiles(value for t in timings if t.queue_ms is not None for value in t.queue_ms),
+        queue_ms=percentiles(joined(t.queue_ms or () for t in timings)),
         ttft_histogram=histogram(ttft_ms),
         itl_histogram=histogram(itl_ms),
         e2e_histogram=histogram(e2e_ms),

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Protocol, get_args
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Confidence, Record, optional
-from llenergymeasure.domain.energy import EnergyBreakdown as EnergyBreakdown  # kept beside it, a name of this one
-from llenergymeasure.domain.energy import EnergyUncertainty, merge_uncertainties
-from llenergymeasure.domain.figures import (
+from llenergymeasure.domain.base import (
     AllOf,
     AnyOf,
     Column,
+    Confidence,
+    Count,
     Largest,
     Merge,
+    Record,
     Total,
     complete,
-    count,
     joined,
     merge_records,
+    optional,
     total,
 )
+from llenergymeasure.domain.energy import EnergyBreakdown as EnergyBreakdown  # kept beside it, a name of this one
+from llenergymeasure.domain.energy import EnergyUncertainty, merge_uncertainties
 from llenergymeasure.domain.latency import LatencyStatistics as LatencyStatistics  # likewise
-
-_LEAST_TRUSTED_FIRST: Final = ("low", "medium", "high")
 
 
 class InferenceMetrics(Record):
@@ -78,7 +78,7 @@ class FlopsResult(Record):
 
 def merge_flops(parts: Sequence[FlopsResult]) -> FlopsResult:
     """Operations of all processes, as trustworthy as the least trustworthy count."""
-    least = min(parts, key=lambda part: _LEAST_TRUSTED_FIRST.index(part.confidence))
+    least = max(parts, key=lambda part: get_args(Confidence).index(part.confidence))
     return least.model_copy(update={"value": math.fsum(part.value for part in parts)})
 
 
@@ -87,7 +87,7 @@ class WarmupResult(Record):
 
     converged: AllOf[bool] = Field(description="Whether latencies settled; true in fixed mode and when warm-up is off.")
     final_cv: Largest[float | None] = Field(description="Last coefficient of variation seen; null below two latencies.")
-    iterations_completed: Annotated[int, Merge(count)] = Field(ge=0, description="Warm-up prompts run.")
+    iterations_completed: Count[int] = Field(ge=0, description="Warm-up prompts run.")
     target_cv: float = Field(description="Coefficient of variation that counts as converged.")
     max_prompts: int = Field(ge=0, description="Most warm-up prompts allowed.")
     latencies_ms: Annotated[list[float], Merge(joined)] = Field(
@@ -131,7 +131,7 @@ class PhaseMetrics(Record):
     """One phase of generation, prefill or decode."""
 
     time_sec: Total[float] = Field(ge=0, description="Time in this phase, in seconds; summed over processes.")
-    tokens: Annotated[int, Merge(count)] = Field(ge=0, description="Tokens processed (prefill) or produced (decode).")
+    tokens: Count[int] = Field(ge=0, description="Tokens processed (prefill) or produced (decode).")
     energy_j: Total[float | None] = optional("Energy in joules; null: too short for the sensor.")
     uncertainty: EnergyUncertainty | None = optional("95 % half-widths of `energy_j`.")
 

@@ -44,15 +44,13 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class CommonWindow:
-    """The windows of all processes on one time axis.
+    """The windows of all processes on one time axis, from first start to last end.
 
     Args:
-        length_sec: First start to last end.
         overlap_pct: Time common to all windows, in per cent of `length_sec`.
     """
 
     start: datetime
-    end: datetime
     length_sec: float
     overlap_pct: float
 
@@ -78,9 +76,13 @@ def attribute_energy(records: Sequence[RawProcessResult]) -> Attribution:
         counted.append(chosen)
         if len(group) > 1:
             warnings.append(_shared_warning(group, chosen))
-    unnamed = [record.process_index for record in records if not devices_of(record)]
+    unnamed = [record for record in records if not devices_of(record)]
     if unnamed and len(records) > 1:
-        warnings.append(_unnamed_warning(unnamed))
+        text = (
+            f"processes {_indices(unnamed)} do not name their devices; a device used by several of them would be "
+            "counted more than once"
+        )
+        warnings.append(MeasurementWarning(WarningCode.ENERGY_ATTRIBUTION_UNVERIFIED, text))
     return Attribution(tuple(counted), shared, verified=not unnamed, warnings=tuple(warnings))
 
 
@@ -94,10 +96,10 @@ def common_window(records: Sequence[RawProcessResult]) -> CommonWindow:
     start, end = min(w[0] for w in windows), max(w[1] for w in windows)
     longest_sec = max(record.inference_metrics.inference_time_sec for record in records)
     if len(records) == 1:
-        return CommonWindow(start, end, longest_sec, overlap_pct=100.0)
+        return CommonWindow(start, longest_sec, overlap_pct=100.0)
     length_sec = max((end - start).total_seconds(), longest_sec)
     shared_sec = (min(w[1] for w in windows) - max(w[0] for w in windows)).total_seconds()
-    return CommonWindow(start, end, length_sec, 100 * max(shared_sec, 0.0) / length_sec if length_sec else 0.0)
+    return CommonWindow(start, length_sec, 100 * max(shared_sec, 0.0) / length_sec if length_sec else 0.0)
 
 
 def counted_window(record: RawProcessResult) -> tuple[datetime, datetime]:
@@ -159,14 +161,6 @@ def _entangled(group: Sequence[RawProcessResult]) -> MeasurementWarning:
         WarningCode.ENERGY_UNAVAILABLE,
         f"processes {_indices(group)} share some devices and not others, so their energies can neither be added nor "
         "told apart. Give each process devices of its own, or all of them the same.",
-    )
-
-
-def _unnamed_warning(indices: Sequence[int]) -> MeasurementWarning:
-    return MeasurementWarning(
-        WarningCode.ENERGY_ATTRIBUTION_UNVERIFIED,
-        f"processes {', '.join(map(str, indices))} do not name their devices; a device used by several of them would "
-        "be counted more than once",
     )
 
 
