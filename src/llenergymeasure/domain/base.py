@@ -23,6 +23,8 @@ EnergyMethod = Literal["hardware_counter", "power_integration", "model_estimate"
 EnergyScope = Literal["gpu", "gpu_module", "gpu_board", "cpu_package", "cpu_package_and_dram", "machine_model"]
 """What joules include. `gpu_board`: the parent board of a MIG slice. `machine_model`: CPU and RAM as modelled."""
 
+SchemaVersion = Annotated[str, Field(pattern=r"^2\.\d+$", description="Schema of this record.")]
+
 Methodology = Literal["total", "steady_state", "windowed"]
 """Warm-up off; warm-up run and excluded; only part of the generation counted."""
 
@@ -39,6 +41,11 @@ class Record(BaseModel):
 def optional(description: str, ge: int | None = None) -> Any:
     """A field that may be null, and is unless it is given: not measured, not known, not there."""
     return Field(default=None, ge=ge, description=description)
+
+
+def empty(kind: Callable[[], object], description: str) -> Any:
+    """A field that holds an empty `kind`, say a list, unless it is given."""
+    return Field(default_factory=kind, description=description)
 
 
 def as_utc(moment: datetime) -> datetime:

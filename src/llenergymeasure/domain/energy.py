@@ -20,6 +20,7 @@ from llenergymeasure.domain.base import (
     Same,
     Total,
     complete,
+    empty,
     largest,
     merge_records,
     of_known,
@@ -158,9 +159,7 @@ class EnergyUncertainty(Record):
     comparative_adjusted_j: float | None = optional(
         "Comparative half-width of the baseline-adjusted energy, in joules."
     )
-    budget: list[BudgetComponent] = Field(
-        default_factory=list, description="Components; those of kind `baseline` count for adjusted energy only."
-    )
+    budget: list[BudgetComponent] = empty(list, "Components; those of kind `baseline` count for adjusted energy only.")
 
 
 def absolute_half_width(components: Iterable[BudgetComponent]) -> float:

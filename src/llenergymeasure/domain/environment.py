@@ -8,7 +8,17 @@ from typing import Annotated, Final, TypeVar
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Column, EnergyScope, Merge, Record, Same, distinct, merge_records, optional
+from llenergymeasure.domain.base import (
+    Column,
+    EnergyScope,
+    Merge,
+    Record,
+    Same,
+    distinct,
+    empty,
+    merge_records,
+    optional,
+)
 
 T = TypeVar("T")
 
@@ -63,10 +73,10 @@ class EnvironmentMetadata(Record):
     """The first GPU of a run and what is around it."""
 
     gpu: GPUEnvironment = Field(description="The GPU.")
-    cuda: CUDAEnvironment = Field(default_factory=CUDAEnvironment, description="CUDA and driver.")
-    thermal: ThermalEnvironment = Field(default_factory=ThermalEnvironment, description="Temperature and limits.")
-    cpu: CPUEnvironment = Field(default_factory=CPUEnvironment, description="The processor.")
-    container: ContainerEnvironment = Field(default_factory=ContainerEnvironment, description="The container.")
+    cuda: CUDAEnvironment = empty(CUDAEnvironment, "CUDA and driver.")
+    thermal: ThermalEnvironment = empty(ThermalEnvironment, "Temperature and limits.")
+    cpu: CPUEnvironment = empty(CPUEnvironment, "The processor.")
+    container: ContainerEnvironment = empty(ContainerEnvironment, "The container.")
     collected_at: datetime | None = optional("When this was collected (UTC).")
 
     @property
@@ -100,26 +110,18 @@ class EnvironmentSnapshot(Record):
     cuda_version_source: str | None = optional("Where the CUDA version came from: `torch`, `version_file` or `nvcc`.")
     cuda_driver_version: str | None = optional("NVIDIA driver version.")
     os_version: str | None = optional("Distribution and its version.")
-    gpu_names: PerGPU[str] = Field(default_factory=list, description="Marketing name of each GPU in use.")
-    gpu_uuids: PerGPU[str] = Field(default_factory=list, description="UUID of each GPU in use.")
-    gpu_vram_mb: PerGPU[float | None] = Field(
-        default_factory=list,
-        description="Total memory of each GPU in MB of 2^20 bytes, as nvidia-smi prints it; null: not told.",
+    gpu_names: PerGPU[str] = empty(list, "Marketing name of each GPU in use.")
+    gpu_uuids: PerGPU[str] = empty(list, "UUID of each GPU in use.")
+    gpu_vram_mb: PerGPU[float | None] = empty(
+        list, "Total memory of each GPU in MB of 2^20 bytes, as nvidia-smi prints it; null: not told."
     )
-    gpu_persistence_mode: PerGPU[bool | None] = Field(
-        default_factory=list, description="Persistence mode of each GPU; null: not told."
-    )
-    gpu_power_limit_w: PerGPU[float | None] = Field(
-        default_factory=list, description="Enforced power limit of each GPU, in watts; null: not told."
-    )
-    gpu_max_sm_clock_mhz: PerGPU[float | None] = Field(
-        default_factory=list, description="Highest SM clock of each GPU, in MHz; null: not told."
-    )
+    gpu_persistence_mode: PerGPU[bool | None] = empty(list, "Persistence mode of each GPU; null: not told.")
+    gpu_power_limit_w: PerGPU[float | None] = empty(list, "Enforced power limit of each GPU, in watts; null: not told.")
+    gpu_max_sm_clock_mhz: PerGPU[float | None] = empty(list, "Highest SM clock of each GPU, in MHz; null: not told.")
     cpu: CPUEnvironment | None = optional("The processor.")
     container: ContainerEnvironment | None = optional("The container.")
-    pip_freeze: list[str] = Field(
-        default_factory=list,
-        description="Installed packages, `name==version`, sorted; with the commit where installed from one.",
+    pip_freeze: list[str] = empty(
+        list, "Installed packages, `name==version`, sorted; with the commit where installed from one."
     )
     hardware: EnvironmentMetadata | None = optional("The first GPU; null without one.")
 
@@ -159,10 +161,10 @@ class MeasurementBoundary(Record):
     """What the energy of the window includes, in space and in time."""
 
     devices: Annotated[list[str], Merge(distinct)] = Field(description="Metered devices: GPU UUIDs, or `cpu`.")
-    device_names: list[str] = Field(default_factory=list, description="Their marketing names, in the same order.")
+    device_names: list[str] = empty(list, "Their marketing names, in the same order.")
     scope: Same[EnergyScope | None] = optional("What of each device is metered; null: nothing.")
-    includes: list[str] = Field(default_factory=list, description="Work inside the window.")
-    excludes: list[str] = Field(default_factory=list, description="Work outside the window.")
+    includes: list[str] = empty(list, "Work inside the window.")
+    excludes: list[str] = empty(list, "Work outside the window.")
 
 
 def merge_boundaries(parts: Sequence[MeasurementBoundary]) -> MeasurementBoundary:
@@ -184,12 +186,10 @@ class AggregationMetadata(Record):
     gpu_attribution_verified: bool = Field(
         default=False, description="Whether every joule was traced to a device and counted once."
     )
-    shared_devices: dict[str, list[int]] = Field(
-        default_factory=dict, description="Devices used by several processes, and the indices of those."
-    )
+    shared_devices: dict[str, list[int]] = empty(dict, "Devices used by several processes, and the indices of those.")
     temporal_overlap_verified: bool = Field(
         default=False, description="Whether the processes' windows ran side by side."
     )
     overlap_pct: float | None = optional("Time common to all windows, in per cent of the common window.")
     common_window_sec: float | None = optional("First start to last end of the windows, in seconds.")
-    warnings: list[str] = Field(default_factory=list, description="`code: explanation` of each failed check.")
+    warnings: list[str] = empty(list, "`code: explanation` of each failed check.")

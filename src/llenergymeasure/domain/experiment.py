@@ -22,9 +22,11 @@ from llenergymeasure.domain.base import (
     Merge,
     Methodology,
     Record,
+    SchemaVersion,
     Total,
     as_utc,
     count,
+    empty,
     first,
     merge_records,
     of_all,
@@ -170,8 +172,8 @@ class RawProcessResult(Record):
     truncated_prompts: _TruncatedPrompts = None
     requests: RequestTimings | None = optional("Per-request tokens and latencies.")
 
-    energy_per_device_j: dict[str, float | None] = Field(
-        default_factory=dict, description="Joules by device UUID (or `cpu`); null: that device could not be read."
+    energy_per_device_j: dict[str, float | None] = empty(
+        dict, "Joules by device UUID (or `cpu`); null: that device could not be read."
     )
     energy_breakdown: _EnergyBreakdown = None
     energy_audit: _EnergyAudit = None
@@ -188,7 +190,7 @@ class RawProcessResult(Record):
     warmup_result: _Warmup = None
     warmup_excluded_samples: _ExcludedSamples = None
     timeseries_path: str | None = optional("Path of the 1 Hz time series.")
-    warnings: list[str] = Field(default_factory=list, description="`code: explanation` of each doubt.")
+    warnings: list[str] = empty(list, "`code: explanation` of each doubt.")
 
     @property
     def energy_adjusted_j(self) -> float | None:
@@ -202,9 +204,7 @@ class RawProcessResult(Record):
 class ExperimentResult(Record):
     """One experiment, measured once. Figures are of the measurement window; null means not measured or not known."""
 
-    schema_version: str = Field(
-        default=RESULT_SCHEMA_VERSION, pattern=r"^2\.\d+$", description="Schema of this record."
-    )
+    schema_version: SchemaVersion = RESULT_SCHEMA_VERSION
     experiment_id: Annotated[str, Column(1, "", "Identity of the measurement")] = Field(
         description="Identity of this measurement."
     )
@@ -257,9 +257,7 @@ class ExperimentResult(Record):
     environment_snapshot: Annotated[EnvironmentSnapshot | None, Merge(of_known(merge_environments), "environment")] = (
         optional("Machine and software.")
     )
-    measurement_warnings: list[str] = Field(
-        default_factory=list, description="`code: explanation` of each doubt about these figures."
-    )
+    measurement_warnings: list[str] = empty(list, "`code: explanation` of each doubt about these figures.")
     warmup_excluded_samples: _ExcludedSamples = None
     reproducibility_notes: str = Field(
         default=NVML_REPRODUCIBILITY_NOTE, description="What to expect of a second measurement with this meter."
@@ -272,8 +270,8 @@ class ExperimentResult(Record):
         description="When the experiment ended (UTC)."
     )
     effective_config: _EffectiveConfig = Field(default_factory=dict)
-    process_results: list[RawProcessResult] = Field(
-        default_factory=list, description="One record per process where there were several, without per-request data."
+    process_results: list[RawProcessResult] = empty(
+        list, "One record per process where there were several, without per-request data."
     )
     aggregation: AggregationMetadata | None = optional("How processes were put together.")
     thermal_throttle: _Throttle = None

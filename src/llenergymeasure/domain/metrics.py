@@ -19,6 +19,7 @@ from llenergymeasure.domain.base import (
     Record,
     Total,
     complete,
+    empty,
     joined,
     merge_records,
     optional,
@@ -90,9 +91,7 @@ class WarmupResult(Record):
     iterations_completed: Count[int] = Field(ge=0, description="Warm-up prompts run.")
     target_cv: float = Field(description="Coefficient of variation that counts as converged.")
     max_prompts: int = Field(ge=0, description="Most warm-up prompts allowed.")
-    latencies_ms: Annotated[list[float], Merge(joined)] = Field(
-        default_factory=list, description="Latency of each warm-up prompt, in ms."
-    )
+    latencies_ms: Annotated[list[float], Merge(joined)] = empty(list, "Latency of each warm-up prompt, in ms.")
     thermal_floor_wait_s: Largest[float] = Field(default=0.0, ge=0, description="Wait after warm-up, in seconds.")
 
 
@@ -111,8 +110,8 @@ class ThermalThrottleInfo(Record):
     hw_power: AnyOf[bool] = Field(default=False, description="Throttled by the hardware's power brake.")
     throttle_duration_sec: Largest[float] = Field(default=0.0, ge=0, description="Time throttled, in seconds.")
     max_temperature_c: Largest[float | None] = optional("Highest temperature, in degrees Celsius.")
-    throttle_timestamps: Annotated[list[float], Merge(_in_order)] = Field(
-        default_factory=list, description="Starts of throttling, in seconds from the window's start."
+    throttle_timestamps: Annotated[list[float], Merge(_in_order)] = empty(
+        list, "Starts of throttling, in seconds from the window's start."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, VERSION
-from llenergymeasure.domain.base import JsonDict, Record, optional
+from llenergymeasure.domain.base import JsonDict, Record, SchemaVersion, empty, optional
 
 StudyStatus = Literal["running", "completed", "interrupted", "failed"]
 EntryStatus = Literal["pending", "running", "completed", "failed"]
@@ -81,26 +81,18 @@ class ConfigurationStatistics(Record):
 class StudyResult(Record):
     """What a study yielded."""
 
-    schema_version: str = Field(
-        default=RESULT_SCHEMA_VERSION, pattern=r"^2\.\d+$", description="Schema of this record."
-    )
+    schema_version: SchemaVersion = RESULT_SCHEMA_VERSION
     study_id: str = Field(description="Identity of this execution of the study.")
     name: str | None = optional("Name of the study.")
     study_design_hash: str | None = optional("First 16 hex digits of SHA-256 over the resolved experiments.")
     started_at: datetime = Field(description="When the study began (UTC).")
     completed_at: datetime | None = optional("When it ended (UTC); null: it did not.")
-    measurement_protocol: MeasurementProtocol = Field(
-        default_factory=MeasurementProtocol, description="Cycles, order, gaps and seed."
-    )
+    measurement_protocol: MeasurementProtocol = empty(MeasurementProtocol, "Cycles, order, gaps and seed.")
     summary: StudySummary = Field(description="Counts and totals.")
-    skipped: list[SkippedExperiment] = Field(default_factory=list, description="Configurations left out.")
-    failed: list[FailedExperiment] = Field(default_factory=list, description="Runs without a result.")
-    result_files: list[str] = Field(
-        default_factory=list, description="Results, as paths relative to the study directory."
-    )
-    statistics: list[ConfigurationStatistics] = Field(
-        default_factory=list, description="Each configuration over its cycles."
-    )
+    skipped: list[SkippedExperiment] = empty(list, "Configurations left out.")
+    failed: list[FailedExperiment] = empty(list, "Runs without a result.")
+    result_files: list[str] = empty(list, "Results, as paths relative to the study directory.")
+    statistics: list[ConfigurationStatistics] = empty(list, "Each configuration over its cycles.")
 
 
 class ExperimentManifestEntry(Record):
@@ -121,9 +113,7 @@ class ExperimentManifestEntry(Record):
 class StudyManifest(Record):
     """Checkpoint of a study: enough to resume it, not its result."""
 
-    schema_version: str = Field(
-        default=RESULT_SCHEMA_VERSION, pattern=r"^2\.\d+$", description="Schema of this record."
-    )
+    schema_version: SchemaVersion = RESULT_SCHEMA_VERSION
     study_name: str = Field(description="Name of the study.")
     study_design_hash: str = Field(description="First 16 hex digits of SHA-256 over the resolved experiments.")
     llenergymeasure_version: str = Field(default=VERSION, description="Version that wrote this.")
@@ -134,9 +124,5 @@ class StudyManifest(Record):
     completed: int = Field(default=0, ge=0, description="Runs with a result.")
     failed: int = Field(default=0, ge=0, description="Runs that failed.")
     pending: int = Field(ge=0, description="Runs still to be done.")
-    experiments: list[ExperimentManifestEntry] = Field(
-        default_factory=list, description="Every run, in order of execution."
-    )
-    study: JsonDict = Field(
-        default_factory=dict, description="The resolved study (experiments and execution), enough to resume from."
-    )
+    experiments: list[ExperimentManifestEntry] = empty(list, "Every run, in order of execution.")
+    study: JsonDict = empty(dict, "The resolved study (experiments and execution), enough to resume from.")

@@ -16,7 +16,7 @@ from typing import Final
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Record, as_utc, distinct, merge_figures, optional
+from llenergymeasure.domain.base import Record, as_utc, distinct, empty, merge_figures, optional
 from llenergymeasure.domain.energy import (
     NVML_REPRODUCIBILITY_NOTE,
     EmissionFactors,
@@ -40,8 +40,8 @@ class CompletenessReport(Record):
 
     expected_processes: int = Field(description="Processes that should have taken part.")
     is_complete: bool = Field(description="Whether every check passed.")
-    missing_indices: list[int] = Field(default_factory=list, description="Processes without a whole record.")
-    duplicate_indices: list[int] = Field(default_factory=list, description="Processes with more than one record.")
+    missing_indices: list[int] = empty(list, "Processes without a whole record.")
+    duplicate_indices: list[int] = empty(list, "Processes with more than one record.")
     error_message: str | None = optional("What is wrong, in one sentence; null: nothing.")
 
 
