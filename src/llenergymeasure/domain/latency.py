@@ -80,13 +80,8 @@ class RequestTimings(Record):
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
-        columns: dict[str, Sized | None] = {
-            "output_tokens": self.output_tokens,
-            "e2e_ms": self.e2e_ms,
-            "ttft_ms": self.ttft_ms,
-            "queue_ms": self.queue_ms,
-        }
-        for name, column in columns.items():
+        for name in ("output_tokens", "e2e_ms", "ttft_ms", "queue_ms"):
+            column: Sized | None = getattr(self, name)
             if column is not None and len(column) != len(self.input_tokens):
                 raise ValueError(f"{name} has {len(column)} entries for {len(self.input_tokens)} requests")
         return self

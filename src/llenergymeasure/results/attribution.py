@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from llenergymeasure.domain.base import as_utc
+from llenergymeasure.domain.base import as_utc, joined
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
@@ -125,18 +125,13 @@ def devices_of(record: RawProcessResult) -> frozenset[str]:
 
 def _groups_by_device(records: Sequence[RawProcessResult]) -> list[list[RawProcessResult]]:
     """Records that are linked by shared devices, directly or through others."""
-    groups: list[tuple[set[str], list[RawProcessResult]]] = []
+    groups: list[list[RawProcessResult]] = []
     for record in records:
-        devices, members = set(devices_of(record)), [record]
-        apart = []
-        for other_devices, other_members in groups:
-            if devices & other_devices:
-                devices |= other_devices
-                members = other_members + members
-            else:
-                apart.append((other_devices, other_members))
-        groups = [*apart, (devices, members)]
-    return [members for _, members in groups]
+        devices = devices_of(record)
+        linked = [group for group in groups if any(devices & devices_of(member) for member in group)]
+        apart = [group for group in groups if all(devices.isdisjoint(devices_of(member)) for member in group)]
+        groups = [*apart, [*joined(reversed(linked)), record]]
+    return groups
 
 
 def _widest(group: Sequence[RawProcessResult]) -> RawProcessResult | None:
