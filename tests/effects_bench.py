@@ -12,13 +12,13 @@ from typing import Any
 from energy_fakes import listed
 from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Event, StepStarted
+from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
 

@@ -14,7 +14,6 @@ from tests.nvml.scripted import ScriptedGpu
 from energy_fakes import listed, steady
 from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.assemble import RecordCollector
 from llenergymeasure.core.backends.protocol import (
     GenerationOutput,
@@ -30,6 +29,7 @@ from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.preflight import Ready
+from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.core.window import Window
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult

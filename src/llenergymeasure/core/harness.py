@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Protocol
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.artefacts import Artefacts, write_artefacts
 from llenergymeasure.core.assemble import RecordCollector
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
@@ -27,6 +26,7 @@ from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.observations import MetricsCollector, Observations
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
+from llenergymeasure.core.timeseries import Artefacts, write_artefacts
 from llenergymeasure.core.warmup import warm_up
 from llenergymeasure.core.window import measure_window
 from llenergymeasure.datasets.loader import load_prompts
@@ -61,7 +61,7 @@ class Bench:
     baselines: BaselineCache = field(default_factory=BaselineCache)
     clock: Clock = field(default_factory=SystemClock)
     observer: Observer = ignore_events
-    share: Shard = WHOLE
+    shard: Shard = WHOLE
     wait_for_others: Callable[[], None] | None = None
 
 
@@ -86,7 +86,7 @@ def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir
     try:
         bench.observer(StepStarted("finish"))
         artefacts = write_artefacts(seen, work_dir)
-        record = bench.collector.collect(seen, experiment_id, bench.clock.wall(), bench.share.index)
+        record = bench.collector.collect(seen, experiment_id, bench.clock.wall(), bench.shard.index)
     finally:
         seen.window.energy.close()
     return Measurement(record, artefacts)
@@ -105,7 +105,7 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     ready = _run_preflight(config, bench)
     with bench.environment() as environment:
         tokenizer = engine.tokenizer(config)
-        prompts = bench.share.of(load_prompts(config, tokenizer, ready.prompts))
+        prompts = bench.shard.of(load_prompts(config, tokenizer, ready.prompts))
         snapshot = environment.result()
     planned = engine.plan_devices(config)
     meter = ready.meter or bench.meter_for(planned)

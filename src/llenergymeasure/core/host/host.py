@@ -15,9 +15,8 @@ import platformdirs
 
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.core.gpu.driver import Gpu, GpuDriver
+from llenergymeasure.core.gpu.driver import Gpu, GpuDriver, visible_gpus
 from llenergymeasure.core.gpu.nvml import open_nvml
-from llenergymeasure.core.gpu.visible import visible_gpus
 
 
 def installed_packages(distributions: Iterable[metadata.Distribution] | None = None) -> list[str]:
