@@ -140,13 +140,11 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
         "core/window.py", experiment.test_min_duration_seconds_goes_through_the_prompts_again
     ),
     "measurement.skip_first_seconds": Effect(
-        "core/observations.py", experiment.test_skip_first_seconds_leaves_out_the_beginning
+        "core/window.py", experiment.test_skip_first_seconds_leaves_out_the_beginning
     ),
-    "measurement.skip_last_seconds": Effect(
-        "core/observations.py", experiment.test_skip_last_seconds_leaves_out_the_end
-    ),
+    "measurement.skip_last_seconds": Effect("core/window.py", experiment.test_skip_last_seconds_leaves_out_the_end),
     "measurement.full_batch_only": Effect(
-        "core/observations.py",
+        "core/window.py",
         experiment.test_full_batch_only_counts_while_the_batch_is_full,
         "refused on engines that run fixed batches",
     ),

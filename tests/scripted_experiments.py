@@ -14,7 +14,7 @@ from tests.nvml.scripted import ScriptedGpu
 from energy_fakes import listed, steady
 from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.assemble import RecordCollector
+from llenergymeasure.core.assemble import Observations, RecordCollector
 from llenergymeasure.core.backends.protocol import (
     GenerationOutput,
     GenerationRequest,
@@ -27,7 +27,6 @@ from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, 
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.host import Host
-from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.core.window import Window

@@ -8,8 +8,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement
-from llenergymeasure.core.observations import measurement_slice
-from llenergymeasure.core.window import Window
+from llenergymeasure.core.window import Window, measurement_slice
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.exceptions import ExperimentError
 

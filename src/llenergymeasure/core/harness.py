@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Protocol
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.assemble import RecordCollector
+from llenergymeasure.core.assemble import MetricsCollector, Observations, RecordCollector
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.core.observations import MetricsCollector, Observations
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
 from llenergymeasure.core.timeseries import Artefacts, write_artefacts
