@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,16 +57,10 @@ class Run:
         return {warning.partition(":")[0] for warning in self.record.warnings}
 
 
-class ReadySnapshot:
-    """An environment that is known already."""
-
-    def result(self) -> EnvironmentSnapshot:
-        return EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux")
-
-
 @contextmanager
-def ready_snapshot() -> Iterator[ReadySnapshot]:
-    yield ReadySnapshot()
+def ready_snapshot() -> Iterator[Callable[[], EnvironmentSnapshot]]:
+    """An environment that is known already."""
+    yield lambda: EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux")
 
 
 def no_warnings(config: ExperimentConfig, engine: InferenceBackend) -> Ready:

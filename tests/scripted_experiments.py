@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -125,14 +125,9 @@ class _Keeping(RecordCollector):
         return super().collect(seen, experiment_id, ended_at, process_index)
 
 
-class _Snapshot:
-    def result(self) -> EnvironmentSnapshot:
-        return EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux")
-
-
 @contextmanager
-def _snapshot() -> Iterator[_Snapshot]:
-    yield _Snapshot()
+def _snapshot() -> Iterator[Callable[[], EnvironmentSnapshot]]:
+    yield lambda: EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux")
 
 
 def _ready(config: ExperimentConfig, engine: InferenceBackend) -> Ready:

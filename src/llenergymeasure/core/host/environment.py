@@ -13,9 +13,12 @@ import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -45,12 +48,7 @@ def collect_environment(host: Host | None = None) -> EnvironmentSnapshot:
     host = host or Host()
     driver, gpus = _part("GPUs", lambda: _read_gpus(host)) or (None, ())
     cuda = _part("CUDA version", lambda: find_cuda_version(host.environ, host.torch_dir()))
-    cpu = _part("processor", lambda: read_cpu(host.root))
-    container = _part("container", lambda: detect_container(host.environ, host.root))
-    cuda_environment = CUDAEnvironment(
-        version=cuda.version if cuda else None, driver_version=driver, cudnn_version=_part("cuDNN version", _cudnn)
-    )
-    return _snapshot(
+    snapshot = _snapshot(
         cuda_version=cuda.version if cuda else None,
         cuda_version_source=cuda.source if cuda else None,
         cuda_driver_version=driver,
@@ -61,51 +59,51 @@ def collect_environment(host: Host | None = None) -> EnvironmentSnapshot:
         gpu_persistence_mode=[gpu.persistence_mode for gpu in gpus],
         gpu_power_limit_w=[gpu.power_limit_w for gpu in gpus],
         gpu_max_sm_clock_mhz=[gpu.max_sm_clock_mhz for gpu in gpus],
-        cpu=cpu,
-        container=container,
+        cpu=_part("processor", lambda: read_cpu(host.root)),
+        container=_part("container", lambda: detect_container(host.environ, host.root)),
         pip_freeze=_part("installed packages", host.packages) or [],
-        hardware=_hardware(gpus[0], cuda_environment, cpu, container, host.clock.wall()) if gpus else None,
     )
+    if gpus:
+        snapshot = snapshot.model_copy(update={"hardware": _hardware(gpus[0], snapshot, host.clock.wall())})
+    return snapshot
 
 
-class PendingSnapshot:
-    """A snapshot that is being taken on a thread of its own."""
+@contextmanager
+def environment_in_background(
+    host: Host | None = None, timeout_s: float = COLLECTION_TIMEOUT_S
+) -> Iterator[Callable[[], EnvironmentSnapshot]]:
+    """Take a snapshot while the block does something else; it is complete when the block ends well.
 
-    def __init__(self, host: Host | None) -> None:
-        self._host = host
-        self._snapshot: EnvironmentSnapshot | None = None
-        self._complete = threading.Event()
-        self._thread = threading.Thread(target=self._collect, name="llem-environment", daemon=True)
-        self._thread.start()
+    Args:
+        timeout_s: Seconds to wait for it at most. After them it holds versions alone, and the log says so.
 
-    def result(self, timeout_s: float = COLLECTION_TIMEOUT_S) -> EnvironmentSnapshot:
-        """The snapshot; waits until it is complete.
+    Yields:
+        A function that waits for the snapshot.
+    """
+    collected: Future[EnvironmentSnapshot] = Future()
 
-        Args:
-            timeout_s: Seconds to wait at most. After them the snapshot holds versions alone, and the log says so.
-        """
-        if self._snapshot is None and self._complete.wait(timeout_s):
-            self._thread.join()  # not the wait itself: a Ctrl-C in join() makes the thread look ended
-        if self._snapshot is None:
+    def collect() -> None:
+        collected.set_result(collect_environment(host))
+
+    thread = threading.Thread(target=collect, name="llem-environment", daemon=True)
+    thread.start()
+
+    @cache
+    def snapshot() -> EnvironmentSnapshot:
+        try:
+            found = collected.result(timeout_s)
+        except FutureTimeoutError:
             logger.warning(
                 "The environment snapshot was not complete after %g s (does nvidia-smi answer?); "
                 "the result will lack the machine's description.",
                 timeout_s,
             )
-            self._snapshot = _snapshot()
-        return self._snapshot
+            return _snapshot()
+        thread.join()  # not the wait itself: a Ctrl-C in join() makes the thread look ended
+        return found
 
-    def _collect(self) -> None:
-        self._snapshot = collect_environment(self._host)
-        self._complete.set()
-
-
-@contextmanager
-def environment_in_background(host: Host | None = None) -> Iterator[PendingSnapshot]:
-    """Take a snapshot while the block does something else; it is complete when the block ends well."""
-    pending = PendingSnapshot(host)
-    yield pending
-    pending.result()
+    yield snapshot
+    snapshot()
 
 
 def _snapshot(**facts: Any) -> EnvironmentSnapshot:
@@ -133,13 +131,7 @@ def _read_gpus(host: Host) -> tuple[str, tuple[Gpu, ...]]:
     return driver.driver_version(), visible_gpus(host.environ, driver)
 
 
-def _hardware(
-    gpu: Gpu,
-    cuda: CUDAEnvironment,
-    cpu: CPUEnvironment | None,
-    container: ContainerEnvironment | None,
-    collected_at: datetime,
-) -> EnvironmentMetadata:
+def _hardware(gpu: Gpu, around: EnvironmentSnapshot, collected_at: datetime) -> EnvironmentMetadata:
     return EnvironmentMetadata(
         gpu=GPUEnvironment(
             name=gpu.name,
@@ -148,15 +140,19 @@ def _hardware(
             pcie_gen=gpu.pcie_generation,
             mig_enabled=gpu.mig_enabled,
         ),
-        cuda=cuda,
+        cuda=CUDAEnvironment(
+            version=around.cuda_version,
+            driver_version=around.cuda_driver_version,
+            cudnn_version=_part("cuDNN version", _cudnn),
+        ),
         thermal=ThermalEnvironment(
             temperature_c=gpu.temperature_c,
             power_limit_w=gpu.power_limit_w,
             default_power_limit_w=gpu.default_power_limit_w,
             fan_speed_pct=gpu.fan_speed_pct,
         ),
-        cpu=cpu or CPUEnvironment(),
-        container=container or ContainerEnvironment(),
+        cpu=around.cpu or CPUEnvironment(),
+        container=around.container or ContainerEnvironment(),
         collected_at=collected_at,
     )
 
@@ -193,23 +189,15 @@ def read_cpu(root: Path = Path("/")) -> CPUEnvironment:
 
 def _model(cpuinfo: Path) -> str | None:
     """The first `model name` (x86) or `Model`/`Hardware` line (some ARM systems)."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
+    lines = _read(cpuinfo).splitlines()
     values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
     return next((values[key] for key in ("model name", "Model", "Hardware") if values.get(key)), None)
 
 
 def _governor(cpus: Path) -> str | None:
     """The governor of all cores; several, sorted, where they differ. `None` where the kernel scales nothing."""
-    found = set()
-    for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor"):
-        try:
-            found.add(path.read_text(encoding="utf-8").strip())
-        except OSError:  # a core that was taken offline meanwhile
-            continue
-    return ", ".join(sorted(found)) or None
+    found = {_read(path).strip() for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")}
+    return ", ".join(sorted(found - {""})) or None  # nothing: a core that was taken offline meanwhile
 
 
 _ENVIRONMENT_SIGNS: Final = (
@@ -227,11 +215,11 @@ _FILE_SIGNS: Final = (
 """Files that a runtime leaves in its containers; the outer runtime (Kubernetes) before the inner one."""
 
 _CGROUP_SIGNS: Final = (
-    (r"kubepods", "kubernetes"),
-    (r"libpod", "podman"),
-    (r"docker", "docker"),
-    (r"lxc", "lxc"),
-    (r"containerd", "containerd"),
+    ("kubepods", "kubernetes"),
+    ("libpod", "podman"),
+    ("docker", "docker"),
+    ("lxc", "lxc"),
+    ("containerd", "containerd"),
 )
 
 
@@ -241,28 +229,20 @@ def detect_container(environ: Mapping[str, str], root: Path = Path("/")) -> Cont
     Args:
         environ: This process's environment; only the presence of names is looked at.
     """
-    runtime = _by_environment(environ) or _by_file(root) or _by_manager(root) or _by_cgroup(root)
+    runtime = next(_container_signs(environ, root), None)
     return ContainerEnvironment(detected=runtime is not None, runtime=runtime)
 
 
-def _by_environment(environ: Mapping[str, str]) -> str | None:
-    return next((runtime for name, runtime in _ENVIRONMENT_SIGNS if name in environ), None)
-
-
-def _by_file(root: Path) -> str | None:
-    return next((runtime for name, runtime in _FILE_SIGNS if (root / name).exists()), None)
-
-
-def _by_manager(root: Path) -> str | None:
-    """What the manager wrote for systemd: https://systemd.io/CONTAINER_INTERFACE, by name."""
-    name = _read(root / "run/systemd/container").strip()
-    return name if re.fullmatch(r"[a-z][a-z0-9-]*", name) else None
-
-
-def _by_cgroup(root: Path) -> str | None:
-    """The path of the first process's control group (version 1; version 2 hides it inside a namespace)."""
+def _container_signs(environ: Mapping[str, str], root: Path) -> Iterator[str]:
+    """Names of the runtime, the surest first."""
+    yield from (runtime for name, runtime in _ENVIRONMENT_SIGNS if name in environ)
+    yield from (runtime for name, runtime in _FILE_SIGNS if (root / name).exists())
+    # What the manager wrote for systemd: https://systemd.io/CONTAINER_INTERFACE, by name.
+    if re.fullmatch(r"[a-z][a-z0-9-]*", name := _read(root / "run/systemd/container").strip()):
+        yield name
+    # The path of the first process's control group (version 1; version 2 hides it inside a namespace).
     groups = _read(root / "proc/1/cgroup")
-    return next((runtime for sign, runtime in _CGROUP_SIGNS if re.search(sign, groups)), None)
+    yield from (runtime for sign, runtime in _CGROUP_SIGNS if sign in groups)
 
 
 def _read(path: Path) -> str:
@@ -291,7 +271,10 @@ class CudaVersion:
 
 
 def find_cuda_version(environ: Mapping[str, str], torch_dir: Path | None = None) -> CudaVersion | None:
-    """The CUDA release, from the first source that knows one.
+    """Which CUDA release this machine's software runs on, found without starting CUDA or importing torch.
+
+    Asked in this order, since the first is what the measured program really uses: the CUDA that the installed torch was
+    built with, the toolkit's version file, the toolkit's compiler.
 
     Args:
         environ: Environment in which the toolkit is looked for (`CUDA_HOME`, `CUDA_PATH`, `PATH`).
@@ -301,8 +284,10 @@ def find_cuda_version(environ: Mapping[str, str], torch_dir: Path | None = None)
         `None` where torch is missing or a CPU build and no toolkit is installed.
     """
     toolkit = Path(environ.get("CUDA_HOME") or environ.get("CUDA_PATH") or TOOLKIT_DIR)
-    if torch_dir is not None and (version := _of_torch(torch_dir)):
-        return CudaVersion(version, "torch")
+    if torch_dir is not None:  # a CPU build has `cuda = None` there
+        built_with = _found(rf"^cuda\b[^=\n]*=\s*['\"]{_RELEASE}", _read(torch_dir / "version.py"))
+        if built_with is not None:
+            return CudaVersion(built_with, "torch")
     if version := _of_version_file(toolkit):
         return CudaVersion(version, "version_file")
     if version := _of_nvcc(toolkit, environ):
@@ -310,34 +295,12 @@ def find_cuda_version(environ: Mapping[str, str], torch_dir: Path | None = None)
     return None
 
 
-def _of_torch(torch_dir: Path) -> str | None:
-    """`torch.version.cuda`, read from the file that defines it; a CPU build says `None` there."""
-    try:
-        text = (torch_dir / "version.py").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    match = re.search(rf"^cuda\b[^=\n]*=\s*['\"]{_RELEASE}", text, re.MULTILINE)
-    return match[1] if match else None
-
-
 def _of_version_file(toolkit: Path) -> str | None:
     """`version.json` (toolkits since 11.1), else `version.txt` (older ones)."""
-    return _of_version_json(toolkit / "version.json") or _of_version_txt(toolkit / "version.txt")
-
-
-def _of_version_json(path: Path) -> str | None:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["cuda"]["version"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _of_version_txt(path: Path) -> str | None:
-    try:
-        match = re.search(rf"CUDA Version {_RELEASE}", path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return match[1] if match else None
+        return str(json.loads(_read(toolkit / "version.json"))["cuda"]["version"])
+    except (ValueError, KeyError, TypeError):
+        return _found(rf"CUDA Version {_RELEASE}", _read(toolkit / "version.txt"))
 
 
 def _of_nvcc(toolkit: Path, environ: Mapping[str, str]) -> str | None:
@@ -348,7 +311,11 @@ def _of_nvcc(toolkit: Path, environ: Mapping[str, str]) -> str | None:
             )
         except (OSError, ValueError, subprocess.TimeoutExpired):
             continue
-        match = re.search(rf"release {_RELEASE}", answer.stdout)
-        if match:
-            return match[1]
+        if version := _found(rf"release {_RELEASE}", answer.stdout):
+            return version
     return None
+
+
+def _found(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text, re.MULTILINE)
+    return match[1] if match else None
