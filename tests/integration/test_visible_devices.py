@@ -18,8 +18,8 @@ from tests.nvml.waveform import constant
 from energy_fakes import nvml_meter
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.gpu.driver import order_is_certain, visible_gpus
 from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.gpu.visible import order_is_certain, visible_gpus
 from llenergymeasure.domain.energy import comparative_half_width
 from llenergymeasure.domain.warnings import WarningCode
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fake_nvml import FakeGpu, FakeNvml
-from llenergymeasure.core.gpu.driver import cuda_uuids_of_torch, order_is_certain, visible_gpus
+from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
 
 A, B, C, D = (FakeGpu(uuid, name="NVIDIA H100") for uuid in ("GPU-a1", "GPU-a2", "GPU-b3", "GPU-c4"))
 NVML = FakeNvml(A, B, C, D)

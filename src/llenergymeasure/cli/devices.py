@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.gpu.driver import GpuDriverError, order_is_certain, visible_gpus
+from llenergymeasure.core.gpu.driver import GpuDriverError
+from llenergymeasure.core.gpu.visible import order_is_certain, visible_gpus
 from llenergymeasure.core.host.environment import read_cpu
 from llenergymeasure.core.host.host import Host
 

@@ -12,7 +12,8 @@ from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.energy.select import CPU_PRIORITY, GPU_PRIORITY, BackendReading, describe_energy_backends
 from llenergymeasure.core.energy.types import MeterOptions
-from llenergymeasure.core.gpu.driver import DeviceId, DriverMissingError, Gpu, GpuDriverError, visible_gpus
+from llenergymeasure.core.gpu.driver import DeviceId, DriverMissingError, Gpu, GpuDriverError
+from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.host.environment import CudaVersion, detect_container, find_cuda_version, read_cpu
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.environment import ContainerEnvironment, CPUEnvironment

@@ -26,7 +26,8 @@ from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
-from llenergymeasure.core.gpu.driver import VISIBLE_DEVICES, DeviceId, GpuDriverError
+from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError
+from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host

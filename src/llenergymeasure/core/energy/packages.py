@@ -28,7 +28,8 @@ from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.strategies import PackageReading, PackageStrategy, window_keys
 from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.gpu.driver import VISIBLE_DEVICES, Gpu
+from llenergymeasure.core.gpu.driver import Gpu
+from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 

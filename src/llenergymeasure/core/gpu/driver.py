@@ -8,9 +8,8 @@ one device of it, which answers `None` where it does not tell.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal, Protocol, TypeVar
 
@@ -163,7 +162,6 @@ class Gpu:
     """One GPU, or one MIG instance. What it tells about itself is read when first asked for, and `None` if it does not.
 
     Args:
-        uuid: As a run names it: `GPU-…`, or `MIG-…` for a MIG instance.
         board_uuid: The board whose sensors speak for it: its own, except for a MIG instance.
         own_handle: That of the device itself: a MIG instance's memory is its own.
         cuda_index: Index that a CUDA program uses for it; `None`: not known.
@@ -272,7 +270,15 @@ def all_boards(driver: GpuDriver) -> tuple[Gpu, ...]:
     Raises:
         GpuDriverError: The driver could not list them.
     """
-    return tuple(_describe(driver, index, handle) for index, handle in enumerate(driver.device_handles()))
+    boards = []
+    for index, handle in enumerate(driver.device_handles()):
+        uuid, name = driver.uuid(handle), driver.name(handle)
+        instances = tuple(
+            Gpu(driver.uuid(instance), uuid, index, name, driver, handle, own_handle=instance)
+            for instance in driver.mig_handles(handle)
+        )
+        boards.append(Gpu(uuid, uuid, index, name, driver, handle, own_handle=handle, instances=instances))
+    return tuple(boards)
 
 
 def find_gpus(devices: Sequence[DeviceId], driver: GpuDriver) -> tuple[Gpu, ...]:
@@ -294,118 +300,9 @@ def find_gpus(devices: Sequence[DeviceId], driver: GpuDriver) -> tuple[Gpu, ...]
 def free_memory_mb(gpus: Sequence[Gpu], *, one_copy_each: bool) -> float | None:
     """Memory that one copy of a model can use, in MB; `None` where a GPU does not tell, or there is none.
 
-    Args:
-        one_copy_each: Each GPU gets a whole copy, rather than all of them one copy together.
+    All GPUs hold one copy together, unless each has a whole one.
     """
     known = [gpu.memory_free_mb for gpu in gpus if gpu.memory_free_mb is not None]
     if not known or len(known) < len(gpus):
         return None
     return min(known) if one_copy_each else sum(known)
-
-
-def _describe(driver: GpuDriver, index: int, handle: GpuHandle) -> Gpu:
-    uuid, name = driver.uuid(handle), driver.name(handle)
-    instances = tuple(
-        Gpu(driver.uuid(instance), uuid, index, name, driver, handle, own_handle=instance)
-        for instance in driver.mig_handles(handle)
-    )
-    return Gpu(uuid, uuid, index, name, driver, handle, own_handle=handle, instances=instances)
-
-
-VISIBLE_DEVICES: Final = "CUDA_VISIBLE_DEVICES"
-DEVICE_ORDER: Final = "CUDA_DEVICE_ORDER"
-
-
-def visible_gpus(
-    environ: Mapping[str, str], driver: GpuDriver, cuda_uuids: Sequence[str] | None = None
-) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA shows to a program with this environment, in CUDA's order.
-
-    Args:
-        cuda_uuids: UUIDs as the CUDA runtime reports them, in its order, where it is already running in this process
-            (`cuda_uuids_of_torch`); they are the truth and override the environment.
-
-    Raises:
-        GpuDriverError: NVML could not list the boards.
-    """
-    boards = all_boards(driver)
-    if cuda_uuids is not None:
-        names = {gpu.uuid: gpu for board in boards for gpu in (board, *board.instances)}
-        chosen = [_by_prefix(uuid, names) for uuid in cuda_uuids]
-    else:
-        chosen = list(_select(environ.get(VISIBLE_DEVICES), boards))
-    return tuple(replace(gpu, cuda_index=index) for index, gpu in enumerate(gpu for gpu in chosen if gpu is not None))
-
-
-def order_is_certain(environ: Mapping[str, str], driver: GpuDriver) -> bool:
-    """Whether NVML alone can tell which board CUDA calls 0, 1, …
-
-    Returns:
-        False for boards of different names under `FASTEST_FIRST`, CUDA's default. Setting
-        `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes it certain.
-    """
-    if environ.get(DEVICE_ORDER) == "PCI_BUS_ID":
-        return True
-    return len({board.name for board in all_boards(driver)}) <= 1
-
-
-def cuda_uuids_of_torch(torch: Any) -> tuple[str, ...]:
-    """UUIDs of the GPUs that a running PyTorch sees, in CUDA's order, as NVML writes them.
-
-    Args:
-        torch: The imported `torch` module. CUDA is initialised by the question.
-    """
-    uuids = (str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count()))
-    return tuple(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}" for uuid in uuids)
-
-
-def _select(visible: str | None, boards: Sequence[Gpu]) -> Sequence[Gpu]:
-    """The devices that a value of `CUDA_VISIBLE_DEVICES` leaves, in its order."""
-    if visible is None:
-        return _one_mig_instance_or_boards([_as_cuda_sees(board) for board in boards])
-    entries = [entry.strip() for entry in visible.split(",")]
-    if entries[0].startswith(("GPU-", "MIG-")):
-        names = {instance.uuid: instance for board in boards for instance in board.instances}
-        names |= {board.uuid: _as_cuda_sees(board) for board in boards}
-        found = _until_invalid([_by_prefix(entry, names) for entry in entries])
-    else:
-        found = _until_invalid([_by_index(entry, boards) for entry in entries])
-    if len({device.uuid for device in found}) < len(found):
-        return ()
-    return _one_mig_instance_or_boards(found)
-
-
-def _as_cuda_sees(board: Gpu) -> Gpu:
-    """A board in MIG mode is its first instance to CUDA."""
-    return board.instances[0] if board.instances else board
-
-
-def _one_mig_instance_or_boards(devices: Sequence[Gpu]) -> Sequence[Gpu]:
-    instances = [device for device in devices if device.is_mig]
-    return instances[:1] or devices
-
-
-def _until_invalid(found: Sequence[Gpu | None]) -> list[Gpu]:
-    valid: list[Gpu] = []
-    for device in found:
-        if device is None:
-            break
-        valid.append(device)
-    return valid
-
-
-def _by_index(entry: str, boards: Sequence[Gpu]) -> Gpu | None:
-    """CUDA reads an entry like C's `strtol`: digits at its beginning count, the rest is ignored."""
-    digits = re.match(r"[+-]?\d+", entry)
-    if digits is None:
-        return None
-    index = int(digits.group())
-    return _as_cuda_sees(boards[index]) if 0 <= index < len(boards) else None
-
-
-def _by_prefix(entry: str, names: Mapping[str, Gpu]) -> Gpu | None:
-    """The device with the UUID `entry`, or the only one whose UUID begins with it."""
-    if entry in names:
-        return names[entry]
-    matches = [device for name, device in names.items() if entry and name.startswith(entry)]
-    return matches[0] if len(matches) == 1 else None

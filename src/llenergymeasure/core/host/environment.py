@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.gpu.driver import MB, DriverMissingError, Gpu, visible_gpus
+from llenergymeasure.core.gpu.driver import MB, DriverMissingError, Gpu
+from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.host.host import Host, installed_version
 from llenergymeasure.domain.environment import (
     ContainerEnvironment,

@@ -15,8 +15,9 @@ import platformdirs
 
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.core.gpu.driver import Gpu, GpuDriver, visible_gpus
+from llenergymeasure.core.gpu.driver import Gpu, GpuDriver
 from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.gpu.visible import visible_gpus
 
 
 def installed_packages(distributions: Iterable[metadata.Distribution] | None = None) -> list[str]:
@@ -74,11 +75,10 @@ class Host:
     """One machine; by default the one this process is on.
 
     Args:
-        environ: Environment of the programs that are started here.
+        environ: Of the programs that are started here.
         open_driver: Gives the driver of its GPUs, or raises `GpuDriverError`.
-        root: Root of the file system, for what the kernel and container runtimes tell.
+        root: Of the file system, for what the kernel and container runtimes tell.
         torch_dir: Directory of the torch package; `None`: there is none.
-        packages: Installed packages, `name==version`.
         disk_usage: Total, used and free bytes of the file system that holds a directory.
         calibration_dir: Where calibrations of its sensors lie.
     """

@@ -9,15 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
-from llenergymeasure.core.gpu.driver import (
-    CPU_DEVICE,
-    DeviceId,
-    GpuDriverError,
-    cuda_uuids_of_torch,
-    order_is_certain,
-    visible_gpus,
-)
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
 from llenergymeasure.exceptions import BackendError
 
 
