@@ -59,12 +59,7 @@ Finding = Failure | MeasurementWarning | LoggedWarning
 
 @dataclass(frozen=True)
 class Case:
-    """What is checked, and what it would run on; each thing is looked for once, when a check first asks for it.
-
-    Args:
-        engine: Not loaded, or why there is none.
-        meter_name: The energy backend that is wanted; `None`: energy is switched off.
-    """
+    """What is checked, and what it would run on; each thing is looked for once, when a check first asks for it."""
 
     config: ExperimentConfig
     engine: InferenceBackend | BackendError
@@ -129,8 +124,8 @@ class Ready:
     Args:
         warnings: For the result.
         logged: What the log was told.
-        prompts: The prompts, read; `None`: nobody has read them yet.
-        meter: A meter that was asked for by name, proved; `None`: none was.
+        prompts: `None`: nobody has read them yet.
+        meter: The one that was asked for by name, proved; `None`: none was.
     """
 
     warnings: tuple[MeasurementWarning, ...] = ()
@@ -152,7 +147,6 @@ def run_preflight(
     Args:
         engine: Not loaded, or why there is none.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
-        options: How the meter will work.
 
     Raises:
         PreFlightError: The experiment cannot run here; lists every reason.

@@ -71,6 +71,19 @@ def _calibration_dir() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
+class Capability:
+    """One thing that can be used on a machine, or not.
+
+    Args:
+        detail: The proof (a version, a reading), or why not and what to do.
+    """
+
+    name: str
+    works: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """One machine; by default the one this process is on.
 
