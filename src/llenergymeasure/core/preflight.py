@@ -34,7 +34,7 @@ from llenergymeasure.security import validate_path
 logger = logging.getLogger(__name__)
 
 LOW_DISK_SHARE: Final = 0.10
-"""Free share of a file system below which a user is told."""
+"""Free part of a file system below which a user is told."""
 
 LIMIT_TOLERANCE_W: Final = 1.0
 """A power limit this close below the factory's is the factory's."""
@@ -67,13 +67,6 @@ class Case:
     meter_name: BackendName | None
     host: Host
     options: MeterOptions
-
-    @cached_property
-    def engine_problems(self) -> tuple[str, ...]:
-        """What the engine says against the config."""
-        if isinstance(self.engine, BackendError):
-            return (str(self.engine),)
-        return tuple(self.engine.preflight(self.config))
 
     @cached_property
     def devices(self) -> tuple[DeviceId, ...] | LLEMError:
@@ -165,8 +158,10 @@ def run_preflight(
 
 def check_engine(case: Case) -> Iterator[Finding]:
     """Device, packages, model files, and settings that do not work together."""
-    yield from map(Failure, case.engine_problems)
-    if isinstance(case.devices, LLEMError) and str(case.devices) not in case.engine_problems:  # usually one of them
+    engine = case.engine
+    problems = [str(engine)] if isinstance(engine, BackendError) else list(engine.preflight(case.config))
+    yield from map(Failure, problems)
+    if isinstance(case.devices, LLEMError) and str(case.devices) not in problems:  # usually one of them
         yield Failure(str(case.devices))
 
 

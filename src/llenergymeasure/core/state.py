@@ -201,7 +201,7 @@ class StateManager:
 
 @contextmanager
 def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, observer: Observer) -> Iterator[Observer]:
-    """Keep the experiment's state on disk while the block runs and saves its result.
+    """Keep the experiment's state on disk while the block runs it, with the observer yielded, and saves its result.
 
     The state appears when pre-flight has passed, becomes `MEASURING` right before the window and `DONE` after it. It is
     removed when the block ends well: from then on the saved result speaks for itself. An experiment that fails or is
@@ -210,10 +210,6 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
 
     Args:
         output_dir: Where the result will go; `None`: nothing is written.
-        observer: Told everything too.
-
-    Yields:
-        The observer to run the experiment with.
 
     Raises:
         PersistenceError: The state cannot be created, so a result could not be saved either.

@@ -28,13 +28,11 @@ from llenergymeasure.exceptions import ExperimentError
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What happened in the measurement window.
+    """What happened in the measurement window, with its edges on the wall clock (UTC).
 
     Args:
         outputs: One per request and pass, in order.
         passes: How often the prompts were gone through.
-        started_at: Wall-clock time of the window's start (UTC).
-        ended_at: Wall-clock time of its end (UTC).
     """
 
     outputs: tuple[RequestOutput, ...]
@@ -97,11 +95,10 @@ def measure_window(
 
 
 class BatchedEngine:
-    """An `InferenceEngine` over a backend that takes a batch at a time.
+    """An `InferenceEngine` over a loaded backend that takes a batch at a time.
 
     Args:
-        backend: Loaded; its `batch_size` says how many requests it takes at once.
-        on_batch: Called with each batch's outputs; it runs between two batches and must be quick.
+        on_batch: Called with each batch's outputs, between two batches: it must be quick.
     """
 
     def __init__(self, backend: InferenceBackend, on_batch: Callable[[Sequence[RequestOutput]], None]) -> None:

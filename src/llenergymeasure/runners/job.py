@@ -136,12 +136,8 @@ def _with_paths(artefacts: Artefacts, change: Callable[[Path], Path]) -> Artefac
     def changed(path: Path | None) -> Path | None:
         return None if path is None else change(path)
 
-    return Artefacts(
-        timeseries=changed(artefacts.timeseries),
-        trace=changed(artefacts.trace),
-        outputs=changed(artefacts.outputs),
-        further=tuple(change(path) for path in artefacts.further),
-    )
+    files = changed(artefacts.timeseries), changed(artefacts.trace), changed(artefacts.outputs)
+    return Artefacts(*files, tuple(map(change, artefacts.further)))
 
 
 if __name__ == "__main__":

@@ -37,12 +37,7 @@ class Launcher(Protocol):
 
 
 class ProcessLauncher:
-    """Runs each job in a fresh child process on this machine.
-
-    Args:
-        entry: What the child runs, see `ChildTask`.
-        preload: Gives the modules to import while waiting for a job, by its backend.
-    """
+    """Runs each job in a fresh child process on this machine; `preload` gives what to import for a backend before."""
 
     def __init__(
         self,

@@ -75,11 +75,6 @@ class ChildTask:
     environment: Mapping[str, str] = field(default_factory=dict)
     entry: str = DEFAULT_ENTRY
 
-    def command(self) -> list[str]:
-        """The command line of a fresh interpreter that does it."""
-        options = [str(self.directory), "--attached", "--preload", ",".join(self.preload), "--entry", self.entry]
-        return [sys.executable, "-c", _BOOT, os.pathsep.join(map(str, sys.path)), *options]
-
 
 @dataclass(frozen=True, slots=True)
 class Ended:
@@ -102,7 +97,6 @@ class Child:
         self._mailbox = mailbox
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
-        self._commands: IO[bytes] | None = None
         self._threads: list[threading.Thread] = []
         self._log = ChildLog(task.log_path)
         self._offspring: set[ProcessIdentity] = set()
@@ -120,15 +114,16 @@ class Child:
         Raises:
             OSError: The system refuses another process.
         """
+        task = self.task
+        options = [str(task.directory), "--attached", "--preload", ",".join(task.preload), "--entry", task.entry]
         process = self._process = subprocess.Popen(
-            self.task.command(),
+            [sys.executable, "-c", _BOOT, os.pathsep.join(map(str, sys.path)), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **self.task.environment},
+            env={**os.environ, **task.environment},
             start_new_session=True,  # Ctrl-C reaches the terminal's own session only: this process decides
         )
-        self._commands = process.stdin
         for read, source in ((self._read_messages, process.stdout), (self._log.drain, process.stderr)):
             self._threads.append(threading.Thread(target=read, args=(source,), name="llem-child", daemon=True))
         self._threads.append(threading.Thread(target=self._tell_events, name="llem-events", daemon=True))
@@ -139,9 +134,9 @@ class Child:
         """Tell the child to begin, or to pass the barrier."""
         # One that died a moment ago: its end is in the mailbox and says more than a broken pipe does.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            if self._commands is not None:
-                self._commands.write(to_line(message))
-                self._commands.flush()
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.write(to_line(message))
+                self._process.stdin.flush()
 
     def has_exited(self) -> bool:
         """Whether the process has ended. It stays a zombie until `kill_group`, so that its id is not used again."""
@@ -176,8 +171,8 @@ class Child:
             left = [process.pid for process in self._offspring if is_running(process)]
             _log.warning("%s has left processes that do not end: %s", self.task.log_path.stem, left)
         with contextlib.suppress(OSError):  # a last word that it did not hear
-            if self._commands is not None:
-                self._commands.close()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
         for thread in self._threads:
             thread.join(DRAIN_TIMEOUT_S)  # a stray process may keep a pipe open
 

@@ -96,12 +96,7 @@ class Patience:
 
 
 class ChildFailedError(ExperimentError):
-    """A child ended without a result.
-
-    Args:
-        error_type: Name of the exception's class, or `Crash` or `Timeout`.
-        traceback: The child's traceback, where it raised.
-    """
+    """A child ended without a result; `error_type` is the name of an exception's class, or `Crash` or `Timeout`."""
 
     def __init__(self, error_type: str, message: str, traceback: str = "") -> None:
         self.error_type = error_type
@@ -117,11 +112,7 @@ class RunInterruptedError(ExperimentError):
 
 
 class ChildGroup:
-    """Children that work on one run together, most often just one.
-
-    Args:
-        task_s: How long the tasks may take, in seconds; `None`: for ever.
-    """
+    """Children that work on one run together, most often just one; they may take `task_s` seconds (`None`: for ever)."""
 
     def __init__(self, tasks: Sequence[ChildTask], patience: Patience, task_s: float | None = None) -> None:
         self._mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()

@@ -64,11 +64,7 @@ class InvalidReadingError(GpuDriverError):
 
 @dataclass(frozen=True, slots=True)
 class PowerReading:
-    """One value of the instantaneous power field.
-
-    Args:
-        wall_time_s: When the driver took it, in seconds since 1970; `None` where it does not tell.
-    """
+    """One value of the instantaneous power field; `wall_time_s` (since 1970) where the driver tells when it took it."""
 
     power_w: float
     wall_time_s: float | None

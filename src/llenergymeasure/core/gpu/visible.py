@@ -33,7 +33,7 @@ def visible_gpus(
     """The GPUs that CUDA shows to a program with this environment, in CUDA's order.
 
     Args:
-        cuda_uuids: UUIDs as the CUDA runtime reports them, in its order, where it is already running in this process
+        cuda_uuids: As the CUDA runtime reports them, in its order, where it is already running in this process
             (`cuda_uuids_of_torch`); they are the truth and override the environment.
 
     Raises:
@@ -56,11 +56,7 @@ def order_is_certain(environ: Mapping[str, str], driver: GpuDriver) -> bool:
 
 
 def cuda_uuids_of_torch(torch: Any) -> tuple[str, ...]:
-    """UUIDs of the GPUs that a running PyTorch sees, in CUDA's order, as NVML writes them.
-
-    Args:
-        torch: The imported `torch` module. CUDA is initialised by the question.
-    """
+    """UUIDs of the GPUs that the module `torch` sees, in CUDA's order, as NVML writes them; CUDA is initialised."""
     uuids = (str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count()))
     return tuple(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}" for uuid in uuids)
 

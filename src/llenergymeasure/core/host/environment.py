@@ -73,13 +73,10 @@ def collect_environment(host: Host | None = None) -> EnvironmentSnapshot:
 def environment_in_background(
     host: Host | None = None, timeout_s: float = COLLECTION_TIMEOUT_S
 ) -> Iterator[Callable[[], EnvironmentSnapshot]]:
-    """Take a snapshot while the block does something else; it is complete when the block ends well.
+    """Take a snapshot while the block does something else; yields a function that waits for it. So does the block's end.
 
     Args:
-        timeout_s: Seconds to wait for it at most. After them it holds versions alone, and the log says so.
-
-    Yields:
-        A function that waits for the snapshot.
+        timeout_s: How long to wait at most. After that the snapshot holds versions alone, and the log says so.
     """
     collected: Future[EnvironmentSnapshot] = Future()
 
@@ -225,11 +222,7 @@ _CGROUP_SIGNS: Final = (
 
 
 def detect_container(environ: Mapping[str, str], root: Path = Path("/")) -> ContainerEnvironment:
-    """Recognise the container around this process by what its runtime leaves behind.
-
-    Args:
-        environ: This process's environment; only the presence of names is looked at.
-    """
+    """Recognise the container around this process by what its runtime leaves behind; no variable's value is read."""
     runtime = next(_container_signs(environ, root), None)
     return ContainerEnvironment(detected=runtime is not None, runtime=runtime)
 
@@ -253,8 +246,6 @@ def _read(path: Path) -> str:
         return ""
 
 
-CudaVersionSource = Literal["torch", "version_file", "nvcc"]
-
 TOOLKIT_DIR: Final = Path("/usr/local/cuda")
 """Where NVIDIA's installer puts the toolkit."""
 
@@ -268,21 +259,18 @@ class CudaVersion:
     """A CUDA release and who told it."""
 
     version: str
-    source: CudaVersionSource
+    source: Literal["torch", "version_file", "nvcc"]
 
 
 def find_cuda_version(environ: Mapping[str, str], torch_dir: Path | None = None) -> CudaVersion | None:
     """Which CUDA release this machine's software runs on, found without starting CUDA or importing torch.
 
     Asked in this order, since the first is what the measured program really uses: the CUDA that the installed torch was
-    built with, the toolkit's version file, the toolkit's compiler.
+    built with, the toolkit's version file, the toolkit's compiler. `None` where none of them tells.
 
     Args:
-        environ: Environment in which the toolkit is looked for (`CUDA_HOME`, `CUDA_PATH`, `PATH`).
+        environ: In which the toolkit is looked for (`CUDA_HOME`, `CUDA_PATH`, `PATH`).
         torch_dir: Directory of the torch package; `None`: there is none.
-
-    Returns:
-        `None` where torch is missing or a CPU build and no toolkit is installed.
     """
     toolkit = Path(environ.get("CUDA_HOME") or environ.get("CUDA_PATH") or TOOLKIT_DIR)
     if torch_dir is not None:  # a CPU build has `cuda = None` there
