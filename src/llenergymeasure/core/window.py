@@ -28,16 +28,10 @@ from llenergymeasure.exceptions import ExperimentError
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What happened in the measurement window, with its edges on the wall clock (UTC).
-
-    Args:
-        outputs: One per request and pass, in order.
-        passes: How often the prompts were gone through.
-    """
+    """What happened in the measurement window, one output per request and pass; its edges on the wall clock (UTC)."""
 
     outputs: tuple[RequestOutput, ...]
     energy: EnergyMeasurement
-    passes: int
     started_at: datetime
     ended_at: datetime
 
@@ -91,7 +85,7 @@ def measure_window(
     ended_at = clock.wall()
     took = f"[{clock_face(energy.duration_sec)}, {output_tokens / energy.duration_sec:.0f} tok/s]"
     observer(StepFinished("measure", f"{len(outputs)}/{len(outputs)} prompts  {took}"))
-    return Window(tuple(outputs), energy, len(outputs) // len(requests), started_at, ended_at)
+    return Window(tuple(outputs), energy, started_at, ended_at)
 
 
 class BatchedEngine:

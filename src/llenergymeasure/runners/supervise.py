@@ -112,7 +112,7 @@ class RunInterruptedError(ExperimentError):
 
 
 class ChildGroup:
-    """Children that work on one run together, most often just one; they may take `task_s` seconds (`None`: for ever)."""
+    """Children that work on one run together, most often just one; it may take `task_s` seconds (`None`: for ever)."""
 
     def __init__(self, tasks: Sequence[ChildTask], patience: Patience, task_s: float | None = None) -> None:
         self._mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()

@@ -73,7 +73,7 @@ def collect_environment(host: Host | None = None) -> EnvironmentSnapshot:
 def environment_in_background(
     host: Host | None = None, timeout_s: float = COLLECTION_TIMEOUT_S
 ) -> Iterator[Callable[[], EnvironmentSnapshot]]:
-    """Take a snapshot while the block does something else; yields a function that waits for it. So does the block's end.
+    """Take a snapshot while the block does something else; yields a function that waits for it, as its end does.
 
     Args:
         timeout_s: How long to wait at most. After that the snapshot holds versions alone, and the log says so.
