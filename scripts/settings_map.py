@@ -140,22 +140,20 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
         "core/window.py", experiment.test_min_duration_seconds_goes_through_the_prompts_again
     ),
     "measurement.skip_first_seconds": Effect(
-        "core/observations.py", experiment.test_skip_first_seconds_leaves_out_the_beginning
+        "core/window.py", experiment.test_skip_first_seconds_leaves_out_the_beginning
     ),
-    "measurement.skip_last_seconds": Effect(
-        "core/observations.py", experiment.test_skip_last_seconds_leaves_out_the_end
-    ),
+    "measurement.skip_last_seconds": Effect("core/window.py", experiment.test_skip_last_seconds_leaves_out_the_end),
     "measurement.full_batch_only": Effect(
-        "core/observations.py",
+        "core/window.py",
         experiment.test_full_batch_only_counts_while_the_batch_is_full,
         "refused on engines that run fixed batches",
     ),
     "measurement.save_trace": Effect(
-        "core/artefacts.py",
+        "core/timeseries.py",
         experiment.test_save_trace_keeps_every_power_sample,
         "a meter that takes no samples leaves a warning instead",
     ),
-    "measurement.save_outputs": Effect("core/artefacts.py", experiment.test_save_outputs_keeps_prompts_and_texts),
+    "measurement.save_outputs": Effect("core/timeseries.py", experiment.test_save_outputs_keeps_prompts_and_texts),
     "revision": Effect("core/model/source.py", pytorch_hub.test_what_the_hub_refuses_is_told_with_its_fix),
     "trust_remote_code": Effect(_LOADING, engine.test_trust_remote_code_decides_whose_code_builds_the_model),
     "lora.adapter_id": Effect(_LOADING, engine.test_lora_adapter_id_is_looked_for_in_the_hubs_cache_of_the_settings),
@@ -175,7 +173,7 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
     "pytorch.batch_size": Effect(_GENERATION, pytorch.test_batch_size_is_what_the_engine_asks_for),
     "pytorch.device": Effect("core/backends/pytorch/placement.py", pytorch.test_device_says_where_the_model_goes),
     "pytorch.num_processes": Effect(
-        "runners/parallel.py", parallel_processes.test_two_processes_share_the_prompts_and_make_one_result
+        "runners/local.py", parallel_processes.test_two_processes_share_the_prompts_and_make_one_result
     ),
     "pytorch.device_map": Effect("core/backends/pytorch/placement.py", pytorch.test_device_says_where_the_model_goes),
     "pytorch.attn_implementation": Effect(_LOADING, pytorch.test_attention_kernel_reaches_the_model),

@@ -174,10 +174,10 @@ class TestWithoutOptionalPackages:
         described = describe_energy_backends(["GPU-0"], OPTIONS, host(tmp_path, gpu(), clock=SystemClock()))
         by_name = {reading.name: reading for reading in described}
         assert list(by_name) == ["zeus", "nvml", "codecarbon", "rapl"]
-        assert by_name["nvml"].available
-        assert by_name["nvml"].text == "GPU 0 draws 100.0 W now"
-        assert not by_name["zeus"].available
-        assert "pip install" in by_name["zeus"].text
+        assert by_name["nvml"].works
+        assert by_name["nvml"].detail == "GPU 0 draws 100.0 W now"
+        assert not by_name["zeus"].works
+        assert "pip install" in by_name["zeus"].detail
 
 
 class WithoutMeterPackages:

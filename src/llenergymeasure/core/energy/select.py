@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from llenergymeasure.core.clock import Clock
@@ -18,7 +17,7 @@ from llenergymeasure.core.energy.rapl import RaplStrategy
 from llenergymeasure.core.energy.strategies import CounterStrategy, GpuStrategy
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus
-from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.host import Capability, Host
 from llenergymeasure.exceptions import EnergyError
 
 logger = logging.getLogger(__name__)
@@ -128,26 +127,13 @@ def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: 
     return Meter(strategy, host.clock, options, host.powercap_root if beside else None)
 
 
-@dataclass(frozen=True, slots=True)
-class BackendReading:
-    """Whether an energy backend works here, with the reading that proves it.
-
-    Args:
-        text: The reading, or the reason why there is none.
-    """
-
-    name: str
-    available: bool
-    text: str
-
-
-def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> list[BackendReading]:
+def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> list[Capability]:
     """Every energy backend of this machine with its reading as proof, best first.
 
     Args:
         devices: UUIDs of the GPUs to read; empty where there are none.
     """
-    described: dict[str, BackendReading] = {}
+    described: dict[str, Capability] = {}
     for measured in ((tuple(devices),) if devices else ()) + ((CPU_DEVICE,),):
         for name in _candidates(measured):
             if name not in described:
@@ -155,8 +141,8 @@ def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions,
     return list(described.values())
 
 
-def _describe(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> BackendReading:
+def _describe(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Capability:
     try:
-        return BackendReading(name, True, _build(name, devices, options, host).prove())
+        return Capability(name, True, _build(name, devices, options, host).prove())
     except EnergyError as error:
-        return BackendReading(name, False, str(error))
+        return Capability(name, False, str(error))
