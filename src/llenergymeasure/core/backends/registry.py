@@ -35,7 +35,7 @@ DEFAULT_BACKEND: Final[str] = ExperimentConfig.model_fields["backend"].default
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A registered engine; the fields are the arguments of `Registry.register`."""
+    """A registered engine."""
 
     name: str
     extra: str
@@ -159,11 +159,7 @@ class Registry:
 
 
 def parse_requirement(text: str) -> Requirement:
-    """Read a requirement such as `vllm>=0.30,<0.34`.
-
-    Raises:
-        ValueError: It is not of that form.
-    """
+    """Read a requirement such as `vllm>=0.30,<0.34`; `ValueError` if it is not of that form."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:

@@ -113,9 +113,7 @@ def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedT
         BackendError: The model comes without one, or it cannot be read.
     """
     try:
-        return source.patiently(AutoTokenizer.from_pretrained)(
-            source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
-        )
+        return source.load(AutoTokenizer.from_pretrained, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # what a tokenizer's files can fail with is open-ended
         is_on_the_hub = source.revision is not None  # where its files are not listed
         if not is_on_the_hub and not any(any(Path(source.location).glob(pattern)) for pattern in TOKENIZER_FILES):

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -145,13 +145,7 @@ def read_model_files(directory: Path) -> ModelFiles | None:
     expected = _expected_shards(directory)
     if not shards or (expected is not None and not expected <= {shard.name for shard in shards}):
         return ModelFiles(config)
-    counts = [_count_safetensors(shard) for shard in shards]
-    known = [count for count in counts if count is not None]
-    return ModelFiles(
-        config,
-        stored_weights=sum(known) if len(known) == len(counts) else None,
-        weight_bytes=sum(shard.stat().st_size for shard in shards),
-    )
+    return ModelFiles(config, _count_safetensors(shards), sum(shard.stat().st_size for shard in shards))
 
 
 def _weights(config: ExperimentConfig, files: ModelFiles) -> tuple[float | None, str]:
@@ -231,14 +225,19 @@ def _expected_shards(directory: Path) -> set[str] | None:
         return None
 
 
-def _count_safetensors(path: Path) -> int | None:
-    """Number of values in a safetensors file, from its header: 8 bytes of length, then JSON with every shape."""
+def _count_safetensors(paths: Sequence[Path]) -> int | None:
+    """Number of values in safetensors files, from their headers: 8 bytes of length, then JSON with every shape."""
+    total = 0
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEADER_BYTES:
-                return None
-            header = json.loads(file.read(length))
-        return sum(math.prod(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+        for path in paths:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > _MAX_HEADER_BYTES:
+                    return None
+                header = json.loads(file.read(length))
+            total += sum(
+                math.prod(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"
+            )
+        return total
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None

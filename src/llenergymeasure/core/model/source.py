@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from llenergymeasure.builtin_models.store import materialise, packaged_files
@@ -24,7 +24,6 @@ from llenergymeasure.exceptions import BackendError
 from llenergymeasure.resilience import retry_on_error
 from llenergymeasure.security import validate_path
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 CONFIG_FILE: Final = "config.json"
@@ -33,10 +32,9 @@ CLIENT_HOME: Final = Path("~/.cache/huggingface")
 """Home of the Hub client's cache unless the environment says otherwise."""
 
 HUB_TIMEOUT_S: Final = 10.0
-"""How long the Hub may take to tell about one file, in seconds."""
+"""How long the Hub may take to tell about one file."""
 
 PREVIEW_TIMEOUT_S: Final = 5.0
-"""Likewise for a preview."""
 
 MAX_CONFIG_BYTES: Final = 1_000_000
 """Far more than any configuration has."""
@@ -66,9 +64,10 @@ class ModelSource:
         cache = {} if self.cache_dir is None else {"cache_dir": self.cache_dir}
         return {"revision": self.revision, **cache}
 
-    def patiently(self, load: Callable[P, T]) -> Callable[P, T]:
-        """`load`, tried once more where it fetches from the Hub and the network fails."""
-        return load if self.revision is None else _patiently(load, self.location)
+    def load(self, from_pretrained: Callable[..., T], /, **arguments: Any) -> T:
+        """Call a `from_pretrained` on this source; once more where it fetches from the Hub and the network fails."""
+        load = from_pretrained if self.revision is None else _patiently(from_pretrained, self.location)
+        return load(self.location, **self.loader_arguments, **arguments)
 
 
 def find_model(
@@ -133,10 +132,7 @@ def model_directory(
     """The directory with a model's files, if they are on this machine: as named, or in the Hub's cache.
 
     The cache's layout is `models--owner--name/{refs/<revision>, snapshots/<commit>}` (huggingface_hub, "Understand
-    caching").
-
-    Raises:
-        ConfigError: There is no built-in model of that name.
+    caching"). Raises `ConfigError` where there is no built-in model of that name.
     """
     if model.startswith(BUILTIN_MODEL_PREFIX):
         return packaged_files(model)
@@ -154,11 +150,7 @@ def model_directory(
 
 
 def read_config(path: Path, what: str = "model") -> Mapping[str, Any]:
-    """Content of a model's or an adapter's configuration file.
-
-    Raises:
-        BackendError: It cannot be read, or holds no mapping.
-    """
+    """Content of a model's or an adapter's configuration file, or `BackendError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -230,7 +222,7 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:2]) if announces else lines[0]}"
 
 
-def _patiently(load: Callable[P, T], what: str, sleep: Callable[[float], None] = time.sleep) -> Callable[P, T]:
+def _patiently(load: Callable[..., T], what: str, sleep: Callable[[float], None] = time.sleep) -> Callable[..., T]:
     # Recent clients try again by themselves (huggingface_hub 1.0 on), so one more attempt is enough.
     return retry_on_error(
         max_retries=1,

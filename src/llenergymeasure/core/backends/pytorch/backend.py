@@ -40,11 +40,13 @@ from llenergymeasure.exceptions import BackendError
 LOGGERS: Final = ("accelerate", "peft", "bitsandbytes")
 """What the libraries behind transformers speak through."""
 
+PROC: Final = Path("/proc/self")
+RESET_PEAK_RSS: Final = "5"
+"""Written to `/proc/self/clear_refs`, it makes the kernel start a new peak of the resident set (proc(5))."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """A loaded experiment."""
-
     batch_size: int
     seed: int
     parts: LoadedParts
@@ -120,11 +122,7 @@ class PyTorchBackend:
 
     @property
     def parts(self) -> LoadedParts:
-        """The loaded model and its companions, to look at.
-
-        Raises:
-            BackendError: Nothing is loaded.
-        """
+        """The loaded model and its companions, to look at."""
         return self._loaded().parts
 
     @property
@@ -228,11 +226,6 @@ def _explain(error: Exception, batch: Sequence[GenerationRequest]) -> str:
         f"out of memory while generating for a batch of {len(batch)} prompts of up to {longest} tokens with up to "
         f"{output} new ones. Lower pytorch.batch_size, max_input_tokens or max_output_tokens."
     )
-
-
-PROC: Final = Path("/proc/self")
-RESET_PEAK_RSS: Final = "5"
-"""Written to `/proc/self/clear_refs`, it makes the kernel start a new peak of the resident set (proc(5))."""
 
 
 class MemoryMeter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,12 +56,7 @@ QUANTISATION_FIELDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class LoadedParts:
-    """A model in memory and what came with it.
-
-    Args:
-        model: The model that generates; adapter layers, if any, are inside it.
-        adapter: The adapter around it; `None` without one, or once it is merged.
-    """
+    """A model in memory, with adapter layers inside it; `adapter` is what is around it, unless that was merged."""
 
     source: ModelSource
     model: PreTrainedModel
@@ -80,11 +76,7 @@ def load_parts(
     placement: Placement,
     cache_home: Path | None,
 ) -> LoadedParts:
-    """Load everything that `config` asks for.
-
-    Raises:
-        BackendError: Something cannot be had as asked.
-    """
+    """Load everything that `config` asks for, or raise `BackendError`."""
     section = section_of(config)
     model, adapter = _load_weights(config, source, placement), None
     if config.lora is not None:
@@ -126,11 +118,8 @@ def _load_weights(config: ExperimentConfig, source: ModelSource, placement: Plac
     """`from_pretrained` with the settings of `config`; every weight must come from the checkpoint."""
     check_passthrough(config)
     try:
-        model, report = source.patiently(AutoModelForCausalLM.from_pretrained)(
-            source.location,
-            **source.loader_arguments,
-            **loader_arguments(config, placement),
-            output_loading_info=True,
+        model, report = source.load(
+            AutoModelForCausalLM.from_pretrained, **loader_arguments(config, placement), output_loading_info=True
         )
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise BackendError(
@@ -164,9 +153,7 @@ def _apply_adapter(
     made_for = f"it was made for {source.config.get('base_model_name_or_path') or 'another model'}."
     try:
         # Adapter weights stay in the experiment's precision; peft would train, and so widen, them in fp32.
-        adapter = source.patiently(PeftModel.from_pretrained)(
-            model, source.location, autocast_adapter_dtype=False, **source.loader_arguments
-        )
+        adapter = source.load(partial(PeftModel.from_pretrained, model), autocast_adapter_dtype=False)
     except Exception as error:  # shape mismatches are RuntimeErrors, absent layers ValueErrors, and so on
         raise BackendError(f"{misfit} ({first_line(error)}); {made_for}") from error
     if adapter.active_peft_config.is_prompt_learning:
@@ -174,7 +161,7 @@ def _apply_adapter(
             f"lora: {where} is a {adapter.active_peft_config.peft_type.value} adapter, not a low-rank one. "
             "Adapters that lengthen the prompt are not supported."
         )
-    saved = set(load_peft_weights(source.location, device="cpu", **source.loader_arguments))
+    saved = set(source.load(load_peft_weights, device="cpu"))
     odd = sorted(saved ^ set(get_peft_model_state_dict(adapter)))  # found no layer, or layers that found no tensor
     if odd:
         raise BackendError(f"{misfit}: {len(odd)} tensors have no counterpart (first: {odd[0]}); {made_for}")
@@ -196,16 +183,13 @@ def _load_assistant(
         return {}
     source = find_model(section.assistant_model, None, cache_home=cache_home, what="pytorch.assistant_model")
     try:
-        assistant = source.patiently(AutoModelForCausalLM.from_pretrained)(
-            source.location,
+        assistant = source.load(
+            AutoModelForCausalLM.from_pretrained,
             dtype=DTYPES[config.precision],
             device_map="cuda:0" if placement.on_gpu else "cpu",
             trust_remote_code=config.trust_remote_code,
-            **source.loader_arguments,
         )
-        its_tokenizer = source.patiently(AutoTokenizer.from_pretrained)(
-            source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
-        )
+        its_tokenizer = source.load(AutoTokenizer.from_pretrained, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # as for the model itself
         raise BackendError(
             f"pytorch.assistant_model: {section.assistant_model} cannot be loaded: {first_line(error)}"

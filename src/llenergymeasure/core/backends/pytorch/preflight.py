@@ -42,7 +42,7 @@ class Placement:
     """Where a model goes.
 
     Args:
-        device_map: What `from_pretrained` gets: one device, or a strategy of accelerate's for spreading the model.
+        device_map: One device, or a strategy of accelerate's for spreading the model.
         gpu_indices: The GPUs it may use, by CUDA's index; empty for the CPU.
     """
 
@@ -62,10 +62,6 @@ def section_of(config: ExperimentConfig) -> PyTorchConfig:
 
 def choose_placement(section: PyTorchConfig, gpu_count: int, *, rocm: bool = False, apple: bool = False) -> Placement:
     """Turn `pytorch.device` and `device_map` into a place, with the GPUs that this process's PyTorch can use.
-
-    Args:
-        rocm: Whether PyTorch was built for AMD GPUs.
-        apple: Whether this is a machine with an Apple GPU.
 
     Raises:
         BackendError: No GPU where one is required, or one that is not supported.
@@ -166,11 +162,7 @@ def preflight_problems(
 
 
 def check_passthrough(config: ExperimentConfig) -> None:
-    """Refuse `passthrough_kwargs` that would set what a field of the config sets.
-
-    Raises:
-        BackendError: One of them does.
-    """
+    """Refuse `passthrough_kwargs` that would set what a field of the config sets (`BackendError`)."""
     for key in config.passthrough_kwargs or {}:
         if key in OWNED_ARGUMENTS:
             raise BackendError(f"passthrough_kwargs.{key}: set by {OWNED_ARGUMENTS[key]}. Remove it.")
