@@ -235,9 +235,8 @@ def _count_safetensors(paths: Sequence[Path]) -> int | None:
                 if length > _MAX_HEADER_BYTES:
                     return None
                 header = json.loads(file.read(length))
-            total += sum(
-                math.prod(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"
-            )
+            shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
+            total += sum(math.prod(map(int, shape)) for shape in shapes)
         return total
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None

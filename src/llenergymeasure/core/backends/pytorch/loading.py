@@ -41,6 +41,9 @@ GENERATION_FIELDS: Final = (
 )
 """Fields of the pytorch section that are fields of `GenerationConfig` under the same name."""
 
+GENERATION_DEFAULTS: Final = {"use_cache": True, "cache_implementation": "dynamic", "num_beams": 1}
+"""What transformers does where one of them is `None`."""
+
 DRAFTING_FIELDS: Final = ("num_assistant_tokens", "num_assistant_tokens_schedule")
 """Likewise, of the assistant's `GenerationConfig`."""
 
@@ -256,12 +259,6 @@ def _hint(error: Exception, source: ModelSource, config: ExperimentConfig) -> st
     return hint
 
 
-_ENGINE_DEFAULTS: Final = {"use_cache": True, "cache_implementation": "dynamic", "num_beams": 1}
-"""What transformers does where a `GenerationConfig` field is `None`."""
-
-_PRECISIONS: Final = {dtype: name for name, dtype in DTYPES.items()}
-
-
 def gpu_indices(tensors: Iterable[torch.Tensor]) -> list[int]:
     """The GPUs that hold `tensors`, by CUDA's index."""
     return sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
@@ -282,7 +279,7 @@ def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
 
 def _settings(parts: LoadedParts, batch_size: int) -> Iterator[tuple[str, Any]]:
     model = parts.model
-    yield "precision", _PRECISIONS.get(model.dtype, str(model.dtype))
+    yield "precision", next((name for name, dtype in DTYPES.items() if dtype is model.dtype), str(model.dtype))
     yield "pytorch.batch_size", batch_size
     yield "architecture", type(model).__name__
     yield "pytorch.device", model.device.type
@@ -312,7 +309,7 @@ def _settings(parts: LoadedParts, batch_size: int) -> Iterator[tuple[str, Any]]:
 def _generation_settings(generation: GenerationConfig) -> Iterator[tuple[str, Any]]:
     sampling = ("temperature", "top_k", "top_p", "min_p") if generation.do_sample else ()
     yield from _set_fields("decoder", generation, "do_sample", *sampling, "repetition_penalty")
-    yield from ((f"pytorch.{name}", value) for name, value in _ENGINE_DEFAULTS.items())
+    yield from ((f"pytorch.{name}", value) for name, value in GENERATION_DEFAULTS.items())
     yield from _set_fields("pytorch", generation, *GENERATION_FIELDS)
     yield "generation.eos_token_id", generation.eos_token_id
     yield "generation.pad_token_id", generation.pad_token_id
