@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -105,7 +106,7 @@ class PyTorchBackend:
             with engine_output_logged(*LOGGERS), seeded(config.random_seed):
                 parts = load_parts(config, self._model_source(config), tokenizer, placement, self._cache_home)
             self._session = _Session(
-                batch_size=section.batch_size or 1,
+                batch_size=section.batch,
                 seed=config.random_seed,
                 parts=parts,
                 memory=MemoryMeter(parts.model),
@@ -246,11 +247,9 @@ class MemoryMeter:
         for index in self.gpu_indices:
             torch.cuda.reset_peak_memory_stats(index)
         if not self.gpu_indices:
-            try:
+            self._peak_is_ours = False
+            with suppress(OSError):
                 (PROC / "clear_refs").write_text(RESET_PEAK_RSS)
-            except OSError:
-                self._peak_is_ours = False
-            else:
                 self._peak_is_ours = True
 
     def note_batch(self, rows: int, tokens: int) -> None:

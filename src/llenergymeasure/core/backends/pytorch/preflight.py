@@ -77,7 +77,9 @@ def choose_placement(section: PyTorchConfig, gpu_count: int, *, rocm: bool = Fal
             "AMD GPUs (ROCm) are not supported: their energy cannot be metered. Use pytorch.device: cpu."
         )
     if gpu_count == 0:
-        raise BackendError(_no_gpu(apple))
+        kind = "Apple GPUs (MPS) are not supported" if apple else "no CUDA GPU is available to PyTorch"
+        build = "" if apple or torch.version.cuda else f" (torch {torch.__version__} is a build without CUDA)"
+        raise BackendError(f"{kind}{build}. To measure on the CPU, pass --device cpu or set pytorch.device: cpu.")
     if section.device_map is not None:
         return Placement(section.device_map, tuple(range(gpu_count)))
     return Placement("cuda:0", (0,))
@@ -98,13 +100,10 @@ def planned_devices(section: PyTorchConfig) -> tuple[DeviceId, ...]:
 
     NVML is asked rather than CUDA: a CUDA context would raise the idle power that the baseline is about to measure.
     """
-    placement = placement_here(section)
-    if not placement.on_gpu:
+    if not placement_here(section).on_gpu:
         return (CPU_DEVICE,)
     uuids = _gpu_uuids()
-    if section.device_map is None and (section.num_processes or 1) > 1:
-        return uuids[: section.num_processes]
-    return tuple(uuids[index] for index in placement.gpu_indices)
+    return uuids[: section.gpu_count(len(uuids))]
 
 
 def used_devices(gpu_indices: Sequence[int]) -> tuple[DeviceId, ...]:
@@ -130,12 +129,6 @@ def _gpu_uuids() -> tuple[DeviceId, ...]:
     except GpuDriverError:
         pass  # a container may have CUDA without NVML; the energy backend will say what that costs
     return cuda_uuids_of_torch(torch)
-
-
-def _no_gpu(apple: bool) -> str:
-    kind = "Apple GPUs (MPS) are not supported" if apple else "no CUDA GPU is available to PyTorch"
-    build = "" if apple or torch.version.cuda else f" (torch {torch.__version__} is a build without CUDA)"
-    return f"{kind}{build}. To measure on the CPU, pass --device cpu or set pytorch.device: cpu."
 
 
 def preflight_problems(
