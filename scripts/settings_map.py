@@ -86,7 +86,7 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
     "dataset.seed": _SYNTHETIC,
     "precision": Effect(_LOADING, pytorch.test_precision_is_the_type_of_every_weight),
     "random_seed": Effect(
-        "core/backends/isolation.py",
+        "core/backends/shared.py",
         pytorch_generation.test_sampling_follows_the_seed_and_nothing_that_ran_before,
     ),
     "max_input_tokens": Effect(
@@ -171,11 +171,11 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
         run.test_output_dir_of_the_experiment_is_the_only_reason_for_the_library_to_write,
     ),
     "pytorch.batch_size": Effect(_GENERATION, pytorch.test_batch_size_is_what_the_engine_asks_for),
-    "pytorch.device": Effect("core/backends/pytorch/placement.py", pytorch.test_device_says_where_the_model_goes),
+    "pytorch.device": Effect("core/backends/pytorch/preflight.py", pytorch.test_device_says_where_the_model_goes),
     "pytorch.num_processes": Effect(
         "runners/local.py", parallel_processes.test_two_processes_share_the_prompts_and_make_one_result
     ),
-    "pytorch.device_map": Effect("core/backends/pytorch/placement.py", pytorch.test_device_says_where_the_model_goes),
+    "pytorch.device_map": Effect("core/backends/pytorch/preflight.py", pytorch.test_device_says_where_the_model_goes),
     "pytorch.attn_implementation": Effect(_LOADING, pytorch.test_attention_kernel_reaches_the_model),
     "pytorch.torch_compile": _COMPILE,
     "pytorch.torch_compile_mode": Effect(_LOADING, pytorch.test_a_compiler_mode_reaches_the_compiler),
