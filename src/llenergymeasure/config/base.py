@@ -26,13 +26,10 @@ NonBlankStr = Annotated[str, StringConstraints(strip_whitespace=True, min_length
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One reason why values do not go together: the field to change, and what is wrong with it and how to mend it.
-
-    Args:
-        path: Dotted, relative to the model that found the problem.
-    """
+    """One reason why values do not go together: the field to change, and what is wrong with it and how to mend it."""
 
     path: str
+    """Dotted, relative to the model that found the problem."""
     message: str
 
 

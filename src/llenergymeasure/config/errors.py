@@ -51,9 +51,7 @@ class UnknownKey:
 def unknown_keys(data: Mapping[str, Any], model: type[BaseModel], at: Path = ()) -> list[UnknownKey]:
     """Every key in `data`, at any depth, that `model` does not have, in the order in which they stand there.
 
-    Args:
-        data: As it was written; it may lack fields and hold wrong values.
-        at: Where `data` is in its document.
+    `data` may lack fields and hold wrong values; `at` is where it is in its document.
     """
     found: list[UnknownKey] = []
     checked: Mapping[str, Any] = data
@@ -145,9 +143,7 @@ def describe_validation_error(
 ) -> list[str]:
     """One sentence per problem, in the order of the file: `experiment.yaml, line 7: n: must be at least 1, got 0`.
 
-    Args:
-        document: The file the values came from, for its name and lines.
-        overrides: Where values came from that did not come from the file, by dotted path: `{"n": "-n"}`.
+    `overrides` tells where values came from that did not come from the file, by dotted path: `{"n": "-n"}`.
     """
     sources = overrides or {}
     lines: list[tuple[int, str]] = []

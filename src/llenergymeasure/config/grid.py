@@ -54,10 +54,9 @@ class SkippedConfig:
 
 
 def resolve_study(document: LoadedDocument, overrides: Mapping[str, Any]) -> StudyConfig:
-    """The study a document describes, with flags laid over it.
+    """The study a document describes (an experiment file is a study of one), with flags laid over it.
 
     Args:
-        document: A study file, or an experiment file as a study of one.
         overrides: Values by dotted name; `execution.*` and `name` go to the study, the rest to every experiment.
 
     Raises:
@@ -82,7 +81,6 @@ def expand_grid(
     """Span a study's grid and validate every point.
 
     Args:
-        raw_study: The study as parsed; not changed.
         study_yaml_path: Its file, which `base:` is relative to.
 
     Returns:
@@ -108,8 +106,6 @@ def apply_cycles(
     """The execution sequence: each experiment `n_cycles` times.
 
     Args:
-        experiments: Unique experiments in order.
-        n_cycles: At least 1.
         cycle_order: AAABBB, ABABAB, or a fresh order in each cycle.
         study_design_hash: Seeds the shuffle, so that the same study shuffles alike everywhere.
         shuffle_seed: Seeds it instead.

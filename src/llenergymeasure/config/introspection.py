@@ -284,10 +284,8 @@ def _test_values(
     if options is not None:
         return options
     kind = schema.get("type")
-    if kind == "string":
-        return [default] if default is not None else []
     if kind not in ("integer", "number"):
-        return []
+        return [default] if kind == "string" and default is not None else []
     low, high = constraints.get("ge"), constraints.get("le")
     if low is None and "gt" in constraints:
         low = constraints["gt"] + 1 if high is None else (constraints["gt"] + high) / 2

@@ -72,7 +72,6 @@ def load_study_config(path: str | Path, cli_overrides: Mapping[str, Any] | None 
     """Load a study and resolve its sweep; a plain experiment file is a study of one.
 
     Args:
-        path: YAML or JSON file.
         cli_overrides: Fields by (dotted) name, applied to every experiment; `execution.*` and `name` to the study.
 
     Raises:
@@ -85,8 +84,7 @@ def load_study_config(path: str | Path, cli_overrides: Mapping[str, Any] | None 
 def with_overrides(config: ExperimentConfig, overrides: Mapping[str, Any]) -> ExperimentConfig:
     """A new experiment: `config` with some fields, by (dotted) name, replaced and validated anew.
 
-    Args:
-        overrides: Mappings are merged, `None` is no override.
+    Mappings are merged, `None` is no override.
 
     Raises:
         ConfigError: A name is unknown.
@@ -97,13 +95,9 @@ def with_overrides(config: ExperimentConfig, overrides: Mapping[str, Any]) -> Ex
 
 
 def _nested(overrides: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"pytorch.batch_size": 8}` as `{"pytorch": {"batch_size": 8}}`, without what is `None`.
+    """`{"pytorch.batch_size": 8}` as `{"pytorch": {"batch_size": 8}}`, without what is `None`; all keys checked.
 
-    Args:
-        data: What they will lie over: it says which backend is chosen where they do not.
-
-    Raises:
-        ConfigError: A name is unknown, or two names claim the same field.
+    They will lie over `data`, which says what backend is chosen where they do not.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     if BATCH_SIZE_OVERRIDE in given:

@@ -161,8 +161,7 @@ def _sampling_params_need_sampling(config: ExperimentConfig) -> Iterator[Problem
     if config.decoder.do_sample:
         return
     for name, value in _changed_decoder_params(config):
-        ignored = name in ("top_k", "top_p", "min_p") or (name == "temperature" and value != 0.0)
-        if ignored:
+        if name in ("top_k", "top_p", "min_p") or (name == "temperature" and value != 0.0):
             yield Problem(
                 f"decoder.{name}",
                 f"decoder.{name}: {value!r} has no effect with decoder.do_sample=False. "
@@ -210,8 +209,7 @@ def _passthrough_is_free(config: ExperimentConfig) -> Iterator[Problem]:
             "passthrough_kwargs",
             f"passthrough_kwargs keys collide with ExperimentConfig fields: {taken}. Use the named fields instead.",
         )
-    section = getattr(config, config.backend)
-    doubled = sorted(set(kwargs) & set(section.model_dump(exclude_none=True))) if section is not None else []
+    doubled = sorted(set(kwargs) & set(config.backend_config.model_dump(exclude_none=True)))
     if doubled:
         yield Problem(
             "passthrough_kwargs",

@@ -39,30 +39,23 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Points that differ in the values of their axes alone: one backend's grid, or one explicit experiment.
-
-    Args:
-        fixed: What lies under every point.
-        overrides: What flags lay over every point, nested.
-    """
+    """Points that differ in the values of their axes alone: one backend's grid, or one explicit experiment."""
 
     fixed: dict[str, Any]
     overrides: dict[str, Any]
+    """What flags lay over every point, nested."""
     axes: tuple[Axis, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """A study's description with its keys in order, ready to be spanned.
-
-    Args:
-        name: What to call the study in messages: its file, or "study".
-        study_fields: `name` and `execution`, flags included, not validated yet.
-    """
+    """A study's description with its keys in order, ready to be spanned."""
 
     name: str
+    """What to call it in messages: its file, or "study"."""
     blocks: tuple[Block, ...]
     study_fields: dict[str, Any]
+    """`name` and `execution`, flags included, not validated yet."""
 
     @property
     def n_points(self) -> int:
@@ -74,7 +67,6 @@ def plan_study(raw: Mapping[str, Any], document: LoadedDocument | None, override
     """Read a study's description.
 
     Args:
-        raw: The description as parsed.
         document: Its file, which `base:` is relative to.
         overrides: By dotted name; `None` values do not count.
 

@@ -37,9 +37,9 @@ class SourceMap:
         """
         line, node = None, self.root
         for part in path:
-            found = _child(node, part)
+            found = next((child for child in _children(node) if child[0] == part), None)
             if found is not None:
-                line, node = found
+                _, line, node = found
         return line
 
 
@@ -58,10 +58,7 @@ class LoadedDocument:
 
 
 def load_document(path: str | Path, *, empty_is_fine: bool = False) -> LoadedDocument:
-    """Read a YAML file, or a JSON file by its suffix.
-
-    Args:
-        empty_is_fine: Take a file of comments alone as an empty mapping.
+    """Read a YAML file, or a JSON file by its suffix; a file of comments alone may be fine and an empty mapping.
 
     Raises:
         ConfigError: The path is unsafe to open, the file cannot be read or parsed (with line and column), has a
@@ -180,11 +177,6 @@ class _Builder:
         self._open: set[int] = set()
 
     def build(self, node: yaml.Node) -> Any:
-        """The value of `node`.
-
-        Raises:
-            ConfigError: A duplicate or non-text key, an unknown tag, a malformed number, or endless aliases.
-        """
         key = id(node)
         if key in self._built:
             return self._built[key]
@@ -277,22 +269,16 @@ _SCALARS: Final[dict[str, Callable[[str], Any]]] = {
 }
 
 
-def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:
-    """Line and value of one key or item of `node`, looked for in merged mappings last."""
+def _children(node: yaml.Node | None) -> Iterator[tuple[str | int, int, yaml.Node]]:
+    """Key or index, line and value of all that is directly in `node`; what is merged into it comes last."""
     if isinstance(node, yaml.SequenceNode):
-        if isinstance(part, int) and 0 <= part < len(node.value):
-            item = node.value[part]
-            return item.start_mark.line + 1, item
-        return None
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value == part and key.tag != _MERGE_TAG:
-            return key.start_mark.line + 1, value
-    return next((found for source in _merge_sources(node) if (found := _child(source, part)) is not None), None)
-
-
-def _merge_sources(node: yaml.MappingNode) -> Iterator[yaml.Node]:
-    for key, value in node.value:
-        if key.tag == _MERGE_TAG:
-            yield from value.value if isinstance(value, yaml.SequenceNode) else (value,)
+        yield from ((index, item.start_mark.line + 1, item) for index, item in enumerate(node.value))
+    elif isinstance(node, yaml.MappingNode):
+        merged: list[yaml.Node] = []
+        for key, value in node.value:
+            if key.tag == _MERGE_TAG:
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            elif isinstance(key, yaml.ScalarNode):
+                yield key.value, key.start_mark.line + 1, value
+        for source in merged:
+            yield from _children(source)
