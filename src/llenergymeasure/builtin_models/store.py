@@ -30,7 +30,6 @@ from llenergymeasure.exceptions import BackendError, ConfigError
 if TYPE_CHECKING:
     import torch
 
-
 logger = logging.getLogger(__name__)
 
 _FOLDERS: Final = {"tiny-llama": Path(__file__).parent / "tiny_llama"}

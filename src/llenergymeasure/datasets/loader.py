@@ -26,7 +26,6 @@ from llenergymeasure.security import validate_path
 if TYPE_CHECKING:
     from llenergymeasure.config.models import ExperimentConfig, SyntheticDatasetConfig
 
-
 BUILTIN_DATASETS: Final = {"aienergyscore": Path(__file__).parent / "builtin" / "aienergyscore.jsonl"}
 """Data sets that come with the package, by the name a configuration uses."""
 
@@ -73,47 +72,6 @@ def load_raw_prompts(dataset: str | SyntheticDatasetConfig, n: int) -> RawPrompt
     raise DatasetError(_unknown(dataset))
 
 
-def _tokenise(index: int, prompt: RawPrompt, config: ExperimentConfig, tokenizer: PromptTokenizer) -> Prompt:
-    token_ids = tokenizer.encode(prompt.text)
-    if not token_ids:
-        raise DatasetError(f"dataset {config.dataset}: the model's tokenizer makes no token of prompt {index + 1}")
-    limit = prompt.max_new_tokens
-    return Prompt(
-        index=index,
-        text=prompt.text,
-        token_ids=tuple(token_ids[: config.max_input_tokens]),
-        truncated=len(token_ids) > config.max_input_tokens,
-        max_new_tokens=None if limit is None else min(limit, config.max_output_tokens),
-    )
-
-
-def _existing_file(dataset: str) -> Path:
-    path = validate_path(dataset, what="dataset")
-    if path.is_file():
-        return path
-    if path.exists():
-        raise DatasetError(f"dataset {dataset}: not a file")
-    if not path.parent.is_dir():
-        raise DatasetError(f"dataset {dataset}: no such file; the directory {path.parent} does not exist either")
-    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob(f"*{_SUFFIX}")], n=1)
-    raise DatasetError(f"dataset {dataset}: no such file in {path.parent}" + _did_you_mean(near))
-
-
-def _unknown(dataset: str) -> str:
-    ways = f"Use one of {', '.join(BUILTIN_DATASETS)}, a path ending in {_SUFFIX}, or {HUB_PREFIX}<Hub id>"
-    if validate_path(dataset, what="dataset").is_file():
-        return f"dataset {dataset}: only JSON Lines files are read, by their suffix {_SUFFIX}. {ways}."
-    if dataset.count("/") == 1:
-        near = [f"{HUB_PREFIX}{dataset}"]
-    else:
-        near = difflib.get_close_matches(dataset.lower(), BUILTIN_DATASETS, n=1)
-    return f"dataset {dataset}: unknown name{_did_you_mean(near)} {ways}."
-
-
-def _did_you_mean(near: list[str]) -> str:
-    return f". Did you mean '{near[0]}'?" if near else "."
-
-
 def make_prompts(config: SyntheticDatasetConfig, n: int, tokenizer: PromptTokenizer) -> tuple[Prompt, ...]:
     """Make the first `n` prompts, each of exactly `config.input_len` tokens, random ids of the model's own vocabulary.
 
@@ -154,6 +112,47 @@ def synthetic_identity(config: SyntheticDatasetConfig, n: int) -> DatasetIdentit
         prompt_count=n,
         source="synthetic",
     )
+
+
+def _tokenise(index: int, prompt: RawPrompt, config: ExperimentConfig, tokenizer: PromptTokenizer) -> Prompt:
+    token_ids = tokenizer.encode(prompt.text)
+    if not token_ids:
+        raise DatasetError(f"dataset {config.dataset}: the model's tokenizer makes no token of prompt {index + 1}")
+    limit = prompt.max_new_tokens
+    return Prompt(
+        index=index,
+        text=prompt.text,
+        token_ids=tuple(token_ids[: config.max_input_tokens]),
+        truncated=len(token_ids) > config.max_input_tokens,
+        max_new_tokens=None if limit is None else min(limit, config.max_output_tokens),
+    )
+
+
+def _existing_file(dataset: str) -> Path:
+    path = validate_path(dataset, what="dataset")
+    if path.is_file():
+        return path
+    if path.exists():
+        raise DatasetError(f"dataset {dataset}: not a file")
+    if not path.parent.is_dir():
+        raise DatasetError(f"dataset {dataset}: no such file; the directory {path.parent} does not exist either")
+    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob(f"*{_SUFFIX}")], n=1)
+    raise DatasetError(f"dataset {dataset}: no such file in {path.parent}" + _did_you_mean(near))
+
+
+def _unknown(dataset: str) -> str:
+    ways = f"Use one of {', '.join(BUILTIN_DATASETS)}, a path ending in {_SUFFIX}, or {HUB_PREFIX}<Hub id>"
+    if validate_path(dataset, what="dataset").is_file():
+        return f"dataset {dataset}: only JSON Lines files are read, by their suffix {_SUFFIX}. {ways}."
+    if dataset.count("/") == 1:
+        near = [f"{HUB_PREFIX}{dataset}"]
+    else:
+        near = difflib.get_close_matches(dataset.lower(), BUILTIN_DATASETS, n=1)
+    return f"dataset {dataset}: unknown name{_did_you_mean(near)} {ways}."
+
+
+def _did_you_mean(near: list[str]) -> str:
+    return f". Did you mean '{near[0]}'?" if near else "."
 
 
 def _frame(tokenizer: PromptTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
