@@ -64,7 +64,7 @@ _ASSISTANT: Final = Effect(_LOADING, pytorch.test_the_assistant_drafts_with_its_
 _COMPILE: Final = Effect(_LOADING, pytorch.test_compiling_goes_through_torch_compile_and_gives_the_same_text)
 _QUANTISER: Final = Effect(_LOADING, pytorch.test_quantisation_details_reach_the_quantiser)
 _SYNTHETIC: Final = Effect(
-    "datasets/synthetic.py", experiment.test_synthetic_prompts_have_the_number_and_the_lengths_asked_for
+    "datasets/loader.py", experiment.test_synthetic_prompts_have_the_number_and_the_lengths_asked_for
 )
 _REFUSED: Final = Effect(
     _NOT_BUILT,

@@ -15,8 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from llenergymeasure.config.checks import ineffective_settings
-from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.models import ExperimentConfig, ineffective_settings
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
