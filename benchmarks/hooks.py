@@ -36,8 +36,8 @@ from llenergymeasure.core.backends.pytorch.generation import (
     pad_left,
 )
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.meter import Meter, NoEnergyBackend
 from llenergymeasure.core.energy.sampler import GpuReader, PowerSampler
+from llenergymeasure.core.energy.select import Meter, NoEnergyBackend
 from llenergymeasure.core.energy.strategies import CounterStrategy
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import GpuDriver, GpuDriverError, all_boards, find_gpus

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.meter import Meter
+from llenergymeasure.core.energy.select import Meter
 from llenergymeasure.core.energy.strategies import CounterStrategy
 from llenergymeasure.core.energy.telemetry import (
     COLUMNS,

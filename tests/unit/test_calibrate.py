@@ -21,9 +21,8 @@ from llenergymeasure.core.energy.boards import (
     load_calibration,
     save_calibration,
 )
-from llenergymeasure.core.energy.calibrate import CalibratedBoard, calibrate, describe
+from llenergymeasure.core.energy.calibrate import CalibratedBoard, ResponseError, calibrate, describe, find_updates
 from llenergymeasure.core.energy.counter import CounterPeriod
-from llenergymeasure.core.energy.sensor_response import ResponseError, find_updates
 from llenergymeasure.core.gpu.driver import find_gpus
 from llenergymeasure.exceptions import EnergyError
 

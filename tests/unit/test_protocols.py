@@ -8,7 +8,7 @@ import pytest
 
 from fakes import ConstantMeter, StepEngine, VirtualClock, requests
 from llenergymeasure.core.assemble import RecordCollector
-from llenergymeasure.core.energy.meter import NoEnergyBackend
+from llenergymeasure.core.energy.select import NoEnergyBackend
 from llenergymeasure.core.window import BatchedEngine
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.protocols import (

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from energy_fakes import PowercapTree
 from fakes import VirtualClock
 from llenergymeasure.core.clock import SystemClock
-from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.rapl import RaplDomain, RaplReader, RaplStrategy, find_domains
 from llenergymeasure.core.energy.sampler import PowerSampler
+from llenergymeasure.core.energy.select import Meter
 from llenergymeasure.core.energy.types import MeterOptions
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError

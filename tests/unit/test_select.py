@@ -11,8 +11,8 @@ import pytest
 from energy_fakes import PowercapTree
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.select import (
+    NoEnergyBackend,
     describe_energy_backends,
     select_energy_backend,
 )

@@ -24,7 +24,7 @@ from llenergymeasure.config.checks import ineffective_settings
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest
-from llenergymeasure.core.energy.meter import NoEnergyBackend
+from llenergymeasure.core.energy.select import NoEnergyBackend
 from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.domain.warnings import WarningCode

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fakes import ConstantMeter, StepEngine, VirtualClock, requests
 from llenergymeasure.config.models import WarmupConfig
-from llenergymeasure.core.energy.meter import NoEnergyBackend
+from llenergymeasure.core.energy.select import NoEnergyBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.warmup import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llenergymeasure.core.energy.trace import write_trace
+from llenergymeasure.core.energy.gpu_energy import write_trace
 from llenergymeasure.core.observations import Observations, slice_limits
 from llenergymeasure.core.timeseries import write_timeseries
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.meter import NoEnergyBackend
+from llenergymeasure.core.energy.select import NoEnergyBackend
 from llenergymeasure.core.energy.telemetry import Telemetry, answered
 from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement
 from llenergymeasure.core.gpu.driver import DeviceId

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from llenergymeasure.config.models import ExperimentConfig, MeasurementConfig
 from llenergymeasure.core.backends.protocol import LoadedModel, MemoryStats, RequestOutput
 from llenergymeasure.core.baseline import Baseline
-from llenergymeasure.core.energy.part import Span, energy_between
+from llenergymeasure.core.energy.integrate import Span, energy_between
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.metrics.counting import TokenCounts, count_tokens, count_tokens_between, full_batch_interval

@@ -14,7 +14,7 @@ from llenergymeasure.config.models import WarmupConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.baseline import Baseline, measure_idle_power
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.meter import NoEnergyBackend
+from llenergymeasure.core.energy.select import NoEnergyBackend
 from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, wait
 from llenergymeasure.domain.metrics import WarmupResult

@@ -15,8 +15,7 @@ from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.backends.registry import get_backend
 from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.meter import NoEnergyBackend
-from llenergymeasure.core.energy.select import BackendName, select_energy_backend
+from llenergymeasure.core.energy.select import BackendName, NoEnergyBackend, select_energy_backend
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, measure

@@ -7,18 +7,22 @@ that it has just given a reading for these very devices. A meter asked for by na
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.meter import Meter, NoEnergyBackend, Strategy
 from llenergymeasure.core.energy.packages import CodeCarbonEstimate, CodeCarbonStrategy, ZeusStrategy
-from llenergymeasure.core.energy.rapl import RaplStrategy
+from llenergymeasure.core.energy.rapl import HostEnergy, RaplReader, RaplStrategy, find_domains
+from llenergymeasure.core.energy.sampler import DeviceReader, PowerSampler
 from llenergymeasure.core.energy.strategies import CounterStrategy, GpuStrategy
-from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
+from llenergymeasure.core.energy.telemetry import Telemetry
+from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, MeterOptions, TrackingHandle
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus
 from llenergymeasure.core.host.host import Host
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
 logger = logging.getLogger(__name__)
@@ -160,3 +164,211 @@ def _describe(name: str, devices: Sequence[DeviceId], options: MeterOptions, hos
         return BackendReading(name, True, _build(name, devices, options, host).prove())
     except EnergyError as error:
         return BackendReading(name, False, str(error))
+
+
+HOST_INTERVAL_S: Final = 1.0
+"""Time between readings of the host's counters that only serve to see them wrap."""
+
+
+class Strategy(Protocol):
+    """What one kind of meter does around a window; `Meter` decides when."""
+
+    @property
+    def name(self) -> str:
+        """The name a config uses for it."""
+
+    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
+        """Take a reading and describe it in a few words, e.g. `GPU 0 draws 61.2 W now`.
+
+        Args:
+            trial: Measures a window of so many seconds, for strategies that have no other reading.
+
+        Raises:
+            EnergyError: There is none to be had; the message says why and what to do.
+        """
+
+    def readers(self) -> Sequence[DeviceReader]:
+        """What is sampled from before the window to after it; empty: nothing is."""
+
+    def before(self) -> Any:
+        """Read what is to be read right before the window; returns what `after` needs.
+
+        Raises:
+            EnergyError: No window can be opened.
+        """
+
+    def after(self, before: Any) -> Any:
+        """Read what is to be read right after the window; returns what `measurement` needs."""
+
+    def measurement(self, start_s: float, end_s: float, read: Any, telemetry: Telemetry | None) -> EnergyMeasurement:
+        """What flowed from `start_s` to `end_s`, by what `after` returned and what was sampled."""
+
+    def warnings(self, telemetry: Telemetry | None = None) -> Iterable[MeasurementWarning]:
+        """What about devices and sampling makes a figure doubtful; asked before a window, and after it with samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """The host's counters beside a window, and what they showed when it opened."""
+
+    reader: RaplReader
+    sampler: PowerSampler
+    first: HostEnergy
+
+    def flowed(self) -> HostEnergy | MeasurementWarning:
+        """What they have seen since, or why that is not known."""
+        problem = "the RAPL counters stood still"
+        try:
+            flowed = self.reader.mark().since(self.first)
+            if flowed.package_j > 0:
+                return flowed
+        except EnergyError as error:
+            problem = str(error)
+        return MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, f"CPU and memory energy are missing: {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenWindow:
+    """What it takes to close a window."""
+
+    strategy: Strategy
+    before: Any
+    warnings: tuple[MeasurementWarning, ...]
+    sampler: PowerSampler | None
+    host: _Host | None
+
+
+class Meter:
+    """An `EnergyBackend` by some strategy.
+
+    Args:
+        powercap_root: Where the host's own counters are read beside the strategy; `None`: they are not.
+    """
+
+    def __init__(
+        self, strategy: Strategy, clock: Clock, options: MeterOptions, powercap_root: Path | None = None
+    ) -> None:
+        self._strategy = strategy
+        self._clock = clock
+        self._options = options
+        self._powercap_root = powercap_root
+
+    @property
+    def name(self) -> str:
+        """The strategy's name."""
+        return self._strategy.name
+
+    def prove(self) -> str:
+        """Take a reading here and now and describe it, see `Strategy.prove`.
+
+        Raises:
+            EnergyError: There is none to be had.
+        """
+        return self._strategy.prove(self._trial)
+
+    def is_available(self) -> bool:
+        """Whether a reading can be had here and now; the reason against it goes to the log."""
+        try:
+            self.prove()
+        except EnergyError as error:
+            logger.info("The %s energy backend is not available: %s", self.name, error)
+            return False
+        return True
+
+    def start_tracking(self) -> TrackingHandle:
+        """Open a window.
+
+        Raises:
+            EnergyError: Its sampler could not start, or its strategy could not open it.
+        """
+        return self._open(self._powercap_root)
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        """Close the window and compute what flowed in it."""
+        window = handle.state
+        if not isinstance(window, _OpenWindow) or window.strategy is not self._strategy:
+            raise EnergyError(f"this window was not opened by the {self.name} meter")
+        try:
+            host = None if window.host is None else window.host.flowed()
+            end_s = self._clock.now()
+            read = self._strategy.after(window.before)
+            telemetry = None if window.sampler is None else window.sampler.stop(end_s)
+        except BaseException:  # Ctrl-C, above all
+            if window.sampler is not None:
+                window.sampler.abort()
+            raise
+        finally:
+            if window.host is not None:
+                window.host.sampler.abort()
+        energy = self._strategy.measurement(handle.start_s, end_s, read, telemetry)
+        warnings = dict.fromkeys((*window.warnings, *self._strategy.warnings(telemetry)))
+        energy = replace(energy, notes=(*energy.notes, *warnings))
+        if isinstance(host, MeasurementWarning):
+            return replace(energy, notes=(*energy.notes, host))
+        return energy if host is None else replace(energy, cpu_j=host.package_j, dram_j=host.dram_j)
+
+    def _trial(self, seconds: float) -> EnergyMeasurement:
+        """A window by the strategy alone, whose samples nobody needs."""
+        handle = self._open(None)
+        self._clock.sleep(seconds)
+        energy = self.stop_tracking(handle)
+        energy.close()
+        return energy
+
+    def _open(self, powercap_root: Path | None) -> TrackingHandle:
+        clock, host, sampler = self._clock, None, None
+        with ExitStack() as unless_opened:
+            if powercap_root is not None:
+                reader = RaplReader(find_domains(powercap_root), clock)
+                beside = PowerSampler([reader], interval_s=HOST_INTERVAL_S, clock=clock)
+                beside.start()
+                unless_opened.callback(beside.abort)
+            warnings = tuple(self._strategy.warnings())
+            if readers := self._strategy.readers():
+                interval_s, spill_dir = self._options.poll_interval_s, self._options.spill_dir
+                sampler = PowerSampler(readers, interval_s=interval_s, clock=clock, spill_dir=spill_dir)
+                sampler.start()
+                unless_opened.callback(sampler.abort)
+            before = self._strategy.before()
+            unless_opened.callback(self._strategy.after, before)
+            start_s = clock.now()
+            if powercap_root is not None:
+                host = _Host(reader, beside, reader.mark())
+            unless_opened.pop_all()
+        return TrackingHandle(start_s, _OpenWindow(self._strategy, before, warnings, sampler, host))
+
+
+class NoEnergyBackend:
+    """An `EnergyBackend` that times the window and leaves every figure `None`: nobody wants energy, or nothing works.
+
+    Args:
+        reason: Why nothing is measured, for the warning; `None` when the user switched energy off, which needs none.
+    """
+
+    name = "none"
+
+    def __init__(self, clock: Clock, reason: str | None = None) -> None:
+        self._clock = clock
+        self._reason = reason
+
+    def prove(self) -> str:
+        """Never succeeds: there is no reading to take.
+
+        Raises:
+            EnergyError: Always.
+        """
+        raise EnergyError(self._reason or "energy measurement is switched off (energy.backend: null)")
+
+    def is_available(self) -> bool:
+        """False: this meter has no sensor."""
+        return False
+
+    def start_tracking(self) -> TrackingHandle:
+        """Open a window."""
+        return TrackingHandle(start_s=self._clock.now())
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        """Close it, without a figure."""
+        notes = () if self._reason is None else (MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, self._reason),)
+        end_s = self._clock.now()
+        return EnergyMeasurement(handle.start_s, end_s, None, None, None, notes=notes, meter=self.name)

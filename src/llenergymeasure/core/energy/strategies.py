@@ -33,7 +33,6 @@ from llenergymeasure.core.energy.counter import (
     measure_counter_periods,
 )
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
-from llenergymeasure.core.energy.meter import Strategy
 from llenergymeasure.core.energy.sampler import GpuReader, sampler_warnings
 from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import BoardRecord, CounterRead, EnergyMeasurement, GpuWindow, MeterOptions
@@ -67,7 +66,7 @@ class GpuReadings:
     notes: tuple[MeasurementWarning, ...] = ()
 
 
-class GpuStrategy(Strategy, ABC):
+class GpuStrategy(ABC):
     """What all meters of GPUs have in common: power is sampled, and gpu_energy.py weighs it against the counters."""
 
     tells_host = False

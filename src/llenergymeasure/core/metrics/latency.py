@@ -29,7 +29,7 @@ from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.energy.part import (
+from llenergymeasure.core.energy.integrate import (
     PartEnergy,
     PartUnknownError,
     Span,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from llenergymeasure.core.energy.part import Span, merge_spans
+from llenergymeasure.core.energy.integrate import Span, merge_spans
 from llenergymeasure.core.energy.telemetry import UNKNOWN
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.gpu.driver import DeviceId
