@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from llenergymeasure.atomic import write_bytes_atomically
-from llenergymeasure.core.energy.counter import CounterPeriod
 from llenergymeasure.core.energy.telemetry import PowerSource, Telemetry
 from llenergymeasure.core.energy.types import PowerSampling, SensorDescription
 from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriverError, GpuHandle
@@ -25,12 +24,9 @@ from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.security import sanitize_experiment_id
 
-FOLLOWING: Final[dict[str, PowerSampling]] = {
-    "6.": PowerSampling(averaging_window_s=0.010, update_s=0.020),
-    "7.0": PowerSampling(averaging_window_s=0.010, update_s=0.020),
-    "7.2": PowerSampling(averaging_window_s=0.010, update_s=0.020),
-    "8.0": PowerSampling(averaging_window_s=0.025, update_s=0.100),
-    "9.0": PowerSampling(averaging_window_s=0.025, update_s=0.100),
+FOLLOWING: Final = {
+    ("6.", "7.0", "7.2"): PowerSampling(averaging_window_s=0.010, update_s=0.020),
+    ("8.0", "9.0"): PowerSampling(averaging_window_s=0.025, update_s=0.100),
 }
 """Readings that follow the load, by the beginning of the compute capability: how long each one averages and how often
 it changes (arXiv 2312.02741, table 1). Where nothing is known, both are 100 ms."""
@@ -78,13 +74,6 @@ class SensorCalibration:
         """For the uncertainty of integrals of this sensor's readings."""
         return PowerSampling(self.averaging_window_s, self.update_s)
 
-    @property
-    def counter_period(self) -> CounterPeriod | None:
-        """For meters that have no time to watch the counter themselves."""
-        if self.counter_period_s is None:
-            return None
-        return CounterPeriod(self.counter_period_s, self.counter_tolerance_s or 0.0)
-
 
 def save_calibration(calibration: SensorCalibration, directory: Path) -> Path:
     """Store a calibration, replacing an older one of the same board and driver, and say where."""
@@ -102,7 +91,7 @@ def load_calibration(directory: Path, uuid: DeviceId, driver_version: str) -> Se
     """
     path = _path(directory, uuid, driver_version)
     try:
-        found = _ADAPTER.validate_json(path.read_bytes())
+        found = TypeAdapter(SensorCalibration).validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
@@ -111,9 +100,6 @@ def load_calibration(directory: Path, uuid: DeviceId, driver_version: str) -> Se
     if (found.uuid, found.driver_version) != (uuid, driver_version):
         raise EnergyError(f"{path} is the calibration of {found.uuid} with driver {found.driver_version}; delete it")
     return found
-
-
-_ADAPTER: Final = TypeAdapter(SensorCalibration)
 
 
 def _path(directory: Path, uuid: DeviceId, driver_version: str) -> Path:
@@ -143,7 +129,7 @@ def known_sampling(gpu: Gpu, source: PowerSource | None, calibration: SensorCali
     capability = gpu.compute_capability or ""
     if source == "power_usage" and _version(capability) > LAST_FOLLOWING:
         return AVERAGED
-    known = (sampling for prefix, sampling in FOLLOWING.items() if capability.startswith(prefix))
+    known = (sampling for prefixes, sampling in FOLLOWING.items() if capability.startswith(prefixes))
     return next(known, PowerSampling())
 
 
@@ -160,14 +146,12 @@ def power_sampling(gpu: Gpu, calibration: SensorCalibration | None, telemetry: T
 
 
 def describe_sensor(
-    calibration: SensorCalibration | None, sampling: PowerSampling, period: CounterPeriod | None
+    calibration: SensorCalibration | None, sampling: PowerSampling, counter: SensorDescription | None
 ) -> SensorDescription:
-    """What is known of a board's sensors after a window; `period`: its counter's, where that was watched."""
-    if period is None and calibration is not None:
-        period = calibration.counter_period
-    if period is None:
-        return SensorDescription(averaging_window_s=sampling.averaging_window_s)
-    return SensorDescription(period.period_s, period.tolerance_s, averaging_window_s=sampling.averaging_window_s)
+    """What is known of a board's sensors after a window; `counter`: what was seen of its counter just now."""
+    if counter is None and calibration is not None and calibration.counter_period_s is not None:
+        counter = SensorDescription(calibration.counter_period_s, calibration.counter_tolerance_s or 0.0)
+    return replace(counter or SensorDescription(), averaging_window_s=sampling.averaging_window_s)
 
 
 def board_warnings(gpus: Sequence[Gpu], family_pid: int | None = None) -> Iterator[MeasurementWarning]:

@@ -1,4 +1,23 @@
-"""From sampled power to energy: the trapezoidal rule between two instants."""
+"""From sampled power to energy: over a window by the trapezoidal rule, and over parts of a metered window.
+
+    counter   C |<---------------- E(whole), metered ----------------->| C
+    samples     o--o--o--o--o--o--o--o--o--o--o--o--o--o--o--o--o--o--o
+    part                    [ <----- T(part) -----> ]                       T: integral of the samples
+
+Counters are read at the window's edges only, so a part of it is told from the samples, scaled to what the meter
+counted: E(part) = E(whole) T(part) / T(whole), device by device. The sensor's gain against the counter cancels in that
+ratio. What the samples cannot know does so only in part: with the share s = T(part) / T(whole), an error of T(part)
+counts 1 - s of itself and one of the rest s. Where the meter integrated the samples itself, the errors of T(part) are
+the budget.
+
+Two things make a trace that is cut better than one that is only summed:
+
+- A sample shows the mean over a time that is past when it is read: on average, half of the sensor's averaging window
+  and half an update. Phases would all seem to begin that much late, so the trace is read that much later. What remains
+  is where within an update the samples fall, which nobody knows.
+- A phase begins where the load changes. A straight line between the samples on either side of such an edge would give a
+  sixth of a sampling interval's worth of the difference to the wrong side; the trace has a step there instead.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +35,16 @@ from llenergymeasure.domain.energy import BudgetComponent, resized, sum_budgets
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
+Span = tuple[float, float]
+"""A stretch of time: start and end on the measurement clock, in seconds."""
+
 
 class TraceTooShortError(EnergyError):
     """A power trace does not reach over the whole window."""
+
+
+class PartUnknownError(EnergyError):
+    """The power samples of a window cannot tell the energy of its parts."""
 
 
 def integrate_power(times_s: Sequence[float], power_w: Sequence[float], start_s: float, end_s: float) -> float:
@@ -37,10 +63,15 @@ def integrate_power(times_s: Sequence[float], power_w: Sequence[float], start_s:
         raise ValueError(f"{len(times_s)} times but {len(power_w)} powers")
     if not start_s <= end_s:
         raise ValueError(f"a window cannot end ({end_s} s) before it starts ({start_s} s)")
+    if not len(times_s):
+        raise TraceTooShortError("no power samples at all")
     first = bisect_right(times_s, start_s) - 1
     last = bisect_left(times_s, end_s)
     if first < 0 or last == len(times_s):
-        raise TraceTooShortError(_too_short(times_s, start_s, end_s))
+        raise TraceTooShortError(
+            f"power samples from {times_s[0]:.3f} s to {times_s[-1]:.3f} s do not reach over the window "
+            f"from {start_s:.3f} s to {end_s:.3f} s"
+        )
     return math.fsum(_trapezoids(times_s, power_w, first, last, start_s, end_s))
 
 
@@ -58,23 +89,6 @@ def _trapezoids(
             slope = (p1 - p0) / (t1 - t0)
             yield (p0 + slope * (0.5 * (a + b) - t0)) * (b - a)
         t0, p0 = t1, p1
-
-
-def _too_short(times_s: Sequence[float], start_s: float, end_s: float) -> str:
-    if not len(times_s):
-        return "no power samples at all"
-    return (
-        f"power samples from {times_s[0]:.3f} s to {times_s[-1]:.3f} s do not reach over the window "
-        f"from {start_s:.3f} s to {end_s:.3f} s"
-    )
-
-
-Span = tuple[float, float]
-"""A stretch of time: start and end on the measurement clock, in seconds."""
-
-
-class PartUnknownError(EnergyError):
-    """The power samples of a window cannot tell the energy of its parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +126,17 @@ class TracedWindow:
             raise PartUnknownError("no energy was measured")
         self._energy = energy
         self._window: Span = (energy.start_s, energy.end_s)
+        self._traces: dict[DeviceId, _Trace] = {}
         edges = sorted({*edges_s, *self._window})
-        self._traces = {device: trace.with_steps(edges) for device, trace in _traces(energy, energy.total_j).items()}
+        samples = _samples(energy)
+        traced_j = {device: _whole_j(self._window, *trace) for device, trace in samples.items()}
+        for device, (times_s, power_w) in samples.items():
+            sampling, lag_s = _sampling(energy, device, times_s)
+            stepped = _with_steps(times_s, power_w, [edge_s + lag_s for edge_s in edges])
+            metered_j = energy.per_gpu_j.get(device)
+            if metered_j is None:  # a meter that tells the sum only
+                metered_j = energy.total_j * traced_j[device] / math.fsum(traced_j.values())
+            self._traces[device] = _Trace(*stepped, sampling, lag_s, metered_j)
 
     def part(self, spans: Sequence[Span]) -> PartEnergy:
         """Energy of some stretches of the window together; inside it, in order and without overlaps."""
@@ -139,7 +162,7 @@ class TracedWindow:
         ]
         trace = self._traces[device]
         integrated = self._energy.method == "power_integration"
-        cut = trace.errors(spans) if integrated else _cutting_errors(trace, spans, self._window)
+        cut = trace.errors(spans) if integrated else trace.cutting_errors(spans, self._window)
         return sum_budgets([shrunk, cut])
 
 
@@ -186,22 +209,20 @@ def sampling_interval_s(energy: EnergyMeasurement) -> float | None:
     return max(_mean_step_s(times_s, energy.start_s, energy.end_s) for times_s, _ in traces)
 
 
-def merge_spans(spans: Iterable[Span]) -> Iterator[Span]:
+def merge_spans(spans: Iterable[Span]) -> list[Span]:
     """The same stretches of time without overlaps, in order; ones that touch become one."""
-    current: Span | None = None
+    merged: list[Span] = []
     for begins_s, ends_s in sorted(spans):
-        if current is not None and begins_s <= current[1]:
-            current = (current[0], max(current[1], ends_s))
-            continue
-        if current is not None:
-            yield current
-        current = (begins_s, ends_s)
-    if current is not None:
-        yield current
+        if merged and begins_s <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], ends_s))
+        else:
+            merged.append((begins_s, ends_s))
+    return merged
 
 
-def without(spans: Sequence[Span], holes: Sequence[Span]) -> Iterator[Span]:
+def without(spans: Sequence[Span], holes: Sequence[Span]) -> list[Span]:
     """`spans` minus `holes`; both in order and without overlaps of their own."""
+    left: list[Span] = []
     ends = [end_s for _, end_s in holes]
     for start_s, end_s in spans:
         left_s = start_s
@@ -209,15 +230,16 @@ def without(spans: Sequence[Span], holes: Sequence[Span]) -> Iterator[Span]:
             if hole_start_s >= end_s:
                 break
             if hole_start_s > left_s:
-                yield left_s, hole_start_s
+                left.append((left_s, hole_start_s))
             left_s = max(left_s, hole_end_s)
         if left_s < end_s:
-            yield left_s, end_s
+            left.append((left_s, end_s))
+    return left
 
 
 @dataclass(frozen=True, slots=True)
 class _Trace:
-    """The samples of one device and what the meter counted for it.
+    """The samples of one device with a step at each edge, and what the meter counted for it.
 
     Args:
         times_s: When each sample was read.
@@ -230,50 +252,51 @@ class _Trace:
     lag_s: float
     metered_j: float
 
-    def with_steps(self, edges_s: Sequence[float]) -> _Trace:
-        """The same trace with a step at each edge, so that what is on one side of it is not taken for the other."""
-        shown_s = [edge_s + self.lag_s for edge_s in edges_s]
-        samples = list(zip(self.times_s, self.power_w, strict=True))
-        if shown_s[-1] >= samples[-1][0]:  # the sampler stops soon after the window; its last value is held
-            samples.append((math.nextafter(shown_s[-1], math.inf), samples[-1][1]))
-        knots = []
-        for (t0, p0), (t1, p1) in pairwise(samples):
-            knots.append((t0, p0))
-            inner_s = shown_s[bisect_right(shown_s, t0) : bisect_left(shown_s, t1)]
-            levels_w = [p0, *[0.5 * (p0 + p1)] * (len(inner_s) - 1), p1]
-            for edge_s, (before_w, after_w) in zip(inner_s, pairwise(levels_w), strict=False):
-                knots += [(edge_s, before_w), (edge_s, after_w)]
-        knots.append(samples[-1])
-        times_s, power_w = zip(*knots, strict=True)
-        return replace(self, times_s=array("d", times_s), power_w=array("d", power_w))
-
     def traced_j(self, spans: Sequence[Span]) -> float:
         """Integral over `spans`, in joules."""
         return math.fsum(integrate_power(self.times_s, self.power_w, *span) for span in self._shown(spans))
 
     def errors(self, spans: Sequence[Span]) -> tuple[BudgetComponent, ...]:
         """95 % half-widths of `traced_j`."""
-        return trace_components(
-            self.times_s, self.power_w, self._shown(spans), self.sampling, self.sampling.unknown_lag_s
-        )
+        misplaced_s = self.sampling.unknown_lag_s
+        return trace_components(self.times_s, self.power_w, self._shown(spans), self.sampling, misplaced_s)
+
+    def cutting_errors(self, spans: Sequence[Span], window: Span) -> tuple[BudgetComponent, ...]:
+        """Errors of the ratio T(part) / T(whole), in joules by the meter."""
+        whole_j = self.traced_j([window])
+        scale, share = self.metered_j / whole_j, self.traced_j(spans) / whole_j
+        cut = []
+        for own, other in zip(self.errors(spans), self.errors(without([window], spans)), strict=True):
+            if own.kind == "aliasing":  # the same error again and again, inside and outside: it cancels
+                continue
+            own_j, other_j = (1.0 - share) * own.half_width_j, share * other.half_width_j
+            # What lags over an inner edge is missing on one side and added on the other; the rest is independent.
+            half_width_j = own_j + other_j if own.kind == "sensor" else math.hypot(own_j, other_j)
+            cut.append(resized(own, scale * half_width_j))
+        return tuple(cut)
 
     def _shown(self, spans: Sequence[Span]) -> list[Span]:
         """When the samples show what happened in `spans`."""
         return [(start_s + self.lag_s, end_s + self.lag_s) for start_s, end_s in spans]
 
 
-def _traces(energy: EnergyMeasurement, total_j: float) -> dict[DeviceId, _Trace]:
-    samples = _samples(energy)
-    traced_j = {device: _whole_j(energy, *trace) for device, trace in samples.items()}
-    all_j = math.fsum(traced_j.values())
-    traces = {}
-    for device, (times_s, power_w) in samples.items():
-        sampling, lag_s = _sampling(energy, device, times_s)
-        metered_j = energy.per_gpu_j.get(device)
-        if metered_j is None:  # a meter that tells the sum only
-            metered_j = total_j * traced_j[device] / all_j
-        traces[device] = _Trace(times_s, power_w, sampling, lag_s, metered_j)
-    return traces
+def _with_steps(
+    times_s: Sequence[float], power_w: Sequence[float], edges_s: Sequence[float]
+) -> tuple[array[float], array[float]]:
+    """The same trace with a step at each edge, so that what is on one side of it is not taken for the other."""
+    samples = list(zip(times_s, power_w, strict=True))
+    if edges_s[-1] >= samples[-1][0]:  # the sampler stops soon after the window; its last value is held
+        samples.append((math.nextafter(edges_s[-1], math.inf), samples[-1][1]))
+    knots = []
+    for (t0, p0), (t1, p1) in pairwise(samples):
+        knots.append((t0, p0))
+        inner_s = edges_s[bisect_right(edges_s, t0) : bisect_left(edges_s, t1)]
+        levels_w = [p0, *[0.5 * (p0 + p1)] * (len(inner_s) - 1), p1]
+        for edge_s, (before_w, after_w) in zip(inner_s, pairwise(levels_w), strict=False):
+            knots += [(edge_s, before_w), (edge_s, after_w)]
+    knots.append(samples[-1])
+    stepped_s, stepped_w = zip(*knots, strict=True)
+    return array("d", stepped_s), array("d", stepped_w)
 
 
 def _samples(energy: EnergyMeasurement) -> dict[DeviceId, tuple[array[float], array[float]]]:
@@ -288,9 +311,9 @@ def _samples(energy: EnergyMeasurement) -> dict[DeviceId, tuple[array[float], ar
     return {device: telemetry.power(device) for device in telemetry.devices}
 
 
-def _whole_j(energy: EnergyMeasurement, times_s: Sequence[float], power_w: Sequence[float]) -> float:
+def _whole_j(window: Span, times_s: Sequence[float], power_w: Sequence[float]) -> float:
     try:
-        traced_j = integrate_power(times_s, power_w, energy.start_s, energy.end_s)
+        traced_j = integrate_power(times_s, power_w, *window)
     except TraceTooShortError as error:
         raise PartUnknownError(str(error)) from error
     if traced_j <= 0:
@@ -308,22 +331,6 @@ def _sampling(energy: EnergyMeasurement, device: DeviceId, times_s: Sequence[flo
         return sampling, sampling.lag_s
     step_s = _mean_step_s(times_s, energy.start_s, energy.end_s)
     return PowerSampling(averaging_window_s=step_s, update_s=0.0), 0.0
-
-
-def _cutting_errors(trace: _Trace, spans: Sequence[Span], window: Span) -> tuple[BudgetComponent, ...]:
-    """Errors of the ratio T(part) / T(whole), in joules by the meter."""
-    whole_j = trace.traced_j([window])
-    scale, share = trace.metered_j / whole_j, trace.traced_j(spans) / whole_j
-    inside, outside = trace.errors(spans), trace.errors(list(without([window], spans)))
-    cut = []
-    for own, other in zip(inside, outside, strict=True):
-        if own.kind == "aliasing":  # the same error again and again, inside and outside: it cancels
-            continue
-        own_j, other_j = (1.0 - share) * own.half_width_j, share * other.half_width_j
-        # What lags over an inner edge is missing on one side and added on the other; the rest is independent.
-        half_width_j = own_j + other_j if own.kind == "sensor" else math.hypot(own_j, other_j)
-        cut.append(resized(own, scale * half_width_j))
-    return tuple(cut)
 
 
 def _mean_step_s(times_s: Sequence[float], start_s: float, end_s: float) -> float:

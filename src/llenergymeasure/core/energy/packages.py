@@ -1,5 +1,9 @@
 """Packages that measure joules: Zeus and CodeCarbon, which may not be installed and talk while they are imported.
 
+Either reads counters when it opens and closes a window of its own and tells the difference. That is treated like two
+readings of our own: checked for zeros, jumps and resets, held against the power samples, and given the uncertainty of a
+counter that was read once on each side.
+
 *Zeus*: `ZeusMonitor` windows, by its counter path. Zeus knows GPUs by their place in `CUDA_VISIBLE_DEVICES`, which it
 cannot read when it holds UUIDs, and takes to be in NVML's order. It is therefore set up while that variable names every
 board by its NVML index, so that its indices are NVML's; whether it then looks at the right boards is checked by UUID.
@@ -17,17 +21,20 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.strategies import PackageReading, PackageStrategy, window_keys
+from llenergymeasure.core.energy.strategies import GpuReadings, GpuStrategy
 from llenergymeasure.core.energy.telemetry import Telemetry
-from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
+from llenergymeasure.core.energy.types import CounterRead, EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import Gpu
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -40,14 +47,98 @@ logger = logging.getLogger(__name__)
 
 JOULES_PER_KWH: Final = 3.6e6
 
-PROOF_S: Final = 0.2
-"""Length of the trial window that proves an estimate."""
+PROOF_S: Final = 0.25
+"""Length of the trial window that proves a package: two updates of the energy counter."""
+
+ESTIMATE_PROOF_S: Final = 0.2
+"""The same for an estimate."""
 
 ESTIMATED: Final = MeasurementWarning(
     WarningCode.ENERGY_IS_ESTIMATED,
     "CPU and memory energy come from CodeCarbon's model of this machine (rated power and load), not from a sensor; "
     "use them to compare runs on one machine, not to publish joules",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class PackageReading:
+    """What a package measured in one of its windows.
+
+    Args:
+        per_board_j: Joules of each board, by its index in NVML's order.
+    """
+
+    per_board_j: Mapping[int, float] = field(default_factory=dict)
+    cpu_j: float | None = None
+    dram_j: float | None = None
+    notes: tuple[MeasurementWarning, ...] = ()
+
+
+class PackageStrategy(GpuStrategy, ABC):
+    """Joules that another package counts; this package's sampler beside it keeps watch."""
+
+    def __init__(self, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
+        super().__init__(gpus, clock, options)
+        self._keys = window_keys()
+
+    @abstractmethod
+    def begin(self, key: str) -> None:
+        """Open the package's window called `key`.
+
+        Raises:
+            EnergyError: The package failed.
+        """
+
+    @abstractmethod
+    def end(self, key: str) -> PackageReading:
+        """Close it and tell what flowed.
+
+        Raises:
+            EnergyError: The package failed.
+        """
+
+    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
+        """Measure a quarter of a second.
+
+        Raises:
+            EnergyError: The package failed, or its joules are not believable.
+        """
+        energy = trial(PROOF_S)
+        if energy.counter_j is None:
+            reasons = [note.message for note in energy.notes if note.code is not WarningCode.ENERGY_IS_ESTIMATED]
+            raise EnergyError("; ".join(reasons) or f"{self.name} gave no joules")
+        # Joules, not watts: a counter that moves in steps of 0.1 s does not tell the power of so short a time.
+        boards = ", ".join(str(gpu.index) for gpu in self._gpus)
+        return f"GPU {boards} took {energy.counter_j:.1f} J in {energy.duration_sec:.2f} s"
+
+    def before(self) -> tuple[str, CounterRead]:
+        """Open a window of the package, whose counters are taken to stand at 0: it tells only differences."""
+        key, asked_s = next(self._keys), self._clock.now()
+        self.begin(key)
+        return key, CounterRead(asked_s, self._clock.now(), 0.0)
+
+    def after(self, before: tuple[str, CounterRead]) -> GpuReadings:
+        """Close it. Where the package fails to, the power samples stand in and a note says so."""
+        key, opened = before
+        asked_s = self._clock.now()
+        try:
+            reading = self.end(key)
+        except EnergyError as error:
+            return GpuReadings({}, {}, str(error))
+        closed_s = self._clock.now()
+        joules = {gpu.uuid: reading.per_board_j[gpu.index] for gpu in self._gpus if gpu.index in reading.per_board_j}
+        return GpuReadings(
+            before=dict.fromkeys(joules, (opened,)),
+            after={device: (CounterRead(asked_s, closed_s, energy_j),) for device, energy_j in joules.items()},
+            cpu_j=reading.cpu_j,
+            dram_j=reading.dram_j,
+            notes=reading.notes,
+        )
+
+
+def window_keys() -> Iterator[str]:
+    """Names for the windows of a package, each once."""
+    return (f"llenergymeasure {number}" for number in itertools.count(1))
 
 
 def require_counters(gpus: Sequence[Gpu], name: str) -> None:
@@ -157,13 +248,14 @@ class CodeCarbonStrategy(PackageStrategy):
 
 
 class CodeCarbonEstimate:
-    """The estimate for a run on the CPU; see `meter.Strategy`.
+    """The estimate for a run on the CPU.
 
     Raises:
         EnergyError: CodeCarbon is missing or failed.
     """
 
     name = "codecarbon"
+    tells_host = True
 
     def __init__(self) -> None:
         self._tracker = _offline_tracker([])
@@ -175,7 +267,7 @@ class CodeCarbonEstimate:
         Raises:
             EnergyError: CodeCarbon failed, or gave 0 J.
         """
-        energy = trial(PROOF_S)
+        energy = trial(ESTIMATE_PROOF_S)
         if energy.total_j is None:
             raise EnergyError("; ".join(note.message for note in energy.notes))
         return f"estimates {energy.total_j / energy.duration_sec:.1f} W now"

@@ -168,9 +168,10 @@ class RaplReader:
 
 
 class RaplStrategy:
-    """A run on the CPU by its packages and their memory; see `meter.Strategy`."""
+    """A run on the CPU by its packages and their memory."""
 
     name = "rapl"
+    tells_host = True
 
     def __init__(self, clock: Clock, options: MeterOptions, root: Path) -> None:
         self._clock = clock

@@ -1,7 +1,17 @@
-"""Which meter measures: exactly one owns a run's energy.
+"""The meter of a run: which one measures, and how a window is opened and closed, whoever counts its joules.
 
-On GPUs `auto` takes the first that works of Zeus, NVML, CodeCarbon; on the CPU, of RAPL and CodeCarbon. "Works" means
-that it has just given a reading for these very devices. A meter asked for by name is used or refused, never replaced.
+    start_tracking                      window                                        stop_tracking
+    sampler starts, `strategy.before`   [ start_s <---------------------> end_s ]     `strategy.after`, sampler stops,
+                                                                                      `strategy.measurement`
+
+Exactly one strategy owns a run's energy, and nothing of it runs inside the window: it reads bursts of the hardware
+counter, a window of Zeus or CodeCarbon, or RAPL. On GPUs `auto` takes the first that works of Zeus, NVML, CodeCarbon;
+on the CPU, of RAPL and CodeCarbon. "Works" means that it has just given a reading for these very devices. A meter asked
+for by name is used or refused, never replaced.
+
+Beside it, a meter of GPUs may carry the joules of CPU packages and memory, which are told next to its own and never in
+them; their counters are read right after the window opens and right before it closes: tens of microseconds inside it,
+twice. No thread is left behind, whatever happens.
 """
 
 from __future__ import annotations
@@ -17,7 +27,7 @@ from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.packages import CodeCarbonEstimate, CodeCarbonStrategy, ZeusStrategy
 from llenergymeasure.core.energy.rapl import HostEnergy, RaplReader, RaplStrategy, find_domains
 from llenergymeasure.core.energy.sampler import DeviceReader, PowerSampler
-from llenergymeasure.core.energy.strategies import CounterStrategy, GpuStrategy
+from llenergymeasure.core.energy.strategies import CounterStrategy
 from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, MeterOptions, TrackingHandle
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus
@@ -27,18 +37,58 @@ from llenergymeasure.exceptions import EnergyError
 
 logger = logging.getLogger(__name__)
 
+HOST_INTERVAL_S: Final = 1.0
+"""Time between readings of the host's counters that only serve to see them wrap."""
+
 BackendName = Literal["auto", "nvml", "zeus", "codecarbon", "rapl"]
+
+
+class Strategy(Protocol):
+    """What one kind of meter does around a window; `Meter` decides when."""
+
+    @property
+    def name(self) -> str:
+        """The name a config uses for it."""
+
+    @property
+    def tells_host(self) -> bool:
+        """Whether it has joules of CPU and memory of its own."""
+
+    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
+        """Take a reading and describe it in a few words, e.g. `GPU 0 draws 61.2 W now`.
+
+        Args:
+            trial: Measures a window of so many seconds, for strategies that have no other reading.
+
+        Raises:
+            EnergyError: There is none to be had; the message says why and what to do.
+        """
+
+    def readers(self) -> Sequence[DeviceReader]:
+        """What is sampled from before the window to after it; empty: nothing is."""
+
+    def before(self) -> Any:
+        """Read what is to be read right before the window; returns what `after` needs.
+
+        Raises:
+            EnergyError: No window can be opened.
+        """
+
+    def after(self, before: Any) -> Any:
+        """Read what is to be read right after the window; returns what `measurement` needs."""
+
+    def measurement(self, start_s: float, end_s: float, read: Any, telemetry: Telemetry | None) -> EnergyMeasurement:
+        """What flowed from `start_s` to `end_s`, by what `after` returned and what was sampled."""
+
+    def warnings(self, telemetry: Telemetry | None = None) -> Iterable[MeasurementWarning]:
+        """What about devices and sampling makes a figure doubtful; asked before a window, and after it with samples."""
 
 
 def _rapl(host: Host, options: MeterOptions) -> Strategy:
     return RaplStrategy(host.clock, options, host.powercap_root)
 
 
-def _codecarbon_estimate(host: Host, options: MeterOptions) -> Strategy:
-    return CodeCarbonEstimate()
-
-
-GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Clock, MeterOptions], GpuStrategy]]] = {
+GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Clock, MeterOptions], Strategy]]] = {
     "zeus": ZeusStrategy,
     "nvml": CounterStrategy,
     "codecarbon": CodeCarbonStrategy,
@@ -47,7 +97,7 @@ GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Clock, MeterOptions], Gp
 
 CPU_METERS: Final[Mapping[str, Callable[[Host, MeterOptions], Strategy]]] = {
     "rapl": _rapl,
-    "codecarbon": _codecarbon_estimate,
+    "codecarbon": lambda host, options: CodeCarbonEstimate(),
 }
 """What measures a run on the CPU, best first."""
 
@@ -75,15 +125,25 @@ def select_energy_backend(
         EnergyError: The meter asked for by name is missing, has no reading for these devices, or does not measure
             such devices at all.
     """
-    host, options = host or Host(), options or MeterOptions()
-    if name != "auto":
-        return _named(name, devices, options, host)
+    host, options, candidates = host or Host(), options or MeterOptions(), _candidates(devices)
+    if name not in ("auto", *candidates):
+        measured, used = ("GPUs", "the CPU") if _on_cpu(devices) else ("the CPU", "GPUs")
+        raise EnergyError(
+            f"energy.backend: {name} measures {measured}, and this run uses {used}. "
+            f"Use one of {', '.join(candidates)}, or auto."
+        )
     refusals = []
-    for candidate in _candidates(devices):
-        meter = _proven_or_reason(candidate, devices, options, host)
-        if not isinstance(meter, EnergyError):
+    for candidate in candidates if name == "auto" else (name,):
+        try:
+            meter = _build(candidate, devices, options, host)
+            meter.prove()
+        except EnergyError as error:
+            logger.info("The %s energy backend is not available: %s", candidate, error)
+            if candidate == name:
+                raise EnergyError(f"energy.backend: {name} does not work here: {error}") from error
+            refusals.append(f"{candidate}: {error}")
+        else:
             return meter
-        refusals.append(f"{candidate}: {meter}")
     return NoEnergyBackend(host.clock, reason="no energy backend works here (" + "; ".join(refusals) + ")")
 
 
@@ -95,30 +155,6 @@ def _candidates(devices: Sequence[DeviceId]) -> tuple[str, ...]:
     return CPU_PRIORITY if _on_cpu(devices) else GPU_PRIORITY
 
 
-def _proven_or_reason(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter | EnergyError:
-    try:
-        meter = _build(name, devices, options, host)
-        meter.prove()
-    except EnergyError as error:
-        logger.info("The %s energy backend is not available: %s", name, error)
-        return error
-    return meter
-
-
-def _named(name: BackendName, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> EnergyBackend:
-    candidates = _candidates(devices)
-    if name not in candidates:
-        measured, used = ("GPUs", "the CPU") if _on_cpu(devices) else ("the CPU", "GPUs")
-        raise EnergyError(
-            f"energy.backend: {name} measures {measured}, and this run uses {used}. "
-            f"Use one of {', '.join(candidates)}, or auto."
-        )
-    meter = _proven_or_reason(name, devices, options, host)
-    if isinstance(meter, EnergyError):
-        raise EnergyError(f"energy.backend: {name} does not work here: {meter}") from meter
-    return meter
-
-
 def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter:
     """The meter called `name`, not yet proven; that of GPUs reads the host's counters too where it may.
 
@@ -126,8 +162,9 @@ def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: 
         EnergyError: Something it needs is missing.
     """
     if _on_cpu(devices):
-        return Meter(CPU_METERS[name](host, options), host.clock, options)
-    strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host.clock, options)
+        strategy = CPU_METERS[name](host, options)
+    else:
+        strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host.clock, options)
     beside = not strategy.tells_host and Meter(_rapl(host, options), host.clock, options).is_available()
     return Meter(strategy, host.clock, options, host.powercap_root if beside else None)
 
@@ -164,47 +201,6 @@ def _describe(name: str, devices: Sequence[DeviceId], options: MeterOptions, hos
         return BackendReading(name, True, _build(name, devices, options, host).prove())
     except EnergyError as error:
         return BackendReading(name, False, str(error))
-
-
-HOST_INTERVAL_S: Final = 1.0
-"""Time between readings of the host's counters that only serve to see them wrap."""
-
-
-class Strategy(Protocol):
-    """What one kind of meter does around a window; `Meter` decides when."""
-
-    @property
-    def name(self) -> str:
-        """The name a config uses for it."""
-
-    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """Take a reading and describe it in a few words, e.g. `GPU 0 draws 61.2 W now`.
-
-        Args:
-            trial: Measures a window of so many seconds, for strategies that have no other reading.
-
-        Raises:
-            EnergyError: There is none to be had; the message says why and what to do.
-        """
-
-    def readers(self) -> Sequence[DeviceReader]:
-        """What is sampled from before the window to after it; empty: nothing is."""
-
-    def before(self) -> Any:
-        """Read what is to be read right before the window; returns what `after` needs.
-
-        Raises:
-            EnergyError: No window can be opened.
-        """
-
-    def after(self, before: Any) -> Any:
-        """Read what is to be read right after the window; returns what `measurement` needs."""
-
-    def measurement(self, start_s: float, end_s: float, read: Any, telemetry: Telemetry | None) -> EnergyMeasurement:
-        """What flowed from `start_s` to `end_s`, by what `after` returned and what was sampled."""
-
-    def warnings(self, telemetry: Telemetry | None = None) -> Iterable[MeasurementWarning]:
-        """What about devices and sampling makes a figure doubtful; asked before a window, and after it with samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +260,7 @@ class Meter:
         Raises:
             EnergyError: There is none to be had.
         """
-        return self._strategy.prove(self._trial)
+        return self._strategy.prove(Meter(self._strategy, self._clock, self._options)._trial)
 
     def is_available(self) -> bool:
         """Whether a reading can be had here and now; the reason against it goes to the log."""
@@ -281,7 +277,26 @@ class Meter:
         Raises:
             EnergyError: Its sampler could not start, or its strategy could not open it.
         """
-        return self._open(self._powercap_root)
+        clock, root, host, sampler = self._clock, self._powercap_root, None, None
+        with ExitStack() as unless_opened:
+            if root is not None:
+                reader = RaplReader(find_domains(root), clock)
+                beside = PowerSampler([reader], interval_s=HOST_INTERVAL_S, clock=clock)
+                beside.start()
+                unless_opened.callback(beside.abort)
+            warnings = tuple(self._strategy.warnings())
+            if readers := self._strategy.readers():
+                interval_s, spill_dir = self._options.poll_interval_s, self._options.spill_dir
+                sampler = PowerSampler(readers, interval_s=interval_s, clock=clock, spill_dir=spill_dir)
+                sampler.start()
+                unless_opened.callback(sampler.abort)
+            before = self._strategy.before()
+            unless_opened.callback(self._strategy.after, before)
+            start_s = clock.now()
+            if root is not None:
+                host = _Host(reader, beside, reader.mark())
+            unless_opened.pop_all()
+        return TrackingHandle(start_s, _OpenWindow(self._strategy, before, warnings, sampler, host))
 
     def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
         """Close the window and compute what flowed in it."""
@@ -308,34 +323,12 @@ class Meter:
         return energy if host is None else replace(energy, cpu_j=host.package_j, dram_j=host.dram_j)
 
     def _trial(self, seconds: float) -> EnergyMeasurement:
-        """A window by the strategy alone, whose samples nobody needs."""
-        handle = self._open(None)
+        """A window whose samples nobody needs."""
+        handle = self.start_tracking()
         self._clock.sleep(seconds)
         energy = self.stop_tracking(handle)
         energy.close()
         return energy
-
-    def _open(self, powercap_root: Path | None) -> TrackingHandle:
-        clock, host, sampler = self._clock, None, None
-        with ExitStack() as unless_opened:
-            if powercap_root is not None:
-                reader = RaplReader(find_domains(powercap_root), clock)
-                beside = PowerSampler([reader], interval_s=HOST_INTERVAL_S, clock=clock)
-                beside.start()
-                unless_opened.callback(beside.abort)
-            warnings = tuple(self._strategy.warnings())
-            if readers := self._strategy.readers():
-                interval_s, spill_dir = self._options.poll_interval_s, self._options.spill_dir
-                sampler = PowerSampler(readers, interval_s=interval_s, clock=clock, spill_dir=spill_dir)
-                sampler.start()
-                unless_opened.callback(sampler.abort)
-            before = self._strategy.before()
-            unless_opened.callback(self._strategy.after, before)
-            start_s = clock.now()
-            if powercap_root is not None:
-                host = _Host(reader, beside, reader.mark())
-            unless_opened.pop_all()
-        return TrackingHandle(start_s, _OpenWindow(self._strategy, before, warnings, sampler, host))
 
 
 class NoEnergyBackend:

@@ -39,8 +39,8 @@ class SensorDescription:
     """What is known of a board's counter and power sensor; the defaults suppose little.
 
     Args:
-        counter_period_s: Time between two steps of the counter in seconds, as `measure_counter_periods` or a
-            calibration found it; `None`: unknown, and the intervals are wider.
+        counter_period_s: Time between two steps of the counter, as `measure_counter_periods` or a calibration found it;
+            `None`: unknown, and the intervals are wider.
         counter_period_tolerance_s: How far the period may be from that.
         counter_jitter_s: How far a single step may be from its place.
         averaging_window_s: Over which time a power sample is an average. Above `SMOOTHED_S` (the one-second average of
@@ -99,11 +99,6 @@ class BoardRecord:
     power_limit_w: float | None = None
     sensor: SensorDescription = field(default_factory=SensorDescription)
     sampling: PowerSampling = field(default_factory=PowerSampling)
-
-    @property
-    def is_mig(self) -> bool:
-        """Whether the run used only a slice of the board."""
-        return self.device != self.board
 
 
 @dataclass(frozen=True, slots=True)

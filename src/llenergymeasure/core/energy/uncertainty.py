@@ -70,8 +70,8 @@ def gain_component(energy_j: float, gain_uncertainty_pct: float) -> BudgetCompon
 def counter_component(fused: FusedEnergy) -> BudgetComponent:
     """The counter's steps at the window's edges, as the fusion (or its fallback) left them."""
     note = "counter steps bounded by the power samples at the window's edges"
-    if fused.used_fallback:
-        note = f"plain counter difference: {fused.reason}"
+    if fused.fallback_reason:
+        note = f"plain counter difference: {fused.fallback_reason}"
     return BudgetComponent(
         name="counter resolution", kind="counter_resolution", half_width_j=fused.half_width_j, note=note
     )
@@ -112,7 +112,7 @@ def trace_components(
         misplaced_s: How far from its place in time what a sample shows may be, in seconds.
     """
     variance_j2 = repeated_j2 = 0.0
-    samples = freedom = repeats = 0
+    samples = repeats = 0
     for start_s, end_s in spans:
         first, last = max(0, bisect_right(times_s, start_s) - 1), bisect_left(times_s, end_s)
         times, power = _thinned(times_s[first : last + 1], power_w[first : last + 1], sampling.update_s)
@@ -123,8 +123,7 @@ def trace_components(
         repeated_j2 += span_j2 * max(0, span_repeats - 1)
         repeats = max(repeats, span_repeats)
         samples += len(times)
-        freedom += len(times) - 1
-    factor = coverage_factor(freedom)
+    factor = coverage_factor(samples - len(spans))
     return (
         BudgetComponent(
             name="sampling",

@@ -91,9 +91,9 @@ def phase_breakdown(
 
 def phase_spans(outputs: Sequence[RequestOutput], window: Span) -> tuple[list[Span], list[Span]]:
     """The stretches of the window that are prefill and decode, without overlaps, each list in order of time."""
-    prefill = list(merge_spans(_clip(((o.started_s, _first_token_s(o)) for o in outputs), window)))
-    generating = list(merge_spans(_clip(((_first_token_s(o), _last_token_s(o)) for o in outputs), window)))
-    return prefill, list(without(generating, prefill))
+    prefill = merge_spans(_clip(((o.started_s, _first_token_s(o)) for o in outputs), window))
+    generating = merge_spans(_clip(((_first_token_s(o), _last_token_s(o)) for o in outputs), window))
+    return prefill, without(generating, prefill)
 
 
 def typical_stretch_s(spans: Sequence[Span]) -> float:

@@ -47,7 +47,7 @@ def throttle_info(energy: EnergyMeasurement) -> ThermalThrottleInfo | None:
                 spans.append((begins_s, ends_s))
     if not told:
         return None
-    throttled = list(merge_spans(spans))
+    throttled = merge_spans(spans)
     return ThermalThrottleInfo(
         detected=bool(seen),
         thermal=bool(seen & THERMAL),
