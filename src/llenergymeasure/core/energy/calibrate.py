@@ -14,6 +14,7 @@ It cannot find the gain: the sensor is compared with itself.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import statistics
@@ -340,19 +341,17 @@ class MatmulLoad:
         self._torch = torch
         self._matrix = torch.randn(4096, 4096, device=f"cuda:{cuda_index}", dtype=torch.float16)
         self._stop = threading.Event()
-        self._running = threading.Event()
-        self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Draw power from now on; returns once the first product is done, or raises what the device refused with."""
+        try:
+            self._multiply()
+        except RuntimeError as error:
+            raise EnergyError(f"the load does not run: {error}") from error
         self._stop.clear()
-        self._running.clear()
         self._thread = threading.Thread(target=self._work, name="llem-calibration-load", daemon=True)
         self._thread.start()
-        self._running.wait()
-        if self._error is not None:
-            raise EnergyError(f"the load does not run: {self._error}") from self._error
 
     def stop(self) -> None:
         """Stop, and wait for the last product."""
@@ -362,15 +361,13 @@ class MatmulLoad:
             self._thread = None
 
     def _work(self) -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # out of memory, a lost device: the next `start` meets it too
             while not self._stop.is_set():
-                self._torch.matmul(self._matrix, self._matrix)
-                self._torch.cuda.synchronize(self._matrix.device)  # so that no queue outlives `stop`
-                self._running.set()
-        except RuntimeError as error:  # out of memory, a lost device: told by `start`, in the thread that called it
-            self._error = error
-        finally:
-            self._running.set()
+                self._multiply()
+
+    def _multiply(self) -> None:
+        self._torch.matmul(self._matrix, self._matrix)
+        self._torch.cuda.synchronize(self._matrix.device)  # so that no queue outlives `stop`
 
 
 def describe(found: SensorCalibration) -> str:

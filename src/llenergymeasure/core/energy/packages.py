@@ -59,6 +59,10 @@ ESTIMATED: Final = MeasurementWarning(
     "use them to compare runs on one machine, not to publish joules",
 )
 
+NOTHING_ESTIMATED: Final = MeasurementWarning(
+    WarningCode.ENERGY_UNAVAILABLE, "CodeCarbon estimated 0 J for CPU and memory: the window was too short"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PackageReading:
@@ -77,25 +81,13 @@ class PackageReading:
 class PackageStrategy(GpuStrategy, ABC):
     """Joules that another package counts; this package's sampler beside it keeps watch."""
 
-    def __init__(self, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
-        super().__init__(gpus, clock, options)
-        self._keys = window_keys()
-
     @abstractmethod
     def begin(self, key: str) -> None:
-        """Open the package's window called `key`.
-
-        Raises:
-            EnergyError: The package failed.
-        """
+        """Open the package's window called `key`; an `EnergyError` where it fails."""
 
     @abstractmethod
     def end(self, key: str) -> PackageReading:
-        """Close it and tell what flowed.
-
-        Raises:
-            EnergyError: The package failed.
-        """
+        """Close it and tell what flowed; an `EnergyError` where it fails."""
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
         """Measure a quarter of a second.
@@ -113,7 +105,7 @@ class PackageStrategy(GpuStrategy, ABC):
 
     def before(self) -> tuple[str, CounterRead]:
         """Open a window of the package, whose counters are taken to stand at 0: it tells only differences."""
-        key, asked_s = next(self._keys), self._clock.now()
+        key, asked_s = _new_key(), self._clock.now()
         self.begin(key)
         return key, CounterRead(asked_s, self._clock.now(), 0.0)
 
@@ -136,28 +128,23 @@ class PackageStrategy(GpuStrategy, ABC):
         )
 
 
-def window_keys() -> Iterator[str]:
-    """Names for the windows of a package, each once."""
-    return (f"llenergymeasure {number}" for number in itertools.count(1))
+_window_numbers = itertools.count(1)
+
+
+def _new_key() -> str:
+    """A name for a window that no other one has."""
+    return f"llenergymeasure {next(_window_numbers)}"
 
 
 def require_counters(gpus: Sequence[Gpu], name: str) -> None:
-    """Make sure that every board has an energy counter for the energy backend `name`.
-
-    Raises:
-        EnergyError: One has none; the package would integrate power in a way of its own (Zeus drops equal samples).
-    """
+    """Raise an `EnergyError` for a board without a counter: package `name` would integrate in a way of its own."""
     for gpu in gpus:
         if not gpu.has_counter:
             raise EnergyError(f"GPU {gpu.index} has no energy counter for {name} to read; use energy.backend: nvml")
 
 
 class ZeusStrategy(PackageStrategy):
-    """Windows of one `ZeusMonitor`.
-
-    Raises:
-        EnergyError: Zeus is missing or cannot be set up for these boards.
-    """
+    """Windows of one `ZeusMonitor`."""
 
     name = "zeus"
 
@@ -210,11 +197,7 @@ def _all_boards_visible(count: int) -> Iterator[None]:
 
 
 class CodeCarbonStrategy(PackageStrategy):
-    """Tasks of one CodeCarbon tracker per board: a tracker tells only the sum over its GPUs.
-
-    Raises:
-        EnergyError: CodeCarbon is missing or failed.
-    """
+    """Tasks of one CodeCarbon tracker per board: a tracker tells only the sum over its GPUs."""
 
     name = "codecarbon"
     tells_host = True
@@ -248,18 +231,13 @@ class CodeCarbonStrategy(PackageStrategy):
 
 
 class CodeCarbonEstimate:
-    """The estimate for a run on the CPU.
-
-    Raises:
-        EnergyError: CodeCarbon is missing or failed.
-    """
+    """The estimate for a run on the CPU."""
 
     name = "codecarbon"
     tells_host = True
 
     def __init__(self) -> None:
         self._tracker = _offline_tracker([])
-        self._keys = window_keys()
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
         """Estimate a fifth of a second.
@@ -278,7 +256,7 @@ class CodeCarbonEstimate:
 
     def before(self) -> str:
         """Open a task. The first call sets the tracker up, which takes seconds."""
-        key = next(self._keys)
+        key = _new_key()
         _start_task(self._tracker, key)
         return key
 
@@ -291,19 +269,17 @@ class CodeCarbonEstimate:
     ) -> EnergyMeasurement:
         """CPU and memory as modelled."""
         cpu_j, dram_j = _joules(read.cpu_energy), _joules(read.ram_energy)
-        parts = [part for part in (cpu_j, dram_j) if part is not None]
-        nothing = MeasurementWarning(
-            WarningCode.ENERGY_UNAVAILABLE, "CodeCarbon estimated 0 J for CPU and memory: the window was too short"
-        )
+        if cpu_j is None and dram_j is None:
+            return EnergyMeasurement(start_s, end_s, None, None, None, notes=(NOTHING_ESTIMATED,), meter=self.name)
         return EnergyMeasurement(
             start_s=start_s,
             end_s=end_s,
-            total_j=sum(parts) if parts else None,
-            method="model_estimate" if parts else None,
-            scope="machine_model" if parts else None,
+            total_j=(cpu_j or 0.0) + (dram_j or 0.0),
+            method="model_estimate",
+            scope="machine_model",
             cpu_j=cpu_j,
             dram_j=dram_j,
-            notes=(ESTIMATED,) if parts else (nothing,),
+            notes=(ESTIMATED,),
             meter=self.name,
         )
 
@@ -360,11 +336,7 @@ def _one_kind_of_error(package: str, doing: str) -> Iterator[None]:
 
 
 def require_meter_package(package: str) -> None:
-    """Make sure that a package is installed, without importing it; its backend and its extra are called the same.
-
-    Raises:
-        EnergyError: It is not installed.
-    """
+    """Raise an `EnergyError` unless a package is installed; its backend and its extra are called the same."""
     if importlib.util.find_spec(package) is None:
         raise EnergyError(
             f"the {package} energy backend needs the package {package}, which is not installed. "
@@ -373,11 +345,7 @@ def require_meter_package(package: str) -> None:
 
 
 def _import_meter_package(name: str) -> ModuleType:
-    """Import a package, or a module of it; what it prints meanwhile goes to the log.
-
-    Raises:
-        EnergyError: It is not installed, or cannot be imported.
-    """
+    """Import a package, or a module of it; what it prints meanwhile goes to the log."""
     require_meter_package(name.partition(".")[0])
     chatter = io.StringIO()
     try:

@@ -139,15 +139,6 @@ class GpuStrategy:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Burst:
-    """One burst of counter reads, and how long it took."""
-
-    reads: Reads
-    problem: str | None
-    took_s: float
-
-
 class CounterStrategy(GpuStrategy):
     """The driver's own energy counters; boards that have none are integrated."""
 
@@ -170,14 +161,16 @@ class CounterStrategy(GpuStrategy):
             logger.info("The energy counter could not be watched: %s", error)
         return ", ".join(proofs)
 
-    def before(self) -> _Burst:
-        """Read all counters until each has just moved."""
-        return self._burst(FIRST_BURST_TIMEOUT_S)
+    def before(self) -> tuple[Reads, str | None, float]:
+        """Read all counters until each has just moved: their reads, what is wrong with one, and how long that took."""
+        asked_s = self._clock.now()
+        return *self._burst(FIRST_BURST_TIMEOUT_S), self._clock.now() - asked_s
 
-    def after(self, before: _Burst) -> GpuReadings:
+    def after(self, before: tuple[Reads, str | None, float]) -> GpuReadings:
         """Read them until each moves again; both bursts together have a time limit."""
-        after = self._burst(BURSTS_TIMEOUT_S - before.took_s)
-        return GpuReadings(before.reads, after.reads, before.problem or after.problem)
+        reads, problem, took_s = before
+        more, later_problem = self._burst(BURSTS_TIMEOUT_S - took_s)
+        return GpuReadings(reads, more, problem or later_problem)
 
     def _prove_board(self, gpu: Gpu) -> str:
         reader = GpuReader(gpu, self._clock)
@@ -189,19 +182,16 @@ class CounterStrategy(GpuStrategy):
         energy_j = gpu.driver.total_energy_j(gpu.handle)
         return f"GPU {gpu.index} has counted {energy_j:.0f} J"
 
-    def _burst(self, timeout_s: float) -> _Burst:
+    def _burst(self, timeout_s: float) -> tuple[Reads, str | None]:
         """Read all counters until each has moved, and see whether they behave."""
         if not self._counters:
-            return _Burst({}, None, 0.0)
-        reads: Reads = {}
-        problem, asked_s = None, self._clock.now()
+            return {}, None
         try:
             reads = find_counter_steps(self._counters, self._clock, timeout_s)
         except GpuDriverError as error:
-            problem = str(error)
-        took_s = self._clock.now() - asked_s
+            return {}, str(error)
         faults = (counter_fault(seen, self._counters_seen.get(device)) for device, seen in reads.items())
-        return _Burst(reads, next((fault for fault in faults if fault is not None), problem), took_s)
+        return reads, next((fault for fault in faults if fault is not None), None)
 
 
 def _read_counter(gpu: Gpu) -> float:

@@ -72,8 +72,7 @@ def _empty() -> Columns:
     return tuple(array(typecode) for typecode in _TYPECODES)
 
 
-_ITEM_BYTES: Final = tuple(column.itemsize for column in _empty())
-SAMPLE_BYTES: Final = sum(_ITEM_BYTES)
+SAMPLE_BYTES: Final = sum(column.itemsize for column in _empty())
 
 
 class SampleLog:
@@ -131,17 +130,20 @@ class SampleLog:
         """One field of all samples."""
         index = COLUMNS.index(name)
         whole: array[Any] = array(_TYPECODES[index])
-        for block in range(len(self._spilled)):
-            whole.extend(self._read(block, index))
-        whole.extend(self._in_memory()[index])
+        for block in self.blocks():
+            whole.extend(block[index])
         return whole
 
     def blocks(self) -> Iterator[Columns]:
         """All samples, as many at once as were written at once."""
-        for block in range(len(self._spilled)):
-            yield tuple(self._read(block, index) for index in range(len(COLUMNS)))
-        if self.memory_bytes:
-            yield self._in_memory()
+        begins_at = 0
+        for count in self._spilled:
+            yield self._read(begins_at, count)
+            begins_at += count * SAMPLE_BYTES
+        # A copy: a sampler that hangs in the driver may wake up and append.
+        count = len(self._memory[-1])
+        if count:
+            yield tuple(column[:count] for column in self._memory)
 
     def close(self) -> None:
         """Forget the samples and remove the spill file."""
@@ -151,25 +153,22 @@ class SampleLog:
             self._spill.close()
             self._spill = None
 
-    def _in_memory(self) -> Columns:
-        """A copy: a sampler that hangs in the driver may wake up and append."""
-        count = len(self._memory[-1])
-        return tuple(column[:count] for column in self._memory)
-
-    def _read(self, block: int, index: int) -> array[Any]:
-        column: array[Any] = array(_TYPECODES[index])
-        count = self._spilled[block]
-        before = sum(self._spilled[:block]) * SAMPLE_BYTES + count * sum(_ITEM_BYTES[:index])
-        data = b"" if self._spill is None else os.pread(self._spill.fileno(), count * column.itemsize, before)
-        if len(data) != count * column.itemsize:
-            raise OSError("the spill file of the power samples is shorter than what was written to it")
-        column.frombytes(data)
-        return column
+    def _read(self, begins_at: int, count: int) -> Columns:
+        columns = _empty()
+        for column in columns:
+            size = count * column.itemsize
+            data = b"" if self._spill is None else os.pread(self._spill.fileno(), size, begins_at)
+            if len(data) != size:
+                raise OSError("the spill file of the power samples is shorter than what was written to it")
+            column.frombytes(data)
+            begins_at += size
+        return columns
 
     def _move_to_disk(self) -> None:
         try:
             if self._spill is None:
-                self._spill = _unnamed_file(self._spill_dir)
+                # Without a name: the system removes it when it is closed, however the process ends.
+                self._spill = tempfile.TemporaryFile(buffering=0, dir=self._spill_dir)  # noqa: SIM115 - see close
             self._spill.seek(sum(self._spilled) * SAMPLE_BYTES)
             for column in self._memory:
                 _write_all(self._spill, column)
@@ -184,21 +183,21 @@ class SampleLog:
             self._next_spill_at = self._chunk_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SamplerReport:
-    """How the sampler itself did.
+    """How the sampler itself did, so far.
 
     Args:
         missed_deadlines: Rounds that were due and not taken, because the one before took too long.
-        cpu_s: Processor time that the sampler's thread used, in seconds.
-        problems: What went wrong, in words; empty when nothing did.
+        cpu_s: Processor time that the sampler's thread used.
+        problems: What went wrong, in words.
     """
 
-    ticks: int
-    missed_deadlines: int
-    cpu_s: float
-    duration_s: float
-    longest_tick_s: float
+    ticks: int = 0
+    missed_deadlines: int = 0
+    cpu_s: float = 0.0
+    duration_s: float = 0.0
+    longest_tick_s: float = 0.0
     problems: tuple[str, ...] = ()
 
     @property
@@ -270,13 +269,6 @@ def log_problems(logs: Mapping[DeviceId, SampleLog]) -> Iterator[str]:
             yield f"{log.lost} samples of {device} are lost: the disk is full ({log.spill_error}), then memory"
         elif log.spill_error:
             yield f"samples of {device} stay in memory, the spill file cannot be written: {log.spill_error}"
-
-
-def _unnamed_file(directory: Path | None) -> FileIO:
-    """A new file without a name, which the system removes when it is closed, however the process ends."""
-    handle, name = tempfile.mkstemp(prefix="llem-samples-", dir=directory)
-    os.unlink(name)
-    return FileIO(handle, "r+")
 
 
 def _write_all(file: FileIO, column: array[Any]) -> None:
