@@ -40,6 +40,10 @@ LAST_FOLLOWING: Final = (8, 0)
 _T = TypeVar("_T")
 
 
+def _path(directory: Path, uuid: DeviceId, driver_version: str) -> Path:
+    return directory / f"{sanitize_experiment_id(f'{uuid}_{driver_version}')}.json"
+
+
 @dataclass(frozen=True, slots=True)
 class SensorCalibration:
     """How one board's power sensor and energy counter behave in time.
@@ -47,8 +51,8 @@ class SensorCalibration:
     Args:
         driver_version: The driver it was found with; another one may read the sensor differently.
         taken_at: When (UTC, ISO 8601).
-        noise_w: Standard deviation of single readings under a steady load, in watts.
-        counter_period_s: Time between two steps of the energy counter in seconds; `None`: none was seen.
+        noise_w: Standard deviation of single readings under a steady load.
+        counter_period_s: Time between two steps of the energy counter; `None`: none was seen.
         counter_tolerance_s: How far single steps were from that.
     """
 
@@ -102,15 +106,8 @@ def load_calibration(directory: Path, uuid: DeviceId, driver_version: str) -> Se
     return found
 
 
-def _path(directory: Path, uuid: DeviceId, driver_version: str) -> Path:
-    return directory / f"{sanitize_experiment_id(f'{uuid}_{driver_version}')}.json"
-
-
 def calibrations_of(gpus: Sequence[Gpu], directory: Path | None) -> dict[DeviceId, SensorCalibration]:
     """What was found out about the sensors of `gpus` with their driver, by device; without those never calibrated.
-
-    Args:
-        directory: Where sensor calibrations lie; `None`: none are used.
 
     Raises:
         EnergyError: A calibration is broken, or the driver failed.
@@ -118,8 +115,8 @@ def calibrations_of(gpus: Sequence[Gpu], directory: Path | None) -> dict[DeviceI
     if directory is None or not gpus:
         return {}
     version = gpus[0].driver.driver_version()
-    found = {gpu.uuid: load_calibration(directory, gpu.board_uuid, version) for gpu in gpus}
-    return {device: calibration for device, calibration in found.items() if calibration is not None}
+    found = ((gpu.uuid, load_calibration(directory, gpu.board_uuid, version)) for gpu in gpus)
+    return {device: calibration for device, calibration in found if calibration is not None}
 
 
 def known_sampling(gpu: Gpu, source: PowerSource | None, calibration: SensorCalibration | None = None) -> PowerSampling:
@@ -127,16 +124,12 @@ def known_sampling(gpu: Gpu, source: PowerSource | None, calibration: SensorCali
     if calibration is not None and calibration.power_source == source:
         return calibration.sampling
     capability = gpu.compute_capability or ""
-    if source == "power_usage" and _version(capability) > LAST_FOLLOWING:
+    major, _, minor = capability.partition(".")
+    # One that is not known counts as recent.
+    if source == "power_usage" and (not major.isdigit() or (int(major), int(minor or 0)) > LAST_FOLLOWING):
         return AVERAGED
     known = (sampling for prefixes, sampling in FOLLOWING.items() if capability.startswith(prefixes))
     return next(known, PowerSampling())
-
-
-def _version(capability: str) -> tuple[int, int]:
-    """A compute capability as numbers; an unknown one counts as recent."""
-    major, _, minor = capability.partition(".")
-    return (int(major), int(minor or 0)) if major.isdigit() else (99, 0)
 
 
 def power_sampling(gpu: Gpu, calibration: SensorCalibration | None, telemetry: Telemetry) -> PowerSampling:

@@ -53,11 +53,9 @@ PATTERN_SAMPLES: Final = 2000
 
 
 def gain_component(energy_j: float, gain_uncertainty_pct: float) -> BudgetComponent:
-    """The sensor's proportional error.
+    """The sensor's proportional error, from the 95 % half-width of its gain.
 
-    Args:
-        gain_uncertainty_pct: 95 % half-width of the gain. NVIDIA states ±5 %; single boards were found between -5.5 %
-            and +11 % (arXiv 2312.02741).
+    NVIDIA states ±5 %; single boards were found between -5.5 % and +11 % (arXiv 2312.02741).
     """
     return BudgetComponent(
         name="sensor gain",
@@ -148,11 +146,7 @@ def trace_components(
 
 @dataclass(frozen=True, slots=True)
 class IdleEnergy:
-    """What idle power amounts to over a window.
-
-    Args:
-        half_width_j: 95 % half-width of `energy_j` without the sensor's gain.
-    """
+    """What idle power amounts to over a window, and the 95 % half-width of that without the sensor's gain."""
 
     energy_j: float
     half_width_j: float
@@ -191,13 +185,11 @@ def coverage_factor(degrees_of_freedom: int) -> float:
 
 def _thinned(times_s: Sequence[float], power_w: Sequence[float], update_s: float) -> tuple[list[float], list[float]]:
     """Samples at least an update apart: what was read in between is the same value again."""
-    times: list[float] = []
-    power: list[float] = []
-    for t, w in zip(times_s, power_w, strict=True):
-        if not times or t - times[-1] >= 0.9 * update_s:
-            times.append(t)
-            power.append(w)
-    return times, power
+    kept: list[int] = []
+    for i, t in enumerate(times_s):
+        if not kept or t - times_s[kept[-1]] >= 0.9 * update_s:
+            kept.append(i)
+    return [times_s[i] for i in kept], [power_w[i] for i in kept]
 
 
 def _sampling_variance(times: Sequence[float], power: Sequence[float], sampling: PowerSampling) -> float:
@@ -223,17 +215,16 @@ def _repeats(power: Sequence[float]) -> int:
     searched = power[-PATTERN_SAMPLES:]
     mean = math.fsum(searched) / len(searched)
     same_w2 = REPEAT_TOLERANCE * 2.0 * math.fsum((w - mean) ** 2 for w in searched) / len(searched)
+
+    def is_same(lag: int) -> bool:
+        changes = [b - a for a, b in zip(searched, searched[lag:], strict=False)]
+        return math.fsum(change**2 for change in changes) / len(changes) <= same_w2
+
     for lag in range(2, min(LONGEST_LAG, len(searched) // FEWEST_REPEATS) + 1):
         # A pattern that drifts against the sampling still looks like its neighbour, but not like one far away.
-        far = lag * max(1, len(searched) // (2 * lag))
-        if _mean_square_change(searched, lag) <= same_w2 and _mean_square_change(searched, far) <= same_w2:
+        if is_same(lag) and is_same(lag * max(1, len(searched) // (2 * lag))):
             return len(power) // lag
     return 0
-
-
-def _mean_square_change(power: Sequence[float], lag: int) -> float:
-    count = len(power) - lag
-    return math.fsum((power[i + lag] - power[i]) ** 2 for i in range(count)) / count
 
 
 def _lag_half_width(
