@@ -114,14 +114,11 @@ class FusedEnergy:
 
     Args:
         half_width_j: 95 % half-width from the counter's resolution, without the sensor's gain.
-        start_step_s: When the counter moved just before the window; `None`: no step was found.
         fallback_reason: Why the estimate is the plain difference of the counter; empty where it is not.
     """
 
     energy_j: float
     half_width_j: float
-    start_step_s: float | None
-    end_step_s: float | None
     fallback_reason: str = ""
 
 
@@ -149,24 +146,14 @@ def fuse_energy(
         side, watched = ("before", before) if start_step is None else ("after", after)
         peak_w = max((w for t, w in known if start_s <= t <= end_s), default=0.0)
         watched_s = watched[-1].answered_s - watched[0].asked_s
-        return FusedEnergy(
-            energy_j=plain_j,
-            half_width_j=_plain_half_width(before[-1], after[0], watched_s, peak_w, start_s, end_s, sensor),
-            start_step_s=start_step.time_s if start_step else None,
-            end_step_s=end_step.time_s if end_step else None,
-            fallback_reason=f"no step of the counter was found {side} the window",
-        )
+        half_width_j = _plain_half_width(before[-1], after[0], watched_s, peak_w, start_s, end_s, sensor)
+        return FusedEnergy(plain_j, half_width_j, f"no step of the counter was found {side} the window")
     anywhere_w = _range_of(w for _, w in known)
     start_j, start_half_j = _total_at_start(start_step, start_s, anywhere_w, sensor)
     edge = _edge(start_step, end_step, after[0], end_s, sensor)
     end_j, end_half_j = _total_at_end(edge, _beliefs(known, anywhere_w, edge, start_s, end_s, sensor))
     ripple_j = _ripple_j(anywhere_w, (end_j - start_j) / max(end_s - start_s, 1e-9), sensor)
-    return FusedEnergy(
-        energy_j=end_j - start_j,
-        half_width_j=end_half_j + start_half_j + ripple_j + COUNTER_RESOLUTION_J,
-        start_step_s=start_step.time_s,
-        end_step_s=end_step.time_s,
-    )
+    return FusedEnergy(end_j - start_j, end_half_j + start_half_j + ripple_j + COUNTER_RESOLUTION_J)
 
 
 def _plain_half_width(

@@ -270,7 +270,7 @@ class CodeCarbonEstimate:
         """CPU and memory as modelled."""
         cpu_j, dram_j = _joules(read.cpu_energy), _joules(read.ram_energy)
         if cpu_j is None and dram_j is None:
-            return EnergyMeasurement(start_s, end_s, None, None, None, notes=(NOTHING_ESTIMATED,), meter=self.name)
+            return EnergyMeasurement(start_s, end_s, notes=(NOTHING_ESTIMATED,), meter=self.name)
         return EnergyMeasurement(
             start_s=start_s,
             end_s=end_s,

@@ -198,7 +198,7 @@ class RaplStrategy:
         self, start_s: float, end_s: float, read: HostEnergy | str, telemetry: Telemetry | None
     ) -> EnergyMeasurement:
         """Packages and memory together."""
-        unmeasured = EnergyMeasurement(start_s, end_s, None, None, None, telemetry=telemetry, meter=self.name)
+        unmeasured = EnergyMeasurement(start_s, end_s, telemetry=telemetry, meter=self.name)
         if isinstance(read, str):
             return replace(unmeasured, notes=(MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, read),))
         return replace(

@@ -344,14 +344,6 @@ class NoEnergyBackend:
         self._clock = clock
         self._reason = reason
 
-    def prove(self) -> str:
-        """Never succeeds: there is no reading to take.
-
-        Raises:
-            EnergyError: Always.
-        """
-        raise EnergyError(self._reason or "energy measurement is switched off (energy.backend: null)")
-
     def is_available(self) -> bool:
         """False: this meter has no sensor."""
         return False
@@ -364,4 +356,4 @@ class NoEnergyBackend:
         """Close it, without a figure."""
         notes = () if self._reason is None else (MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, self._reason),)
         end_s = self._clock.now()
-        return EnergyMeasurement(handle.start_s, end_s, None, None, None, notes=notes, meter=self.name)
+        return EnergyMeasurement(handle.start_s, end_s, notes=notes, meter=self.name)

@@ -125,9 +125,9 @@ class EnergyMeasurement:
 
     start_s: float
     end_s: float
-    total_j: float | None
-    method: EnergyMethod | None
-    scope: EnergyScope | None
+    total_j: float | None = None
+    method: EnergyMethod | None = None
+    scope: EnergyScope | None = None
     per_gpu_j: Mapping[DeviceId, float | None] = field(default_factory=dict)
     cpu_j: float | None = None
     dram_j: float | None = None
