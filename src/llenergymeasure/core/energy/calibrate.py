@@ -120,11 +120,6 @@ def calibrate(
 ) -> SensorCalibration:
     """Find out how a board's sensors behave in time; nobody else may use it meanwhile.
 
-    Args:
-        draw: Source of the random lengths.
-        long_stretches: Stretches of `LONG_STRETCH_S` with and without the load.
-        short_stretches: Stretches of `SHORT_STRETCH_S`, if the sensor is quick enough for them.
-
     Raises:
         EnergyError: It has no power reading, or the readings do not show what is needed.
     """
@@ -208,10 +203,7 @@ def find_updates(reads: Sequence[Read]) -> tuple[float, float]:
     """Period of the sensor's updates and the time of one of them, in seconds.
 
     The largest period with which the changes of the reading are in step (a periodogram of the change times), refined by
-    a straight line through them.
-
-    Args:
-        reads: Readings polled much faster than the sensor updates, in order.
+    a straight line through them. The readings are polled much faster than the sensor updates.
 
     Raises:
         ResponseError: The readings hardly change, or not in step with any period.
@@ -254,10 +246,7 @@ def find_averaging_window(published: Sequence[Read], switches: Sequence[Switch])
     """Averaging window in seconds, from how much of each step shows at the updates after it.
 
     An update `delay` after a step shows `delay / window` of it, and all of it from `window` on. The load's own latency
-    is fitted beside it.
-
-    Args:
-        switches: When the load was switched, in order; the last one only ends the last stretch.
+    is fitted beside it. The last of the switches only ends the last stretch.
 
     Raises:
         ResponseError: No step was clear enough.

@@ -110,10 +110,9 @@ def plain_counter_energy(before: Sequence[CounterRead], after: Sequence[CounterR
 
 @dataclass(frozen=True, slots=True)
 class FusedEnergy:
-    """Energy of a window from counter and samples.
+    """Energy of a window from counter and samples, and its 95 % half-width from the counter's resolution, without gain.
 
     Args:
-        half_width_j: 95 % half-width from the counter's resolution, without the sensor's gain.
         fallback_reason: Why the estimate is the plain difference of the counter; empty where it is not.
     """
 

@@ -66,11 +66,7 @@ NOTHING_ESTIMATED: Final = MeasurementWarning(
 
 @dataclass(frozen=True, slots=True)
 class PackageReading:
-    """What a package measured in one of its windows.
-
-    Args:
-        per_board_j: Joules of each board, by its index in NVML's order.
-    """
+    """What a package measured in one of its windows; of each board by its index in NVML's order."""
 
     per_board_j: Mapping[int, float] = field(default_factory=dict)
     cpu_j: float | None = None
@@ -90,11 +86,7 @@ class PackageStrategy(GpuStrategy, ABC):
         """Close it and tell what flowed; an `EnergyError` where it fails."""
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """Measure a quarter of a second.
-
-        Raises:
-            EnergyError: The package failed, or its joules are not believable.
-        """
+        """Measure a quarter of a second; the package's joules must be believable."""
         energy = trial(PROOF_S)
         if energy.counter_j is None:
             reasons = [note.message for note in energy.notes if note.code is not WarningCode.ENERGY_IS_ESTIMATED]
@@ -240,11 +232,7 @@ class CodeCarbonEstimate:
         self._tracker = _offline_tracker([])
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """Estimate a fifth of a second.
-
-        Raises:
-            EnergyError: CodeCarbon failed, or gave 0 J.
-        """
+        """Estimate a fifth of a second, which must not be 0 J."""
         energy = trial(ESTIMATE_PROOF_S)
         if energy.total_j is None:
             raise EnergyError("; ".join(note.message for note in energy.notes))

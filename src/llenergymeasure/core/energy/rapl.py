@@ -162,11 +162,7 @@ class RaplStrategy:
         self._root = root
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """Count for a tenth of a second.
-
-        Raises:
-            EnergyError: No counters, no permission, or counters that stand still.
-        """
+        """Count for a tenth of a second; the counters must move."""
         reader = RaplReader(find_domains(self._root), self._clock)
         before = reader.mark()
         self._clock.sleep(PROOF_S)

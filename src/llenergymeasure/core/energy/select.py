@@ -4,14 +4,11 @@
     sampler starts, `strategy.before`   [ start_s <---------------------> end_s ]     `strategy.after`, sampler stops,
                                                                                       `strategy.measurement`
 
-Exactly one strategy owns a run's energy, and nothing of it runs inside the window: it reads bursts of the hardware
-counter, a window of Zeus or CodeCarbon, or RAPL. On GPUs `auto` takes the first that works of Zeus, NVML, CodeCarbon;
-on the CPU, of RAPL and CodeCarbon. "Works" means that it has just given a reading for these very devices. A meter asked
-for by name is used or refused, never replaced.
-
-Beside it, a meter of GPUs may carry the joules of CPU packages and memory, which are told next to its own and never in
-them; their counters are read right after the window opens and right before it closes: tens of microseconds inside it,
-twice. No thread is left behind, whatever happens.
+Exactly one strategy owns a run's energy, and nothing of it runs inside the window. `auto` takes the first that works,
+which means: that has just given a reading for these very devices. A meter asked for by name is used or refused, never
+replaced. Beside it, a meter of GPUs may carry the joules of CPU packages and memory, which are told next to its own and
+never in them; their counters are read right after the window opens and right before it closes: tens of microseconds
+inside it, twice. No thread is left behind, whatever happens.
 """
 
 from __future__ import annotations
@@ -115,8 +112,7 @@ def select_energy_backend(
 
     Args:
         devices: UUIDs of the GPUs that the run uses, or `("cpu",)`.
-        options: How meters work on this machine; by default as when the user configures nothing.
-        host: The machine; its clock is shared with the engine.
+        options: By default as when the user configures nothing.
 
     Returns:
         The meter asked for; for `auto` the best that works, or one that measures nothing and warns why.
@@ -156,11 +152,7 @@ def _candidates(devices: Sequence[DeviceId]) -> tuple[str, ...]:
 
 
 def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter:
-    """The meter called `name`, not yet proven; that of GPUs reads the host's counters too where it may.
-
-    Raises:
-        EnergyError: Something it needs is missing.
-    """
+    """The meter called `name`, not yet proven; that of GPUs reads the host's counters too where it may."""
     if _on_cpu(devices):
         strategy = CPU_METERS[name](host, options)
     else:
@@ -255,11 +247,7 @@ class Meter:
         return self._strategy.name
 
     def prove(self) -> str:
-        """Take a reading here and now and describe it, see `Strategy.prove`.
-
-        Raises:
-            EnergyError: There is none to be had.
-        """
+        """Take a reading here and now and describe it, see `Strategy.prove`."""
         return self._strategy.prove(Meter(self._strategy, self._clock, self._options)._trial)
 
     def is_available(self) -> bool:

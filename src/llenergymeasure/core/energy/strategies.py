@@ -149,11 +149,7 @@ class CounterStrategy(GpuStrategy):
         self._counters: Readers = {gpu.uuid: partial(_read_counter, gpu) for gpu in self._gpus if gpu.has_counter}
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """Read every board once, and learn how often its counter moves.
-
-        Raises:
-            EnergyError: A board has neither a power reading nor a counter that works.
-        """
+        """Read every board once, and learn how often its counter moves; each must tell power or energy."""
         proofs = [self._prove_board(gpu) for gpu in self._gpus]
         try:
             self._counters_seen = measure_counter_periods(self._counters, self._clock)
@@ -255,11 +251,7 @@ def _watch(
 
 
 def counter_fault(reads: Sequence[CounterRead], seen: SensorDescription | None) -> str | None:
-    """What a burst of reads says against a counter; `None` where nothing does.
-
-    Args:
-        seen: What was found out about its period; `None`: nothing.
-    """
+    """What a burst of reads says against a counter, given what was seen of its period; `None` where nothing does."""
     slowest_s = max(read.answered_s - read.asked_s for read in reads)
     if slowest_s > SLOW_READ_S:
         return f"reading the energy counter took {1000 * slowest_s:.0f} ms"

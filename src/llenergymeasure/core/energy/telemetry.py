@@ -185,13 +185,7 @@ class SampleLog:
 
 @dataclass(slots=True)
 class SamplerReport:
-    """How the sampler itself did, so far.
-
-    Args:
-        missed_deadlines: Rounds that were due and not taken, because the one before took too long.
-        cpu_s: Processor time that the sampler's thread used.
-        problems: What went wrong, in words.
-    """
+    """How the sampler itself did, so far; missed are rounds that were due while the one before was still running."""
 
     ticks: int = 0
     missed_deadlines: int = 0
