@@ -72,8 +72,8 @@ def test_an_error_of_the_reader_passes_through() -> None:
 def test_the_period_is_learnt_from_a_few_steps(period_s: float) -> None:
     clock = VirtualClock(10.0)
     found = measure_counter_periods({"a": _reader(clock, period_s, 0.013)}, clock)["a"]
-    assert found.counter_period_s == pytest.approx(period_s, abs=found.counter_period_tolerance_s)
-    assert found.counter_period_tolerance_s <= 0.001
+    assert found.counter_period_s is not None
+    assert abs(found.counter_period_s - period_s) <= found.counter_period_tolerance_s <= 0.001
     assert clock.now() - 10.0 <= 4 * period_s + 0.001
 
 
