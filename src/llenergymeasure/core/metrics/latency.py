@@ -15,8 +15,8 @@ prefill stretches belong to no phase's energy and are left out of both.
     request 2                 |--prefill--|------decode------|
     phases       |---- prefill -----------|------decode------|
 
-Joules are cut out of the power trace (energy/integrate.py), so that the parts and the residual make the whole. A phase whose
-stretches are shorter than the sensor can tell apart has no joules.
+Joules are cut out of the power trace (energy/integrate.py), so that the parts and the residual make the whole. A phase
+whose stretches are shorter than the sensor can tell apart has no joules.
 """
 
 from __future__ import annotations
