@@ -13,7 +13,7 @@ from llenergymeasure.core.baseline import Baseline
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import IdleEnergy, stated_uncertainty
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
-from llenergymeasure.core.metrics.flops import estimate_flops
+from llenergymeasure.core.metrics.counting import estimate_flops
 from llenergymeasure.core.metrics.latency import phase_breakdown, request_timings
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.assemble import Observations
+from llenergymeasure.core.energy.gpu_energy import write_trace
 from llenergymeasure.core.energy.telemetry import UNKNOWN, Telemetry, answered
-from llenergymeasure.core.energy.trace import write_trace
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.core.window import slice_limits

@@ -18,7 +18,7 @@ from llenergymeasure.core.backends.protocol import (
     RequestOutput,
 )
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.part import Span, energy_between
+from llenergymeasure.core.energy.integrate import Span, energy_between
 from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement
 from llenergymeasure.core.metrics.counting import TokenCounts, count_tokens, count_tokens_between, full_batch_interval
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, clock_face

@@ -1,7 +1,7 @@
 """Which meter measures: exactly one owns a run's energy.
 
-On GPUs `auto` takes the first that works of Zeus, NVML, CodeCarbon; on the CPU, of RAPL and CodeCarbon. "Works" means
-that it has just given a reading for these very devices. A meter asked for by name is used or refused, never replaced.
+`auto` takes the first that works, which means: that has just given a reading for these very devices. A meter asked for
+by name is used or refused, never replaced.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.meter import Meter, NoEnergyBackend, Strategy
 from llenergymeasure.core.energy.packages import CodeCarbonEstimate, CodeCarbonStrategy, ZeusStrategy
 from llenergymeasure.core.energy.rapl import RaplStrategy
-from llenergymeasure.core.energy.strategies import CounterStrategy, GpuStrategy
+from llenergymeasure.core.energy.strategies import CounterStrategy
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus
 from llenergymeasure.core.host.host import Capability, Host
@@ -29,11 +29,7 @@ def _rapl(host: Host, options: MeterOptions) -> Strategy:
     return RaplStrategy(host.clock, options, host.powercap_root)
 
 
-def _codecarbon_estimate(host: Host, options: MeterOptions) -> Strategy:
-    return CodeCarbonEstimate()
-
-
-GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Clock, MeterOptions], GpuStrategy]]] = {
+GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Clock, MeterOptions], Strategy]]] = {
     "zeus": ZeusStrategy,
     "nvml": CounterStrategy,
     "codecarbon": CodeCarbonStrategy,
@@ -42,7 +38,7 @@ GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Clock, MeterOptions], Gp
 
 CPU_METERS: Final[Mapping[str, Callable[[Host, MeterOptions], Strategy]]] = {
     "rapl": _rapl,
-    "codecarbon": _codecarbon_estimate,
+    "codecarbon": lambda host, options: CodeCarbonEstimate(),
 }
 """What measures a run on the CPU, best first."""
 
@@ -60,8 +56,7 @@ def select_energy_backend(
 
     Args:
         devices: UUIDs of the GPUs that the run uses, or `("cpu",)`.
-        options: How meters work on this machine; by default as when the user configures nothing.
-        host: The machine; its clock is shared with the engine.
+        options: By default as when the user configures nothing.
 
     Returns:
         The meter asked for; for `auto` the best that works, or one that measures nothing and warns why.
@@ -70,15 +65,25 @@ def select_energy_backend(
         EnergyError: The meter asked for by name is missing, has no reading for these devices, or does not measure
             such devices at all.
     """
-    host, options = host or Host(), options or MeterOptions()
-    if name != "auto":
-        return _named(name, devices, options, host)
+    host, options, candidates = host or Host(), options or MeterOptions(), _candidates(devices)
+    if name not in ("auto", *candidates):
+        measured, used = ("GPUs", "the CPU") if _on_cpu(devices) else ("the CPU", "GPUs")
+        raise EnergyError(
+            f"energy.backend: {name} measures {measured}, and this run uses {used}. "
+            f"Use one of {', '.join(candidates)}, or auto."
+        )
     refusals = []
-    for candidate in _candidates(devices):
-        meter = _proven_or_reason(candidate, devices, options, host)
-        if not isinstance(meter, EnergyError):
+    for candidate in candidates if name == "auto" else (name,):
+        try:
+            meter = _build(candidate, devices, options, host)
+            meter.prove()
+        except EnergyError as error:
+            logger.info("The %s energy backend is not available: %s", candidate, error)
+            if candidate == name:
+                raise EnergyError(f"energy.backend: {name} does not work here: {error}") from error
+            refusals.append(f"{candidate}: {error}")
+        else:
             return meter
-        refusals.append(f"{candidate}: {meter}")
     return NoEnergyBackend(host.clock, reason="no energy backend works here (" + "; ".join(refusals) + ")")
 
 
@@ -90,39 +95,12 @@ def _candidates(devices: Sequence[DeviceId]) -> tuple[str, ...]:
     return CPU_PRIORITY if _on_cpu(devices) else GPU_PRIORITY
 
 
-def _proven_or_reason(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter | EnergyError:
-    try:
-        meter = _build(name, devices, options, host)
-        meter.prove()
-    except EnergyError as error:
-        logger.info("The %s energy backend is not available: %s", name, error)
-        return error
-    return meter
-
-
-def _named(name: BackendName, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> EnergyBackend:
-    candidates = _candidates(devices)
-    if name not in candidates:
-        measured, used = ("GPUs", "the CPU") if _on_cpu(devices) else ("the CPU", "GPUs")
-        raise EnergyError(
-            f"energy.backend: {name} measures {measured}, and this run uses {used}. "
-            f"Use one of {', '.join(candidates)}, or auto."
-        )
-    meter = _proven_or_reason(name, devices, options, host)
-    if isinstance(meter, EnergyError):
-        raise EnergyError(f"energy.backend: {name} does not work here: {meter}") from meter
-    return meter
-
-
 def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter:
-    """The meter called `name`, not yet proven; that of GPUs reads the host's counters too where it may.
-
-    Raises:
-        EnergyError: Something it needs is missing.
-    """
+    """The meter called `name`, not yet proven; that of GPUs reads the host's counters too where it may."""
     if _on_cpu(devices):
-        return Meter(CPU_METERS[name](host, options), host.clock, options)
-    strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host.clock, options)
+        strategy = CPU_METERS[name](host, options)
+    else:
+        strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host.clock, options)
     beside = not strategy.tells_host and Meter(_rapl(host, options), host.clock, options).is_available()
     return Meter(strategy, host.clock, options, host.powercap_root if beside else None)
 
