@@ -21,7 +21,7 @@ from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.results.summary import duration
 from llenergymeasure.study.gaps import gaps_of
-from llenergymeasure.study.sequence import PlannedRun, plan_runs
+from llenergymeasure.study.plan import PlannedRun, plan_runs
 
 if TYPE_CHECKING:
     from llenergymeasure.config.user_config import UserConfig

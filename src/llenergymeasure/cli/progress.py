@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from llenergymeasure.core.progress import Event, PromptsDone, Step, StepFinished, StepStarted, Waiting
 from llenergymeasure.results.summary import duration, joules, one_line, quantity
-from llenergymeasure.study.events import (
+from llenergymeasure.study.plan import (
     GapEnded,
     GapStarted,
     GapTick,

@@ -22,10 +22,9 @@ from llenergymeasure.config.models import ExecutionConfig, StudyConfig
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
-from llenergymeasure.study.events import StudyEvent, StudyStarted
 from llenergymeasure.study.execute import StudyPlace
-from llenergymeasure.study.lock import find_unfinished
-from llenergymeasure.study.resume import load_resumable_study
+from llenergymeasure.study.plan import StudyEvent, StudyStarted
+from llenergymeasure.study.resume import find_unfinished, load_resumable_study
 from llenergymeasure.study.runner import StudyStoppedError
 
 if TYPE_CHECKING:
