@@ -96,10 +96,9 @@ def plan_resumption(
         dataset_sha256: Identifies the prompts of an experiment as they are now.
 
     Raises:
-        StudyError: There is no study in the directory, or `study` differs in more than its execution.
-        PersistenceError: The manifest is damaged, and no `study` was given to do without it.
+        StudyError: `study` differs in more than its execution, or has fewer cycles than there are results.
+        PersistenceError: There is no manifest or it is damaged, and no `study` was given to do without it.
     """
-    check_study_dir(study_dir)
     warnings: list[str] = []
     manifest = None
     try:
