@@ -7,11 +7,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from llenergymeasure.config.models import ExperimentConfig, StudyConfig
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path, settings_without_effect
 from llenergymeasure.constants import VERSION
 from llenergymeasure.datasets.loader import load_raw_prompts
@@ -140,15 +141,12 @@ def dataset_hashes() -> Callable[[ExperimentConfig], str]:
 
     It raises `DatasetError` where they cannot be read.
     """
-    known: dict[tuple[str, int], str] = {}
 
-    def sha256(config: ExperimentConfig) -> str:
-        key = (str(config.dataset), config.n)
-        if key not in known:
-            known[key] = load_raw_prompts(config.dataset, config.n).identity.sha256
-        return known[key]
+    @cache
+    def sha256(dataset: str | SyntheticDatasetConfig, n: int) -> str:
+        return load_raw_prompts(dataset, n).identity.sha256
 
-    return sha256
+    return lambda config: sha256(config.dataset, config.n)
 
 
 def send_summary(
