@@ -258,15 +258,15 @@ USER: Final[Mapping[str, Effect]] = {
     "measurement.energy_backend": Effect(
         "core/energy/select.py", machine.test_energy_backend_of_the_machine_is_the_meter_of_the_record
     ),
-    "measurement.carbon_intensity_gco2_kwh": Effect("domain/emissions.py", user.test_carbon_intensity_gives_co2),
+    "measurement.carbon_intensity_gco2_kwh": Effect("domain/energy.py", user.test_carbon_intensity_gives_co2),
     "measurement.datacenter_pue": Effect(
-        "domain/emissions.py", user.test_datacenter_pue_multiplies_co2_and_cost_and_leaves_energy_alone
+        "domain/energy.py", user.test_datacenter_pue_multiplies_co2_and_cost_and_leaves_energy_alone
     ),
     "measurement.electricity_price_kwh": Effect(
-        "domain/emissions.py", user.test_electricity_price_gives_the_cost_in_the_currency
+        "domain/energy.py", user.test_electricity_price_gives_the_cost_in_the_currency
     ),
     "measurement.currency": Effect(
-        "domain/emissions.py",
+        "domain/energy.py",
         user.test_electricity_price_gives_the_cost_in_the_currency,
         "with `measurement.electricity_price_kwh`",
     ),

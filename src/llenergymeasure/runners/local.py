@@ -25,7 +25,7 @@ from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.core.progress import Observer, StepStarted, ignore_events
 from llenergymeasure.datasets.types import WHOLE, Shard
-from llenergymeasure.domain.emissions import EmissionFactors
+from llenergymeasure.domain.energy import EmissionFactors
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.results.persistence import write_process_result
