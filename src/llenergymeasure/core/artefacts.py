@@ -12,7 +12,7 @@ from typing import Any
 
 from llenergymeasure.core.energy.trace import write_trace
 from llenergymeasure.core.observations import Observations, slice_limits
-from llenergymeasure.core.timeseries import write_timeseries
+from llenergymeasure.core.timeseries import has_samples, write_timeseries
 
 TIMESERIES_FILE = "timeseries.parquet"
 TRACE_FILE = "trace.parquet"
@@ -26,7 +26,7 @@ class Artefacts:
     """Paths of what was written; `None` where there was nothing to write.
 
     Args:
-        timeseries: 1 Hz rows per device; a file without rows where the meter takes no samples.
+        timeseries: 1 Hz rows per device.
         trace: Every sample at full rate, from which the energy can be computed again.
         outputs: Prompts, generated texts and token counts, one JSON object per line.
         further: Whatever else belongs beside the result: the traces of further processes.
@@ -57,8 +57,9 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
         with path.open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in output_rows(seen))
 
-    trace = outputs = None
-    timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path))
+    timeseries = trace = outputs = None
+    if has_samples(energy):
+        timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path))
     if energy.telemetry is not None and wanted.save_trace:
         limits = slice_limits(wanted, seen.window)
         trace = write_or_go_without(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, limits))

@@ -42,8 +42,14 @@ UNITS: Final = {
 }
 
 
+def has_samples(energy: EnergyMeasurement) -> bool:
+    """Whether anything was sampled, so that there is something to write."""
+    telemetry = energy.telemetry
+    return telemetry is not None and any(telemetry.column(device, "time_s") for device in telemetry.devices)
+
+
 def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
-    """Write the time series of a window; the file appears whole or not at all. Without samples it has no rows.
+    """Write the time series of a window that `has_samples`; the file appears whole or not at all.
 
     Raises:
         OSError: It cannot be written.
@@ -71,7 +77,7 @@ def merge_timeseries(paths: Sequence[Path], path: Path) -> Path:
     """Put the time series of processes whose windows began together into one file, each device once.
 
     Args:
-        paths: One file per process. A device that several of them sampled is taken from the first.
+        paths: One file per process, at least one. A device that several of them sampled is taken from the first.
         path: Where to write.
 
     Returns:
@@ -103,8 +109,7 @@ def merge_timeseries(paths: Sequence[Path], path: Path) -> Path:
             parts.append(own.set_column(own.schema.get_field_index("gpu_index"), "gpu_index", renumbered))
             devices.append(device)
     schema = _schema(tuple(devices), window_s, samplers)
-    merged = pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
-    pq.write_table(merged, path, compression="zstd")
+    pq.write_table(pa.concat_tables([part.cast(schema) for part in parts]), path, compression="zstd")
     return path
 
 
