@@ -97,19 +97,17 @@ def warmup_until_converged(run_one: Callable[[], float], config: WarmupConfig) -
         config: Counts and thresholds. `max_prompts` bounds the convergence mode, the fixed count included.
     """
     if not config.enabled:
-        return _result([], config, converged=True)
+        return _result([], config)
     latencies_ms: list[float] = []
     if not config.convergence_detection:
         latencies_ms.extend(run_one() for _ in range(config.n_warmup))
-        return _result(latencies_ms, config, converged=True)
+        return _result(latencies_ms, config)
     first = max(config.n_warmup, config.min_prompts)
     while len(latencies_ms) < config.max_prompts:
         latencies_ms.append(run_one())
-        if len(latencies_ms) >= max(first, config.window_size):
-            cv = coefficient_of_variation(latencies_ms[-config.window_size :])
-            if cv is not None and cv <= config.cv_threshold:
-                return _result(latencies_ms, config, converged=True)
-    return _result(latencies_ms, config, converged=False)
+        if len(latencies_ms) >= max(first, config.window_size) and _settled(_last_cv(latencies_ms, config), config):
+            break
+    return _result(latencies_ms, config)
 
 
 def coefficient_of_variation(values: Sequence[float]) -> float | None:
@@ -120,10 +118,20 @@ def coefficient_of_variation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / mean if mean > 0 else None
 
 
-def _result(latencies_ms: list[float], config: WarmupConfig, *, converged: bool) -> WarmupResult:
+def _last_cv(latencies_ms: list[float], config: WarmupConfig) -> float | None:
+    return coefficient_of_variation(latencies_ms[-config.window_size :])
+
+
+def _settled(cv: float | None, config: WarmupConfig) -> bool:
+    """Whether the latencies agree, as far as there are any to compare."""
+    return cv is None or cv <= config.cv_threshold
+
+
+def _result(latencies_ms: list[float], config: WarmupConfig) -> WarmupResult:
+    cv = _last_cv(latencies_ms, config)
     return WarmupResult(
-        converged=converged,
-        final_cv=coefficient_of_variation(latencies_ms[-config.window_size :]),
+        converged=_settled(cv, config),
+        final_cv=cv,
         iterations_completed=len(latencies_ms),
         target_cv=config.cv_threshold,
         max_prompts=config.max_prompts,
@@ -152,13 +160,12 @@ def _hold_thermal_floor(
 
 def _warnings(result: WarmupResult, config: WarmupConfig) -> tuple[MeasurementWarning, ...]:
     found = []
-    if not result.converged:
-        seen = "unknown" if result.final_cv is None else f"{result.final_cv:.3f}"
+    if config.convergence_detection and not result.converged:
         found.append(
             MeasurementWarning(
                 WarningCode.WARMUP_NOT_CONVERGED,
                 f"latencies still varied after {result.iterations_completed} warm-up prompts "
-                f"(CV {seen}, wanted {result.target_cv:g}); raise warmup.max_prompts",
+                f"(CV {result.final_cv:.3f}, wanted {result.target_cv:g}); raise warmup.max_prompts",
             )
         )
     if config.thermal_floor_seconds <= 0:
