@@ -157,6 +157,8 @@ def test_saved_outputs_hold_prompt_text_and_counts(setup: Setup, tmp_path: Path)
     first, second = artefacts.outputs.read_text().splitlines()
     assert '"prompt": "abc"' in first
     assert '"output_tokens": 50' in second
+    assert artefacts.timeseries is None  # nothing was sampled
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs.jsonl"]
 
 
 def test_a_file_beside_the_result_that_cannot_be_written_does_not_cost_the_result(
@@ -166,8 +168,6 @@ def test_a_file_beside_the_result_that_cannot_be_written_does_not_cost_the_resul
     measurement = measure(config, setup.bench, "id", tmp_path / "a directory that is not there")
     assert measurement.record.inference_metrics.output_tokens == 100
     assert measurement.artefacts.outputs is None
-    assert measurement.artefacts.timeseries is None  # nothing was sampled
-    assert not list(setup.work_dir.iterdir())
     assert "outputs.jsonl could not be written, so the result goes without it" in caplog.text
 
 
