@@ -108,9 +108,19 @@ def merge_breakdowns(
     )
 
 
-def energies_of_devices(processes: Sequence[Mapping[str, float | None]]) -> dict[str, float] | None:
-    """Joules by device, of those that could be read."""
-    return {device: joules for device, joules in united(processes).items() if joules is not None} or None
+def energies_of_devices(processes: Sequence[Mapping[str, float | None]]) -> dict[str, float | None] | None:
+    """Joules by device, `None` for one that could not be read; or `None` where none could."""
+    by_device = united(processes)
+    return by_device if any(joules is not None for joules in by_device.values()) else None
+
+
+def energies_in_order(
+    by_device: Mapping[str, float | None] | None, devices: Iterable[str]
+) -> list[float | None] | None:
+    """The same in the order of `devices`; those that are not among them follow."""
+    if by_device is None:
+        return None
+    return [by_device.get(device) for device in dict.fromkeys((*devices, *by_device))]
 
 
 class EnergyAudit(Record):

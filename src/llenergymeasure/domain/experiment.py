@@ -5,13 +5,11 @@ RawProcessResult (one per process, internal) --aggregate--> ExperimentResult (wh
 
 from __future__ import annotations
 
-import hashlib
-import json
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field, model_validator
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, SCHEMA_VERSION
 from llenergymeasure.domain.base import (
@@ -35,6 +33,7 @@ from llenergymeasure.domain.base import (
     total,
     united,
 )
+from llenergymeasure.domain.earlier import as_now
 from llenergymeasure.domain.energy import (
     NVML_REPRODUCIBILITY_NOTE,
     EnergyAudit,
@@ -52,6 +51,7 @@ from llenergymeasure.domain.environment import (
     merge_environments,
 )
 from llenergymeasure.domain.environment import Timestamps as Timestamps
+from llenergymeasure.domain.identity import compute_measurement_config_hash as compute_measurement_config_hash
 from llenergymeasure.domain.latency import LatencyStatistics, RequestTimings, pool_latencies
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,
@@ -249,9 +249,12 @@ class ExperimentResult(Record):
     energy_adjusted_j: Annotated[
         float | None, Merge(total, counted=True), Column(25, "J", "Raw energy minus idle power over the window; signed")
     ] = optional("Raw energy minus idle power x window length, in joules; signed.")
-    energy_per_device_j: Annotated[dict[str, float] | None, Merge(energies_of_devices, counted=True)] = optional(
-        "Raw joules by device UUID (or `cpu`)."
+    energy_per_device_j: list[float | None] | None = optional(
+        "Raw joules of each device in the order of `measurement_boundary.devices`; null: that one could not be read."
     )
+    energy_by_device_j: Annotated[
+        dict[str, float | None] | None, Merge(energies_of_devices, "energy_per_device_j", counted=True)
+    ] = optional("The same joules by device UUID (or `cpu`).")
     energy_breakdown: _EnergyBreakdown = None
     multi_gpu: MultiGPUMetrics | None = optional("Energy per GPU where several were used.")
     environment_snapshot: Annotated[EnvironmentSnapshot | None, Merge(of_known(merge_environments), "environment")] = (
@@ -271,7 +274,7 @@ class ExperimentResult(Record):
     )
     effective_config: _EffectiveConfig = Field(default_factory=dict)
     process_results: list[RawProcessResult] = empty(
-        list, "One record per process where there were several, without per-request data."
+        list, "One record per process, without per-request data and without what the result itself holds."
     )
     aggregation: AggregationMetadata | None = optional("How processes were put together.")
     thermal_throttle: _Throttle = None
@@ -323,6 +326,11 @@ class ExperimentResult(Record):
     currency: Annotated[str | None, Column(55, "", "Currency of cost")] = optional("Currency of cost and price.")
     trace: str | None = optional("File name of the raw power samples beside the result.")
     outputs: str | None = optional("File name of the generated texts beside the result.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_files(cls, data: Any) -> Any:
+        return as_now(data)
 
     @property
     def duration_sec(self) -> float:
@@ -379,16 +387,3 @@ def _per_joule(tokens: int | None, energy_j: float | None) -> float | None:
     if tokens is None or energy_j is None:
         return None
     return tokens / energy_j if energy_j else 0.0
-
-
-def compute_measurement_config_hash(config: BaseModel) -> str:
-    """Identity of what a configuration measures: the same on every machine, process and Python version.
-
-    Unset fields do not count, so that a release which adds an optional field keeps the hashes of old configurations;
-    `output_dir` says where results go, not what is measured.
-
-    Returns:
-        The first 16 hex digits of SHA-256 over the configuration's JSON with sorted keys.
-    """
-    fields = config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"})
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

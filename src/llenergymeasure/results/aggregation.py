@@ -16,14 +16,15 @@ from typing import Final
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Record, as_utc, distinct, empty, merge_figures, optional
+from llenergymeasure.domain.base import Record, as_utc, complete, distinct, empty, merge_figures, optional
 from llenergymeasure.domain.energy import (
     NVML_REPRODUCIBILITY_NOTE,
     EmissionFactors,
+    energies_in_order,
     merge_breakdowns,
     merge_uncertainties,
 )
-from llenergymeasure.domain.environment import AggregationMetadata
+from llenergymeasure.domain.environment import AggregationMetadata, MeasurementBoundary
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.metrics import MultiGPUMetrics, extended_metrics, merge_phases, ratio
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -113,6 +114,7 @@ def aggregate_results(
     metadata = _metadata(records, completeness, window, attribution)
     figures = merge_figures(ExperimentResult, records, counted)
     output_tokens: int = figures["output_tokens"]
+    boundary: MeasurementBoundary | None = figures["measurement_boundary"]
     path = records[0].timeseries_path
     measured = ExperimentResult(
         experiment_id=experiment_id,
@@ -122,6 +124,9 @@ def aggregate_results(
         total_inference_time_sec=window.length_sec,
         avg_tokens_per_second=output_tokens / window.length_sec,
         avg_energy_per_token_j=ratio(figures["total_energy_j"], output_tokens),
+        energy_per_device_j=energies_in_order(
+            figures["energy_by_device_j"], boundary.devices if boundary is not None else ()
+        ),
         energy_breakdown=merge_breakdowns(
             [record.energy_breakdown for record in counted], [record.energy_breakdown for record in records]
         ),
@@ -130,7 +135,7 @@ def aggregate_results(
         timeseries=Path(path).name if path else None,
         start_time=_began_at(records),
         end_time=max((record.ended_at or record.timestamps.end for record in records), key=as_utc),
-        process_results=[r.model_copy(update=_WITHOUT_BULK) for r in records] if len(records) > 1 else [],
+        process_results=[record.model_copy(update=_WITHOUT_BULK) for record in records],
         aggregation=metadata,
         phases=merge_phases([record.phases for record in records], bool(attribution.shared_devices)),
         **figures,
@@ -148,12 +153,12 @@ def aggregate_results(
 
 
 def _multi_gpu(result: ExperimentResult) -> MultiGPUMetrics | None:
-    per_device_j = result.energy_per_device_j or {}
-    if len(per_device_j) < 2 or result.total_energy_j is None:
+    per_device_j = complete(result.energy_per_device_j or ())
+    if per_device_j is None or len(per_device_j) < 2 or result.total_energy_j is None:
         return None
     return MultiGPUMetrics(
         num_gpus=len(per_device_j),
-        energy_per_gpu_j=list(per_device_j.values()),
+        energy_per_gpu_j=per_device_j,
         energy_total_j=result.total_energy_j,
         energy_per_output_token_j=result.avg_energy_per_token_j,
     )

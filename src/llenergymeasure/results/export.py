@@ -135,7 +135,8 @@ def _gpus(result: ExperimentResult) -> str | None:
 
 
 def _num_devices(result: ExperimentResult) -> int | None:
-    return len(result.energy_per_device_j) if result.energy_per_device_j is not None else None
+    per_device_j = result.energy_per_device_j
+    return None if per_device_j is None else sum(joules is not None for joules in per_device_j)
 
 
 def _num_processes(result: ExperimentResult) -> int:
