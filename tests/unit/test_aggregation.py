@@ -21,6 +21,7 @@ from llenergymeasure.domain.metrics import (
 )
 from llenergymeasure.exceptions import ExperimentError, PersistenceError
 from llenergymeasure.results.aggregation import aggregate_results, validate_process_completeness
+from llenergymeasure.results.attribution import attribute_energy
 from llenergymeasure.results.export import flat_row
 from llenergymeasure.results.persistence import read_process_results, write_process_result
 from result_samples import NOON, make_record
@@ -111,7 +112,7 @@ def test_a_shared_gpu_whose_widest_window_misses_time_says_it_is_a_lower_bound()
         make_record(1, devices={"GPU-a": 100.0}, start_s=5.0),
     ]
     warnings = aggregate_results("exp-1", records).measurement_warnings
-    assert any("10.0 s of the 15.0 s" in warning and "lower bound" in warning for warning in warnings)
+    assert any("10.0 s of 15.0 s" in warning and "lower bound" in warning for warning in warnings)
 
 
 def test_the_processor_of_a_data_parallel_cpu_run_is_counted_once() -> None:
@@ -310,6 +311,53 @@ def test_breakdowns_sum_and_keep_the_worst_baseline() -> None:
 
 def test_energy_above_idle_follows_from_baseline_and_window_where_no_breakdown_says_it() -> None:
     assert aggregate_results("exp-1", [make_record(baseline_power_w=12.0)]).energy_adjusted_j == -20.0
+
+
+def test_energy_above_idle_of_unlike_windows_follows_from_the_figures_beside_it_and_says_what_it_lacks() -> None:
+    records = [
+        make_record(0, devices={"GPU-0": 4000.0}, duration_s=10.0, baseline_power_w=100.0),
+        make_record(1, devices={"GPU-1": 2400.0}, duration_s=6.0, baseline_power_w=100.0),
+    ]
+    result = aggregate_results("exp-1", records)
+    assert result.energy_adjusted_j == 6400.0 - 200.0 * 10.0 == 4400.0
+    (warning,) = result.measurement_warnings
+    assert warning.startswith("processes_not_concurrent: ")
+    assert "process 1: 6.0 s of 10.0 s" in warning
+    assert "lower bound" in warning
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.floats(0.0, 5.0), st.floats(0.1, 20.0), st.floats(1.0, 1e4)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_energy_above_idle_is_always_raw_energy_less_idle_power_over_the_window(
+    processes: list[tuple[int, float, float, float]],
+) -> None:
+    records = [
+        make_record(
+            index,
+            devices={f"GPU-{gpu}": energy_j},
+            start_s=start_s,
+            duration_s=duration_s,
+            baseline_power_w=8.0,
+            energy_breakdown=EnergyBreakdown(raw_j=energy_j, adjusted_j=0.0, baseline_power_w=8.0),
+        )
+        for index, (gpu, start_s, duration_s, energy_j) in enumerate(processes)
+    ]
+    result = aggregate_results("exp-1", records)
+    assert result.total_energy_j is not None
+    assert result.baseline_power_w is not None
+    formula_j = result.total_energy_j - result.baseline_power_w * result.total_inference_time_sec
+    assert result.energy_adjusted_j == pytest.approx(formula_j)
+    assert result.energy_breakdown is not None
+    if len(records) > 1:
+        assert result.energy_breakdown.adjusted_j == result.energy_adjusted_j
+    covered = min(record.energy_metrics.duration_sec for record in attribute_energy(records).counted)
+    is_said = any("lower bound" in warning for warning in result.measurement_warnings)
+    assert is_said == (covered < 0.99 * result.total_inference_time_sec)
 
 
 def test_audits_are_compared_again_after_summing() -> None:

@@ -28,7 +28,7 @@ from llenergymeasure.core.observations import MetricsCollector, Observations
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
 from llenergymeasure.core.warmup import warm_up
-from llenergymeasure.core.window import measure_window
+from llenergymeasure.core.window import Barrier, measure_window
 from llenergymeasure.datasets.loader import load_prompts
 from llenergymeasure.datasets.types import WHOLE, PromptSet, Shard
 from llenergymeasure.domain.environment import EnvironmentSnapshot
@@ -50,7 +50,7 @@ class Bench:
 
     Args:
         preflight: Checks the config against this machine; raises `PreFlightError`.
-        wait_for_others: The barrier of such a run: called after the baseline, and again right before the window.
+        wait_for_others: The barrier of such a run: passed after the baseline, and at both ends of the window.
     """
 
     engine: InferenceBackend
@@ -62,7 +62,7 @@ class Bench:
     clock: Clock = field(default_factory=SystemClock)
     observer: Observer = ignore_events
     share: Shard = WHOLE
-    wait_for_others: Callable[[], None] | None = None
+    wait_for_others: Barrier | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     baseline = measure_baseline(config.baseline, meter, planned, bench.baselines, clock, observer)
     requests = make_requests(prompts, config)
     if bench.wait_for_others is not None:
-        bench.wait_for_others()  # one process's loading must not be in another's idle power
+        bench.wait_for_others(0.0)  # one process's loading must not be in another's idle power
     with loaded(engine, config, observer) as devices:
         if set(devices) != set(planned):
             meter, baseline = bench.meter_for(devices), baseline.restricted_to(devices)

@@ -50,7 +50,7 @@ class EnergyBreakdown(Record):
     raw_j: Total[float] = Field(
         description="Energy of the window as metered, in joules; never reduced by the baseline."
     )
-    adjusted_j: Total[float | None] = optional("raw_j minus baseline power x window length, in joules; signed.")
+    adjusted_j: float | None = optional("raw_j minus baseline power x window length, in joules; signed.")
     baseline_power_w: Total[float | None] = optional(
         "Idle power of the same devices before the model was loaded, in watts."
     )
@@ -86,9 +86,9 @@ class EnergyBreakdown(Record):
 
 
 def merge_breakdowns(
-    counted: Sequence[EnergyBreakdown | None], everyone: Sequence[EnergyBreakdown | None]
+    counted: Sequence[EnergyBreakdown | None], everyone: Sequence[EnergyBreakdown | None], adjusted_j: float | None
 ) -> EnergyBreakdown | None:
-    """One breakdown of the processes whose energy counts.
+    """One breakdown of the processes whose energy counts, `adjusted_j` being their energy above idle.
 
     CPU packages and DRAM belong to the machine: every process saw all of them, and the largest figure is that of the
     widest window.
@@ -101,6 +101,7 @@ def merge_breakdowns(
     merged = merge_records(parts)
     return merged.model_copy(
         update={
+            "adjusted_j": adjusted_j,
             "disagreement_pct": difference_pct(merged.second_method_j, merged.raw_j),
             "cpu_j": largest(part.cpu_j for part in everyone if part is not None),
             "dram_j": largest(part.dram_j for part in everyone if part is not None),

@@ -192,14 +192,6 @@ class RawProcessResult(Record):
     timeseries_path: str | None = optional("Path of the 1 Hz time series.")
     warnings: list[str] = empty(list, "`code: explanation` of each doubt.")
 
-    @property
-    def energy_adjusted_j(self) -> float | None:
-        """Energy of the window above idle, in joules; signed."""
-        if self.energy_breakdown is not None:
-            return self.energy_breakdown.adjusted_j
-        total_j, idle_w = self.energy_metrics.total_energy_j, self.baseline_power_w
-        return None if total_j is None or idle_w is None else total_j - idle_w * self.energy_metrics.duration_sec
-
 
 class ExperimentResult(Record):
     """One experiment, measured once. Figures are of the measurement window; null means not measured or not known."""
@@ -247,7 +239,7 @@ class ExperimentResult(Record):
 
     baseline_power_w: _BaselinePower = None
     energy_adjusted_j: Annotated[
-        float | None, Merge(total, counted=True), Column(25, "J", "Raw energy minus idle power over the window; signed")
+        float | None, Column(25, "J", "Raw energy minus idle power over the window; signed")
     ] = optional("Raw energy minus idle power x window length, in joules; signed.")
     energy_per_device_j: list[float | None] | None = optional(
         "Raw joules of each device in the order of `measurement_boundary.devices`; null: that one could not be read."

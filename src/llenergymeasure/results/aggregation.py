@@ -1,7 +1,7 @@
 """From the records of the processes to the one result of the experiment; also with one process, the normal case.
 
-RawProcessResult 0 ─┐  energy      every device once          (attribution.py)
-RawProcessResult 1 ─┼─ throughput  tokens of all over first start to last end
+RawProcessResult 0 ─┐  window      first start to last end, for throughput and idle power alike
+RawProcessResult 1 ─┼─ energy      every device once          (attribution.py)
 ...                ─┘  latency     all requests pooled, then statistics
                        the rest    each figure as it declares     (domain/base.py)
 """
@@ -29,7 +29,7 @@ from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.metrics import MultiGPUMetrics, extended_metrics, merge_phases, ratio
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ExperimentError
-from llenergymeasure.results.attribution import Attribution, CommonWindow, attribute_energy, common_window
+from llenergymeasure.results.attribution import Attribution, CommonWindow, attribute_energy, common_window, energy_gaps
 from llenergymeasure.results.persistence import marked_indices
 
 _WITHOUT_BULK: Final[dict[str, object]] = {"requests": None, "environment": None, "effective_config": {}}
@@ -114,6 +114,7 @@ def aggregate_results(
     metadata = _metadata(records, completeness, window, attribution)
     figures = merge_figures(ExperimentResult, records, counted)
     output_tokens: int = figures["output_tokens"]
+    adjusted_j = _above_idle(figures["total_energy_j"], figures["baseline_power_w"], window)
     boundary: MeasurementBoundary | None = figures["measurement_boundary"]
     path = records[0].timeseries_path
     measured = ExperimentResult(
@@ -127,8 +128,9 @@ def aggregate_results(
         energy_per_device_j=energies_in_order(
             figures["energy_by_device_j"], boundary.devices if boundary is not None else ()
         ),
+        energy_adjusted_j=adjusted_j,
         energy_breakdown=merge_breakdowns(
-            [record.energy_breakdown for record in counted], [record.energy_breakdown for record in records]
+            [record.energy_breakdown for record in counted], [record.energy_breakdown for record in records], adjusted_j
         ),
         measurement_warnings=distinct([*(record.warnings for record in records), metadata.warnings]),
         reproducibility_notes=records[0].reproducibility_notes or NVML_REPRODUCIBILITY_NOTE,
@@ -141,7 +143,7 @@ def aggregate_results(
         **figures,
     )
     uncertainty = merge_uncertainties(
-        [record.uncertainty for record in counted], measured.total_energy_j, measured.energy_adjusted_j, output_tokens
+        [record.uncertainty for record in counted], measured.total_energy_j, adjusted_j, output_tokens
     )
     derived = {
         "multi_gpu": _multi_gpu(measured),
@@ -150,6 +152,10 @@ def aggregate_results(
         **(factors.emissions_and_cost(measured.total_energy_j) if factors is not None else {}),
     }
     return measured.model_copy(update=derived)
+
+
+def _above_idle(energy_j: float | None, idle_w: float | None, window: CommonWindow) -> float | None:
+    return None if energy_j is None or idle_w is None else energy_j - idle_w * window.length_sec
 
 
 def _multi_gpu(result: ExperimentResult) -> MultiGPUMetrics | None:
@@ -188,14 +194,15 @@ def _metadata(
     attribution: Attribution,
 ) -> AggregationMetadata:
     warnings = list(attribution.warnings)
-    if not window.side_by_side:
-        warnings.append(
-            MeasurementWarning(
-                WarningCode.PROCESSES_NOT_CONCURRENT,
-                f"all processes ran at once for only {window.overlap_pct:.0f} % of the {window.length_sec:.1f} s from "
-                "first start to last end; throughput is over that whole time",
-            )
+    gaps = energy_gaps(attribution.counted, window)
+    if gaps or not window.side_by_side:
+        text = (
+            f"all processes ran at once for {window.overlap_pct:.0f} % of the {window.length_sec:.1f} s from first "
+            "start to last end, over which throughput and idle power are counted"
         )
+        if gaps:
+            text += f"; energy was metered for less of it ({gaps}), so it is a lower bound, above idle even more so"
+        warnings.append(MeasurementWarning(WarningCode.PROCESSES_NOT_CONCURRENT, text))
     return AggregationMetadata(
         num_processes=len(records),
         expected_processes=completeness.expected_processes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.core.progress import Observer, StepStarted, ignore_events
+from llenergymeasure.core.window import Barrier
 from llenergymeasure.datasets.types import WHOLE, Shard
 from llenergymeasure.domain.energy import EmissionFactors
 from llenergymeasure.exceptions import BackendError
@@ -113,7 +114,7 @@ def bench_here(
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
     share: Shard = WHOLE,
-    wait_for_others: Callable[[], None] | None = None,
+    wait_for_others: Barrier | None = None,
 ) -> Bench:
     """This machine's real engine, meters and clock, as the user has set them up.
 

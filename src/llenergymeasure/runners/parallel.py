@@ -1,8 +1,8 @@
 """One experiment on several processes of this machine, each with the whole model and its shard of the prompts.
 
-parent ─┬─ process 0: baseline ┊ load, warm up ┊ window ─ record ─┐
-        ├─ process 1: baseline ┊ load, warm up ┊ window ─ record ─┼─ completeness ─ aggregation ─ one result
-        └─ …                   barrier         barrier            ┘
+parent ─┬─ process 0: baseline ┊ load, warm up ┊ window ┊ record ─┐
+        ├─ process 1: baseline ┊ load, warm up ┊ window ┊ record ─┼─ completeness ─ aggregation ─ one result
+        └─ …                   barrier         barrier  barrier   ┘
 """
 
 from __future__ import annotations

@@ -19,9 +19,6 @@ from llenergymeasure.runners.child import RESULT_FILE, AtBarrier, Done, Failed, 
 from llenergymeasure.runners.interrupt import POLL_INTERVAL_S, Interrupt
 from llenergymeasure.runners.process import Child, ChildTask, Ended, Mail
 
-BARRIER_LEAD_S: Final = 0.05
-"""How far ahead the barrier's opening is announced, so that every child knows in time, in seconds."""
-
 LAST_WORDS_S: Final = 1.0
 """How long a reply may take from the pipe to the mailbox after its sender's end, in seconds."""
 
@@ -81,7 +78,7 @@ class ChildGroup:
         self._started_s: float | None = None
         self._task_began_s = 0.0
         self._ready: set[Child] = set()
-        self._at_barrier: set[Child] = set()
+        self._at_barrier: dict[Child, AtBarrier] = {}
         self._results: dict[Child, str] = {}
         self._reported: set[Child] = set()
         self._exit_seen_s: dict[Child, float] = {}
@@ -145,7 +142,7 @@ class ChildGroup:
                 for each in self.children:
                     each.send(Go())
         elif isinstance(message, AtBarrier):
-            self._at_barrier.add(child)
+            self._at_barrier[child] = message
             if len(self._at_barrier) == len(self.children):
                 self._open_barrier()
         elif isinstance(message, Done):
@@ -158,7 +155,7 @@ class ChildGroup:
             self._fail_as_crashed(child)
 
     def _open_barrier(self) -> None:
-        at_s = time.monotonic() + BARRIER_LEAD_S
+        at_s = time.monotonic() + max(waiting.lead_s for waiting in self._at_barrier.values())
         self._at_barrier.clear()
         for child in self.children:
             child.send(Open(at_s))
