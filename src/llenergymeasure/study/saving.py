@@ -41,13 +41,6 @@ from llenergymeasure.study.sequence import PlannedRun, RunKey, design_hash_of, p
 TABLE_FILE: Final = "results.parquet"
 CSV_FILE: Final = "results.csv"
 
-_NOT_FOR_STATISTICS: Final[dict[str, object]] = {
-    "effective_config": {},
-    "environment_snapshot": None,
-    "latency_stats": None,
-    "process_results": [],
-}
-
 Save = Callable[[MeasuredRun, Path, Sequence[Path]], Path]
 """Saves a run and further files below a directory; gives the path of its result."""
 
@@ -125,14 +118,14 @@ def write_study(
     files = [entry.result_file for entry in entries if entry.status == "completed" and entry.result_file]
 
     def results() -> Iterator[ExperimentResult]:
-        return (load_result(study_dir / file) for file in files)
+        for file in files:
+            result = load_result(study_dir / file)
+            title = titles.get(result.measurement_config_hash, result.config_name)
+            yield result.model_copy(update={"config_name": title})
 
     planned = {run.key: run for run in plan_runs(study)}
     titles = {run.config_hash: run.title for run in planned.values()}
-    statistics = [
-        entry.model_copy(update={"config_name": titles.get(entry.measurement_config_hash, entry.config_name)})
-        for entry in summarise_configurations(totals.counting(results()))
-    ]
+    statistics = summarise_configurations(totals.counting(results()))
     result = StudyResult(
         study_id=study_dir.name,
         name=study.name,
@@ -161,11 +154,11 @@ def write_study(
         to_parquet(results(), study_dir / TABLE_FILE)
     if files and export_csv:
         to_csv(results(), study_dir / CSV_FILE)
-    return result
+    return result.kept_in(study_dir)
 
 
 class _Totals:
-    """Sums over results as they pass by, each cut down to what statistics need: a large study must fit in memory."""
+    """Sums over results as they pass by: a large study must fit in memory."""
 
     def __init__(self) -> None:
         self.energy_j: float | None = None
@@ -174,7 +167,7 @@ class _Totals:
         for result in results:
             if result.total_energy_j is not None:
                 self.energy_j = (self.energy_j or 0.0) + result.total_energy_j
-            yield result.model_copy(update=_NOT_FOR_STATISTICS)
+            yield result
 
 
 def _protocol(study: StudyConfig, gaps: Gaps) -> MeasurementProtocol:
