@@ -20,6 +20,7 @@ from llenergymeasure.datasets.types import PromptSet, PromptTokenizer
 from llenergymeasure.domain.base import Methodology
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
+from llenergymeasure.domain.readable import duration
 from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.exceptions import ExperimentError
 
@@ -126,8 +127,8 @@ def slice_limits(config: MeasurementConfig, window: Window) -> Span | None:
         start_s, end_s = max(start_s, full_s), min(end_s, drained_s)
     if end_s <= start_s:
         raise ExperimentError(
-            f"nothing is left of the {window.energy.duration_sec:.2f} s window after measurement.skip_first_seconds "
-            f"= {config.skip_first_seconds or 0:g}, skip_last_seconds = {config.skip_last_seconds or 0:g} and "
+            f"nothing is left of the window of {duration(window.energy.duration_sec)} after measurement.skip_first_"
+            f"seconds = {config.skip_first_seconds or 0:g}, skip_last_seconds = {config.skip_last_seconds or 0:g} and "
             f"full_batch_only = {str(config.full_batch_only).lower()}; measure for longer or skip less."
         )
     return start_s, end_s

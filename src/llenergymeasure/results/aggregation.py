@@ -27,6 +27,7 @@ from llenergymeasure.domain.energy import (
 from llenergymeasure.domain.environment import AggregationMetadata, MeasurementBoundary
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.metrics import MultiGPUMetrics, extended_metrics, merge_phases, ratio
+from llenergymeasure.domain.readable import duration
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.attribution import Attribution, CommonWindow, attribute_energy, common_window, energy_gaps
@@ -197,7 +198,7 @@ def _metadata(
     gaps = energy_gaps(attribution.counted, window)
     if gaps or not window.side_by_side:
         text = (
-            f"all processes ran at once for {window.overlap_pct:.0f} % of the {window.length_sec:.1f} s from first "
+            f"all processes ran at once for {window.overlap_pct:.0f} % of the {duration(window.length_sec)} from first "
             "start to last end, over which throughput and idle power are counted"
         )
         if gaps:

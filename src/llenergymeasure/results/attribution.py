@@ -17,6 +17,7 @@ from typing import Final
 
 from llenergymeasure.domain.base import as_utc, joined
 from llenergymeasure.domain.experiment import RawProcessResult
+from llenergymeasure.domain.readable import duration
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MIN_OVERLAP_PCT: Final = 90.0
@@ -104,9 +105,9 @@ def common_window(records: Sequence[RawProcessResult]) -> CommonWindow:
 
 def energy_gaps(counted: Sequence[RawProcessResult], window: CommonWindow) -> str:
     """Whose energy is of less than the common window, for people: `process 1: 6.0 s of 10.0 s`; empty for nobody."""
-    enough_sec = (1 - _COVERAGE_TOLERANCE) * window.length_sec
+    enough_sec, whole = (1 - _COVERAGE_TOLERANCE) * window.length_sec, duration(window.length_sec)
     return ", ".join(
-        f"process {record.process_index}: {record.energy_metrics.duration_sec:.1f} s of {window.length_sec:.1f} s"
+        f"process {record.process_index}: {duration(record.energy_metrics.duration_sec)} of {whole}"
         for record in counted
         if record.energy_metrics.total_energy_j is not None and record.energy_metrics.duration_sec < enough_sec
     )
