@@ -49,7 +49,7 @@ def with_half_width(value: float, half_width: float) -> str:
     decimals = len(text.partition(".")[2])
     if half_width > 0:
         decimals = max(0, min(decimals, 1 - math.floor(math.log10(half_width))))
-    spread = f"{half_width:,.{decimals}f}"
+    spread = f"{half_width:,.{decimals}f}" if half_width else "0"
     if half_width > 0 and float(spread.replace(",", "")) == 0:
         spread = f"{half_width:.1g}"
     return f"{value:,.{decimals}f} ± {spread}"
