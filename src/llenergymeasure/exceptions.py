@@ -33,8 +33,8 @@ class EnergyError(LLEMError):
 class PreFlightError(LLEMError):
     """The experiment cannot run on this machine; holds every reason at once, each with its fix."""
 
-    def __init__(self, failures: Sequence[str]) -> None:
-        self.failures: tuple[str, ...] = tuple(failures)
+    def __init__(self, failures: str | Sequence[str]) -> None:
+        self.failures: tuple[str, ...] = (failures,) if isinstance(failures, str) else tuple(failures)
         noun = "issue" if len(self.failures) == 1 else "issues"
         lines = "\n".join(f"  - {failure}" for failure in self.failures)
         super().__init__(f"Pre-flight failed: {len(self.failures)} {noun}\n{lines}")

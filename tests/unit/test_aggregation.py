@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llenergymeasure.domain.energy import BudgetComponent, EmissionFactors, EnergyAudit, EnergyBreakdown, combine_budget
-from llenergymeasure.domain.environment import DatasetInfo
+from llenergymeasure.domain.environment import DatasetInfo, MeasurementBoundary
 from llenergymeasure.domain.experiment import RawProcessResult, Timestamps
 from llenergymeasure.domain.latency import RequestTimings
 from llenergymeasure.domain.metrics import (
@@ -21,6 +21,8 @@ from llenergymeasure.domain.metrics import (
 )
 from llenergymeasure.exceptions import ExperimentError, PersistenceError
 from llenergymeasure.results.aggregation import aggregate_results, validate_process_completeness
+from llenergymeasure.results.attribution import attribute_energy
+from llenergymeasure.results.export import flat_row
 from llenergymeasure.results.persistence import read_process_results, write_process_result
 from result_samples import NOON, make_record
 
@@ -52,7 +54,7 @@ def test_one_process_is_the_normal_case_and_keeps_its_own_figures() -> None:
     assert result.warmup_excluded_samples == 5
     assert result.num_requests == 2
     assert result.measurement_warnings == ["short_measurement_duration: 10 s"]
-    assert result.process_results == []
+    assert result.process_results == [record.model_copy(update={"requests": None, "effective_config": {}})]
     assert result.multi_gpu is None
     assert result.aggregation is not None
     assert result.aggregation.num_processes == 1
@@ -72,7 +74,7 @@ def test_energies_of_separate_gpus_add_up_and_throughput_is_over_the_common_wind
         "exp-1", [make_record(1, start_s=2.0, duration_s=10.0), make_record(0, start_s=0.0, duration_s=10.0)]
     )
     assert result.total_energy_j == 200.0
-    assert result.energy_per_device_j == {"GPU-0": 100.0, "GPU-1": 100.0}
+    assert result.energy_per_device_j == [100.0, 100.0]
     assert result.multi_gpu is not None
     assert result.multi_gpu.energy_per_gpu_j == [100.0, 100.0]
     assert result.multi_gpu.energy_per_output_token_j == 0.5
@@ -86,7 +88,7 @@ def test_a_gpu_shared_by_two_processes_is_counted_once() -> None:
     result = aggregate_results("exp-1", records)
     assert result.total_energy_j == 101.0  # the wider window, not 201 J
     assert result.output_tokens == 400
-    assert result.energy_per_device_j == {"GPU-a": 101.0}
+    assert result.energy_by_device_j == {"GPU-a": 101.0}
     assert result.aggregation is not None
     assert result.aggregation.shared_devices == {"GPU-a": [0, 1]}
     assert result.aggregation.gpu_attribution_verified
@@ -110,7 +112,7 @@ def test_a_shared_gpu_whose_widest_window_misses_time_says_it_is_a_lower_bound()
         make_record(1, devices={"GPU-a": 100.0}, start_s=5.0),
     ]
     warnings = aggregate_results("exp-1", records).measurement_warnings
-    assert any("10.0 s of the 15.0 s" in warning and "lower bound" in warning for warning in warnings)
+    assert any("10.0 s of 15.0 s" in warning and "lower bound" in warning for warning in warnings)
 
 
 def test_the_processor_of_a_data_parallel_cpu_run_is_counted_once() -> None:
@@ -142,6 +144,29 @@ def test_devices_that_overlap_in_part_cannot_be_told_apart() -> None:
     assert any(warning.startswith("energy_unavailable: processes 0, 1") for warning in result.measurement_warnings)
 
 
+def test_joules_of_devices_stand_in_the_order_of_the_boundary_whatever_order_they_were_metered_in() -> None:
+    record = make_record(
+        devices={"GPU-b": 20.0, "GPU-a": 10.0}, measurement_boundary=MeasurementBoundary(devices=["GPU-a", "GPU-b"])
+    )
+    result = aggregate_results("exp-1", [record])
+    assert result.energy_per_device_j == [10.0, 20.0]
+    assert result.multi_gpu is not None
+    assert result.multi_gpu.energy_per_gpu_j == [10.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    ("devices", "listed"),
+    [({"GPU-a": 100.0, "GPU-b": None}, [100.0, None]), ({"GPU-a": None, "GPU-b": None}, None)],
+)
+def test_a_board_that_could_not_be_read_keeps_its_place(
+    devices: dict[str, float | None], listed: list[float | None] | None
+) -> None:
+    result = aggregate_results("exp-1", [make_record(devices=devices)])
+    assert result.energy_per_device_j == listed
+    assert (result.total_energy_j, result.multi_gpu) == (None, None)
+    assert flat_row(result)["num_devices"] == (1 if listed else None)
+
+
 def test_processes_that_do_not_name_their_devices_are_summed_with_a_warning() -> None:
     records = [
         make_record(i, gpu_id=None, energy_per_device_j={}, measurement_boundary=None, devices={"x": 100.0})
@@ -158,7 +183,8 @@ def test_one_unknown_energy_makes_the_sum_unknown_and_keeps_throughput() -> None
     result = aggregate_results("exp-1", [make_record(0), make_record(1, devices={"GPU-1": None})])
     assert result.total_energy_j is None
     assert result.avg_tokens_per_second == 40.0
-    assert result.energy_per_device_j == {"GPU-0": 100.0}
+    assert result.energy_per_device_j == [100.0, None]
+    assert result.energy_by_device_j == {"GPU-0": 100.0, "GPU-1": None}
     assert result.multi_gpu is None
 
 
@@ -178,9 +204,11 @@ def test_no_joule_is_counted_twice(processes: list[tuple[int, float, float, floa
         largest[gpu] = max(largest.get(gpu, 0.0), energy_j)
     assert result.total_energy_j is not None
     assert result.total_energy_j <= sum(largest.values()) * (1 + 1e-12)
-    assert result.energy_per_device_j is not None
-    assert set(result.energy_per_device_j) == {f"GPU-{gpu}" for gpu in largest}
-    assert result.total_energy_j == pytest.approx(sum(result.energy_per_device_j.values()))
+    assert result.energy_by_device_j is not None
+    assert set(result.energy_by_device_j) == {f"GPU-{gpu}" for gpu in largest}
+    assert result.measurement_boundary is not None
+    assert result.energy_per_device_j == [result.energy_by_device_j[d] for d in result.measurement_boundary.devices]
+    assert result.total_energy_j == pytest.approx(sum(joules or 0.0 for joules in result.energy_per_device_j))
     assert result.total_inference_time_sec >= max(duration_s for *_, duration_s in processes) - 1e-6
 
 
@@ -283,6 +311,53 @@ def test_breakdowns_sum_and_keep_the_worst_baseline() -> None:
 
 def test_energy_above_idle_follows_from_baseline_and_window_where_no_breakdown_says_it() -> None:
     assert aggregate_results("exp-1", [make_record(baseline_power_w=12.0)]).energy_adjusted_j == -20.0
+
+
+def test_energy_above_idle_of_unlike_windows_follows_from_the_figures_beside_it_and_says_what_it_lacks() -> None:
+    records = [
+        make_record(0, devices={"GPU-0": 4000.0}, duration_s=10.0, baseline_power_w=100.0),
+        make_record(1, devices={"GPU-1": 2400.0}, duration_s=6.0, baseline_power_w=100.0),
+    ]
+    result = aggregate_results("exp-1", records)
+    assert result.energy_adjusted_j == 6400.0 - 200.0 * 10.0 == 4400.0
+    (warning,) = result.measurement_warnings
+    assert warning.startswith("processes_not_concurrent: ")
+    assert "process 1: 6.0 s of 10.0 s" in warning
+    assert "lower bound" in warning
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.floats(0.0, 5.0), st.floats(0.1, 20.0), st.floats(1.0, 1e4)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_energy_above_idle_is_always_raw_energy_less_idle_power_over_the_window(
+    processes: list[tuple[int, float, float, float]],
+) -> None:
+    records = [
+        make_record(
+            index,
+            devices={f"GPU-{gpu}": energy_j},
+            start_s=start_s,
+            duration_s=duration_s,
+            baseline_power_w=8.0,
+            energy_breakdown=EnergyBreakdown(raw_j=energy_j, adjusted_j=0.0, baseline_power_w=8.0),
+        )
+        for index, (gpu, start_s, duration_s, energy_j) in enumerate(processes)
+    ]
+    result = aggregate_results("exp-1", records)
+    assert result.total_energy_j is not None
+    assert result.baseline_power_w is not None
+    formula_j = result.total_energy_j - result.baseline_power_w * result.total_inference_time_sec
+    assert result.energy_adjusted_j == pytest.approx(formula_j)
+    assert result.energy_breakdown is not None
+    if len(records) > 1:
+        assert result.energy_breakdown.adjusted_j == result.energy_adjusted_j
+    covered = min(record.energy_metrics.duration_sec for record in attribute_energy(records).counted)
+    is_said = any("lower bound" in warning for warning in result.measurement_warnings)
+    assert is_said == (covered < 0.99 * result.total_inference_time_sec)
 
 
 def test_audits_are_compared_again_after_summing() -> None:

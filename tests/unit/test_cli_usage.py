@@ -140,7 +140,7 @@ def test_a_directory_in_place_of_a_file_is_told(llem: CommandLine) -> None:
         ("output: {results: x}\n", "line 1: unknown field 'output.results'. Did you mean 'output.results_dir'?"),
         ("ui:\n  verbosity: loud\n", "line 2: ui.verbosity: must be one of quiet, standard, verbose, got 'loud'"),
         ("output: [\n", "line 2, column 1: invalid YAML"),
-        ("runners: {pytorch: 'singularity:x.sif'}\n", "runners.pytorch: must be local or docker:<image>; Singularity"),
+        ("runners: {pytorch: 'podman:x'}\n", "runners.pytorch: must be local or docker:<image>, got 'podman:x'"),
     ],
 )
 def test_a_broken_user_config_is_named_with_the_line_at_fault(llem: CommandLine, text: str, said: str) -> None:
@@ -158,7 +158,7 @@ def test_a_broken_user_config_is_named_with_the_line_at_fault(llem: CommandLine,
         ("LLEM_NO_PROMPT", "maybe", "must be 1 or 0, got 'maybe'"),
         ("LLEM_RUNNER_PYTORCH", "podman", "must be local or docker:<image>, got 'podman'"),
         ("LLEM_RUNNER_VLLM", "docker:", "must be local or docker:<image>, got 'docker:'"),
-        ("LLEM_RUNNER_TENSORRT", "singularity:x", "Singularity is not supported yet"),
+        ("LLEM_RUNNER_TENSORRT", "singularity:", "must be local or docker:<image>, got 'singularity:'"),
     ],
 )
 def test_a_variable_that_does_not_parse_is_named(

@@ -55,7 +55,7 @@ def test_a_comparison_is_never_less_certain_than_a_publication(lines: list[tuple
 
 def test_the_environment_fits_on_one_line() -> None:
     environment = EnvironmentMetadata(
-        gpu=GPUEnvironment(name="A100", vram_total_mb=81_920),
+        gpu=GPUEnvironment(name="A100", vram_total_mb=85_899.3),
         cuda=CUDAEnvironment(version="12.4", driver_version="535.104"),
         thermal=ThermalEnvironment(temperature_c=42.0),
         container=ContainerEnvironment(detected=True, runtime="docker"),
@@ -64,7 +64,7 @@ def test_the_environment_fits_on_one_line() -> None:
 
 
 def test_the_environment_line_leaves_out_what_is_not_known() -> None:
-    bare = EnvironmentMetadata(gpu=GPUEnvironment(name="NVIDIA H100 80GB HBM3", vram_total_mb=81_559))
+    bare = EnvironmentMetadata(gpu=GPUEnvironment(name="NVIDIA H100 80GB HBM3", vram_total_mb=85_520))
     assert bare.summary_line == "H100 80GB HBM3"
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.assemble import _energy_per_device
 from llenergymeasure.core.backends.protocol import InferenceBackend
+from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Event, StepStarted
@@ -154,6 +156,7 @@ def test_saved_outputs_hold_prompt_text_and_counts(setup: Setup, tmp_path: Path)
     first, second = artefacts.outputs.read_text().splitlines()
     assert '"prompt": "abc"' in first
     assert '"output_tokens": 50' in second
+    assert artefacts.timeseries is None  # nothing was sampled
 
 
 def test_a_file_beside_the_result_that_cannot_be_written_does_not_cost_the_result(
@@ -177,3 +180,9 @@ def test_an_engine_that_cannot_be_unloaded_does_not_cost_the_measurement(
     record = measure(setup.config(tmp_path), bench, "id", tmp_path).record
     assert record.inference_metrics.output_tokens == 100
     assert "could not be unloaded" in caplog.text
+
+
+def test_gpus_that_nothing_metered_are_named_with_nothing_and_never_taken_for_the_processor() -> None:
+    nothing = EnergyMeasurement(0.0, 1.0, None, None, None)
+    assert _energy_per_device(nothing, ("GPU-a", "GPU-b")) == {"GPU-a": None, "GPU-b": None}
+    assert _energy_per_device(replace(nothing, total_j=5.0), ("cpu",)) == {"cpu": 5.0}

@@ -191,7 +191,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, content: str) -> None:
 
 MESSAGES: list[Message] = [
     Ready(),
-    AtBarrier(),
+    AtBarrier(0.05),
     Done(),
     Done('{"result": 1}\n'),
     Failed("BackendError", "two\nlines \udcff"),

@@ -166,9 +166,13 @@ def preflight(settings: UserConfig, tmp_path: Path, **fields: Any) -> Ready:
 
 
 @pytest.mark.parametrize("backend", ["pytorch", "vllm", "tensorrt"])
-def test_a_docker_runner_is_refused_plainly_for_its_own_backend_alone(backend: str, tmp_path: Path) -> None:
-    settings = machine(runners={backend: "docker:llenergymeasure/image:1"})
-    with pytest.raises(PreFlightError, match=rf"runners\.{backend}: .*not supported yet by this version"):
+@pytest.mark.parametrize(("kind", "image"), [("docker", "llenergymeasure/image:1"), ("singularity", "/images/1.sif")])
+def test_a_docker_runner_is_refused_plainly_for_its_own_backend_alone(
+    kind: str, image: str, backend: str, tmp_path: Path
+) -> None:
+    settings = machine(runners={backend: f"{kind}:{image}"})
+    refused = rf"runners\.{backend}: .*the {kind} runner is not supported yet by this version"
+    with pytest.raises(PreFlightError, match=refused):
         preflight(settings, tmp_path, backend=backend)
     other = "vllm" if backend == "pytorch" else "pytorch"
     preflight(settings, tmp_path, backend=other)

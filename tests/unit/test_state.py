@@ -178,7 +178,7 @@ def test_a_measurement_whose_process_is_gone_becomes_failed(manager: StateManage
     assert dead is not None
     assert dead.failed
     assert dead.phase is ExperimentPhase.MEASURING
-    assert "ended without finishing" in (dead.error_message or "")
+    assert "ended while measuring" in (dead.error_message or "")
     assert alive is not None
     assert not alive.failed
 
@@ -212,10 +212,22 @@ def test_a_state_with_a_process_number_alone_is_judged_by_it(manager: StateManag
     assert manager.cleanup_stale() == ["dead"]
 
 
-@pytest.mark.parametrize("phase", [ExperimentPhase.INITIALISING, ExperimentPhase.DONE])
-def test_only_measurements_go_stale(manager: StateManager, phase: ExperimentPhase) -> None:
+def test_an_experiment_whose_process_went_before_its_window_opened_becomes_failed_too(manager: StateManager) -> None:
+    manager.create("dead", process=finished_process())
+    manager.create("alive")
+
+    assert manager.cleanup_stale() == ["dead"]
+
+    dead = manager.load("dead")
+    assert dead is not None
+    assert (dead.failed, dead.phase) == (True, ExperimentPhase.INITIALISING)
+    assert "ended while initialising" in (dead.error_message or "")
+
+
+def test_an_experiment_that_is_done_does_not_go_stale(manager: StateManager) -> None:
     gone = finished_process()
-    manager.save(ExperimentState(experiment_id="a", phase=phase, subprocess_pid=gone.pid, process=gone))
+    done = ExperimentState(experiment_id="a", phase=ExperimentPhase.DONE, subprocess_pid=gone.pid, process=gone)
+    manager.save(done)
 
     assert manager.cleanup_stale() == []
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from energy_fakes import logged, measured, steady
 from llenergymeasure.core.energy.integrate import integrate_power
 from llenergymeasure.core.energy.telemetry import SamplerReport, Telemetry, TelemetrySample
-from llenergymeasure.core.timeseries import timeseries_columns, write_timeseries
+from llenergymeasure.core.timeseries import has_samples, timeseries_columns, write_timeseries
 
 COLUMNS = [
     "timestamp_s",
@@ -60,11 +60,16 @@ def test_what_sampling_cost_is_published_with_the_samples(tmp_path: Path) -> Non
     assert sampler["missed_deadlines"] == 1
 
 
-def test_the_processor_has_no_gpu_index_and_a_window_without_samples_has_no_rows(tmp_path: Path) -> None:
+def test_the_processor_has_no_gpu_index(tmp_path: Path) -> None:
     energy = measured({"cpu": steady(40.0, 0.0, 1.0)}, end_s=1.0)
     assert pq.read_table(write_timeseries(energy, tmp_path / "a.parquet"))["gpu_index"].to_pylist() == [None]
-    empty = pq.read_table(write_timeseries(measured(None), tmp_path / "b.parquet"))
-    assert (empty.num_rows, empty.column_names) == (0, COLUMNS)
+
+
+def test_only_where_something_was_sampled_is_there_a_series() -> None:
+    assert has_samples(measured({"GPU-a": [], "GPU-b": steady(70.0, 0.0, 1.0)}))
+    assert not has_samples(measured({"GPU-a": []}))
+    assert not has_samples(measured({}))
+    assert not has_samples(measured(None))
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from llenergymeasure.core.host.processes import identify_process
 from llenergymeasure.core.progress import Event, StepFinished, StepStarted, ignore_events
 from llenergymeasure.core.state import ExperimentPhase, StateManager, tracked
 from llenergymeasure.exceptions import PersistenceError
@@ -86,3 +89,31 @@ def test_a_place_that_cannot_hold_a_state_is_refused_before_anything_is_measured
         tracked(place, "run-1", HASH, ignore_events) as follow,
     ):
         follow(StepFinished("preflight", "ok"))
+
+
+def test_a_start_tells_of_runs_that_were_cut_off_and_of_one_that_measures_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = StateManager(tmp_path / ".state")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        gone = identify_process(process.pid)
+    manager.create("cut-off", HASH, gone)
+    manager.create("twin", HASH)
+    manager.create("another", "another hash")
+    with tracked(tmp_path, "run-1", HASH, ignore_events) as follow:
+        follow(StepFinished("preflight", "ok"))
+    cut_off, twin = (record.getMessage() for record in caplog.records)
+    assert "cut-off, was cut off before it was done" in cut_off
+    assert "is running the same configuration (twin)" in twin
+
+
+def test_an_earlier_failure_of_the_same_configuration_is_no_twin(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = StateManager(tmp_path / ".state")
+    state = manager.create("failed", HASH)
+    state.mark_failed("CUDA out of memory")
+    manager.save(state)
+    with tracked(tmp_path, "run-1", HASH, ignore_events) as follow:
+        follow(StepFinished("preflight", "ok"))
+    assert caplog.records == []

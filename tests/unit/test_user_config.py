@@ -103,6 +103,11 @@ def test_no_prompt_is_a_switch(text: str, prompt: bool) -> None:
     assert load_user_config(Path("nowhere"), environ={"LLEM_NO_PROMPT": text}).ui.prompt is prompt
 
 
+def test_a_singularity_runner_may_be_named_as_a_docker_one_may() -> None:
+    named = load_user_config(Path("nowhere"), environ={"LLEM_RUNNER_PYTORCH": "singularity:/x.sif"})
+    assert named.runners.pytorch == "singularity:/x.sif"
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
@@ -113,7 +118,7 @@ def test_no_prompt_is_a_switch(text: str, prompt: bool) -> None:
         ("LLEM_NO_PROMPT", "perhaps", "must be 1 or 0, got 'perhaps'"),
         ("LLEM_RUNNER_VLLM", "dokcer:x", r"must be local or docker:<image>, got 'dokcer:x'"),
         ("LLEM_RUNNER_VLLM", "docker:", "must be local or docker:<image>"),
-        ("LLEM_RUNNER_PYTORCH", "singularity:/x.sif", "Singularity is not supported yet"),
+        ("LLEM_RUNNER_VLLM", "singularity:", "must be local or docker:<image>"),
     ],
 )
 def test_a_variable_that_does_not_parse_is_named(variable: str, value: str, message: str) -> None:
@@ -133,7 +138,7 @@ def test_a_variable_that_does_not_parse_is_named(variable: str, value: str, mess
         ("measurement:\n  datacenter_pue: 0.5\n", r"line 2: measurement.datacenter_pue: must be at least 1, got 0.5"),
         ("advanced:\n  nvml_poll_interval_ms: 5\n", r"line 2: advanced.nvml_poll_interval_ms: must be at least 10"),
         ("advanced:\n  nvml_poll_interval_ms: 10001\n", r"advanced.nvml_poll_interval_ms: must be at most 10000"),
-        ("runners:\n  vllm: singularity:/x.sif\n", r"line 2: runners.vllm: .*not supported yet"),
+        ("runners:\n  vllm: podman:x\n", r"line 2: runners.vllm: must be local or docker:<image>, got 'podman:x'"),
         (
             'output: {results_dir: "a\\0b"}\n',
             r"line 1: output.results_dir: cannot be used: .*holds a control character",

@@ -14,6 +14,7 @@ from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.warmup import (
     WARMUP_OUTPUT_TOKENS,
     Warmup,
+    _warnings,
     coefficient_of_variation,
     warm_up,
     warmup_until_converged,
@@ -28,12 +29,25 @@ def run_warmup(config: WarmupConfig, *, count: int = 3, batch_size: int = 2) -> 
     return warmup, engine, clock
 
 
-def test_fixed_mode_runs_exactly_n_and_calls_it_converged() -> None:
+def test_fixed_mode_runs_exactly_n() -> None:
     result = warmup_until_converged(lambda: 10.0, WarmupConfig(n_warmup=7))
     assert result.iterations_completed == 7
     assert result.converged
     assert result.latencies_ms == [10.0] * 7
     assert result.final_cv == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("latencies", "converged"), [([90.0, 10.0, 30.0], False), ([10.0, 10.1, 10.0], True), ([9.0], True)]
+)
+def test_fixed_mode_says_whether_its_latencies_agree_and_warns_of_nothing_it_was_not_asked_for(
+    latencies: list[float], converged: bool
+) -> None:
+    source = iter(latencies)
+    config = WarmupConfig(n_warmup=len(latencies))
+    result = warmup_until_converged(lambda: next(source), config)
+    assert result.converged == converged == (result.final_cv is None or result.final_cv <= result.target_cv)
+    assert tuple(_warnings(result, config, None)) == ()
 
 
 def test_switched_off_runs_nothing_and_is_converged() -> None:

@@ -32,6 +32,11 @@ def test_windows_below_ten_seconds_are_short(length_s: float, short: bool) -> No
     assert (WarningCode.SHORT_MEASUREMENT_DURATION in codes(energy)) is short
 
 
+def test_the_shortest_window_has_a_length_that_can_be_read() -> None:
+    (warning,) = (w for w in window_warnings(measured(None, end_s=0.004)) if "lasted" in w.message)
+    assert warning.message.startswith("the window lasted 4.00 ms, less than 10 s")
+
+
 @pytest.mark.parametrize(("inside", "low"), [(9, True), (10, False)])
 def test_fewer_than_ten_samples_inside_the_window_are_few(inside: int, low: bool) -> None:
     samples = [TelemetrySample(-1.0, 300.0), *(TelemetrySample(float(i), 300.0) for i in range(inside))]

@@ -4,7 +4,7 @@ import pytest
 
 from fakes import ConstantMeter, StepEngine, VirtualClock, requests
 from llenergymeasure.core.progress import ignore_events
-from llenergymeasure.core.window import Window, measure_window, split_into_batches
+from llenergymeasure.core.window import OPENING_LEAD_S, Window, measure_window, split_into_batches
 from llenergymeasure.exceptions import BackendError
 
 
@@ -36,18 +36,19 @@ def test_whole_passes_are_added_until_the_window_is_long_enough() -> None:
     assert window.energy.duration_sec == pytest.approx(3.0)
 
 
-def test_the_barrier_of_several_processes_is_passed_before_the_window_opens() -> None:
+def test_several_processes_open_together_and_close_when_the_last_of_them_is_through() -> None:
     clock = VirtualClock()
-    engine, meter = StepEngine(clock), ConstantMeter(clock)
-    seen: list[int] = []
+    engine, meter = StepEngine(clock), ConstantMeter(clock, power_w=300.0)
+    seen: list[tuple[int, float]] = []
 
-    def barrier() -> None:
-        seen.append(meter.open_windows)
+    def barrier(lead_s: float) -> None:
+        seen.append((meter.open_windows, lead_s))
         clock.sleep(5.0)
 
     window = run_window(engine, meter, count=1, wait_for_others=barrier)
-    assert seen == [0]
-    assert window.energy.duration_sec == pytest.approx(10 * engine.step_s)
+    assert seen == [(0, OPENING_LEAD_S), (1, 0.0)]
+    assert window.energy.duration_sec == pytest.approx(10 * engine.step_s + 5.0)
+    assert window.energy.total_j == pytest.approx(300.0 * window.energy.duration_sec)  # the idle tail is counted
 
 
 @pytest.mark.parametrize("error", [BackendError("out of memory"), KeyboardInterrupt()])

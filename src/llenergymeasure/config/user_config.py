@@ -30,11 +30,13 @@ def _check_path(value: str) -> str:
     return value
 
 
+_CONTAINERS: Final = ("docker", "singularity")
+"""Kinds of runner that a file may name; pre-flight refuses those that this release cannot use."""
+
+
 def _check_runner(value: str) -> str:
     kind, _, target = value.partition(":")
-    if kind == "singularity":
-        raise ValueError("must be local or docker:<image>; Singularity is not supported yet")
-    if value != "local" and not (kind == "docker" and target.strip()):
+    if value != "local" and not (kind in _CONTAINERS and target.strip()):
         raise ValueError("must be local or docker:<image>")
     return value
 

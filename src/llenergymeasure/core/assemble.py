@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Protocol, runtime_checkable
@@ -139,7 +139,7 @@ class RecordCollector:
             model_revision=seen.model.revision,
             truncated_prompts=seen.prompts.truncated_count,
             requests=request_timings(counted.whole_requests(window.outputs)),
-            energy_per_device_j=dict(energy.per_gpu_j) or {CPU_DEVICE: energy.total_j},
+            energy_per_device_j=_energy_per_device(energy, seen.devices),
             energy_breakdown=breakdown,
             energy_audit=energy.audit,
             uncertainty=_uncertainty(energy, baseline, tokens.output_tokens),
@@ -231,6 +231,13 @@ def _energy_metrics(energy: EnergyMeasurement) -> EnergyMetrics:
         gpu_power_w=None if gpu_j is None else gpu_j / seconds,
         cpu_power_w=None if energy.cpu_j is None else energy.cpu_j / seconds,
     )
+
+
+def _energy_per_device(energy: EnergyMeasurement, devices: Sequence[DeviceId]) -> dict[DeviceId, float | None]:
+    """Joules by device; the processor is one, and a GPU that the meter does not tell of could not be read."""
+    if tuple(devices) == (CPU_DEVICE,):
+        return {CPU_DEVICE: energy.total_j}
+    return {**dict.fromkeys(devices), **energy.per_gpu_j}
 
 
 def _fitting_baseline(baseline: Baseline, energy: EnergyMeasurement) -> Baseline:

@@ -26,7 +26,7 @@ from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
 from llenergymeasure.core.timeseries import Artefacts, write_artefacts
 from llenergymeasure.core.warmup import warm_up
-from llenergymeasure.core.window import measure_window
+from llenergymeasure.core.window import Barrier, measure_window
 from llenergymeasure.datasets.loader import load_prompts
 from llenergymeasure.datasets.types import WHOLE, PromptSet, Shard
 from llenergymeasure.domain.environment import EnvironmentSnapshot
@@ -42,8 +42,8 @@ class Bench:
     Args:
         preflight: Checks the config against this machine; raises `PreFlightError`.
         environment: Takes a snapshot while a block works, and gives a function that waits for it.
-        wait_for_others: The barrier of a run on several processes: called after the baseline, and again right before
-            the window; `None`: it is on one.
+        wait_for_others: The barrier of a run on several processes: passed after the baseline, and at both ends of the
+            window; `None`: it is on one.
     """
 
     engine: InferenceBackend
@@ -55,7 +55,7 @@ class Bench:
     clock: Clock = field(default_factory=SystemClock)
     observer: Observer = ignore_events
     shard: Shard = WHOLE
-    wait_for_others: Callable[[], None] | None = None
+    wait_for_others: Barrier | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     baseline = measure_baseline(config.baseline, meter, planned, bench.baselines, clock, observer)
     requests = _requests(prompts, config)
     if bench.wait_for_others is not None:
-        bench.wait_for_others()  # one process's loading must not be in another's idle power
+        bench.wait_for_others(0.0)  # one process's loading must not be in another's idle power
     with _loaded(engine, config, observer) as devices:
         if set(devices) != set(planned):
             meter, baseline = bench.meter_for(devices), baseline.restricted_to(devices)

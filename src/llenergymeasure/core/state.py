@@ -167,19 +167,19 @@ class StateManager:
         return next((state for state in reversed(self._states()) if state.config_hash == config_hash), None)
 
     def cleanup_stale(self) -> list[str]:
-        """Mark as failed every experiment that is measuring in a process that is gone; their identities.
+        """Mark as failed every experiment that was not done when its process went; their identities.
 
         Raises:
             PersistenceError: A state cannot be written.
         """
         stale = [state for state in self._states() if self._is_stale(state)]
         for state in stale:
-            state.mark_failed(f"process {state.subprocess_pid} ended without finishing the measurement")
+            state.mark_failed(f"process {state.subprocess_pid} ended while {state.phase.value}")
             self.save(state)
         return [state.experiment_id for state in stale]
 
     def _is_stale(self, state: ExperimentState) -> bool:
-        if state.failed or state.phase is not ExperimentPhase.MEASURING:
+        if state.failed or state.phase is ExperimentPhase.DONE:
             return False
         process = state.process
         if process is None and state.subprocess_pid is not None:
@@ -224,8 +224,7 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
     def follow(event: Event) -> None:
         nonlocal state
         if isinstance(event, StepFinished) and event.step == "preflight":
-            for earlier in manager.cleanup_stale():
-                logger.warning("An earlier run, %s, was interrupted while measuring; it left no result.", earlier)
+            _tell_of_others(manager, config_hash)
             try:
                 state = manager.create(experiment_id, config_hash)
             except PersistenceError:
@@ -275,3 +274,16 @@ def _never_fatal() -> Iterator[None]:
 def _remove_if_empty(directory: Path) -> None:
     with suppress(OSError):  # other experiments' states may still be in it
         directory.rmdir()
+
+
+def _tell_of_others(manager: StateManager, config_hash: str) -> None:
+    """Tell of runs here that were cut off, and of one that is measuring the same at this moment."""
+    for experiment_id in manager.cleanup_stale():
+        logger.warning("An earlier run, %s, was cut off before it was done; it left no result.", experiment_id)
+    latest = manager.find_by_config_hash(config_hash)
+    if latest is not None and not latest.failed and latest.phase is not ExperimentPhase.DONE:
+        logger.warning(
+            "Process %s is running the same configuration (%s); two at once disturb each other's figures.",
+            latest.subprocess_pid,
+            latest.experiment_id,
+        )

@@ -85,8 +85,9 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
         ExperimentError: Nothing is left of the window to count.
     """
     energy, wanted = seen.window.energy, seen.config.measurement
-    trace = outputs = None
-    timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, partial(write_timeseries, energy))
+    timeseries = trace = outputs = None
+    if has_samples(energy):
+        timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, partial(write_timeseries, energy))
     if energy.telemetry is not None and wanted.save_trace:
         limits = slice_limits(wanted, seen.window)
         trace = write_or_go_without(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, limits))
@@ -125,8 +126,14 @@ def _write_outputs(seen: Observations, path: Path) -> None:
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def has_samples(energy: EnergyMeasurement) -> bool:
+    """Whether anything was sampled, so that there is something to write."""
+    telemetry = energy.telemetry
+    return telemetry is not None and any(telemetry.column(device, "time_s") for device in telemetry.devices)
+
+
 def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
-    """Write the time series of a window; the file appears whole or not at all. Without samples it has no rows.
+    """Write the time series of a window that `has_samples`; the file appears whole or not at all.
 
     Raises:
         OSError: It cannot be written.
@@ -181,8 +188,7 @@ def merge_timeseries(paths: Sequence[Path], path: Path) -> Path:
             parts.append(own.set_column(own.schema.get_field_index("gpu_index"), "gpu_index", renumbered))
             devices.append(device)
     schema = _schema(tuple(devices), window_s, samplers)
-    merged = pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
-    pq.write_table(merged, path, compression="zstd")
+    pq.write_table(pa.concat_tables([part.cast(schema) for part in parts]), path, compression="zstd")
     return path
 
 

@@ -90,7 +90,7 @@ def warm_up(
         result = result.model_copy(update={"thermal_floor_wait_s": waited_s})
         run_one()  # wakes clocks that went to sleep during the wait
     idle_w = None if resident is None else resident.power_w
-    return Warmup(result, iterations * size, idle_w, tuple(_warnings(result, floor_s, resident)))
+    return Warmup(result, iterations * size, idle_w, tuple(_warnings(result, config, resident)))
 
 
 def warmup_until_converged(run_one: Callable[[], float], config: WarmupConfig) -> WarmupResult:
@@ -104,22 +104,32 @@ def warmup_until_converged(run_one: Callable[[], float], config: WarmupConfig) -
         config: Counts and thresholds. `max_prompts` bounds the convergence mode, the fixed count included.
     """
     latencies_ms: list[float] = []
-    converged = not (config.enabled and config.convergence_detection)
-    if config.enabled and converged:
+    if config.enabled and not config.convergence_detection:
         latencies_ms.extend(run_one() for _ in range(config.n_warmup))
-    first = max(config.n_warmup, config.min_prompts, config.window_size)
-    while not converged and len(latencies_ms) < config.max_prompts:
-        latencies_ms.append(run_one())
-        cv = coefficient_of_variation(latencies_ms[-config.window_size :])
-        converged = len(latencies_ms) >= first and cv is not None and cv <= config.cv_threshold
+    elif config.enabled:
+        first = max(config.n_warmup, config.min_prompts, config.window_size)
+        while len(latencies_ms) < config.max_prompts:
+            latencies_ms.append(run_one())
+            if len(latencies_ms) >= first and _agree(_last_cv(latencies_ms, config), config):
+                break
+    cv = _last_cv(latencies_ms, config)
     return WarmupResult(
-        converged=converged,
-        final_cv=coefficient_of_variation(latencies_ms[-config.window_size :]),
+        converged=_agree(cv, config),
+        final_cv=cv,
         iterations_completed=len(latencies_ms),
         target_cv=config.cv_threshold,
         max_prompts=config.max_prompts,
         latencies_ms=latencies_ms,
     )
+
+
+def _last_cv(latencies_ms: Sequence[float], config: WarmupConfig) -> float | None:
+    return coefficient_of_variation(latencies_ms[-config.window_size :])
+
+
+def _agree(cv: float | None, config: WarmupConfig) -> bool:
+    """Whether the latencies agree, as far as there are any to compare."""
+    return cv is None or cv <= config.cv_threshold
 
 
 def coefficient_of_variation(values: Sequence[float]) -> float | None:
@@ -146,15 +156,14 @@ def _hold_thermal_floor(
     return waited_s, resident
 
 
-def _warnings(result: WarmupResult, floor_s: float, resident: Baseline | None) -> Iterator[MeasurementWarning]:
-    if not result.converged:
-        seen = "unknown" if result.final_cv is None else f"{result.final_cv:.3f}"
+def _warnings(result: WarmupResult, config: WarmupConfig, resident: Baseline | None) -> Iterator[MeasurementWarning]:
+    if config.convergence_detection and not result.converged:
         yield MeasurementWarning(
             WarningCode.WARMUP_NOT_CONVERGED,
             f"latencies still varied after {result.iterations_completed} warm-up prompts "
-            f"(CV {seen}, wanted {result.target_cv:g}); raise warmup.max_prompts",
+            f"(CV {result.final_cv:.3f}, wanted {result.target_cv:g}); raise warmup.max_prompts",
         )
-    if floor_s <= 0:
+    if config.thermal_floor_seconds <= 0:
         yield MeasurementWarning(
             WarningCode.THERMAL_FLOOR_DISABLED,
             "no wait between warm-up and measurement (warmup.thermal_floor_seconds is 0); "

@@ -2,6 +2,9 @@
 
 synchronize │ meter opens │ generate, generate, … │ synchronize │ meter closes
             └─ start_s                                          └─ end_s
+
+Where several processes measure together, they open at one instant and close when the last of them is through: a device
+that is done early idles inside the window, and what it draws meanwhile is part of what the run costs.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig, MeasurementConfig
 from llenergymeasure.core.backends.protocol import (
@@ -23,7 +27,15 @@ from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement
 from llenergymeasure.core.metrics.counting import TokenCounts, count_tokens, count_tokens_between, full_batch_interval
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, clock_face
 from llenergymeasure.domain.base import Methodology
+from llenergymeasure.domain.readable import duration
 from llenergymeasure.exceptions import ExperimentError
+
+OPENING_LEAD_S: Final = 0.05
+"""How far ahead the opening of several processes' windows is announced, so that all know in time, in seconds."""
+
+Barrier = Callable[[float], None]
+"""Returns when every process of a run has come to it. Gets how far ahead that is to be announced, in seconds: long
+enough, and all go on at the same instant; 0, and each goes on as soon as it hears."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +56,14 @@ def measure_window(
     observer: Observer,
     *,
     min_duration_s: float = 0.0,
-    wait_for_others: Callable[[], None] | None = None,
+    wait_for_others: Barrier | None = None,
 ) -> Window:
     """Generate for all `requests` while `meter` measures.
 
     Args:
         observer: Told after every batch.
         min_duration_s: Whole passes over the requests are added until the window is this long, in seconds.
-        wait_for_others: Called right before the window opens: the barrier of a run on several processes.
+        wait_for_others: Passed right before the window opens and right before it closes; `None` for one process.
 
     Raises:
         BackendError: The engine failed; the meter has been stopped.
@@ -70,7 +82,7 @@ def measure_window(
     observer(StepStarted("measure", len(requests)))
     engine.reset_peak_memory()
     if wait_for_others is not None:
-        wait_for_others()
+        wait_for_others(OPENING_LEAD_S)
     engine.synchronize()
     handle = meter.start_tracking()
     started_at = clock.wall()
@@ -78,6 +90,8 @@ def measure_window(
         while not outputs or clock.now() - handle.start_s < min_duration_s:
             batched.run(requests)
         engine.synchronize()
+        if wait_for_others is not None:
+            wait_for_others(0.0)
     except BaseException:  # the meter's threads must end whatever happened, Ctrl-C included
         meter.stop_tracking(handle).close()
         raise
@@ -180,8 +194,9 @@ def slice_limits(config: MeasurementConfig, window: Window) -> Span | None:
         start_s, end_s = max(start_s, full_s), min(end_s, drained_s)
     if end_s <= start_s:
         raise ExperimentError(
-            f"nothing is left of the {window.energy.duration_sec:.2f} s window after measurement.skip_first_seconds "
-            f"= {config.skip_first_seconds or 0:g}, skip_last_seconds = {config.skip_last_seconds or 0:g} and "
+            f"nothing is left of the window of {duration(window.energy.duration_sec)} after "
+            f"measurement.skip_first_seconds = {config.skip_first_seconds or 0:g}, "
+            f"skip_last_seconds = {config.skip_last_seconds or 0:g} and "
             f"full_batch_only = {str(config.full_batch_only).lower()}; measure for longer or skip less."
         )
     return start_s, end_s

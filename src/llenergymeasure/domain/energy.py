@@ -50,7 +50,7 @@ class EnergyBreakdown(Record):
     raw_j: Total[float] = Field(
         description="Energy of the window as metered, in joules; never reduced by the baseline."
     )
-    adjusted_j: Total[float | None] = optional("raw_j minus baseline power x window length, in joules; signed.")
+    adjusted_j: float | None = optional("raw_j minus baseline power x window length, in joules; signed.")
     baseline_power_w: Total[float | None] = optional(
         "Idle power of the same devices before the model was loaded, in watts."
     )
@@ -86,9 +86,9 @@ class EnergyBreakdown(Record):
 
 
 def merge_breakdowns(
-    counted: Sequence[EnergyBreakdown | None], everyone: Sequence[EnergyBreakdown | None]
+    counted: Sequence[EnergyBreakdown | None], everyone: Sequence[EnergyBreakdown | None], adjusted_j: float | None
 ) -> EnergyBreakdown | None:
-    """One breakdown of the processes whose energy counts.
+    """One breakdown of the processes whose energy counts, `adjusted_j` being their energy above idle.
 
     CPU packages and DRAM belong to the machine: every process saw all of them, and the largest figure is that of the
     widest window.
@@ -101,6 +101,7 @@ def merge_breakdowns(
     merged = merge_records(parts)
     return merged.model_copy(
         update={
+            "adjusted_j": adjusted_j,
             "disagreement_pct": difference_pct(merged.second_method_j, merged.raw_j),
             "cpu_j": largest(part.cpu_j for part in everyone if part is not None),
             "dram_j": largest(part.dram_j for part in everyone if part is not None),
@@ -108,9 +109,19 @@ def merge_breakdowns(
     )
 
 
-def energies_of_devices(processes: Sequence[Mapping[str, float | None]]) -> dict[str, float] | None:
-    """Joules by device, of those that could be read."""
-    return {device: joules for device, joules in united(processes).items() if joules is not None} or None
+def energies_of_devices(processes: Sequence[Mapping[str, float | None]]) -> dict[str, float | None] | None:
+    """Joules by device, `None` for one that could not be read; or `None` where none could."""
+    by_device = united(processes)
+    return by_device if any(joules is not None for joules in by_device.values()) else None
+
+
+def energies_in_order(
+    by_device: Mapping[str, float | None] | None, devices: Iterable[str]
+) -> list[float | None] | None:
+    """The same in the order of `devices`; those that are not among them follow."""
+    if by_device is None:
+        return None
+    return [by_device.get(device) for device in dict.fromkeys((*devices, *by_device))]
 
 
 class EnergyAudit(Record):

@@ -29,8 +29,7 @@ class GPUEnvironment(Record):
     name: str = Field(description="Marketing name.")
     vram_total_mb: float | None = Field(
         ge=0,
-        description="Total memory in MB of 2^20 bytes, as nvidia-smi prints it; null: not told (boards that share the "
-        "host's memory).",
+        description="Total memory, in MB (10^6 B); null: not told (boards that share the host's memory).",
     )
     compute_capability: str | None = optional("CUDA compute capability, e.g. `8.0`.")
     pcie_gen: int | None = optional("PCIe generation of the current link.")
@@ -83,7 +82,7 @@ class EnvironmentMetadata(Record):
     def summary_line(self) -> str:
         """One line for people: `A100 80GB | CUDA 12.4 | Driver 535.104 | 42C | container`; unknown parts left out."""
         name, vram_mb = self.gpu.name.removeprefix("NVIDIA "), self.gpu.vram_total_mb
-        parts = [name if "GB" in name or vram_mb is None else f"{name} {vram_mb / 1024:.0f}GB"]
+        parts = [name if "GB" in name or vram_mb is None else f"{name} {vram_mb * 1e6 / 2**30:.0f}GB"]
         if self.cuda.version is not None:
             parts.append(f"CUDA {self.cuda.version}")
         if self.cuda.driver_version is not None:
@@ -112,9 +111,7 @@ class EnvironmentSnapshot(Record):
     os_version: str | None = optional("Distribution and its version.")
     gpu_names: PerGPU[str] = empty(list, "Marketing name of each GPU in use.")
     gpu_uuids: PerGPU[str] = empty(list, "UUID of each GPU in use.")
-    gpu_vram_mb: PerGPU[float | None] = empty(
-        list, "Total memory of each GPU in MB of 2^20 bytes, as nvidia-smi prints it; null: not told."
-    )
+    gpu_vram_mb: PerGPU[float | None] = empty(list, "Total memory of each GPU, in MB (10^6 B); null: not told.")
     gpu_persistence_mode: PerGPU[bool | None] = empty(list, "Persistence mode of each GPU; null: not told.")
     gpu_power_limit_w: PerGPU[float | None] = empty(list, "Enforced power limit of each GPU, in watts; null: not told.")
     gpu_max_sm_clock_mhz: PerGPU[float | None] = empty(list, "Highest SM clock of each GPU, in MHz; null: not told.")

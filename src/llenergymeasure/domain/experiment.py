@@ -5,13 +5,12 @@ RawProcessResult (one per process, internal) --aggregate--> ExperimentResult (wh
 
 from __future__ import annotations
 
-import hashlib
-import json
 from datetime import datetime
+from html import escape
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field, model_validator
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, SCHEMA_VERSION
 from llenergymeasure.domain.base import (
@@ -21,6 +20,7 @@ from llenergymeasure.domain.base import (
     JsonDict,
     Merge,
     Methodology,
+    Printed,
     Record,
     SchemaVersion,
     Total,
@@ -35,6 +35,7 @@ from llenergymeasure.domain.base import (
     total,
     united,
 )
+from llenergymeasure.domain.earlier import as_now
 from llenergymeasure.domain.energy import (
     NVML_REPRODUCIBILITY_NOTE,
     EnergyAudit,
@@ -52,6 +53,7 @@ from llenergymeasure.domain.environment import (
     merge_environments,
 )
 from llenergymeasure.domain.environment import Timestamps as Timestamps
+from llenergymeasure.domain.identity import compute_measurement_config_hash as compute_measurement_config_hash
 from llenergymeasure.domain.latency import LatencyStatistics, RequestTimings, pool_latencies
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,
@@ -192,16 +194,8 @@ class RawProcessResult(Record):
     timeseries_path: str | None = optional("Path of the 1 Hz time series.")
     warnings: list[str] = empty(list, "`code: explanation` of each doubt.")
 
-    @property
-    def energy_adjusted_j(self) -> float | None:
-        """Energy of the window above idle, in joules; signed."""
-        if self.energy_breakdown is not None:
-            return self.energy_breakdown.adjusted_j
-        total_j, idle_w = self.energy_metrics.total_energy_j, self.baseline_power_w
-        return None if total_j is None or idle_w is None else total_j - idle_w * self.energy_metrics.duration_sec
 
-
-class ExperimentResult(Record):
+class ExperimentResult(Printed):
     """One experiment, measured once. Figures are of the measurement window; null means not measured or not known."""
 
     schema_version: SchemaVersion = RESULT_SCHEMA_VERSION
@@ -247,11 +241,14 @@ class ExperimentResult(Record):
 
     baseline_power_w: _BaselinePower = None
     energy_adjusted_j: Annotated[
-        float | None, Merge(total, counted=True), Column(25, "J", "Raw energy minus idle power over the window; signed")
+        float | None, Column(25, "J", "Raw energy minus idle power over the window; signed")
     ] = optional("Raw energy minus idle power x window length, in joules; signed.")
-    energy_per_device_j: Annotated[dict[str, float] | None, Merge(energies_of_devices, counted=True)] = optional(
-        "Raw joules by device UUID (or `cpu`)."
+    energy_per_device_j: list[float | None] | None = optional(
+        "Raw joules of each device in the order of `measurement_boundary.devices`; null: that one could not be read."
     )
+    energy_by_device_j: Annotated[
+        dict[str, float | None] | None, Merge(energies_of_devices, "energy_per_device_j", counted=True)
+    ] = optional("The same joules by device UUID (or `cpu`).")
     energy_breakdown: _EnergyBreakdown = None
     multi_gpu: MultiGPUMetrics | None = optional("Energy per GPU where several were used.")
     environment_snapshot: Annotated[EnvironmentSnapshot | None, Merge(of_known(merge_environments), "environment")] = (
@@ -271,7 +268,7 @@ class ExperimentResult(Record):
     )
     effective_config: _EffectiveConfig = Field(default_factory=dict)
     process_results: list[RawProcessResult] = empty(
-        list, "One record per process where there were several, without per-request data."
+        list, "One record per process, without per-request data and without what the result itself holds."
     )
     aggregation: AggregationMetadata | None = optional("How processes were put together.")
     thermal_throttle: _Throttle = None
@@ -283,7 +280,7 @@ class ExperimentResult(Record):
 
     model_name: First[str | None] = optional("Model as configured.")
     model_revision: _ModelRevision = None
-    config_name: First[str | None] = optional("Short name of the configuration, for people.")
+    config_name: Annotated[First[str | None], Column(63)] = optional("Short name of the configuration, for people.")
     cycle: Annotated[int | None, Column(3)] = optional("Which repetition in a study, from 1.", ge=1)
     runner: Annotated[str | None, Column(59, "", "Where it ran")] = optional(
         "Where it ran: `local` or `docker:<image>`."
@@ -324,10 +321,20 @@ class ExperimentResult(Record):
     trace: str | None = optional("File name of the raw power samples beside the result.")
     outputs: str | None = optional("File name of the generated texts beside the result.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_files(cls, data: Any) -> Any:
+        return as_now(data)
+
     @property
     def duration_sec(self) -> float:
         """Length of the whole experiment in seconds, loading and warm-up included."""
         return (as_utc(self.end_time) - as_utc(self.start_time)).total_seconds()
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether the joules come from a model of the machine, not from a sensor."""
+        return self.energy_breakdown is not None and self.energy_breakdown.method == "model_estimate"
 
     @property
     def tokens_per_joule(self) -> float | None:
@@ -338,6 +345,15 @@ class ExperimentResult(Record):
     def output_tokens_per_joule(self) -> float | None:
         """Output tokens per joule; 0.0 for 0 J, `None` where either was not measured."""
         return _per_joule(self.output_tokens, self.total_energy_j)
+
+    def headline(self) -> str:
+        """The result in one line, see `results.summary`."""
+        from llenergymeasure.results.summary import headline
+
+        return headline(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.summary())}</pre>"
 
     def summary(self, path: Path | None = None) -> str:
         """The result as text for people, `path` in its last line; see `results.summary`."""
@@ -379,16 +395,3 @@ def _per_joule(tokens: int | None, energy_j: float | None) -> float | None:
     if tokens is None or energy_j is None:
         return None
     return tokens / energy_j if energy_j else 0.0
-
-
-def compute_measurement_config_hash(config: BaseModel) -> str:
-    """Identity of what a configuration measures: the same on every machine, process and Python version.
-
-    Unset fields do not count, so that a release which adds an optional field keeps the hashes of old configurations;
-    `output_dir` says where results go, not what is measured.
-
-    Returns:
-        The first 16 hex digits of SHA-256 over the configuration's JSON with sorted keys.
-    """
-    fields = config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"})
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

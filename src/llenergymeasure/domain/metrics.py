@@ -86,7 +86,9 @@ def merge_flops(parts: Sequence[FlopsResult]) -> FlopsResult:
 class WarmupResult(Record):
     """How the warm-up went; none of it is in any headline figure."""
 
-    converged: AllOf[bool] = Field(description="Whether latencies settled; true in fixed mode and when warm-up is off.")
+    converged: AllOf[bool] = Field(
+        description="Whether `final_cv` is at most `target_cv`; true where there is nothing to compare."
+    )
     final_cv: Largest[float | None] = Field(description="Last coefficient of variation seen; null below two latencies.")
     iterations_completed: Count[int] = Field(ge=0, description="Warm-up prompts run.")
     target_cv: float = Field(description="Coefficient of variation that counts as converged.")

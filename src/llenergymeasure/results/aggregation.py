@@ -1,7 +1,7 @@
 """From the records of the processes to the one result of the experiment; also with one process, the normal case.
 
-RawProcessResult 0 ─┐  energy      every device once          (attribution.py)
-RawProcessResult 1 ─┼─ throughput  tokens of all over first start to last end
+RawProcessResult 0 ─┐  window      first start to last end, for throughput and idle power alike
+RawProcessResult 1 ─┼─ energy      every device once          (attribution.py)
 ...                ─┘  latency     all requests pooled, then statistics
                        the rest    each figure as it declares     (domain/base.py)
 """
@@ -16,19 +16,21 @@ from typing import Final
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Record, as_utc, distinct, empty, merge_figures, optional
+from llenergymeasure.domain.base import Record, as_utc, complete, distinct, empty, merge_figures, optional
 from llenergymeasure.domain.energy import (
     NVML_REPRODUCIBILITY_NOTE,
     EmissionFactors,
+    energies_in_order,
     merge_breakdowns,
     merge_uncertainties,
 )
-from llenergymeasure.domain.environment import AggregationMetadata
+from llenergymeasure.domain.environment import AggregationMetadata, MeasurementBoundary
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.metrics import MultiGPUMetrics, extended_metrics, merge_phases, ratio
+from llenergymeasure.domain.readable import duration
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ExperimentError
-from llenergymeasure.results.attribution import Attribution, CommonWindow, attribute_energy, common_window
+from llenergymeasure.results.attribution import Attribution, CommonWindow, attribute_energy, common_window, energy_gaps
 from llenergymeasure.results.persistence import marked_indices
 
 _WITHOUT_BULK: Final[dict[str, object]] = {"requests": None, "environment": None, "effective_config": {}}
@@ -113,6 +115,8 @@ def aggregate_results(
     metadata = _metadata(records, completeness, window, attribution)
     figures = merge_figures(ExperimentResult, records, counted)
     output_tokens: int = figures["output_tokens"]
+    adjusted_j = _above_idle(figures["total_energy_j"], figures["baseline_power_w"], window)
+    boundary: MeasurementBoundary | None = figures["measurement_boundary"]
     path = records[0].timeseries_path
     measured = ExperimentResult(
         experiment_id=experiment_id,
@@ -122,21 +126,25 @@ def aggregate_results(
         total_inference_time_sec=window.length_sec,
         avg_tokens_per_second=output_tokens / window.length_sec,
         avg_energy_per_token_j=ratio(figures["total_energy_j"], output_tokens),
+        energy_per_device_j=energies_in_order(
+            figures["energy_by_device_j"], boundary.devices if boundary is not None else ()
+        ),
+        energy_adjusted_j=adjusted_j,
         energy_breakdown=merge_breakdowns(
-            [record.energy_breakdown for record in counted], [record.energy_breakdown for record in records]
+            [record.energy_breakdown for record in counted], [record.energy_breakdown for record in records], adjusted_j
         ),
         measurement_warnings=distinct([*(record.warnings for record in records), metadata.warnings]),
         reproducibility_notes=records[0].reproducibility_notes or NVML_REPRODUCIBILITY_NOTE,
         timeseries=Path(path).name if path else None,
         start_time=_began_at(records),
         end_time=max((record.ended_at or record.timestamps.end for record in records), key=as_utc),
-        process_results=[r.model_copy(update=_WITHOUT_BULK) for r in records] if len(records) > 1 else [],
+        process_results=[record.model_copy(update=_WITHOUT_BULK) for record in records],
         aggregation=metadata,
         phases=merge_phases([record.phases for record in records], bool(attribution.shared_devices)),
         **figures,
     )
     uncertainty = merge_uncertainties(
-        [record.uncertainty for record in counted], measured.total_energy_j, measured.energy_adjusted_j, output_tokens
+        [record.uncertainty for record in counted], measured.total_energy_j, adjusted_j, output_tokens
     )
     derived = {
         "multi_gpu": _multi_gpu(measured),
@@ -147,13 +155,17 @@ def aggregate_results(
     return measured.model_copy(update=derived)
 
 
+def _above_idle(energy_j: float | None, idle_w: float | None, window: CommonWindow) -> float | None:
+    return None if energy_j is None or idle_w is None else energy_j - idle_w * window.length_sec
+
+
 def _multi_gpu(result: ExperimentResult) -> MultiGPUMetrics | None:
-    per_device_j = result.energy_per_device_j or {}
-    if len(per_device_j) < 2 or result.total_energy_j is None:
+    per_device_j = complete(result.energy_per_device_j or ())
+    if per_device_j is None or len(per_device_j) < 2 or result.total_energy_j is None:
         return None
     return MultiGPUMetrics(
         num_gpus=len(per_device_j),
-        energy_per_gpu_j=list(per_device_j.values()),
+        energy_per_gpu_j=per_device_j,
         energy_total_j=result.total_energy_j,
         energy_per_output_token_j=result.avg_energy_per_token_j,
     )
@@ -183,14 +195,15 @@ def _metadata(
     attribution: Attribution,
 ) -> AggregationMetadata:
     warnings = list(attribution.warnings)
-    if not window.side_by_side:
-        warnings.append(
-            MeasurementWarning(
-                WarningCode.PROCESSES_NOT_CONCURRENT,
-                f"all processes ran at once for only {window.overlap_pct:.0f} % of the {window.length_sec:.1f} s from "
-                "first start to last end; throughput is over that whole time",
-            )
+    gaps = energy_gaps(attribution.counted, window)
+    if gaps or not window.side_by_side:
+        text = (
+            f"all processes ran at once for {window.overlap_pct:.0f} % of the {duration(window.length_sec)} from first "
+            "start to last end, over which throughput and idle power are counted"
         )
+        if gaps:
+            text += f"; energy was metered for less of it ({gaps}), so it is a lower bound, above idle even more so"
+        warnings.append(MeasurementWarning(WarningCode.PROCESSES_NOT_CONCURRENT, text))
     return AggregationMetadata(
         num_processes=len(records),
         expected_processes=completeness.expected_processes,

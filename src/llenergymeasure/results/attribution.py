@@ -17,13 +17,14 @@ from typing import Final
 
 from llenergymeasure.domain.base import as_utc, joined
 from llenergymeasure.domain.experiment import RawProcessResult
+from llenergymeasure.domain.readable import duration
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MIN_OVERLAP_PCT: Final = 90.0
 """Time common to all windows, in per cent of first start to last end, above which processes ran side by side."""
 
 _COVERAGE_TOLERANCE: Final = 0.01
-"""Fraction of the common window that may be missing from the window whose energy is counted for a shared device."""
+"""Fraction of the common window over which a device may go unmetered without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,16 @@ def common_window(records: Sequence[RawProcessResult]) -> CommonWindow:
     return CommonWindow(start, length_sec, 100 * max(shared_sec, 0.0) / length_sec if length_sec else 0.0)
 
 
+def energy_gaps(counted: Sequence[RawProcessResult], window: CommonWindow) -> str:
+    """Whose energy is of less than the common window, for people: `process 1: 6.0 s of 10.0 s`; empty for nobody."""
+    enough_sec, whole = (1 - _COVERAGE_TOLERANCE) * window.length_sec, duration(window.length_sec)
+    return ", ".join(
+        f"process {record.process_index}: {duration(record.energy_metrics.duration_sec)} of {whole}"
+        for record in counted
+        if record.energy_metrics.total_energy_j is not None and record.energy_metrics.duration_sec < enough_sec
+    )
+
+
 def counted_window(record: RawProcessResult) -> tuple[datetime, datetime]:
     """The part of a process's run that its figures are about, on the wall clock (UTC).
 
@@ -142,12 +153,7 @@ def _widest(group: Sequence[RawProcessResult]) -> RawProcessResult | None:
 
 
 def _shared_warning(group: Sequence[RawProcessResult], chosen: RawProcessResult) -> MeasurementWarning:
-    union_sec = common_window(group).length_sec
-    counted_sec = chosen.energy_metrics.duration_sec
-    missed = max(0.0, 1 - counted_sec / union_sec) if union_sec else 0.0
     text = f"processes {_indices(group)} share {', '.join(sorted(devices_of(chosen)))}; its energy is counted once"
-    if missed > _COVERAGE_TOLERANCE:
-        text += f", over {counted_sec:.1f} s of the {union_sec:.1f} s in which any of them ran: a lower bound"
     return MeasurementWarning(WarningCode.DEVICE_SHARED_BY_PROCESSES, text)
 
 

@@ -66,7 +66,9 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class AtBarrier:
-    """Job: waiting for the others before the window opens."""
+    """Job: waiting for the others; wants to be told `lead_s` ahead, in seconds, when all go on."""
+
+    lead_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +137,9 @@ class ParentLink:
         """Pass a progress event on. Never blocks: a thread does the sending, whatever the launcher is busy with."""
         self._outbox.put(event)
 
-    def wait_for_others(self) -> None:
-        """Return when every process of this run has come here: at the same instant in all of them."""
-        self.reply(AtBarrier())
+    def wait_for_others(self, lead_s: float = 0.0) -> None:
+        """Return when every process of this run has come here, see `core.window.Barrier`."""
+        self.reply(AtBarrier(lead_s))
         time.sleep(max(0.0, self.expect(Open).at_s - time.monotonic()))
 
     def reply(self, message: Message) -> None:

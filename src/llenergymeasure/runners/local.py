@@ -8,7 +8,7 @@ parent ─┬─ process 0: baseline ┊ load, warm up ┊ window ─ record ─
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -40,6 +40,7 @@ from llenergymeasure.core.timeseries import (
     merge_timeseries,
     write_or_go_without,
 )
+from llenergymeasure.core.window import Barrier
 from llenergymeasure.datasets.types import Shard
 from llenergymeasure.domain.energy import EmissionFactors
 from llenergymeasure.domain.experiment import RawProcessResult
@@ -113,7 +114,7 @@ def bench_here(
     job: Job,
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
-    wait_for_others: Callable[[], None] | None = None,
+    wait_for_others: Barrier | None = None,
 ) -> Bench:
     """This machine's real engine, meters and clock, as the user has set them up.
 

@@ -24,9 +24,6 @@ from llenergymeasure.runners.process import Child, ChildTask, Ended, Mail
 POLL_INTERVAL_S: Final = 0.25
 """How often whoever waits looks at an `Interrupt`, in seconds."""
 
-BARRIER_LEAD_S: Final = 0.05
-"""How far ahead the barrier's opening is announced, so that every child knows in time, in seconds."""
-
 LAST_WORDS_S: Final = 1.0
 """How long a reply may take from the pipe to the mailbox after its sender's end, in seconds."""
 
@@ -122,7 +119,7 @@ class ChildGroup:
         self._started_s: float | None = None
         self._task_began_s = 0.0
         self._ready: set[Child] = set()
-        self._at_barrier: set[Child] = set()
+        self._at_barrier: dict[Child, AtBarrier] = {}
         self._results: dict[Child, str] = {}
         self._reported: set[Child] = set()
         self._exit_seen_s: dict[Child, float] = {}
@@ -186,10 +183,10 @@ class ChildGroup:
                 for each in self.children:
                     each.send(Go())
         elif isinstance(message, AtBarrier):
-            self._at_barrier.add(child)
+            self._at_barrier[child] = message
             if len(self._at_barrier) == len(self.children):
+                opening = Open(time.monotonic() + max(waiting.lead_s for waiting in self._at_barrier.values()))
                 self._at_barrier.clear()
-                opening = Open(time.monotonic() + BARRIER_LEAD_S)
                 for each in self.children:
                     each.send(opening)
         elif isinstance(message, Done):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.gpu.driver import MB, DriverMissingError, Gpu
+from llenergymeasure.core.gpu.driver import DriverMissingError, Gpu
 from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.host.host import Host, installed_version
 from llenergymeasure.domain.environment import (
@@ -56,7 +56,7 @@ def collect_environment(host: Host | None = None) -> EnvironmentSnapshot:
         os_version=_part("distribution", lambda: _distribution(host.root)),
         gpu_names=[gpu.name for gpu in gpus],
         gpu_uuids=[gpu.uuid for gpu in gpus],
-        gpu_vram_mb=[_as_nvidia_smi_mb(gpu.memory_total_mb) for gpu in gpus],
+        gpu_vram_mb=[gpu.memory_total_mb for gpu in gpus],
         gpu_persistence_mode=[gpu.persistence_mode for gpu in gpus],
         gpu_power_limit_w=[gpu.power_limit_w for gpu in gpus],
         gpu_max_sm_clock_mhz=[gpu.max_sm_clock_mhz for gpu in gpus],
@@ -133,7 +133,7 @@ def _hardware(gpu: Gpu, around: EnvironmentSnapshot, collected_at: datetime) -> 
     return EnvironmentMetadata(
         gpu=GPUEnvironment(
             name=gpu.name,
-            vram_total_mb=_as_nvidia_smi_mb(gpu.memory_total_mb),
+            vram_total_mb=gpu.memory_total_mb,
             compute_capability=gpu.compute_capability,
             pcie_gen=gpu.pcie_generation,
             mig_enabled=gpu.mig_enabled,
@@ -153,11 +153,6 @@ def _hardware(gpu: Gpu, around: EnvironmentSnapshot, collected_at: datetime) -> 
         container=around.container or ContainerEnvironment(),
         collected_at=collected_at,
     )
-
-
-def _as_nvidia_smi_mb(memory_mb: float | None) -> float | None:
-    """MB of 10^6 bytes in MB of 2^20 bytes, which is what nvidia-smi and these records mean by MB."""
-    return None if memory_mb is None else round(memory_mb * MB / 2**20, 1)
 
 
 def _distribution(root: Path) -> str | None:

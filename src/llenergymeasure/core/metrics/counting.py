@@ -16,6 +16,7 @@ from typing import Final
 from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.model.parameters import ParameterCount
 from llenergymeasure.domain.metrics import FlopsResult
+from llenergymeasure.domain.readable import duration
 from llenergymeasure.exceptions import ExperimentError
 
 METHOD: Final = "palm_formula"
@@ -68,7 +69,7 @@ def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s
         answered += start_s < times_s[-1] <= end_s
     if output_tokens == 0:
         raise ExperimentError(
-            f"no token was produced in the {end_s - start_s:.2f} s that remain of the window after "
+            f"no token was produced in the {duration(end_s - start_s)} that remain of the window after "
             "measurement.skip_first_seconds, skip_last_seconds and full_batch_only; measure for longer "
             "(n, measurement.min_duration_seconds) or skip less."
         )

@@ -16,6 +16,7 @@ from llenergymeasure.core.energy.telemetry import answered
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.core.metrics.throttle import throttle_info
+from llenergymeasure.domain.readable import duration
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MIN_DURATION_S: Final = 10.0
@@ -43,8 +44,8 @@ def _duration(energy: EnergyMeasurement) -> Iterator[MeasurementWarning]:
     if energy.duration_sec < MIN_DURATION_S:
         yield MeasurementWarning(
             WarningCode.SHORT_MEASUREMENT_DURATION,
-            f"the window lasted {energy.duration_sec:.1f} s, less than {MIN_DURATION_S:g} s; sensors update about ten "
-            "times a second, so use more prompts or measurement.min_duration_seconds",
+            f"the window lasted {duration(energy.duration_sec)}, less than {MIN_DURATION_S:g} s; sensors update about "
+            "ten times a second, so use more prompts or measurement.min_duration_seconds",
         )
 
 

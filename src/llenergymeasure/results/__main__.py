@@ -1,0 +1,67 @@
+"""Past results as a table: `python -m llenergymeasure.results DIR`.
+
+Measured              J/token                tok/s  Warnings  Configuration                   Result
+2026-02-18 14:30 UTC  0.412 ± 0.021 J/token  310    2         qwen2.5-0.5b / pytorch / bf16   results/…/result.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llenergymeasure.domain.base import as_utc
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.warnings import codes_of
+from llenergymeasure.exceptions import PersistenceError
+from llenergymeasure.results.persistence import RESULT_FILE, ResultFileWarning, load_result
+from llenergymeasure.results.summary import aligned, energy_per_token, minute, quantity
+
+HEADER = ("Measured", "J/token", "tok/s", "Warnings", "Configuration", "Result")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """List the results below directories on standard output, the oldest first.
+
+    Returns:
+        0; 1 where there is none.
+    """
+    parser = argparse.ArgumentParser(prog="python -m llenergymeasure.results", description="List past results.")
+    parser.add_argument("directory", nargs="*", type=Path, default=[Path("results")], help="default: results")
+    directories: list[Path] = parser.parse_args(arguments).directory
+    found = sorted(_results_below(directories), key=lambda entry: as_utc(entry[1].start_time))
+    if not found:
+        sys.stderr.write(f"No {RESULT_FILE} below {', '.join(map(str, directories))}.\n")
+        return 1
+    sys.stdout.write("\n".join(aligned([HEADER, *(_row(path, result) for path, result in found)])) + "\n")
+    return 0
+
+
+def _results_below(directories: Sequence[Path]) -> Iterator[tuple[Path, ExperimentResult]]:
+    """Every result that can be read; of each other one, a line on standard error."""
+    for path in dict.fromkeys(path for directory in directories for path in directory.rglob(RESULT_FILE)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResultFileWarning)  # a list needs no time series
+                result = load_result(path)
+        except PersistenceError as error:
+            sys.stderr.write(f"Left out: {error}\n")
+            continue
+        yield path, result
+
+
+def _row(path: Path, result: ExperimentResult) -> tuple[str, ...]:
+    return (
+        minute(result.start_time),
+        energy_per_token(result),
+        quantity(result.avg_tokens_per_second),
+        str(len(codes_of(result.measurement_warnings))),
+        result.config_name or result.model_name or result.experiment_id,
+        str(path),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
