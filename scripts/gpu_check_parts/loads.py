@@ -1,0 +1,67 @@
+"""Loads made of loads: several at once, or one that is switched on and off by the clock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+
+class Together:
+    """Several loads as one."""
+
+    def __init__(self, loads: Sequence[Any]) -> None:
+        self._loads = tuple(loads)
+
+    def start(self) -> None:
+        """All of them."""
+        for load in self._loads:
+            load.start()
+
+    def stop(self) -> None:
+        """All of them."""
+        for load in self._loads:
+            load.stop()
+
+
+class Pulses:
+    """A load that is on for a share of every period, from `start` to `stop`, in a thread of its own.
+
+    Args:
+        period_s: From one switching on to the next, in seconds.
+        duty: Share of it that the load is on, 0..1.
+    """
+
+    def __init__(self, load: Any, clock: Any, period_s: float, duty: float) -> None:
+        self._load, self._clock, self._period_s, self._duty = load, clock, period_s, duty
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.on_s = 0.0
+        """Seconds for which the load was on since `start`, as far as the host saw."""
+        self.pulses = 0
+
+    def start(self, first_s: float | None = None) -> None:
+        """Begin; the first pulse comes at `first_s` on the measurement clock, now by default."""
+        self._ending.clear()
+        self.on_s, self.pulses = 0.0, 0
+        begin_s = self._clock.now() if first_s is None else first_s
+        self._thread = threading.Thread(target=self._work, args=(begin_s,), name="gpu-check-pulses", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, with the load off."""
+        if self._thread is not None:
+            self._ending.set()
+            self._thread.join()
+            self._thread = None
+
+    def _work(self, begin_s: float) -> None:
+        due_s = begin_s
+        while not self._ending.wait(max(0.0, due_s - self._clock.now())):
+            on_s = self._clock.now()
+            self._load.start()
+            self._ending.wait(max(0.0, due_s + self._duty * self._period_s - self._clock.now()))
+            self._load.stop()
+            self.on_s += self._clock.now() - on_s
+            self.pulses += 1
+            due_s += self._period_s
