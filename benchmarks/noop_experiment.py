@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from pathlib import Path
 
-from llenergymeasure.core.artefacts import Artefacts
+from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.runners.child import ParentLink
 from llenergymeasure.runners.job import MeasuredRun, read_job, run_to_json

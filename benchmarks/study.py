@@ -20,9 +20,9 @@ from llenergymeasure.config.loader import load_study_config
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.progress import Observer
-from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.launchers import ProcessLauncher
+from llenergymeasure.runners.supervise import Interrupt
 from llenergymeasure.study.manifest import ManifestWriter
 from llenergymeasure.study.runner import StudyHost, StudyRunner
 

@@ -64,7 +64,7 @@ _ASSISTANT: Final = Effect(_LOADING, pytorch.test_the_assistant_drafts_with_its_
 _COMPILE: Final = Effect(_LOADING, pytorch.test_compiling_goes_through_torch_compile_and_gives_the_same_text)
 _QUANTISER: Final = Effect(_LOADING, pytorch.test_quantisation_details_reach_the_quantiser)
 _SYNTHETIC: Final = Effect(
-    "datasets/synthetic.py", experiment.test_synthetic_prompts_have_the_number_and_the_lengths_asked_for
+    "datasets/loader.py", experiment.test_synthetic_prompts_have_the_number_and_the_lengths_asked_for
 )
 _REFUSED: Final = Effect(
     _NOT_BUILT,
@@ -86,7 +86,7 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
     "dataset.seed": _SYNTHETIC,
     "precision": Effect(_LOADING, pytorch.test_precision_is_the_type_of_every_weight),
     "random_seed": Effect(
-        "core/backends/isolation.py",
+        "core/backends/shared.py",
         pytorch_generation.test_sampling_follows_the_seed_and_nothing_that_ran_before,
     ),
     "max_input_tokens": Effect(
@@ -140,22 +140,20 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
         "core/window.py", experiment.test_min_duration_seconds_goes_through_the_prompts_again
     ),
     "measurement.skip_first_seconds": Effect(
-        "core/observations.py", experiment.test_skip_first_seconds_leaves_out_the_beginning
+        "core/window.py", experiment.test_skip_first_seconds_leaves_out_the_beginning
     ),
-    "measurement.skip_last_seconds": Effect(
-        "core/observations.py", experiment.test_skip_last_seconds_leaves_out_the_end
-    ),
+    "measurement.skip_last_seconds": Effect("core/window.py", experiment.test_skip_last_seconds_leaves_out_the_end),
     "measurement.full_batch_only": Effect(
-        "core/observations.py",
+        "core/window.py",
         experiment.test_full_batch_only_counts_while_the_batch_is_full,
         "refused on engines that run fixed batches",
     ),
     "measurement.save_trace": Effect(
-        "core/artefacts.py",
+        "core/timeseries.py",
         experiment.test_save_trace_keeps_every_power_sample,
         "a meter that takes no samples leaves a warning instead",
     ),
-    "measurement.save_outputs": Effect("core/artefacts.py", experiment.test_save_outputs_keeps_prompts_and_texts),
+    "measurement.save_outputs": Effect("core/timeseries.py", experiment.test_save_outputs_keeps_prompts_and_texts),
     "revision": Effect("core/model/source.py", pytorch_hub.test_what_the_hub_refuses_is_told_with_its_fix),
     "trust_remote_code": Effect(_LOADING, engine.test_trust_remote_code_decides_whose_code_builds_the_model),
     "lora.adapter_id": Effect(_LOADING, engine.test_lora_adapter_id_is_looked_for_in_the_hubs_cache_of_the_settings),
@@ -173,11 +171,11 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
         run.test_output_dir_of_the_experiment_is_the_only_reason_for_the_library_to_write,
     ),
     "pytorch.batch_size": Effect(_GENERATION, pytorch.test_batch_size_is_what_the_engine_asks_for),
-    "pytorch.device": Effect("core/backends/pytorch/placement.py", pytorch.test_device_says_where_the_model_goes),
+    "pytorch.device": Effect("core/backends/pytorch/preflight.py", pytorch.test_device_says_where_the_model_goes),
     "pytorch.num_processes": Effect(
-        "runners/parallel.py", parallel_processes.test_two_processes_share_the_prompts_and_make_one_result
+        "runners/local.py", parallel_processes.test_two_processes_share_the_prompts_and_make_one_result
     ),
-    "pytorch.device_map": Effect("core/backends/pytorch/placement.py", pytorch.test_device_says_where_the_model_goes),
+    "pytorch.device_map": Effect("core/backends/pytorch/preflight.py", pytorch.test_device_says_where_the_model_goes),
     "pytorch.attn_implementation": Effect(_LOADING, pytorch.test_attention_kernel_reaches_the_model),
     "pytorch.torch_compile": _COMPILE,
     "pytorch.torch_compile_mode": Effect(_LOADING, pytorch.test_a_compiler_mode_reaches_the_compiler),
@@ -258,15 +256,15 @@ USER: Final[Mapping[str, Effect]] = {
     "measurement.energy_backend": Effect(
         "core/energy/select.py", machine.test_energy_backend_of_the_machine_is_the_meter_of_the_record
     ),
-    "measurement.carbon_intensity_gco2_kwh": Effect("domain/emissions.py", user.test_carbon_intensity_gives_co2),
+    "measurement.carbon_intensity_gco2_kwh": Effect("domain/energy.py", user.test_carbon_intensity_gives_co2),
     "measurement.datacenter_pue": Effect(
-        "domain/emissions.py", user.test_datacenter_pue_multiplies_co2_and_cost_and_leaves_energy_alone
+        "domain/energy.py", user.test_datacenter_pue_multiplies_co2_and_cost_and_leaves_energy_alone
     ),
     "measurement.electricity_price_kwh": Effect(
-        "domain/emissions.py", user.test_electricity_price_gives_the_cost_in_the_currency
+        "domain/energy.py", user.test_electricity_price_gives_the_cost_in_the_currency
     ),
     "measurement.currency": Effect(
-        "domain/emissions.py",
+        "domain/energy.py",
         user.test_electricity_price_gives_the_cost_in_the_currency,
         "with `measurement.electricity_price_kwh`",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import Any
 from energy_fakes import listed
 from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Event, StepStarted
+from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
 
@@ -57,16 +57,10 @@ class Run:
         return {warning.partition(":")[0] for warning in self.record.warnings}
 
 
-class ReadySnapshot:
-    """An environment that is known already."""
-
-    def result(self) -> EnvironmentSnapshot:
-        return EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux")
-
-
 @contextmanager
-def ready_snapshot() -> Iterator[ReadySnapshot]:
-    yield ReadySnapshot()
+def ready_snapshot() -> Iterator[Callable[[], EnvironmentSnapshot]]:
+    """An environment that is known already."""
+    yield lambda: EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux")
 
 
 def no_warnings(config: ExperimentConfig, engine: InferenceBackend) -> Ready:

@@ -37,7 +37,7 @@ def logged(samples: Iterable[TelemetrySample], log: SampleLog | None = None) -> 
 
 def rows(columns: Iterable[Columns]) -> list[TelemetrySample]:
     """The samples in these columns."""
-    found = (row for block in columns for row in zip(*block.arrays(), strict=True))
+    found = (row for block in columns for row in zip(*block, strict=True))
     return [TelemetrySample(*map(_answer, COLUMNS, row)) for row in found]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,8 +14,7 @@ from tests.nvml.scripted import ScriptedGpu
 from energy_fakes import listed, steady
 from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.artefacts import Artefacts
-from llenergymeasure.core.assemble import RecordCollector
+from llenergymeasure.core.assemble import Observations, RecordCollector
 from llenergymeasure.core.backends.protocol import (
     GenerationOutput,
     GenerationRequest,
@@ -28,8 +27,8 @@ from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, 
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.host import Host
-from llenergymeasure.core.observations import Observations
 from llenergymeasure.core.preflight import Ready
+from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.core.window import Window
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
@@ -126,14 +125,9 @@ class _Keeping(RecordCollector):
         return super().collect(seen, experiment_id, ended_at, process_index)
 
 
-class _Snapshot:
-    def result(self) -> EnvironmentSnapshot:
-        return EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux")
-
-
 @contextmanager
-def _snapshot() -> Iterator[_Snapshot]:
-    yield _Snapshot()
+def _snapshot() -> Iterator[Callable[[], EnvironmentSnapshot]]:
+    yield lambda: EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux")
 
 
 def _ready(config: ExperimentConfig, engine: InferenceBackend) -> Ready:

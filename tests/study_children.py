@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import children
-from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.progress import StepStarted
+from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.runners.child import ParentLink
 from llenergymeasure.runners.job import Job, MeasuredRun, read_job, run_to_json
 from study_fakes import result_of

@@ -10,12 +10,12 @@ from typing import Any
 from fakes import VirtualClock
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.progress import Observer, StepStarted
+from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
-from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.job import Job, MeasuredRun
+from llenergymeasure.runners.supervise import Interrupt
 from llenergymeasure.study.events import StudyEvent
 from llenergymeasure.study.runner import StudyHost, StudyRunner
 from result_samples import make_result

@@ -191,6 +191,7 @@ def _run_here(
     study: StudyConfig, config: ExperimentConfig, on_result: OnResult, machine: UserConfig, observer: Observer
 ) -> StudyResult:
     from llenergymeasure.core.state import tracked
+    from llenergymeasure.runners.job import Job
     from llenergymeasure.runners.local import new_experiment_id, run_local  # the engines' side: only when one runs
 
     started_at = datetime.now(timezone.utc)
@@ -200,7 +201,7 @@ def _run_here(
         tempfile.TemporaryDirectory(prefix="llem-") as work_dir,
         tracked(output_dir, experiment_id, compute_measurement_config_hash(config), observer) as follow,
     ):
-        run = run_local(config, machine, Path(work_dir), experiment_id=experiment_id, observer=follow)
+        run = run_local(Job(config, machine, Path(work_dir), experiment_id=experiment_id), follow)
         saved, problem = _save(run, output_dir)
     on_result(run.result)
     if problem is not None:

@@ -24,11 +24,7 @@ _NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Create or replace a file in one step.
-
-    Args:
-        path: Its directory must exist.
-        write: Called with a binary file to fill.
+    """Create or replace a file, which `write` fills, in one step; its directory must exist.
 
     Raises:
         PersistenceError: The disk is full, the directory is gone, or permission is missing; names `path`. Nothing is

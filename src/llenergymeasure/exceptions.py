@@ -31,11 +31,7 @@ class EnergyError(LLEMError):
 
 
 class PreFlightError(LLEMError):
-    """The experiment cannot run on this machine; holds every reason at once.
-
-    Args:
-        failures: One sentence per failed check, each with its fix.
-    """
+    """The experiment cannot run on this machine; holds every reason at once, each with its fix."""
 
     def __init__(self, failures: Sequence[str]) -> None:
         self.failures: tuple[str, ...] = tuple(failures)
@@ -52,12 +48,7 @@ class ExperimentError(LLEMError):
 
 
 class InvalidStateTransitionError(ExperimentError):
-    """An experiment was moved to a state that does not follow from the one it is in.
-
-    Args:
-        from_state: Phase the experiment is in.
-        to_state: Phase that was asked for.
-    """
+    """An experiment was moved to a state that does not follow from the one it is in."""
 
     def __init__(self, from_state: str, to_state: str) -> None:
         self.from_state = from_state
@@ -81,13 +72,7 @@ class PersistenceError(LLEMError):
 
 
 class ResultRescuedError(PersistenceError):
-    """A result could not be written where it should be, and was saved elsewhere.
-
-    Args:
-        wanted: Directory the result was meant for.
-        saved: Result file that holds it now.
-        reason: Why `wanted` did not work.
-    """
+    """A result could not be written in the directory `wanted`, and was saved elsewhere, as the file `saved`."""
 
     def __init__(self, wanted: Path, saved: Path, reason: str) -> None:
         self.wanted = wanted

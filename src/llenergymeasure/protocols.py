@@ -3,9 +3,9 @@
 Whoever needs one of these takes it as a parameter; tests pass their own. All are runtime-checkable.
 """
 
+from llenergymeasure.core.assemble import MetricsCollector
 from llenergymeasure.core.backends.protocol import InferenceEngine, ModelLoader
 from llenergymeasure.core.energy.types import EnergyBackend
-from llenergymeasure.core.observations import MetricsCollector
 from llenergymeasure.results.persistence import ResultsRepository
 
 __all__ = ["EnergyBackend", "InferenceEngine", "MetricsCollector", "ModelLoader", "ResultsRepository"]

@@ -20,9 +20,8 @@ import pytest
 import children
 from llenergymeasure.core.progress import PromptsDone, StepStarted, ignore_events
 from llenergymeasure.runners.child import Entry, Failed, from_line, to_line
-from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.process import ChildTask
-from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Patience, RunInterruptedError
+from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Interrupt, Patience, RunInterruptedError
 
 TESTS = Path(__file__).parents[1]
 QUICK = Patience(imports_s=60, teardown_s=2, exit_s=2)
@@ -311,7 +310,7 @@ SCRIPT = """
     sys.path.insert(0, {tests!r})
     print("main runs", flush=True)
     from pathlib import Path
-    from llenergymeasure.runners.interrupt import Interrupt
+    from llenergymeasure.runners.supervise import Interrupt
     from llenergymeasure.runners.process import ChildTask
     from llenergymeasure.runners.supervise import ChildGroup, Patience
     group = "a name of the main module"

@@ -15,6 +15,7 @@ from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.progress import PromptsDone
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.persistence import load_result
+from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.local import run_local
 from llenergymeasure.study.execute import StudyPlace, execute_study
 
@@ -39,7 +40,7 @@ def experiment(**changes: Any) -> ExperimentConfig:
 
 def test_two_processes_share_the_prompts_and_make_one_result(tmp_path: Path) -> None:
     events: list[Any] = []
-    run = run_local(experiment(), UserConfig(), tmp_path, observer=events.append, baselines=BaselineCache())
+    run = run_local(Job(experiment(), UserConfig(), tmp_path), events.append, BaselineCache())
     result = run.result
     assert (result.num_requests, result.input_tokens, result.output_tokens) == (5, 60, 20)
     assert result.aggregation is not None
@@ -59,7 +60,7 @@ def test_shards_give_the_same_tokens_as_one_process(tmp_path: Path) -> None:
     for directory, processes in ((alone, 1), (together, 2)):
         directory.mkdir()
         config = experiment(pytorch={"device": "cpu", "num_processes": processes, "batch_size": 1})
-        run = run_local(config, UserConfig(), directory, baselines=BaselineCache())
+        run = run_local(Job(config, UserConfig(), directory), baselines=BaselineCache())
         assert run.artefacts.outputs is not None
         texts.append(run.artefacts.outputs.read_text())
     assert texts[0] == texts[1]
@@ -68,7 +69,7 @@ def test_shards_give_the_same_tokens_as_one_process(tmp_path: Path) -> None:
 def test_more_processes_than_prompts_are_refused_before_anything_starts(tmp_path: Path) -> None:
     config = experiment(n=1, pytorch={"device": "cpu", "num_processes": 2})
     with pytest.raises(ExperimentError, match="2 processes cannot share 1 prompts"):
-        run_local(config, UserConfig(), tmp_path, baselines=BaselineCache())
+        run_local(Job(config, UserConfig(), tmp_path), baselines=BaselineCache())
 
 
 def test_processes_inside_a_study_leave_one_result_and_no_state(tmp_path: Path) -> None:

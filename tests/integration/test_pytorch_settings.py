@@ -13,9 +13,8 @@ pytest.importorskip("transformers")
 from llenergymeasure.config.backend_configs import PyTorchConfig  # noqa: E402
 from llenergymeasure.core.backends.checks import EngineHost, combination_problems  # noqa: E402
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
-from llenergymeasure.core.backends.pytorch.checks import CHECKS  # noqa: E402
 from llenergymeasure.core.backends.pytorch.loading import compile_arguments, loader_arguments  # noqa: E402
-from llenergymeasure.core.backends.pytorch.placement import Placement, choose_placement  # noqa: E402
+from llenergymeasure.core.backends.pytorch.preflight import CHECKS, Placement, choose_placement  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
 from llenergymeasure.core.model.source import ModelSource  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402

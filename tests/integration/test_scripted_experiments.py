@@ -15,7 +15,7 @@ from tests.nvml.virtual import Counter
 from tests.nvml.waveform import constant, square
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.energy.trace import recompute_energy
+from llenergymeasure.core.energy.gpu_energy import recompute_energy
 from llenergymeasure.domain.energy import EnergyUncertainty
 from llenergymeasure.results.persistence import load_result, save_result
 from scripted_experiments import BoardEngine, ScriptedRun, experiment, run_experiment

@@ -13,7 +13,7 @@ from tests.nvml.virtual import Sensor
 
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.boards import calibrations_of, known_sampling, save_calibration
-from llenergymeasure.core.energy.calibrate import calibrate, open_board
+from llenergymeasure.core.energy.calibrate import calibrate
 from llenergymeasure.core.energy.select import select_energy_backend
 from llenergymeasure.core.energy.types import MeterOptions
 from llenergymeasure.core.gpu.driver import find_gpus
@@ -40,7 +40,7 @@ def test_a_boards_sensor_is_found_and_used_from_then_on(scripted_nvml: ScriptedN
     clock, nvml = SystemClock(), open_nvml()
     (board,) = find_gpus([gpu.uuid], nvml)
     found = calibrate(
-        open_board(board, clock),
+        board,
         ScriptedLoad(gpu),
         clock,
         draw=random.Random(1),

@@ -72,16 +72,17 @@ ADAPTED = """
 import json, sys
 from pathlib import Path
 from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.local import bench_here
 from pytorch_models import experiment
 home = Path(sys.argv[1])
 config = experiment("owner/base", lora={"adapter_id": "owner/adapter"})
 with_home = UserConfig.model_validate({"output": {"model_cache_dir": str(home)}})
-engine = bench_here(config, with_home, home).engine
+engine = bench_here(Job(config, with_home, home)).engine
 problems = list(engine.preflight(config))
 engine.load(config)
 layers = sum("lora_A" in name for name, _ in engine.parts.model.named_modules())
-elsewhere = list(bench_here(config, UserConfig(), home).engine.preflight(config))
+elsewhere = list(bench_here(Job(config, UserConfig(), home)).engine.preflight(config))
 print(json.dumps([problems, layers > 0, engine.describe().revision, elsewhere]))
 """
 

@@ -19,6 +19,7 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.harness import Measurement, measure
 from llenergymeasure.domain.energy import EnergyUncertainty
+from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.local import bench_here
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Board:
         work_dir = self.experiments.directory
         engine = StepEngine(SystemClock(), step_s=0.02, used_devices=(self.uuid,))  # type: ignore[arg-type]
         bench = replace(
-            bench_here(config, machine, work_dir),
+            bench_here(Job(config, machine, work_dir)),
             engine=engine,
             preflight=no_warnings,
             environment=ready_snapshot,

@@ -11,13 +11,13 @@ from datetime import datetime, timedelta, timezone
 from tests.nvml.virtual import ARCHITECTURES, Board, Counter, Sensor
 from tests.nvml.waveform import Waveform
 
-from llenergymeasure.core.energy.counter import (
+from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, fuse_energy
+from llenergymeasure.core.energy.strategies import (
     BURSTS_TIMEOUT_S,
     FIRST_BURST_TIMEOUT_S,
     find_counter_steps,
     measure_counter_periods,
 )
-from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, fuse_energy
 from llenergymeasure.core.energy.types import CounterRead, SensorDescription
 
 READ_S = 20e-6
@@ -101,7 +101,7 @@ def run_window(
         return board.counter_reading_j(clock.now())
 
     readers = {"gpu": read_j} if board.counter else {}
-    period = measure_counter_periods(readers, clock, poll_s=2 * POLL_S).get("gpu")
+    seen = measure_counter_periods(readers, clock, poll_s=2 * POLL_S).get("gpu")
     clock.sleep(draw.uniform(0.0, 1.0))
     asked_s = clock.now()
     before = find_counter_steps(readers, clock, FIRST_BURST_TIMEOUT_S if find_start else 0.0, POLL_S)
@@ -119,9 +119,8 @@ def run_window(
         end_s=end_s,
         before=before.get("gpu", ()),
         after=after.get("gpu", ()),
-        sensor=SensorDescription(
-            counter_period_s=period.period_s if period else None,
-            counter_period_tolerance_s=period.tolerance_s if period else 0.0,
+        sensor=replace(
+            seen or SensorDescription(counter_period_tolerance_s=0.0),
             averaging_window_s=board.instant.window_s if board.instant else 1.0,
         ),
         samples=tuple(_sample(board, asked_s - draw.uniform(0.2, 0.3), end_s, clock.now() + 0.02)),

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.domain.emissions import EmissionFactors
-from llenergymeasure.domain.energy import BudgetComponent, EnergyAudit, EnergyBreakdown, combine_budget
+from llenergymeasure.domain.energy import BudgetComponent, EmissionFactors, EnergyAudit, EnergyBreakdown, combine_budget
 from llenergymeasure.domain.environment import DatasetInfo
 from llenergymeasure.domain.experiment import RawProcessResult, Timestamps
 from llenergymeasure.domain.latency import RequestTimings

@@ -21,10 +21,9 @@ from llenergymeasure.core.energy.boards import (
     load_calibration,
     save_calibration,
 )
-from llenergymeasure.core.energy.calibrate import CalibratedBoard, calibrate, describe
-from llenergymeasure.core.energy.counter import CounterPeriod
-from llenergymeasure.core.energy.sensor_response import ResponseError, find_updates
-from llenergymeasure.core.gpu.driver import find_gpus
+from llenergymeasure.core.energy.calibrate import ResponseError, calibrate, describe, find_updates
+from llenergymeasure.core.energy.types import SensorDescription
+from llenergymeasure.core.gpu.driver import PowerReading, find_gpus
 from llenergymeasure.exceptions import EnergyError
 
 IDLE_W, LOAD_W = 70.0, 420.0
@@ -53,9 +52,12 @@ def _calibrate(board: Board, clock: VirtualClock, *, load: bool = True, latency_
         clock.sleep(CALL_S)
         return board.counter_reading_j(clock.now())
 
-    seen = CalibratedBoard("GPU-1", "550.54", "power_instant", power_w, counter_j if board.counter else None)
+    readings: dict[str, object] = {"power_instant": lambda: PowerReading(power_w(), None, "gpu")}
+    if board.counter:
+        readings["total_energy_j"] = counter_j
+    (gpu,) = find_gpus(["GPU-1"], FakeNvml(FakeGpu("GPU-1", readings=readings)))
     switched = SwitchedLoad(board, clock, latency_s) if load else SwitchedLoad(Board(), clock)
-    return calibrate(seen, switched, clock, draw=random.Random(1))
+    return calibrate(gpu, switched, clock, draw=random.Random(1))
 
 
 def _board(sensor: Sensor, seed: int, counter_of: str = "hopper") -> Board:
@@ -142,7 +144,9 @@ def test_it_describes_the_sensor_to_fusion_and_uncertainty(tmp_path: Path) -> No
     assert (sampling.averaging_window_s, sampling.update_s) == (0.025, 0.1)
     sensor = describe_sensor(calibration, sampling, None)
     assert (sensor.averaging_window_s, sensor.counter_period_s) == (0.025, 0.1)
-    assert describe_sensor(calibration, sampling, CounterPeriod(0.05, 0.001)).counter_period_s == 0.05  # seen just now
+    assert (
+        describe_sensor(calibration, sampling, SensorDescription(0.05, 0.001)).counter_period_s == 0.05
+    )  # seen just now
     assert describe_sensor(None, sampling, None).counter_period_s is None
 
 

@@ -11,10 +11,9 @@ from tests.nvml.scripted import ScriptedGpu
 
 from llenergymeasure.cli.config import EffectiveSettings, effective_settings, next_steps, render_capabilities
 from llenergymeasure.core.capabilities import Capabilities, collect_capabilities, docker_version
-from llenergymeasure.core.energy.select import BackendReading
 from llenergymeasure.core.gpu.driver import DeviceId, DriverMissingError, GpuDriver
 from llenergymeasure.core.gpu.nvml import open_nvml
-from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.host import Capability, Host
 from llenergymeasure.exceptions import BackendError, DockerError
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ def nothing_installed(name: str) -> Mapping[str, str]:
     raise BackendError(f"the {name} backend needs {name}>=1 (none installed). Install it.")
 
 
-def no_sensor(devices: Sequence[DeviceId], host: Host) -> Sequence[BackendReading]:
-    return [BackendReading("rapl", False, "no counters"), BackendReading("codecarbon", False, "not installed")]
+def no_sensor(devices: Sequence[DeviceId], host: Host) -> Sequence[Capability]:
+    return [Capability("rapl", False, "no counters"), Capability("codecarbon", False, "not installed")]
 
 
 def bare_machine(tmp_path: Path, **more: Any) -> Capabilities:
@@ -86,9 +85,9 @@ def test_gpus_are_told_in_the_programs_order_and_their_meters_read(
     )
     asked: list[Sequence[DeviceId]] = []
 
-    def read_meters(devices: Sequence[DeviceId], host: Host) -> Sequence[BackendReading]:
+    def read_meters(devices: Sequence[DeviceId], host: Host) -> Sequence[Capability]:
         asked.append(devices)
-        return [BackendReading("nvml", True, "GPU 0 draws 61.2 W")]
+        return [Capability("nvml", True, "GPU 0 draws 61.2 W")]
 
     environ = {"PATH": "", "CUDA_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": "1,0"}
     machine = bare_machine(tmp_path, open_driver=open_nvml, environ=environ, read_meters=read_meters)
@@ -118,7 +117,7 @@ def test_the_next_step_fits_the_machine(
     scripted_nvml.play(ScriptedGpu.of("hopper", persistence_mode=False))
     ready: dict[str, Any] = {
         "versions_of": lambda _: {"torch": "2.13.0"},
-        "read_meters": lambda *_: [BackendReading("nvml", True, "GPU 0 draws 61.2 W")],
+        "read_meters": lambda *_: [Capability("nvml", True, "GPU 0 draws 61.2 W")],
     }
 
     on_cpu = next_steps(bare_machine(tmp_path, **ready), defaults)

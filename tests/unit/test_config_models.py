@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from llenergymeasure.config.backend_configs import PyTorchConfig, TensorRTConfig, VLLMConfig
+from llenergymeasure.config.base import set_dotted
 from llenergymeasure.config.introspection import get_params_from_model
-from llenergymeasure.config.merge import set_dotted
 from llenergymeasure.config.models import (
     BaselineConfig,
     DecoderConfig,

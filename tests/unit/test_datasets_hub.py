@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llenergymeasure.datasets.hub import HubSpec, hash_prompts, load_hub_prompts, parse_hub_spec
+from llenergymeasure.datasets.sources import HubSpec, hash_prompts, load_hub_prompts, parse_hub_spec
 from llenergymeasure.datasets.types import RawPrompt
 from llenergymeasure.exceptions import DatasetError
 

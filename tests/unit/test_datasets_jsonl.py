@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.datasets.jsonl import read_jsonl
+from llenergymeasure.datasets.sources import read_jsonl
 from llenergymeasure.datasets.types import RawPrompt
 from llenergymeasure.exceptions import DatasetError
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llenergymeasure.config.models import SyntheticDatasetConfig
-from llenergymeasure.datasets.synthetic import make_prompts, synthetic_identity
+from llenergymeasure.datasets.loader import make_prompts, synthetic_identity
 from llenergymeasure.exceptions import DatasetError
 
 

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.domain.emissions import EmissionFactors
-from llenergymeasure.domain.energy import BudgetComponent, combine_budget
+from llenergymeasure.domain.energy import BudgetComponent, EmissionFactors, combine_budget
 from llenergymeasure.domain.environment import (
     ContainerEnvironment,
     CUDAEnvironment,

@@ -17,9 +17,8 @@ from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.boards import board_warnings
 from llenergymeasure.core.energy.meter import Meter
-from llenergymeasure.core.energy.packages import require_counters
+from llenergymeasure.core.energy.packages import PackageReading, PackageStrategy, require_counters
 from llenergymeasure.core.energy.select import select_energy_backend
-from llenergymeasure.core.energy.strategies import PackageReading, PackageStrategy
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, find_gpus
 from llenergymeasure.core.host.host import Host

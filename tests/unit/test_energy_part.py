@@ -17,7 +17,7 @@ from tests.nvml.waveform import square
 
 from energy_fakes import listed
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
-from llenergymeasure.core.energy.part import PartUnknownError, TracedWindow, energy_between
+from llenergymeasure.core.energy.integrate import PartUnknownError, TracedWindow, energy_between
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow, PowerSampling
 from llenergymeasure.domain.energy import BudgetComponent, comparative_half_width

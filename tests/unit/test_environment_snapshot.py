@@ -181,9 +181,9 @@ def test_the_snapshot_is_taken_while_the_block_works(tmp_path: Path) -> None:
         go_on.wait(30)
         return ["late==1.0"]
 
-    with environment_in_background(sources(tmp_path, packages=packages)) as pending:
+    with environment_in_background(sources(tmp_path, packages=packages)) as environment:
         go_on.set()
-        snapshot = pending.result()
+        snapshot = environment()
 
     assert snapshot.pip_freeze == ["late==1.0"]
 
@@ -197,8 +197,8 @@ def test_a_hanging_driver_costs_the_description_and_not_the_run(
         release.wait(30)
         raise DriverMissingError("no driver")
 
-    with environment_in_background(sources(tmp_path, open_driver=hang)) as pending:
-        snapshot = pending.result(timeout_s=0.01)
+    with environment_in_background(sources(tmp_path, open_driver=hang), timeout_s=0.01) as environment:
+        snapshot = environment()
     release.set()
 
     assert snapshot.tool_version == VERSION

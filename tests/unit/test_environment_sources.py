@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llenergymeasure.core.host.cuda_version import CudaVersion, find_cuda_version
-from llenergymeasure.core.host.environment import detect_container, read_cpu
+from llenergymeasure.core.host.environment import CudaVersion, detect_container, find_cuda_version, read_cpu
 from llenergymeasure.core.host.host import installed_packages
 
 TORCH_CUDA = "__version__ = '2.13.0+cu126'\ncuda: Optional[str] = '12.6'\nhip: Optional[str] = None\n"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.domain import base, emissions, energy, environment, experiment, latency, metrics, study
+from llenergymeasure.domain import base, energy, environment, experiment, latency, metrics, study
 from llenergymeasure.domain.experiment import (
     AggregatedResult,
     ExperimentResult,
@@ -78,7 +78,7 @@ GOLDEN_HASHES: dict[str, dict[str, Any]] = {
 
 
 def all_records() -> list[type[BaseModel]]:
-    modules = (base, energy, environment, emissions, experiment, latency, metrics, study)
+    modules = (base, energy, environment, experiment, latency, metrics, study)
     found = {item for module in modules for item in vars(module).values() if isinstance(item, type)}
     return sorted((item for item in found if issubclass(item, base.Record)), key=lambda item: item.__name__)
 

@@ -6,9 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Record
+from llenergymeasure.domain.base import Column, Merge, Record, columns_in, largest, merge_figures, merge_records, total
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
-from llenergymeasure.domain.figures import Column, Merge, columns_in, largest, merge_figures, merge_records, total
 from llenergymeasure.results.export import FLAT_COLUMNS
 from result_samples import make_record
 

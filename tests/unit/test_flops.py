@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.core.metrics.flops import estimate_flops
+from llenergymeasure.core.metrics.counting import estimate_flops
 from llenergymeasure.core.model.parameters import ParameterCount, count_from_config, count_from_name, count_weights
 
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import logging
@@ -227,7 +228,7 @@ def test_an_invalid_point_is_skipped_with_its_reason_and_the_others_run(bad: Any
     assert point.reason.startswith("decoder.temperature: must be")
     assert point.errors[0]["loc"] == ["decoder", "temperature"]
     assert point.raw_config["model"] == "gpt2"
-    json.dumps(point.to_dict(), allow_nan=False)
+    json.dumps(dataclasses.asdict(point), allow_nan=False)
 
 
 def test_a_combination_that_cannot_run_is_skipped() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +19,11 @@ from llenergymeasure.exceptions import BackendError, PreFlightError
 from llenergymeasure.results.aggregation import aggregate_results
 
 
-class ReadySnapshot:
-    def result(self) -> EnvironmentSnapshot:
-        return EnvironmentSnapshot(python_version="3.11", tool_version="2.0.0", platform="Linux", gpu_uuids=["GPU-0"])
-
-
 @contextmanager
-def snapshot() -> Iterator[ReadySnapshot]:
-    yield ReadySnapshot()
+def snapshot() -> Iterator[Callable[[], EnvironmentSnapshot]]:
+    yield lambda: EnvironmentSnapshot(
+        python_version="3.11", tool_version="2.0.0", platform="Linux", gpu_uuids=["GPU-0"]
+    )
 
 
 def no_warnings(config: ExperimentConfig, engine: InferenceBackend) -> Ready:

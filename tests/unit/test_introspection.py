@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from llenergymeasure.config.base import COMBINATION_ERROR
+from llenergymeasure.config.base import COMBINATION_ERROR, set_dotted
 from llenergymeasure.config.errors import describe_validation_error
 from llenergymeasure.config.introspection import (
     ParamMetadata,
@@ -28,7 +28,6 @@ from llenergymeasure.config.introspection import (
     list_all_param_paths,
 )
 from llenergymeasure.config.loader import load_experiment_config
-from llenergymeasure.config.merge import set_dotted
 from llenergymeasure.config.models import DecoderConfig, ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, DECODER_PARAM_SUPPORT, PRECISION_SUPPORT
 from llenergymeasure.exceptions import ConfigError

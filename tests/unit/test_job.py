@@ -18,9 +18,9 @@ import llenergymeasure
 from llenergymeasure.config.introspection import get_params_from_model
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.baseline import Baseline, CachedBaseline
 from llenergymeasure.core.progress import PromptsDone, StepFinished, StepStarted, Waiting
+from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.datasets.types import Shard
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode

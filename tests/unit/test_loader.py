@@ -11,14 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llenergymeasure.config.errors import describe_validation_error
+from llenergymeasure.config.errors import describe_validation_error, is_study_document
 from llenergymeasure.config.loader import (
     deep_merge,
     load_experiment_config,
     load_study_config,
     with_overrides,
 )
-from llenergymeasure.config.merge import is_study_document
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.yaml_io import load_document
 from llenergymeasure.exceptions import ConfigError

@@ -8,8 +8,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement
-from llenergymeasure.core.observations import measurement_slice
-from llenergymeasure.core.window import Window
+from llenergymeasure.core.window import Window, measurement_slice
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.exceptions import ExperimentError
 
@@ -40,7 +39,7 @@ def measured(*, seconds: float = 10.0, telemetry: bool = True) -> EnergyMeasurem
 def window(energy: EnergyMeasurement) -> Window:
     times = [0.5 + i for i in range(10)]
     output = RequestOutput(0, 7, [1] * 10, "length", 0.0, times)
-    return Window((output,), energy, 1, EPOCH, EPOCH)
+    return Window((output,), energy, EPOCH, EPOCH)
 
 
 def config(**measurement: object) -> ExperimentConfig:
@@ -80,7 +79,7 @@ def test_latencies_of_a_part_are_those_of_requests_begun_and_ended_in_it() -> No
     inside = RequestOutput(1, 7, [1, 1], "length", 3.0, [4.0, 5.0])
     late = RequestOutput(2, 7, [1, 1], "length", 8.0, [8.5, 9.5])
     energy = measured()
-    some = Window((early, inside, late), energy, 1, EPOCH, EPOCH)
+    some = Window((early, inside, late), energy, EPOCH, EPOCH)
     part = measurement_slice(config(skip_first_seconds=2.0, skip_last_seconds=2.0), some)
     assert part.whole_requests(some.outputs) == [inside]
     assert measurement_slice(config(), some).whole_requests(some.outputs) is some.outputs

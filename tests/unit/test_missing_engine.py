@@ -10,6 +10,7 @@ from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.core.progress import Event, StepStarted
 from llenergymeasure.exceptions import BackendError, PreFlightError
+from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.local import bench_here, engine_or_reason
 
 REASON = "the vllm backend needs vllm>=0.30 (none installed)"
@@ -33,6 +34,6 @@ def test_without_an_engine_there_is_no_bench_but_a_preflight_that_fails(tmp_path
     events: list[Event] = []
     config = ExperimentConfig(model="m", backend="tensorrt", dataset="nowhere.jsonl")
     with pytest.raises(PreFlightError, match="tensorrt") as raised:
-        bench_here(config, UserConfig(), tmp_path, observer=events.append)
+        bench_here(Job(config, UserConfig(), tmp_path), events.append)
     assert any("nowhere.jsonl" in failure for failure in raised.value.failures)
     assert events == [StepStarted("preflight")]

@@ -7,10 +7,10 @@ import pytest
 from energy_fakes import listed, steady
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.core.energy.boards import known_sampling
-from llenergymeasure.core.energy.counter import CounterPeriod, counter_fault
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
+from llenergymeasure.core.energy.strategies import counter_fault
 from llenergymeasure.core.energy.telemetry import TelemetrySample
-from llenergymeasure.core.energy.types import BoardRecord, CounterRead, EnergyMeasurement, GpuWindow
+from llenergymeasure.core.energy.types import BoardRecord, CounterRead, EnergyMeasurement, GpuWindow, SensorDescription
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, find_gpus
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
@@ -180,7 +180,7 @@ def test_the_scope_says_what_the_joules_include(record: BoardRecord, scope: str)
     assert measure(record, **telemetry).scope == scope
 
 
-PERIOD = CounterPeriod(period_s=0.1, tolerance_s=0.002)
+PERIOD = SensorDescription(counter_period_s=0.1, counter_period_tolerance_s=0.002)
 
 
 def test_a_counter_that_moves_and_answers_at_once_is_beyond_reproach() -> None:

@@ -19,7 +19,7 @@ from llenergymeasure.exceptions import BackendError
 
 
 def registry_with(installed: dict[str, str]) -> Registry:
-    registry = Registry(version_of=installed.get, is_present=installed.__contains__)
+    registry = Registry(version_of=installed.get)
     registry.register("pytorch", extra="pytorch", needs="torch>=2.4 transformers>=4.56")(
         lambda: lambda clock, cache: "P"
     )  # type: ignore[arg-type,return-value]

@@ -17,7 +17,7 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult, StudySummary
 from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
 from llenergymeasure.results import persistence
-from llenergymeasure.results.loading import ResultFileWarning
+from llenergymeasure.results.persistence import ResultFileWarning
 from result_samples import NOON, make_result, make_rich_result, results
 
 in_one_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

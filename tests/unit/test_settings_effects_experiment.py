@@ -20,8 +20,7 @@ from pydantic import ValidationError
 
 from effects_bench import POWER_W, STEP_S, ExperimentBench
 from fakes import ConstantMeter, StepEngine, VirtualClock
-from llenergymeasure.config.checks import ineffective_settings
-from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.models import ExperimentConfig, ineffective_settings
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest
 from llenergymeasure.core.energy.meter import NoEnergyBackend

@@ -15,9 +15,9 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError, DatasetError, StudyError
-from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.launchers import ChosenLauncher
+from llenergymeasure.runners.supervise import Interrupt
 from llenergymeasure.study.events import StudyEvent, StudyStarted, StudyWarning
 from llenergymeasure.study.execute import StudyPlace, dataset_hashes, execute_study
 from llenergymeasure.study.lock import find_unfinished, locked

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 
 from energy_fakes import measured, steady
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.artefacts import Artefacts
-from llenergymeasure.core.timeseries import merge_timeseries, write_timeseries
+from llenergymeasure.core.timeseries import Artefacts, merge_timeseries, write_timeseries
 from llenergymeasure.datasets.types import WHOLE, DatasetIdentity, Prompt, PromptSet, Shard
-from llenergymeasure.runners.interrupt import Interrupt, signals_as
-from llenergymeasure.runners.parallel import merge_artefacts, process_environments
+from llenergymeasure.runners.local import merge_artefacts, process_environments
 from llenergymeasure.runners.process import ChildLog, describe_exit
+from llenergymeasure.runners.supervise import Interrupt, signals_as
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_missing_spill_directory_is_told_and_costs_nothing() -> None:
     log = SampleLog(Path(tempfile.gettempdir()) / "there-is-no-such-directory", chunk_bytes=1024)
     taken = fill(log, 100)
     assert rows(log.blocks()) == taken
-    assert "No such file" in log_problems({"GPU-0": log})[0]
+    assert "No such file" in next(log_problems({"GPU-0": log}))
 
 
 def test_telemetry_names_only_devices_that_were_seen() -> None:

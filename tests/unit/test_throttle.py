@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_fakes import measured
-from llenergymeasure.core.energy.part import merge_spans
+from llenergymeasure.core.energy.integrate import merge_spans
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.metrics.throttle import throttle_info
 
@@ -79,7 +79,7 @@ spans = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 10)).map(lambda pa
 
 @given(spans)
 def test_merged_spans_cover_the_same_seconds_without_touching(given_spans: list[tuple[int, int]]) -> None:
-    merged = list(merge_spans(given_spans))
+    merged = merge_spans(given_spans)
     seconds = {second for start, end in given_spans for second in range(start, end)}
     assert {second for start, end in merged for second in range(int(start), int(end))} == seconds
     assert all(before[1] < after[0] for before, after in itertools.pairwise(merged))

@@ -12,10 +12,9 @@ from tests.nvml.virtual_run import random_board, run_window
 from tests.nvml.waveform import square
 
 from energy_fakes import listed, measured, rows, steady
-from llenergymeasure.core.energy.gpu_energy import gpu_measurement
-from llenergymeasure.core.energy.part import energy_between
+from llenergymeasure.core.energy.gpu_energy import gpu_measurement, read_trace, recompute_energy, write_trace
+from llenergymeasure.core.energy.integrate import energy_between
 from llenergymeasure.core.energy.telemetry import TelemetrySample
-from llenergymeasure.core.energy.trace import read_trace, recompute_energy, write_trace
 from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
 from llenergymeasure.exceptions import PersistenceError
 

@@ -42,8 +42,8 @@ def test_the_gain_is_proportional_to_the_energy() -> None:
 
 
 def test_the_counter_component_is_what_the_fusion_stated_and_names_its_fallback() -> None:
-    assert counter_component(FusedEnergy(100.0, 2.5, 1.0, 2.0)).half_width_j == 2.5
-    fallback = counter_component(FusedEnergy(100.0, 25.0, None, None, True, "no step was found"))
+    assert counter_component(FusedEnergy(100.0, 2.5)).half_width_j == 2.5
+    fallback = counter_component(FusedEnergy(100.0, 25.0, "no step was found"))
     assert "no step was found" in fallback.note
 
 

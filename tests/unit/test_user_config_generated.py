@@ -10,10 +10,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from llenergymeasure.config.base import set_dotted
 from llenergymeasure.config.errors import describe_validation_error
 from llenergymeasure.config.introspection import get_params_from_model
 from llenergymeasure.config.loader import load_study_config
-from llenergymeasure.config.merge import set_dotted
 from llenergymeasure.config.models import ExecutionConfig
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.config.user_config import UserConfig, load_user_config

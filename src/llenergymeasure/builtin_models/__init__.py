@@ -6,6 +6,6 @@ weights are made on first use, and then it is a directory like any other model's
 
 from __future__ import annotations
 
-from llenergymeasure.builtin_models.store import builtin_models, is_builtin, materialise, packaged_files
+from llenergymeasure.builtin_models.store import builtin_models, materialise, packaged_files
 
-__all__ = ["builtin_models", "is_builtin", "materialise", "packaged_files"]
+__all__ = ["builtin_models", "materialise", "packaged_files"]

@@ -1,4 +1,11 @@
-"""Where built-in models are kept: the package's own files, and the directories made of them."""
+"""Where built-in models are kept: the package's own files, and the directories made of them.
+
+Weights are random, the same bytes on every machine, and tame enough to test engines with. Each tensor comes from its
+own SHAKE-256 stream, named after it, so that neither torch's version nor the processor's vector units play a part. A
+weight is a sum of four 6-bit numbers (nearly normal) times a power of two, hence exact in bf16, fp16 and fp32 alike: a
+model loaded in another precision has the same weights. The scales keep every layer's output near unit size and let
+attention choose: the next token hangs on the whole context and greedy text does not run in circles.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +16,40 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from math import prod
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import platformdirs
 
 from llenergymeasure.constants import APP_NAME, BUILTIN_MODEL_PREFIX
 from llenergymeasure.exceptions import BackendError, ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
 logger = logging.getLogger(__name__)
 
-_PACKAGE_DIR: Final = Path(__file__).parent
-_FOLDERS: Final = {"tiny-llama": "tiny_llama"}
+_FOLDERS: Final = {"tiny-llama": Path(__file__).parent / "tiny_llama"}
 _WEIGHTS: Final = "model.safetensors"
 _DIGEST: Final = f"{_WEIGHTS}.sha256"
 """The weights' SHA-256 as they were made, in the form that `sha256sum --check` reads."""
 
+_RECIPE_VERSION: Final = 1
+"""Goes up whenever the weights change; part of the name of a model's directory."""
 
-def is_builtin(model: str) -> bool:
-    """Whether a configuration's `model` names one of these (known or not)."""
-    return model.startswith(BUILTIN_MODEL_PREFIX)
+# Binary exponents of the step between neighbouring weights; the standard deviation is 37 steps. With 256 inputs, -9
+# keeps unit size, one more doubles it.
+_EMBEDDING_EXPONENT: Final = -5
+_LAYER_EXPONENT: Final = -9
+_QUERY_EXPONENT: Final = -8
+_HEAD_EXPONENT: Final = -7
+
+_DRAWS: Final = 4
+_DRAW_MASK: Final = 0b111111
+_MEAN: Final = _DRAWS * _DRAW_MASK // 2
 
 
 def builtin_models() -> tuple[str, ...]:
@@ -48,7 +68,7 @@ def packaged_files(model: str) -> Path:
         near = difflib.get_close_matches(name, _FOLDERS, n=1)
         hint = f" Did you mean '{BUILTIN_MODEL_PREFIX}{near[0]}'?" if near else ""
         raise ConfigError(f"model: no built-in model '{model}'.{hint} There are: {', '.join(builtin_models())}")
-    return _PACKAGE_DIR / _FOLDERS[name]
+    return _FOLDERS[name]
 
 
 def materialise(model: str, cache_dir: Path | None = None) -> Path:
@@ -58,8 +78,7 @@ def materialise(model: str, cache_dir: Path | None = None) -> Path:
     race for it: each builds aside and renames, the first one wins.
 
     Args:
-        model: `builtin/<name>`.
-        cache_dir: Where models are kept; default: `models` in the platform's cache directory (on Linux
+        cache_dir: Where models are kept; `None`: `models` in the platform's cache directory (on Linux
             `$XDG_CACHE_HOME/llenergymeasure`). Where it cannot be written, a directory of this user's among the
             temporary files takes its place, with a warning in the log.
 
@@ -81,15 +100,11 @@ def materialise(model: str, cache_dir: Path | None = None) -> Path:
             error.strerror or error,
             fallback,
         )
-        return _ensure_or_explain(source, fallback / name, preferred)
-
-
-def _ensure_or_explain(source: Path, target: Path, preferred: Path) -> Path:
     try:
-        return _ensure(source, target)
+        return _ensure(source, fallback / name)
     except OSError as error:
         raise BackendError(
-            f"the built-in model can be written neither to {preferred} nor to {target.parent}: "
+            f"the built-in model can be written neither to {preferred} nor to {fallback}: "
             f"{error.strerror or error}. Set XDG_CACHE_HOME or TMPDIR to a directory with 20 MB of free space."
         ) from error
 
@@ -115,10 +130,7 @@ def _write_weights(directory: Path) -> None:
     try:
         from safetensors.torch import save
 
-        from llenergymeasure.builtin_models.weights import build_weights
-
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        weights = build_weights(config)
+        weights = _build_weights(json.loads((directory / "config.json").read_text(encoding="utf-8")))
     except ImportError as error:
         raise BackendError(
             f"the built-in models need torch and safetensors ({error.name} is missing). "
@@ -161,9 +173,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def _content_hash(source: Path) -> str:
-    from llenergymeasure.builtin_models.weights import RECIPE_VERSION
-
-    digest = hashlib.sha256(f"recipe {RECIPE_VERSION}\n".encode())
+    digest = hashlib.sha256(f"recipe {_RECIPE_VERSION}\n".encode())
     for file in _files(source):
         content = file.read_bytes()
         digest.update(f"{file.name} {len(content)}\n".encode())
@@ -186,3 +196,49 @@ def _temporary_dir() -> Path:
     if directory.is_symlink() or owner != user:
         raise BackendError(f"{directory} belongs to somebody else. Set XDG_CACHE_HOME to a directory of your own.")
     return directory
+
+
+def _build_weights(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Make all tensors of a Llama with this `config.json`, in bf16, under the names that transformers gives them."""
+    import torch
+
+    weights = {}
+    for name, shape, exponent in _tensors(config):
+        if exponent is None:
+            weights[name] = torch.ones(shape, dtype=torch.bfloat16)
+        else:
+            weights[name] = (_draw(name, shape) * 2.0**exponent).to(torch.bfloat16)
+    # Padding and BOS have meaning as inputs only: with zero rows they are never the likeliest output.
+    for token_id in (config["pad_token_id"], config["bos_token_id"]):
+        weights["lm_head.weight"][token_id] = 0.0
+    return weights
+
+
+def _tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], int | None]]:
+    """Name, shape and exponent of each tensor; without an exponent it is all ones (a norm)."""
+    hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    yield "model.embed_tokens.weight", (vocabulary, hidden), _EMBEDDING_EXPONENT
+    for index in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{index}"
+        yield f"{layer}.input_layernorm.weight", (hidden,), None
+        yield f"{layer}.self_attn.q_proj.weight", (queries, hidden), _QUERY_EXPONENT
+        yield f"{layer}.self_attn.k_proj.weight", (keys, hidden), _LAYER_EXPONENT
+        yield f"{layer}.self_attn.v_proj.weight", (keys, hidden), _LAYER_EXPONENT
+        yield f"{layer}.self_attn.o_proj.weight", (hidden, queries), _LAYER_EXPONENT
+        yield f"{layer}.post_attention_layernorm.weight", (hidden,), None
+        yield f"{layer}.mlp.gate_proj.weight", (inner, hidden), _LAYER_EXPONENT
+        yield f"{layer}.mlp.up_proj.weight", (inner, hidden), _LAYER_EXPONENT
+        yield f"{layer}.mlp.down_proj.weight", (hidden, inner), _LAYER_EXPONENT
+    yield "model.norm.weight", (hidden,), None
+    yield "lm_head.weight", (vocabulary, hidden), _HEAD_EXPONENT
+
+
+def _draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Whole numbers around 0, nearly normal with a standard deviation of 37, none beyond ±126, as float32."""
+    import torch
+
+    stream = hashlib.shake_256(name.encode()).digest(prod(shape) * _DRAWS)
+    draws = torch.frombuffer(bytearray(stream), dtype=torch.uint8).view(*shape, _DRAWS) & _DRAW_MASK
+    return draws.sum(-1, dtype=torch.int32).sub(_MEAN).to(torch.float32)

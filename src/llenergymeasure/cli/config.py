@@ -20,8 +20,9 @@ from llenergymeasure.config.user_config import (
 )
 from llenergymeasure.config.yaml_io import load_document
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.capabilities import Capabilities, Capability, collect_capabilities
+from llenergymeasure.core.capabilities import Capabilities, collect_capabilities
 from llenergymeasure.core.gpu.driver import Gpu
+from llenergymeasure.core.host.host import Capability
 from llenergymeasure.exceptions import ConfigError
 
 WIDTH: Final = 110

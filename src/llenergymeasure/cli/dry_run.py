@@ -16,8 +16,8 @@ from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, free_memory_mb
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_vram
 from llenergymeasure.core.model.source import fetch_model_config
-from llenergymeasure.datasets.hub import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.datasets.loader import load_raw_prompts
+from llenergymeasure.datasets.sources import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.results.summary import duration
 from llenergymeasure.study.gaps import gaps_of

@@ -22,9 +22,8 @@ from llenergymeasure.cli.terminal import (
     result_json,
     signals_as_interrupt,
 )
-from llenergymeasure.config.errors import config_error
+from llenergymeasure.config.errors import config_error, is_study_document
 from llenergymeasure.config.loader import resolve_experiment
-from llenergymeasure.config.merge import is_study_document
 from llenergymeasure.config.models import experiment_title
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document

@@ -20,12 +20,9 @@ from llenergymeasure.config.base import (
     Rule,
     RuledConfig,
     given,
-    is_one_of,
-    none_of,
-    not_off,
-    off,
-    on,
     several,
+    unless,
+    when,
 )
 
 Count = Annotated[int, Field(ge=1)]
@@ -89,18 +86,18 @@ class PyTorchConfig(BackendConfig):
     default_batch: ClassVar[int] = 1
     fills_memory: ClassVar[bool] = False
     rules: ClassVar[tuple[Rule, ...]] = (
-        Needs("torch_compile_mode", on("torch_compile")),
-        Needs("torch_compile_backend", on("torch_compile")),
-        Needs("torch_compile_dynamic", on("torch_compile")),
-        Needs("bnb_4bit_compute_dtype", on("load_in_4bit")),
-        Needs("bnb_4bit_quant_type", on("load_in_4bit")),
-        Needs("bnb_4bit_use_double_quant", on("load_in_4bit")),
+        Needs("torch_compile_mode", when("torch_compile", True)),
+        Needs("torch_compile_backend", when("torch_compile", True)),
+        Needs("torch_compile_dynamic", when("torch_compile", True)),
+        Needs("bnb_4bit_compute_dtype", when("load_in_4bit", True)),
+        Needs("bnb_4bit_quant_type", when("load_in_4bit", True)),
+        Needs("bnb_4bit_use_double_quant", when("load_in_4bit", True)),
         Needs("max_matching_ngram_size", given("prompt_lookup_num_tokens")),
         Needs("num_assistant_tokens", given("assistant_model")),
         Needs("num_assistant_tokens_schedule", given("assistant_model")),
-        Excludes(on("load_in_4bit"), on("load_in_8bit"), "weights have one width"),
-        Excludes(off("use_cache"), given("cache_implementation"), "there is no cache then"),
-        Excludes(is_one_of("device", "cpu"), given("device_map"), "a map spreads the model over GPUs"),
+        Excludes(when("load_in_4bit", True), when("load_in_8bit", True), "weights have one width"),
+        Excludes(when("use_cache", False), given("cache_implementation"), "there is no cache then"),
+        Excludes(when("device", "cpu"), given("device_map"), "a map spreads the model over GPUs"),
         Excludes(several("num_processes"), given("device_map"), "each process has one GPU of its own"),
         Excludes(given("prompt_lookup_num_tokens"), given("assistant_model"), "only one of them can draft"),
         *(
@@ -109,9 +106,9 @@ class PyTorchConfig(BackendConfig):
             for condition, why in (
                 (several("batch_size"), "drafting works on one prompt at a time"),
                 (several("num_beams"), "drafting follows a single beam"),
-                (off("use_cache"), "checking drafts needs the cache"),
+                (when("use_cache", False), "checking drafts needs the cache"),
                 (
-                    is_one_of("cache_implementation", "static", "offloaded_static"),
+                    when("cache_implementation", "static", "offloaded_static"),
                     "rejected drafts are cropped from the cache",
                 ),
             )
@@ -162,9 +159,9 @@ class VLLMSpeculativeConfig(RuledConfig):
     """GPUs the draft model is split over: 1, or the target model's number."""
     section: ClassVar[str] = "vllm.speculative_config"
     rules: ClassVar[tuple[Rule, ...]] = (
-        Needs("prompt_lookup_max", is_one_of("method", "ngram")),
-        Needs("prompt_lookup_min", is_one_of("method", "ngram")),
-        Excludes(is_one_of("method", "ngram"), given("model"), "n-grams come from the text itself"),
+        Needs("prompt_lookup_max", when("method", "ngram")),
+        Needs("prompt_lookup_min", when("method", "ngram")),
+        Excludes(when("method", "ngram"), given("model"), "n-grams come from the text itself"),
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -244,7 +241,7 @@ class VLLMConfig(BackendConfig):
     section: ClassVar[str] = "vllm"
     default_batch: ClassVar[int] = 256
     rules: ClassVar[tuple[Rule, ...]] = (
-        Excludes(on("enforce_eager"), given("max_cudagraph_capture_size"), "eager mode captures no graphs"),
+        Excludes(when("enforce_eager", True), given("max_cudagraph_capture_size"), "eager mode captures no graphs"),
     )
 
     def gpu_count(self, available: int) -> int:
@@ -270,7 +267,7 @@ class TensorRTKVCacheConfig(RuledConfig):
     host_cache_size: int | None = Field(default=None, ge=0)
     """Bytes of host memory for evicted blocks."""
     section: ClassVar[str] = "tensorrt.kv_cache_config"
-    rules: ClassVar[tuple[Rule, ...]] = (Needs("enable_partial_reuse", not_off("enable_block_reuse")),)
+    rules: ClassVar[tuple[Rule, ...]] = (Needs("enable_partial_reuse", unless("enable_block_reuse", False)),)
 
 
 class TensorRTSpeculativeConfig(RuledConfig):
@@ -286,8 +283,8 @@ class TensorRTSpeculativeConfig(RuledConfig):
     """Longest n-gram to match; needs decoding_type NGram."""
     section: ClassVar[str] = "tensorrt.speculative_config"
     rules: ClassVar[tuple[Rule, ...]] = (
-        Needs("max_matching_ngram_size", is_one_of("decoding_type", "NGram")),
-        Needs("speculative_model", none_of("decoding_type", "NGram")),
+        Needs("max_matching_ngram_size", when("decoding_type", "NGram")),
+        Needs("speculative_model", unless("decoding_type", "NGram")),
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -346,8 +343,8 @@ class TensorRTConfig(BackendConfig):
     section: ClassVar[str] = "tensorrt"
     default_batch: ClassVar[int] = 256
     rules: ClassVar[tuple[Rule, ...]] = (
-        Needs("cuda_graph_max_batch_size", not_off("cuda_graph")),
-        Needs("cuda_graph_enable_padding", not_off("cuda_graph")),
+        Needs("cuda_graph_max_batch_size", unless("cuda_graph", False)),
+        Needs("cuda_graph_enable_padding", unless("cuda_graph", False)),
         *(
             Excludes(given("engine_path"), given(name), "it is fixed when the engine is built")
             for name in ("max_input_len", "quantization", "tp_size", "pp_size", "moe_expert_parallel_size")

@@ -5,8 +5,9 @@ A section lists its rules; validation applies them and introspection tells them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
 
@@ -15,11 +16,21 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
+from llenergymeasure.exceptions import ConfigError
 
 COMBINATION_ERROR: Final = "config_combination"
 """Pydantic error type of values that are fine one by one but not together."""
 
 NonBlankStr = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason why values do not go together: the field to change, and what is wrong with it and how to mend it."""
+
+    path: str
+    """Dotted, relative to the model that found the problem."""
+    message: str
 
 
 class ConfigModel(BaseModel):
@@ -39,6 +50,28 @@ class ConfigModel(BaseModel):
     )
 
 
+class CheckedConfig(ConfigModel):
+    """A model whose values have to go together; all its problems come as one error of type `COMBINATION_ERROR`."""
+
+    def problems(self) -> Iterable[Problem]:
+        """Every reason why the values do not go together."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        found = tuple(self.problems())
+        if found:
+            raise PydanticCustomError(
+                COMBINATION_ERROR,
+                "{text}",
+                {
+                    "text": "\n".join(problem.message for problem in found),
+                    "problems": [asdict(problem) for problem in found],
+                },
+            )
+        return self
+
+
 def try_values(*values: float) -> dict[str, JsonValue]:
     """Field metadata: values that introspection offers for tests instead of those it would derive."""
     return {"test_values": list(values)}
@@ -48,8 +81,6 @@ def nested_model(annotation: Any) -> type[BaseModel] | None:
     """The model in an annotation such as `Model | None`, or `None` if it holds plain values."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) is Annotated:
-        return nested_model(get_args(annotation)[0])
     if get_origin(annotation) in (list, dict):
         return None
     return next((model for arg in get_args(annotation) if (model := nested_model(arg)) is not None), None)
@@ -65,34 +96,50 @@ def field_paths(model: type[BaseModel]) -> tuple[str, ...]:
     return tuple(paths)
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One reason why values do not go together: the field to change, and what is wrong with it and how to mend it.
-
-    Args:
-        path: Dotted, relative to the model that found the problem.
-    """
-
-    path: str
-    message: str
+def by_dotted_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings, with its dotted path."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from by_dotted_path(item, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
 
 
-def reject(problems: Iterable[Problem]) -> None:
-    """Turn problems, if there are any, into one Pydantic error that carries all of them.
+def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """`overlay` over `base`: mappings are merged key by key, anything else replaces. Neither argument is changed."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in overlay.items():
+        existing = merged.get(key)
+        if isinstance(existing, Mapping) and isinstance(value, Mapping):
+            merged[key] = deep_merge(existing, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def unwrap_dataset(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`dataset: {synthetic: {…}}` in its flat form, so that two sources of it can be merged."""
+    dataset = data.get("dataset")
+    if isinstance(dataset, Mapping) and isinstance(dataset.get("synthetic"), Mapping):
+        beside = {key: value for key, value in dataset.items() if key != "synthetic"}
+        return {**data, "dataset": deep_merge(dataset["synthetic"], beside)}
+    return dict(data)
+
+
+def set_dotted(data: dict[str, Any], name: str, value: Any) -> None:
+    """Put `value` at a dotted path, making the mappings on the way.
 
     Raises:
-        PydanticCustomError: Of type `COMBINATION_ERROR`; its context lists the problems for whoever renders it.
+        ConfigError: Something else than a mapping is in the way.
     """
-    found = tuple(problems)
-    if found:
-        raise PydanticCustomError(
-            COMBINATION_ERROR,
-            "{text}",
-            {
-                "text": "\n".join(problem.message for problem in found),
-                "problems": [{"path": problem.path, "message": problem.message} for problem in found],
-            },
-        )
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"override {name!r} contradicts the override of {parent!r}. Give one of the two.")
+    if leaf in data:
+        raise ConfigError(f"override {name!r} is given twice, once inside another one. Give it once.")
+    data[leaf] = copy.deepcopy(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +148,26 @@ class Condition:
 
     field: str
     holds: Callable[[Any], bool]
+
+
+def when(field: str, *values: Any) -> Condition:
+    """The field has one of these values."""
+    return Condition(field, lambda value: value in values)
+
+
+def unless(field: str, *values: Any) -> Condition:
+    """The field has none of these values."""
+    return Condition(field, lambda value: value not in values)
+
+
+def given(field: str) -> Condition:
+    """The field is set."""
+    return unless(field, None)
+
+
+def several(field: str) -> Condition:
+    """The number is set to more than one."""
+    return Condition(field, lambda value: value is not None and value > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +179,12 @@ class Needs:
 
     def problems(self, section: str, config: ConfigModel) -> Iterator[Problem]:
         """The problem this rule has with `config`, if it has one."""
-        value = getattr(config, self.field)
-        other = self.condition.field
-        if value is not None and not self.condition.holds(getattr(config, other)):
+        value, other = getattr(config, self.field), self.condition.field
+        state = getattr(config, other)
+        if value is not None and not self.condition.holds(state):
             yield Problem(
                 self.field,
-                f"{section}.{self.field}: {value!r} has no effect with {section}.{other}={getattr(config, other)!r}. "
+                f"{section}.{self.field}: {value!r} has no effect with {section}.{other}={state!r}. "
                 f"Change {other} or remove {self.field}.",
             )
 
@@ -152,65 +219,16 @@ class Excludes:
 Rule = Needs | Excludes
 
 
-def given(field: str) -> Condition:
-    """The field is set."""
-    return Condition(field, lambda value: value is not None)
-
-
-def on(field: str) -> Condition:
-    """The switch is on."""
-    return Condition(field, lambda value: value is True)
-
-
-def off(field: str) -> Condition:
-    """The switch is off by the user's will."""
-    return Condition(field, lambda value: value is False)
-
-
-def not_off(field: str) -> Condition:
-    """The switch is on, or left to the engine."""
-    return Condition(field, lambda value: value is not False)
-
-
-def several(field: str) -> Condition:
-    """The number is set to more than one."""
-    return Condition(field, lambda value: value is not None and value > 1)
-
-
-def is_one_of(field: str, *values: Any) -> Condition:
-    """The field has one of these values."""
-    return Condition(field, lambda value: value in values)
-
-
-def none_of(field: str, *values: Any) -> Condition:
-    """The field has none of these values."""
-    return Condition(field, lambda value: value not in values)
-
-
-class RuledConfig(ConfigModel):
+class RuledConfig(CheckedConfig):
     """A section whose fields are bound by rules; `section` is its dotted name."""
 
     section: ClassVar[str]
     rules: ClassVar[tuple[Rule, ...]] = ()
 
     def problems(self) -> Iterator[Problem]:
-        """Every reason why the section's values do not go together."""
+        """What the rules have against the values."""
         for rule in self.rules:
             yield from rule.problems(self.section, self)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject(self.problems())
-        return self
-
-
-def by_dotted_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested mappings, with its dotted path."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from by_dotted_path(item, f"{path}.{key}" if path else key)
-    else:
-        yield path, value
 
 
 class BackendConfig(RuledConfig):

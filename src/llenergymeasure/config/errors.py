@@ -1,4 +1,4 @@
-"""What Pydantic refuses, in plain English: place, field, value, fix.
+"""What is wrong with a configuration, in plain English: place, field, value, fix.
 
 Unknown keys come first and by themselves: a misspelt key explains many a wrong value.
 """
@@ -6,7 +6,7 @@ Unknown keys come first and by themselves: a misspelt key explains many a wrong 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -20,6 +20,7 @@ from llenergymeasure.exceptions import ConfigError
 
 Path = tuple[str | int, ...]
 
+_STUDY_ONLY_KEYS: Final = ("sweep", "experiments", "execution", "base", "name")
 _UNKNOWN: Final = ("extra_forbidden", "invalid_key")
 _CLOSE: Final = 0.6
 _CLOSE_ELSEWHERE: Final = 0.75
@@ -50,10 +51,7 @@ class UnknownKey:
 def unknown_keys(data: Mapping[str, Any], model: type[BaseModel], at: Path = ()) -> list[UnknownKey]:
     """Every key in `data`, at any depth, that `model` does not have, in the order in which they stand there.
 
-    Args:
-        data: What was written; it may lack fields and hold wrong values.
-        model: What it is meant for.
-        at: Where `data` is in its document.
+    `data` may lack fields and hold wrong values; `at` is where it is in its document.
     """
     found: list[UnknownKey] = []
     checked: Mapping[str, Any] = data
@@ -75,6 +73,43 @@ def unknown_keys(data: Mapping[str, Any], model: type[BaseModel], at: Path = ())
             shown = (*at, *section, *(wrapper if section == ["dataset"] else ()))
             found.append(UnknownKey((*shown, key), _suggest(str(key), model, dotted(section), shown)))
     return sorted(found, key=lambda unknown: _position(data, unknown.path[len(at) :]))
+
+
+def reject_unknown(unknown: Sequence[UnknownKey], document: LoadedDocument | None = None) -> None:
+    """Report unknown keys, all at once.
+
+    Raises:
+        ConfigError: There are any; one line each, with file and line where there is a file.
+    """
+    lines = []
+    for key in unknown:
+        message = key.message
+        if len(key.path) == 1 and key.path[0] in _STUDY_ONLY_KEYS:
+            message = f"unknown field {key.path[0]!r}: it belongs to a study, which has sweep: or experiments:."
+        lines.append(f"{document.where(key.path)}: {message}" if document is not None else message)
+    if lines:
+        raise ConfigError(problem_report(lines))
+
+
+def is_study_document(data: Mapping[str, Any]) -> bool:
+    """Whether a document describes several experiments rather than one."""
+    return "sweep" in data or "experiments" in data
+
+
+def experiment_data(document: LoadedDocument, model: type[BaseModel]) -> dict[str, Any]:
+    """What an experiment file says, its keys checked against the model of an experiment.
+
+    Raises:
+        ConfigError: The file is a study, or has unknown keys (all of them are listed).
+    """
+    if is_study_document(document.data):
+        raise ConfigError(
+            f"{document.path}: this is a study (it has sweep: or experiments:), not a single experiment. "
+            "Run it with llem run or run_study."
+        )
+    data = {key: value for key, value in document.data.items() if key != "version"}
+    reject_unknown(unknown_keys(data, model), document)
+    return data
 
 
 def leads_nowhere(path: Sequence[str], value: Any, model: type[BaseModel]) -> bool:
@@ -108,10 +143,7 @@ def describe_validation_error(
 ) -> list[str]:
     """One sentence per problem, in the order of the file: `experiment.yaml, line 7: n: must be at least 1, got 0`.
 
-    Args:
-        error: What validating a model raised.
-        document: The file the values came from, for its name and lines.
-        overrides: Where values came from that did not come from the file, by dotted path: `{"n": "-n"}`.
+    `overrides` tells where values came from that did not come from the file, by dotted path: `{"n": "-n"}`.
     """
     sources = overrides or {}
     lines: list[tuple[int, str]] = []
@@ -202,26 +234,17 @@ def _written_location(location: Path) -> Path:
 
 
 def _explain(details: ErrorDetails) -> str:
-    explain = _EXPLANATIONS.get(details["type"])
     value = details.get("input")
-    if explain is None:
-        return f"{details['msg']}, got {shown_value(value)}"
-    return explain(details.get("ctx", {}), value)
-
-
-def _choices(context: Mapping[str, Any], value: Any) -> str:
-    choices = str(context.get("expected", "")).replace("'", "").replace(" or ", ", ").split(", ")
-    close = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
-    hint = f". Did you mean {close[0]!r}?" if close else ""
-    return f"must be one of {', '.join(choices)}, got {shown_value(value)}{hint}"
-
-
-def _plain(requirement: str) -> Callable[[Mapping[str, Any], Any], str]:
-    return lambda _, value: f"{requirement}, got {shown_value(value)}"
-
-
-def _bound(words: str, key: str) -> Callable[[Mapping[str, Any], Any], str]:
-    return lambda context, value: f"must be {words} {context[key]:g}, got {shown_value(value)}"
+    shown = shown_value(value)
+    if details["type"] == "literal_error":
+        choices = details["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        close = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+        hint = f". Did you mean {close[0]!r}?" if close else ""
+        return f"must be one of {', '.join(choices)}, got {shown}{hint}"
+    explanation = _EXPLANATIONS.get(details["type"])
+    if explanation is None:
+        return f"{details['msg']}, got {shown}"
+    return explanation.format(shown=shown, **details.get("ctx", {}))
 
 
 def shown_value(value: Any) -> str:
@@ -232,24 +255,24 @@ def shown_value(value: Any) -> str:
     return f"{text}{kind}"
 
 
-_EXPLANATIONS: Final[Mapping[str, Callable[[Mapping[str, Any], Any], str]]] = {
-    "missing": lambda *_: "is required but missing. Add it",
-    "extra_forbidden": lambda *_: "unknown field. Remove it or correct its name",
-    "literal_error": _choices,
-    "value_error": lambda context, value: f"{context['error']}, got {shown_value(value)}",
-    "int_type": _plain("must be a whole number"),
-    "float_type": _plain("must be a number"),
-    "bool_type": _plain("must be true or false"),
-    "string_type": lambda _, value: f"must be text, got {shown_value(value)}. Put it in quotes if it is meant as text",
-    "string_too_short": lambda *_: "must not be empty",
-    "finite_number": _plain("must be a finite number"),
-    "greater_than_equal": _bound("at least", "ge"),
-    "greater_than": _bound("greater than", "gt"),
-    "less_than_equal": _bound("at most", "le"),
-    "less_than": _bound("less than", "lt"),
-    "list_type": _plain("must be a list"),
-    "too_short": lambda *_: "must not be empty",
-    "dict_type": _plain("must be a mapping"),
-    "model_type": _plain("must be a mapping of its fields"),
-    "model_attributes_type": _plain("must be a mapping of its fields"),
+_EXPLANATIONS: Final[Mapping[str, str]] = {
+    "missing": "is required but missing. Add it",
+    "extra_forbidden": "unknown field. Remove it or correct its name",
+    "value_error": "{error}, got {shown}",
+    "int_type": "must be a whole number, got {shown}",
+    "float_type": "must be a number, got {shown}",
+    "bool_type": "must be true or false, got {shown}",
+    "string_type": "must be text, got {shown}. Put it in quotes if it is meant as text",
+    "string_too_short": "must not be empty",
+    "finite_number": "must be a finite number, got {shown}",
+    "greater_than_equal": "must be at least {ge:g}, got {shown}",
+    "greater_than": "must be greater than {gt:g}, got {shown}",
+    "less_than_equal": "must be at most {le:g}, got {shown}",
+    "less_than": "must be less than {lt:g}, got {shown}",
+    "list_type": "must be a list, got {shown}",
+    "too_short": "must not be empty",
+    "dict_type": "must be a mapping, got {shown}",
+    "model_type": "must be a mapping of its fields, got {shown}",
+    "model_attributes_type": "must be a mapping of its fields, got {shown}",
 }
+"""What Pydantic's types of error mean; the names are those of its contexts."""

@@ -13,15 +13,15 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from llenergymeasure.config.base import deep_merge
 from llenergymeasure.config.errors import describe_validation_error
-from llenergymeasure.config.merge import deep_merge
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.study_plan import Axis, StudyPlan, plan_study
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap
@@ -45,38 +45,32 @@ class CycleOrder(str, Enum):
 class SkippedConfig:
     """A point of a study, as it was spanned, that is not a valid experiment; all of it ready for JSON.
 
-    Args:
-        errors: Location, type and message of each error.
+    Each error has its location, type and message.
     """
 
     raw_config: dict[str, Any]
     reason: str
     errors: list[dict[str, Any]] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The form kept in `StudyConfig.skipped_configs`."""
-        return {"raw_config": self.raw_config, "reason": self.reason, "errors": self.errors}
-
 
 def resolve_study(document: LoadedDocument, overrides: Mapping[str, Any]) -> StudyConfig:
-    """The study a document describes, with flags laid over it.
+    """The study a document describes (an experiment file is a study of one), with flags laid over it.
 
     Args:
-        document: A study file, or an experiment file as a study of one.
         overrides: Values by dotted name; `execution.*` and `name` go to the study, the rest to every experiment.
 
     Raises:
         ConfigError: A key is unknown or contradicts another, or no point is valid.
         pydantic.ValidationError: A value under `execution:` is wrong.
     """
-    plan = plan_study(document.data, document.path, document.source_map, overrides)
+    plan = plan_study(document.data, document, overrides)
     experiments, skipped = _resolve(plan)
     return StudyConfig.model_validate(
         {
             **plan.study_fields,
             "experiments": experiments,
             "study_design_hash": compute_study_design_hash(experiments),
-            "skipped_configs": [point.to_dict() for point in skipped],
+            "skipped_configs": [asdict(point) for point in skipped],
         }
     )
 
@@ -87,7 +81,6 @@ def expand_grid(
     """Span a study's grid and validate every point.
 
     Args:
-        raw_study: The study as parsed; not changed.
         study_yaml_path: Its file, which `base:` is relative to.
 
     Returns:
@@ -97,8 +90,10 @@ def expand_grid(
     Raises:
         ConfigError: A key is misspelt, out of place or empty, or no point is valid.
     """
-    path = Path(study_yaml_path) if study_yaml_path is not None else None
-    return _resolve(plan_study(raw_study, path, SourceMap(), {}))
+    document = None
+    if study_yaml_path is not None:
+        document = LoadedDocument(dict(raw_study), SourceMap(), Path(study_yaml_path))
+    return _resolve(plan_study(raw_study, document, {}))
 
 
 def apply_cycles(
@@ -111,8 +106,6 @@ def apply_cycles(
     """The execution sequence: each experiment `n_cycles` times.
 
     Args:
-        experiments: Unique experiments in order.
-        n_cycles: At least 1.
         cycle_order: AAABBB, ABABAB, or a fresh order in each cycle.
         study_design_hash: Seeds the shuffle, so that the same study shuffles alike everywhere.
         shuffle_seed: Seeds it instead.
@@ -141,8 +134,7 @@ def compute_study_design_hash(experiments: Iterable[ExperimentConfig]) -> str:
     """First 16 hex digits of the SHA-256 over the experiments in order; how they are executed plays no part."""
     digest = hashlib.sha256()
     for experiment in experiments:
-        digest.update(_canonical(experiment).encode())
-        digest.update(b"\n")
+        digest.update(f"{_canonical(experiment)}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -169,15 +161,10 @@ def _resolve(plan: StudyPlan) -> tuple[list[ExperimentConfig], list[SkippedConfi
 
 
 def _points(plan: StudyPlan) -> Iterator[dict[str, Any]]:
-    for backend in plan.grid_backends:
-        fixed = plan.fixed_for(backend)
-        axes = [axis for axis in plan.axes if axis.backend in (None, backend)]
-        overrides = plan.overrides_for(backend)
-        for values in itertools.product(*(axis.values for axis in axes)):
-            point = _with_values(fixed, axes, values)
-            yield deep_merge(point, overrides) if overrides else point
-    for entry in plan.entries:
-        yield deep_merge(entry.data, plan.overrides_for(entry.backend))
+    for block in plan.blocks:
+        for values in itertools.product(*(axis.values for axis in block.axes)):
+            point = _with_values(block.fixed, block.axes, values)
+            yield deep_merge(point, block.overrides) if block.overrides else point
 
 
 def _with_values(fixed: Mapping[str, Any], axes: Sequence[Axis], values: Sequence[Any]) -> dict[str, Any]:
@@ -203,11 +190,7 @@ def _canonical(config: ExperimentConfig) -> str:
 
 def _shuffled(count: int, seed: int | str, cycle: int) -> list[int]:
     """A permutation that is the same on every platform and Python version: indices in the order of their hashes."""
-
-    def rank(index: int) -> bytes:
-        return hashlib.sha256(f"{seed}:{cycle}:{index}".encode()).digest()
-
-    return sorted(range(count), key=rank)
+    return sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}:{cycle}:{index}".encode()).digest())
 
 
 def _skipped(point: Mapping[str, Any], error: ValidationError) -> SkippedConfig:

@@ -13,9 +13,9 @@ from typing import Any, Final, TypedDict
 
 from pydantic import BaseModel
 
+from llenergymeasure.config.backend_configs import SECTIONS
 from llenergymeasure.config.base import Excludes, Needs, Rule, nested_model
-from llenergymeasure.config.checks import CHECKS
-from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.models import CHECKS, ExperimentConfig
 from llenergymeasure.config.ssot import (
     BACKENDS,
     BATCH_SIZE_FIELD,
@@ -45,48 +45,31 @@ _TYPE_NAMES: Final[Mapping[str, str]] = {
 
 
 class ParamMetadata(TypedDict):
-    """What is known about one parameter.
-
-    Attributes:
-        path: Dotted path, e.g. `decoder.temperature`.
-        name: Its last part.
-        type_str: Python type, e.g. `int | None`.
-        default: Default value; `None` also where there is none.
-        description: What it does.
-        options: The values it takes, where they are few; else `None`.
-        test_values: Valid values to try it with, at most a handful.
-        constraints: Limits by name: `ge`, `gt`, `le`, `lt`, `min_length`.
-        optional: Whether it may be `None`.
-        backend_support: Backends it acts on.
-    """
+    """What is known about one parameter."""
 
     path: str
     name: str
+    """The last part of its dotted path."""
     type_str: str
+    """Python type, e.g. `int | None`."""
     default: Any
+    """`None` also where there is none."""
     description: str
     options: list[Any] | None
+    """The values it takes, where they are few."""
     test_values: list[Any]
+    """Valid values to try it with, at most a handful."""
     constraints: dict[str, float]
+    """Limits by name: `ge`, `gt`, `le`, `lt`, `min_length`."""
     optional: bool
+    """Whether it may be `None`."""
     backend_support: list[str]
-
-
-class ValidationRule(TypedDict):
-    """One thing that validation refuses.
-
-    Attributes:
-        path: The parameter, section or check it belongs to.
-        rule: What holds, in words.
-    """
-
-    path: str
-    rule: str
+    """Backends it acts on."""
 
 
 def get_shared_params() -> dict[str, ParamMetadata]:
     """Parameters that mean the same on every backend, by path."""
-    return {path: param for path, param in _all_fields().items() if path.split(".")[0] in _SHARED}
+    return _below(_SHARED)
 
 
 def get_backend_params(backend: str) -> dict[str, ParamMetadata]:
@@ -95,8 +78,9 @@ def get_backend_params(backend: str) -> dict[str, ParamMetadata]:
     Raises:
         ValueError: There is no such backend.
     """
-    _require_backend(backend)
-    return {path: param for path, param in _all_fields().items() if path.split(".")[0] == backend}
+    if backend not in BACKENDS:
+        raise ValueError(f"Unknown backend {backend!r}. Use one of: {', '.join(BACKENDS)}")
+    return _below([backend])
 
 
 def get_all_params() -> dict[str, dict[str, ParamMetadata]]:
@@ -167,19 +151,18 @@ def get_param_skip_conditions() -> dict[str, str]:
     }
 
 
-def get_validation_rules() -> list[ValidationRule]:
-    """Limits of single parameters, rules within sections, and checks across the experiment."""
-    limits = [
-        ValidationRule(path=path, rule=", ".join(f"{name} {limit:g}" for name, limit in param["constraints"].items()))
-        for path, param in _all_fields().items()
-        if param["constraints"]
+def get_validation_rules() -> list[dict[str, str]]:
+    """Limits of single parameters, rules within sections, and checks across the experiment: `path` and `rule`."""
+    limits = {
+        path: ", ".join(f"{name} {limit:g}" for name, limit in param["constraints"].items())
+        for path, param in get_params_from_model(ExperimentConfig).items()
+    }
+    across = [(inspect.getdoc(check) or check.__name__).splitlines()[0] for check in CHECKS]
+    return [
+        *({"path": path, "rule": rule} for path, rule in limits.items() if rule),
+        *({"path": section, "rule": rule.describe(section)} for section, rule in _section_rules()),
+        *({"path": "experiment", "rule": rule} for rule in across),
     ]
-    within = [ValidationRule(path=section, rule=rule.describe(section)) for section, rule in _section_rules()]
-    across = [
-        ValidationRule(path="experiment", rule=(inspect.getdoc(check) or check.__name__).splitlines()[0])
-        for check in CHECKS
-    ]
-    return [*limits, *within, *across]
 
 
 def get_backend_capabilities() -> dict[str, dict[str, Any]]:
@@ -199,42 +182,34 @@ def get_backend_capabilities() -> dict[str, dict[str, Any]]:
 
 def get_capability_matrix_markdown() -> str:
     """What each backend supports, as a Markdown table."""
-    capabilities = get_backend_capabilities()
-
-    def row(title: str, cells: Iterable[str]) -> str:
-        return f"| {title} | {' | '.join(cells)} |"
+    capabilities = get_backend_capabilities().values()
 
     def listed(key: str) -> list[str]:
-        return [", ".join(capabilities[backend][key]) or "none" for backend in BACKENDS]
+        return [", ".join(backend[key]) or "none" for backend in capabilities]
 
-    return "\n".join(
-        [
-            row("Feature", BACKENDS),
-            row("---", ["---"] * len(BACKENDS)),
-            row("Precision", listed("precision")),
-            row("Decoding", listed("decoding")),
-            row("Decoder parameters", listed("decoder_params")),
-            row("Quantisation", listed("quantization")),
-            row("LoRA adapter", ["yes" if capabilities[backend]["lora"] else "merge first" for backend in BACKENDS]),
-            row("`--batch-size` means", [f"`{capabilities[backend]['batch_size_field']}`" for backend in BACKENDS]),
-        ]
-    )
+    rows = {
+        "Feature": BACKENDS,
+        "---": ["---" for _ in BACKENDS],
+        "Precision": listed("precision"),
+        "Decoding": listed("decoding"),
+        "Decoder parameters": listed("decoder_params"),
+        "Quantisation": listed("quantization"),
+        "LoRA adapter": ["yes" if backend["lora"] else "merge first" for backend in capabilities],
+        "`--batch-size` means": [f"`{backend['batch_size_field']}`" for backend in capabilities],
+    }
+    return "\n".join(f"| {title} | {' | '.join(cells)} |" for title, cells in rows.items())
 
 
-def _all_fields() -> dict[str, ParamMetadata]:
-    return get_params_from_model(ExperimentConfig)
+def _below(sections: Iterable[str]) -> dict[str, ParamMetadata]:
+    params = get_params_from_model(ExperimentConfig)
+    return {path: param for path, param in params.items() if path.split(".")[0] in sections}
 
 
 def _param(path: str) -> ParamMetadata:
-    params = _all_fields()
+    params = get_params_from_model(ExperimentConfig)
     if path not in params:
         raise ValueError(f"Unknown parameter {path!r}. Known parameters: {', '.join(params)}")
     return params[path]
-
-
-def _require_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"Unknown backend {backend!r}. Use one of: {', '.join(BACKENDS)}")
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterator[ParamMetadata]:
@@ -250,9 +225,8 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[ParamMetadata]:
 
 
 @cache
-def _properties(model: type[BaseModel]) -> Mapping[str, Any]:
-    properties: Mapping[str, Any] = model.model_json_schema()["properties"]
-    return properties
+def _properties(model: type[BaseModel]) -> dict[str, Any]:
+    return dict(model.model_json_schema()["properties"])
 
 
 def _variants(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -298,10 +272,9 @@ def _options(values: list[Mapping[str, Any]]) -> list[Any] | None:
 def _type_name(variant: Mapping[str, Any]) -> str:
     if "$ref" in variant:
         return str(variant["$ref"]).rpartition("/")[2]
-    kind = _TYPE_NAMES[variant["type"]]
     if "enum" in variant:
         return f"Literal[{', '.join(repr(option) for option in variant['enum'])}]"
-    return kind
+    return _TYPE_NAMES[variant["type"]]
 
 
 def _test_values(
@@ -311,10 +284,8 @@ def _test_values(
     if options is not None:
         return options
     kind = schema.get("type")
-    if kind == "string":
-        return [default] if default is not None else []
     if kind not in ("integer", "number"):
-        return []
+        return [default] if kind == "string" and default is not None else []
     low, high = constraints.get("ge"), constraints.get("le")
     if low is None and "gt" in constraints:
         low = constraints["gt"] + 1 if high is None else (constraints["gt"] + high) / 2
@@ -345,12 +316,10 @@ def _quantization_options(backend: str) -> list[str]:
 
 
 def _section_rules() -> Iterator[tuple[str, Rule]]:
-    """Every rule of every backend section, with the section's dotted name."""
-    pending = [(backend, nested_model(ExperimentConfig.model_fields[backend].annotation)) for backend in BACKENDS]
-    while pending:
-        section, model = pending.pop(0)
-        if model is None:
-            continue
-        for rule in getattr(model, "rules", ()):
-            yield section, rule
-        pending += [(f"{section}.{name}", nested_model(field.annotation)) for name, field in model.model_fields.items()]
+    """Every rule of every backend section, with the section's dotted name; sections within sections come last."""
+    models: list[Any] = list(SECTIONS.values())
+    while models:
+        for model in models:
+            yield from ((model.section, rule) for rule in model.rules)
+        fields = [field for model in models for field in model.model_fields.values()]
+        models = [inner for field in fields if (inner := nested_model(field.annotation)) is not None]

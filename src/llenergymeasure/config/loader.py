@@ -10,18 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llenergymeasure.config.errors import unknown_keys
+from llenergymeasure.config.base import deep_merge, set_dotted, unwrap_dataset
+from llenergymeasure.config.errors import experiment_data, reject_unknown, unknown_keys
 from llenergymeasure.config.grid import resolve_study
-from llenergymeasure.config.merge import (
-    batch_size_field,
-    deep_merge,
-    experiment_data,
-    reject_unknown,
-    set_dotted,
-    unwrap_dataset,
-)
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
-from llenergymeasure.config.ssot import BATCH_SIZE_OVERRIDE
+from llenergymeasure.config.ssot import BATCH_SIZE_FIELD, BATCH_SIZE_OVERRIDE
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
 from llenergymeasure.exceptions import ConfigError
 
@@ -63,15 +56,22 @@ def resolve_experiment(
 ) -> ExperimentConfig:
     """As `load_experiment_config`, of a file that is read already."""
     data = {} if document is None else experiment_data(document, ExperimentConfig)
-    over_defaults = deep_merge(_machine_defaults(defaults), unwrap_dataset(data))
-    return ExperimentConfig.model_validate(deep_merge(over_defaults, _nested(overrides, data)))
+    foreign = sorted(set(defaults) - {"output_dir"})
+    if foreign:
+        raise ConfigError(
+            f"user config defaults {foreign} cannot enter an experiment: only output_dir can. "
+            "Other machine settings act when the experiment runs."
+        )
+    machine = {name: value for name, value in defaults.items() if value is not None}
+    return ExperimentConfig.model_validate(
+        deep_merge(deep_merge(machine, unwrap_dataset(data)), _nested(overrides, data))
+    )
 
 
 def load_study_config(path: str | Path, cli_overrides: Mapping[str, Any] | None = None) -> StudyConfig:
     """Load a study and resolve its sweep; a plain experiment file is a study of one.
 
     Args:
-        path: YAML or JSON file.
         cli_overrides: Fields by (dotted) name, applied to every experiment; `execution.*` and `name` to the study.
 
     Raises:
@@ -84,8 +84,7 @@ def load_study_config(path: str | Path, cli_overrides: Mapping[str, Any] | None 
 def with_overrides(config: ExperimentConfig, overrides: Mapping[str, Any]) -> ExperimentConfig:
     """A new experiment: `config` with some fields, by (dotted) name, replaced and validated anew.
 
-    Args:
-        overrides: Mappings are merged, `None` is no override.
+    Mappings are merged, `None` is no override.
 
     Raises:
         ConfigError: A name is unknown.
@@ -96,31 +95,19 @@ def with_overrides(config: ExperimentConfig, overrides: Mapping[str, Any]) -> Ex
 
 
 def _nested(overrides: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"pytorch.batch_size": 8}` as `{"pytorch": {"batch_size": 8}}`, without what is `None`.
+    """`{"pytorch.batch_size": 8}` as `{"pytorch": {"batch_size": 8}}`, without what is `None`; all keys checked.
 
-    Args:
-        overrides: Values by dotted name; `batch_size` stands for the chosen backend's batch setting.
-        data: What they will lie over: it says which backend is chosen where they do not.
-
-    Raises:
-        ConfigError: A name is unknown, or two names claim the same field.
+    They will lie over `data`, which says what backend is chosen where they do not.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     if BATCH_SIZE_OVERRIDE in given:
         backend = given.get("backend", data.get("backend", ExperimentConfig.model_fields["backend"].default))
-        given[batch_size_field(backend)] = given.pop(BATCH_SIZE_OVERRIDE)
+        if not isinstance(backend, str) or backend not in BATCH_SIZE_FIELD:
+            known = ", ".join(BATCH_SIZE_FIELD)
+            raise ConfigError(f"batch_size: backend {backend!r} is unknown. Use one of: {known}.")
+        given[BATCH_SIZE_FIELD[backend]] = given.pop(BATCH_SIZE_OVERRIDE)
     nested: dict[str, Any] = {}
     for name, value in given.items():
         set_dotted(nested, name, value)
     reject_unknown(unknown_keys(nested, ExperimentConfig))
     return unwrap_dataset(nested)
-
-
-def _machine_defaults(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    foreign = sorted(set(defaults) - {"output_dir"})
-    if foreign:
-        raise ConfigError(
-            f"user config defaults {foreign} cannot enter an experiment: only output_dir can. "
-            "Other machine settings act when the experiment runs."
-        )
-    return {name: value for name, value in defaults.items() if value is not None}

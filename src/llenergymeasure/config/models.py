@@ -1,18 +1,20 @@
-"""One experiment, and a study of several, as validated and frozen data; and their short names, for people."""
+"""One experiment and a study of several, as validated and frozen data; what has to go together; names for people.
+
+What is merely ineffective (set, with the switch above it off) is told and not refused: switching warm-up off for a
+trial should not mean deleting the rest of its section.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, model_validator
-from typing_extensions import Self
+from pydantic import Field
 
-from llenergymeasure.config.base import ConfigModel, NonBlankStr, by_dotted_path, reject
-from llenergymeasure.config.checks import experiment_problems
+from llenergymeasure.config.base import ConfigModel, NonBlankStr, Problem, by_dotted_path
 from llenergymeasure.config.sections import (
     BaselineConfig,
     DecoderConfig,
@@ -23,7 +25,15 @@ from llenergymeasure.config.sections import (
     SyntheticDatasetConfig,
     WarmupConfig,
 )
-from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
+from llenergymeasure.config.ssot import (
+    BACKENDS,
+    BATCH_SIZE_FIELD,
+    CONTINUOUS_BATCHING,
+    DECODER_PARAM_SUPPORT,
+    DECODING_SUPPORT,
+    LORA_SUPPORT,
+    PRECISION_SUPPORT,
+)
 
 __all__ = [
     "BaselineConfig",
@@ -38,9 +48,6 @@ __all__ = [
     "WarmupConfig",
 ]
 
-_IN_EVERY_TITLE: Final = frozenset({"backend", "precision", *BATCH_SIZE_FIELD.values()})
-"""Fields that `experiment_title` shows, however they are set."""
-
 
 class ExperimentConfig(ExperimentFields):
     """One model on one backend with one set of settings, to be measured once."""
@@ -53,20 +60,15 @@ class ExperimentConfig(ExperimentFields):
             ConfigError: The file is missing, does not parse, or has unknown keys.
             pydantic.ValidationError: A value is wrong.
         """
-        from llenergymeasure.config.merge import experiment_data  # reading files is not for everyone who imports this
+        from llenergymeasure.config.errors import experiment_data  # reading files is not for everyone who imports this
         from llenergymeasure.config.yaml_io import load_document
 
         return cls.model_validate(experiment_data(load_document(path), cls))
 
-    @model_validator(mode="before")
-    @classmethod
-    def _follow_synthetic_dataset(cls, data: Any) -> Any:
-        return _with_dataset_limits(data) if isinstance(data, dict) else data
-
-    @model_validator(mode="after")
-    def _check_combinations(self) -> Self:
-        reject(experiment_problems(self))
-        return self
+    def problems(self) -> Iterator[Problem]:
+        """Every combination that cannot run as written."""
+        for check in CHECKS:
+            yield from check(self)
 
 
 class ExecutionConfig(ConfigModel):
@@ -103,6 +105,209 @@ class StudyConfig(ConfigModel):
     """Grid points that are not valid, each with its reason."""
 
 
+def _changed_decoder_params(config: ExperimentConfig) -> list[tuple[str, object]]:
+    values = ((name, getattr(config.decoder, name)) for name in DECODER_PARAM_SUPPORT["pytorch"])
+    return [(name, value) for name, value in values if value != DecoderConfig.model_fields[name].default]
+
+
+def _section_matches_backend(config: ExperimentConfig) -> Iterator[Problem]:
+    """A section belongs to the backend of its name."""
+    for name in BACKENDS:
+        if name != config.backend and getattr(config, name) is not None:
+            yield Problem(
+                name,
+                f"{name}: config section provided but backend={config.backend!r}. "
+                f"Remove the {name}: section or set backend: {name}.",
+            )
+
+
+def _precision_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+    """The backend computes in this precision."""
+    valid = PRECISION_SUPPORT[config.backend]
+    if config.precision not in valid:
+        yield Problem(
+            "precision",
+            f"precision: {config.precision!r} is not supported by backend={config.backend!r}. "
+            f"Use one of: {', '.join(valid)}.",
+        )
+
+
+def _decoding_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+    """The backend knows the decoding strategy and every decoder parameter that is not at its default."""
+    strategy = "greedy" if config.decoder.is_deterministic else "sampling"
+    valid = DECODING_SUPPORT[config.backend]
+    if strategy not in valid:
+        yield Problem(
+            "decoder.do_sample",
+            f"decoder: {strategy} decoding is not supported by backend={config.backend!r}. "
+            f"Supported: {', '.join(valid)}.",
+        )
+    supported = DECODER_PARAM_SUPPORT[config.backend]
+    for name, value in _changed_decoder_params(config):
+        if name not in supported:
+            others = [backend for backend in BACKENDS if name in DECODER_PARAM_SUPPORT[backend]]
+            yield Problem(
+                f"decoder.{name}",
+                f"decoder.{name}: {value!r} is not supported by backend={config.backend!r}. "
+                f"Remove it or use backend: {' or '.join(others)}.",
+            )
+
+
+def _sampling_params_need_sampling(config: ExperimentConfig) -> Iterator[Problem]:
+    """Without sampling there is nothing for temperature, top_k, top_p and min_p to act on.
+
+    Temperature 0 with sampling on is the limit of sampling, where any filter keeps the chosen token: that is allowed.
+    """
+    if config.decoder.do_sample:
+        return
+    for name, value in _changed_decoder_params(config):
+        if name in ("top_k", "top_p", "min_p") or (name == "temperature" and value != 0.0):
+            yield Problem(
+                f"decoder.{name}",
+                f"decoder.{name}: {value!r} has no effect with decoder.do_sample=False. "
+                "Remove it or set decoder.do_sample: true.",
+            )
+
+
+def _min_new_tokens_fit(config: ExperimentConfig) -> Iterator[Problem]:
+    """Output cannot be forced longer than it may get."""
+    least = config.decoder.min_new_tokens
+    if least is not None and least > config.max_output_tokens:
+        yield Problem(
+            "decoder.min_new_tokens",
+            f"decoder.min_new_tokens: {least} exceeds max_output_tokens={config.max_output_tokens}. "
+            "Lower it or raise max_output_tokens.",
+        )
+
+
+def _dataset_agrees(config: ExperimentConfig) -> Iterator[Problem]:
+    """A synthetic data set sets the token limits, and `n` takes from its pool."""
+    dataset = config.dataset
+    if not isinstance(dataset, SyntheticDatasetConfig):
+        return
+    if config.n > dataset.n:
+        yield Problem(
+            "n",
+            f"n: {config.n} prompts asked for, but dataset.n={dataset.n}. Lower n or raise dataset.n to {config.n}.",
+        )
+    for limit, length in (("max_input_tokens", "input_len"), ("max_output_tokens", "output_len")):
+        given, implied = getattr(config, limit), getattr(dataset, length)
+        if given != implied:
+            yield Problem(
+                limit,
+                f"{limit}: {given} contradicts dataset.{length}={implied}, which sets it. "
+                f"Remove {limit} or make the two equal.",
+            )
+
+
+def _passthrough_is_free(config: ExperimentConfig) -> Iterator[Problem]:
+    """What has a field of its own is set there, once."""
+    kwargs = config.passthrough_kwargs or {}
+    taken = sorted(set(kwargs) & set(type(config).model_fields))
+    if taken:
+        yield Problem(
+            "passthrough_kwargs",
+            f"passthrough_kwargs keys collide with ExperimentConfig fields: {taken}. Use the named fields instead.",
+        )
+    doubled = sorted(set(kwargs) & set(config.backend_config.model_dump(exclude_none=True)))
+    if doubled:
+        yield Problem(
+            "passthrough_kwargs",
+            f"passthrough_kwargs keys are already set in the {config.backend}: section: {doubled}. Keep one.",
+        )
+
+
+def _passthrough_is_portable(config: ExperimentConfig) -> Iterator[Problem]:
+    """Passed-through values are what JSON can hold: the config is hashed, written and sent to children as JSON."""
+    for key, value in (config.passthrough_kwargs or {}).items():
+        try:
+            portable = json.loads(json.dumps(value, allow_nan=False)) == value
+        except (TypeError, ValueError):
+            portable = False
+        if not portable:
+            yield Problem(
+                f"passthrough_kwargs.{key}",
+                f"passthrough_kwargs.{key}: {value!r} cannot be written as JSON. "
+                "Use strings, finite numbers, booleans, null, lists and mappings with string keys.",
+            )
+
+
+def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
+    """The backend can load an adapter beside the weights."""
+    if config.lora is not None and config.backend not in LORA_SUPPORT:
+        yield Problem(
+            "lora",
+            f"lora: not supported with backend={config.backend!r}. Merge the adapter into the weights first "
+            "(peft: merge_and_unload, then save_pretrained), name the merged directory as model: and remove lora:.",
+        )
+
+
+def _full_batch_needs_continuous_batching(config: ExperimentConfig) -> Iterator[Problem]:
+    """Only an engine that batches continuously has a time in which its batch is full."""
+    if config.measurement.full_batch_only and config.backend not in CONTINUOUS_BATCHING:
+        yield Problem(
+            "measurement.full_batch_only",
+            f"measurement.full_batch_only: True has no meaning with backend={config.backend!r}, which runs fixed "
+            "batches. Use measurement.skip_first_seconds and skip_last_seconds, or "
+            f"backend: {' or '.join(CONTINUOUS_BATCHING)}.",
+        )
+
+
+def _trace_needs_energy(config: ExperimentConfig) -> Iterator[Problem]:
+    """A trace is made of the meter's power samples."""
+    if config.measurement.save_trace and config.energy.backend is None:
+        yield Problem(
+            "measurement.save_trace",
+            "measurement.save_trace: True keeps power samples, and energy.backend: null takes none. Remove one.",
+        )
+
+
+def _tf32_needs_fp32(config: ExperimentConfig) -> Iterator[Problem]:
+    """TensorFloat-32 stands in for fp32 only."""
+    if config.pytorch is not None and config.pytorch.allow_tf32 is not None and config.precision != "fp32":
+        yield Problem(
+            "pytorch.allow_tf32",
+            f"pytorch.allow_tf32: {config.pytorch.allow_tf32} only acts on fp32 products, but "
+            f"precision={config.precision!r}. Remove it or set precision: fp32.",
+        )
+
+
+CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
+    _section_matches_backend,
+    _precision_is_supported,
+    _decoding_is_supported,
+    _sampling_params_need_sampling,
+    _min_new_tokens_fit,
+    _dataset_agrees,
+    _passthrough_is_free,
+    _passthrough_is_portable,
+    _lora_is_supported,
+    _full_batch_needs_continuous_batching,
+    _trace_needs_energy,
+    _tf32_needs_fp32,
+)
+"""Every rule across fields; the first line of each docstring says it in words."""
+
+
+def ineffective_settings(config: ExperimentConfig) -> list[str]:
+    """Every setting that is not at its default and has no effect, with the switch that would give it one."""
+    changeable = set(WarmupConfig.model_fields) - {"enabled"}
+    settling = {"cv_threshold", "max_prompts", "window_size", "min_prompts"}
+    effects = (
+        (not config.warmup.enabled, "warmup", changeable, "warmup.enabled is false"),
+        (not config.warmup.convergence_detection, "warmup", settling, "warmup.convergence_detection is false"),
+        (not config.baseline.enabled, "baseline", {"duration_seconds"}, "baseline.enabled is false"),
+        (config.energy.backend is None, "baseline", {"duration_seconds"}, "energy.backend is null"),
+    )
+    found: dict[str, str] = {}
+    for is_off, section, names, switch in effects:
+        model = getattr(config, section)
+        for name, field in type(model).model_fields.items():
+            if is_off and name in names and getattr(model, name) != field.default:
+                found.setdefault(f"{section}.{name}", switch)
+    return [f"{path} is set and has no effect while {switch}" for path, switch in found.items()]
+
+
 def model_short_name(model: str) -> str:
     """The last part of a model ID or path, in lower case: `Qwen/Qwen2.5-0.5B` becomes `qwen2.5-0.5b`."""
     return model.rstrip("/").rsplit("/", 1)[-1].lower() or model
@@ -111,8 +316,7 @@ def model_short_name(model: str) -> str:
 def experiment_title(config: ExperimentConfig) -> str:
     """One line that tells an experiment from its neighbours: `qwen2.5-0.5b / pytorch / bf16 / batch 8`."""
     parts = [model_short_name(config.model), config.backend, config.precision]
-    section = getattr(config, config.backend)
-    batch = getattr(section, BATCH_SIZE_FIELD[config.backend].split(".")[1], None) if section is not None else None
+    batch = getattr(config.backend_config, BATCH_SIZE_FIELD[config.backend].split(".")[1])
     if batch is not None:
         parts.append(f"batch {batch}")
     return " / ".join(parts)
@@ -124,8 +328,17 @@ def study_titles(experiments: Sequence[ExperimentConfig]) -> list[str]:
     `qwen2.5-0.5b / pytorch / bf16 / batch 8 / decoder.temperature=0.5`. A field of one backend is compared among the
     experiments of that backend. A field that is not set is left out: its neighbours show theirs.
     """
-    flat = [_in_words(config.model_dump(mode="json", exclude_none=True)) for config in experiments]
-    shown = _IN_EVERY_TITLE | (set() if _short_names_differ(experiments) else {"model"})
+    flat = [
+        {
+            path: value if isinstance(value, str) else json.dumps(value)  # as YAML would have it
+            for path, value in by_dotted_path(config.model_dump(mode="json", exclude_none=True))
+        }
+        for config in experiments
+    ]
+    models = {config.model for config in experiments}
+    shown = {"backend", "precision", *BATCH_SIZE_FIELD.values()}  # in every title, however they are set
+    if len({model_short_name(model) for model in models}) == len(models):
+        shown.add("model")
     varying = {backend: sorted(_varying(flat, backend) - shown) for backend in {c.backend for c in experiments}}
     return [
         " / ".join(
@@ -135,41 +348,10 @@ def study_titles(experiments: Sequence[ExperimentConfig]) -> list[str]:
     ]
 
 
-def _with_dataset_limits(data: dict[str, Any]) -> dict[str, Any]:
-    """Unwrap `dataset: {synthetic: …}` and let a synthetic data set fill the limits that were left out."""
-    dataset = data.get("dataset")
-    if isinstance(dataset, dict) and set(dataset) == {"synthetic"} and isinstance(dataset["synthetic"], dict):
-        dataset = dataset["synthetic"]
-        data = {**data, "dataset": dataset}
-    if isinstance(dataset, SyntheticDatasetConfig):
-        dataset = dataset.model_dump()
-    if not isinstance(dataset, dict):
-        return data
-    fields = SyntheticDatasetConfig.model_fields
-    implied = {
-        "n": dataset.get("n"),
-        "max_input_tokens": dataset.get("input_len", fields["input_len"].default),
-        "max_output_tokens": dataset.get("output_len", fields["output_len"].default),
-    }
-    return {**{name: value for name, value in implied.items() if type(value) is int and value >= 1}, **data}
-
-
-def _short_names_differ(experiments: Sequence[ExperimentConfig]) -> bool:
-    """Whether two of the models have the same short name."""
-    models = {config.model for config in experiments}
-    return len({model_short_name(model) for model in models}) < len(models)
-
-
 def _varying(flat: Sequence[dict[str, str]], backend: str) -> set[str]:
     """The fields that tell experiments of `backend` from others: its own ones, and those of all backends."""
     values: dict[str, set[str | None]] = defaultdict(set)
-    keys = {key for fields in flat for key in fields}
-    for key in keys:
+    for key in {key for fields in flat for key in fields}:
         section = key.partition(".")[0]
-        values[key].update(f.get(key) for f in flat if section not in BATCH_SIZE_FIELD or f["backend"] == backend)
+        values[key].update(f.get(key) for f in flat if section not in BACKENDS or f["backend"] == backend)
     return {key for key, found in values.items() if len(found) > 1}
-
-
-def _in_words(data: dict[str, Any]) -> dict[str, str]:
-    """Every field by its dotted path, its value as YAML would have it."""
-    return {path: value if isinstance(value, str) else json.dumps(value) for path, value in by_dotted_path(data)}

@@ -1,14 +1,14 @@
-"""What is said of an experiment: parts that all backends share (decoding, warm-up, window, …), and all its fields."""
+"""The parts of an experiment that all backends share (decoding, warm-up, window, …), and all its fields."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
-from typing_extensions import Self
 
 from llenergymeasure.config.backend_configs import SECTIONS, PyTorchConfig, TensorRTConfig, VLLMConfig
-from llenergymeasure.config.base import BackendConfig, ConfigModel, NonBlankStr, Problem, reject, try_values
+from llenergymeasure.config.base import BackendConfig, CheckedConfig, ConfigModel, NonBlankStr, Problem, try_values
 from llenergymeasure.config.ssot import DECODER_PRESETS
 
 
@@ -40,9 +40,7 @@ class DecoderConfig(ConfigModel):
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:
         preset = data.get("preset") if isinstance(data, dict) else None
-        if not isinstance(preset, str):
-            return data
-        return {**DECODER_PRESETS.get(preset, {}), **data}
+        return {**DECODER_PRESETS.get(preset, {}), **data} if isinstance(preset, str) else data
 
     @property
     def is_deterministic(self) -> bool:
@@ -50,7 +48,7 @@ class DecoderConfig(ConfigModel):
         return self.temperature == 0.0 or not self.do_sample
 
 
-class WarmupConfig(ConfigModel):
+class WarmupConfig(CheckedConfig):
     """What runs before the measurement window and stays out of it."""
 
     enabled: bool = True
@@ -70,10 +68,21 @@ class WarmupConfig(ConfigModel):
     min_prompts: int = Field(default=5, ge=1)
     """Fewest prompts before convergence may be declared."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        reject([*_thermal_floor_problems(self), *_prompt_bound_problems(self)])
-        return self
+    def problems(self) -> Iterator[Problem]:
+        """A floor that is too short, and bounds above `max_prompts`."""
+        if 0.0 < self.thermal_floor_seconds < 30.0:
+            yield Problem(
+                "thermal_floor_seconds",
+                f"warmup.thermal_floor_seconds: {self.thermal_floor_seconds:g} is too short to settle a GPU. "
+                "Use 30 or more, or 0 to skip the wait (the result then carries a warning).",
+            )
+        for name, value in (("window_size", self.window_size), ("min_prompts", self.min_prompts)):
+            if value > self.max_prompts:
+                yield Problem(
+                    name,
+                    f"warmup.{name}: {value} exceeds warmup.max_prompts={self.max_prompts}. "
+                    "Lower it or raise max_prompts.",
+                )
 
 
 class BaselineConfig(ConfigModel):
@@ -122,7 +131,7 @@ class SyntheticDatasetConfig(ConfigModel):
     """Seed of the prompt generator."""
 
 
-class LoRAConfig(ConfigModel):
+class LoRAConfig(CheckedConfig):
     """A low-rank adapter on top of the model's weights."""
 
     adapter_id: NonBlankStr | None = None
@@ -132,21 +141,16 @@ class LoRAConfig(ConfigModel):
     merge_weights: bool = False
     """Merge the adapter into the weights before measuring, so that it costs nothing."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def problems(self) -> Iterator[Problem]:
+        """No adapter, or two."""
         if self.adapter_id is None and self.adapter_path is None:
-            reject([Problem("adapter_id", "lora: needs adapter_id (on the Hub) or adapter_path (on disk); add one.")])
+            yield Problem("adapter_id", "lora: needs adapter_id (on the Hub) or adapter_path (on disk); add one.")
         if self.adapter_id is not None and self.adapter_path is not None:
-            reject(
-                [
-                    Problem(
-                        "adapter_path",
-                        f"lora: adapter_id={self.adapter_id!r} and adapter_path={self.adapter_path!r} are both given; "
-                        "remove one.",
-                    )
-                ]
+            yield Problem(
+                "adapter_path",
+                f"lora: adapter_id={self.adapter_id!r} and adapter_path={self.adapter_path!r} are both given; "
+                "remove one.",
             )
-        return self
 
 
 def _dataset_kind(value: Any) -> str:
@@ -160,7 +164,7 @@ Dataset = Annotated[
 """A data set's name, or how to make one; told apart by shape, so that an error speaks of the form that was used."""
 
 
-class ExperimentFields(ConfigModel):
+class ExperimentFields(CheckedConfig):
     """Everything that is said of an experiment; `models.ExperimentConfig` adds what must hold between the fields."""
 
     model: NonBlankStr
@@ -206,6 +210,11 @@ class ExperimentFields(ConfigModel):
     output_dir: NonBlankStr | None = None
     """Directory this experiment's result goes to."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_synthetic_dataset(cls, data: Any) -> Any:
+        return _with_dataset_limits(data) if isinstance(data, dict) else data
+
     @property
     def backend_config(self) -> BackendConfig:
         """The section of this experiment's backend; one of defaults where it is left out."""
@@ -213,24 +222,20 @@ class ExperimentFields(ConfigModel):
         return SECTIONS[self.backend]() if section is None else section
 
 
-def _thermal_floor_problems(warmup: WarmupConfig) -> list[Problem]:
-    if warmup.thermal_floor_seconds == 0.0 or warmup.thermal_floor_seconds >= 30.0:
-        return []
-    return [
-        Problem(
-            "thermal_floor_seconds",
-            f"warmup.thermal_floor_seconds: {warmup.thermal_floor_seconds:g} is too short to settle a GPU. "
-            "Use 30 or more, or 0 to skip the wait (the result then carries a warning).",
-        )
-    ]
-
-
-def _prompt_bound_problems(warmup: WarmupConfig) -> list[Problem]:
-    return [
-        Problem(
-            name,
-            f"warmup.{name}: {value} exceeds warmup.max_prompts={warmup.max_prompts}. Lower it or raise max_prompts.",
-        )
-        for name, value in (("window_size", warmup.window_size), ("min_prompts", warmup.min_prompts))
-        if value > warmup.max_prompts
-    ]
+def _with_dataset_limits(data: dict[str, Any]) -> dict[str, Any]:
+    """Unwrap `dataset: {synthetic: …}` and let a synthetic data set fill the limits that were left out."""
+    dataset = data.get("dataset")
+    if isinstance(dataset, dict) and set(dataset) == {"synthetic"} and isinstance(dataset["synthetic"], dict):
+        dataset = dataset["synthetic"]
+        data = {**data, "dataset": dataset}
+    if isinstance(dataset, SyntheticDatasetConfig):
+        dataset = dataset.model_dump()
+    if not isinstance(dataset, dict):
+        return data
+    fields = SyntheticDatasetConfig.model_fields
+    implied = {
+        "n": dataset.get("n"),
+        "max_input_tokens": dataset.get("input_len", fields["input_len"].default),
+        "max_output_tokens": dataset.get("output_len", fields["output_len"].default),
+    }
+    return {**{name: value for name, value in implied.items() if type(value) is int and value >= 1}, **data}

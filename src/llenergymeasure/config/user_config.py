@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import platformdirs
 from pydantic import AfterValidator, Field, ValidationError
 
-from llenergymeasure.config.base import ConfigModel, NonBlankStr
-from llenergymeasure.config.errors import describe_validation_error, unknown_keys
-from llenergymeasure.config.merge import deep_merge, reject_unknown, set_dotted
+from llenergymeasure.config.base import ConfigModel, NonBlankStr, deep_merge, set_dotted
+from llenergymeasure.config.errors import describe_validation_error, reject_unknown, unknown_keys
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap, load_document
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.exceptions import ConfigError
@@ -167,7 +167,7 @@ def load_user_config(config_path: str | Path | None = None, environ: Mapping[str
 def settings_without_effect(config: UserConfig) -> list[str]:
     """What the user has set and this release does not use, by dotted path."""
     default = UserConfig()
-    return [path for path in NOT_USED_YET if _value(config, path) != _value(default, path)]
+    return [path for path in NOT_USED_YET if attrgetter(path)(config) != attrgetter(path)(default)]
 
 
 def get_user_config_path() -> Path:
@@ -185,17 +185,15 @@ def environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], di
     """
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for variable, (path, parse) in _VARIABLES.items():
+    for variable, (path, parse, expected) in _VARIABLES.items():
         text = environ.get(variable, "").strip()
         if text:
-            set_dotted(settings, path, parse(variable, text))
+            try:
+                set_dotted(settings, path, parse(text))
+            except ValueError as error:
+                raise ConfigError(f"environment variable {variable}: must be {expected}, got {text!r}.") from error
             sources[path] = f"environment variable {variable}"
     return settings, sources
-
-
-def _value(config: UserConfig, path: str) -> Any:
-    section, name = path.split(".")
-    return getattr(getattr(config, section), name)
 
 
 def _read(path: Path) -> LoadedDocument:
@@ -208,29 +206,18 @@ def _read(path: Path) -> LoadedDocument:
     return load_document(path, empty_is_fine=True)
 
 
-def _text(_: str, text: str) -> str:
-    return text
-
-
-def _number(variable: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"environment variable {variable}: must be a number, got {text!r}.") from error
-
-
-def _no_prompt(variable: str, text: str) -> bool:
+def _no_prompt(text: str) -> bool:
     if text.lower() in ("1", "true", "yes", "on"):
         return False
     if text.lower() in ("0", "false", "no", "off"):
         return True
-    raise ConfigError(f"environment variable {variable}: must be 1 or 0, got {text!r}.")
+    raise ValueError(text)
 
 
-_VARIABLES: Final[Mapping[str, tuple[str, Callable[[str, str], Any]]]] = {
-    **{f"LLEM_RUNNER_{name.upper()}": (f"runners.{name}", _text) for name in RunnerSettings.model_fields},
-    "LLEM_CARBON_INTENSITY": ("measurement.carbon_intensity_gco2_kwh", _number),
-    "LLEM_DATACENTER_PUE": ("measurement.datacenter_pue", _number),
-    "LLEM_NO_PROMPT": ("ui.prompt", _no_prompt),
+_VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = {
+    **{f"LLEM_RUNNER_{name.upper()}": (f"runners.{name}", str, "text") for name in RunnerSettings.model_fields},
+    "LLEM_CARBON_INTENSITY": ("measurement.carbon_intensity_gco2_kwh", float, "a number"),
+    "LLEM_DATACENTER_PUE": ("measurement.datacenter_pue", float, "a number"),
+    "LLEM_NO_PROMPT": ("ui.prompt", _no_prompt, "1 or 0"),
 }
-"""Environment variable → the setting it beats, and how its text is read."""
+"""Environment variable → the setting it beats, how its text is read, and what it must be."""

@@ -18,6 +18,7 @@ import yaml
 from llenergymeasure.exceptions import ConfigError
 from llenergymeasure.security import validate_path
 
+_MERGE_TAG: Final = "tag:yaml.org,2002:merge"
 _MAX_DEPTH: Final = 100
 _MAX_VALUES: Final = 1_000_000
 """A few nested aliases can stand for billions of values; a config of a million is a mistake or an attack."""
@@ -36,9 +37,9 @@ class SourceMap:
         """
         line, node = None, self.root
         for part in path:
-            found = _child(node, part)
+            found = next((child for child in _children(node) if child[0] == part), None)
             if found is not None:
-                line, node = found
+                _, line, node = found
         return line
 
 
@@ -57,11 +58,7 @@ class LoadedDocument:
 
 
 def load_document(path: str | Path, *, empty_is_fine: bool = False) -> LoadedDocument:
-    """Read a YAML file, or a JSON file by its suffix.
-
-    Args:
-        path: The file.
-        empty_is_fine: Take a file of comments alone as an empty mapping.
+    """Read a YAML file, or a JSON file by its suffix; a file of comments alone may be fine and an empty mapping.
 
     Raises:
         ConfigError: The path is unsafe to open, the file cannot be read or parsed (with line and column), has a
@@ -70,14 +67,17 @@ def load_document(path: str | Path, *, empty_is_fine: bool = False) -> LoadedDoc
     path = Path(path)
     validate_path(path, what="configuration file")
     text = _read_text(path)
-    data, root = _parse_json(text, path) if path.suffix.lower() == ".json" else _parse_yaml(text, path)
-    if data is None and empty_is_fine:
-        data = {}
-    if data is None:
+    if path.suffix.lower() == ".json":
+        data, root = _parse_json(text, path)
+    else:
+        root = _compose(text, path)
+        data = None if root is None else _Builder(path).build(root)
+    if data is None and not empty_is_fine:
         raise ConfigError(f"{path}: the file is empty. Put the configuration into it, one `field: value` per line.")
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping (`field: value` lines), found {_kind(data)}.")
-    return LoadedDocument(data, SourceMap(root), path)
+    if data is not None and not isinstance(data, dict):
+        kind = "a list" if isinstance(data, list) else f"the single value {str(data)[:40]!r}"
+        raise ConfigError(f"{path}: expected a mapping (`field: value` lines), found {kind}.")
+    return LoadedDocument(data or {}, SourceMap(root), path)
 
 
 def _read_text(path: Path) -> str:
@@ -114,11 +114,6 @@ def _parse_json(text: str, path: Path) -> tuple[Any, yaml.Node | None]:
         return data, None
 
 
-def _parse_yaml(text: str, path: Path) -> tuple[Any, yaml.Node | None]:
-    root = _compose(text, path)
-    return (None, None) if root is None else (_Builder(path).build(root), root)
-
-
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -148,11 +143,7 @@ _resolve_scalars("merge", "<<", "<")
 def _compose(text: str, path: Path) -> yaml.Node | None:
     try:
         _check_depth(text, path)
-        loader = _Loader(text)
-        try:
-            node: yaml.Node | None = loader.get_single_node()
-        finally:
-            loader.dispose()
+        node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -181,66 +172,56 @@ class _Builder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._built: dict[int, tuple[Any, int]] = {}
+        self._built: dict[int, Any] = {}
+        self._sizes: dict[int, int] = {}
         self._open: set[int] = set()
 
     def build(self, node: yaml.Node) -> Any:
-        """The value of `node`.
-
-        Raises:
-            ConfigError: A duplicate or non-text key, an unknown tag, a malformed number, or endless aliases.
-        """
-        return self._sized(node)[0]
-
-    def _sized(self, node: yaml.Node) -> tuple[Any, int]:
         key = id(node)
         if key in self._built:
             return self._built[key]
         if key in self._open:
             raise self._error(node, "the alias refers to itself")
         self._open.add(key)
-        result: tuple[Any, int]
         if isinstance(node, yaml.MappingNode):
-            result = self._mapping(node)
+            value: Any = self._mapping(node)
+            inner = [item for _, item in node.value]
         elif isinstance(node, yaml.SequenceNode):
-            result = self._sequence(node)
+            self._expect_tag(node, "seq")
+            value = [self.build(item) for item in node.value]
+            inner = node.value
         else:
-            result = self._scalar(node), 1
-        if result[1] > _MAX_VALUES:
+            value, inner = self._scalar(node), []
+        self._sizes[key] = 1 + sum(self._sizes[id(item)] for item in inner)
+        if self._sizes[key] > _MAX_VALUES:
             raise self._error(node, f"more than {_MAX_VALUES:,} values once aliases are expanded")
         self._open.discard(key)
-        self._built[key] = result
-        return result
+        self._built[key] = value
+        return value
 
-    def _mapping(self, node: yaml.MappingNode) -> tuple[dict[str, Any], int]:
+    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
         self._expect_tag(node, "map")
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
-        size = 1
         for key_node, value_node in node.value:
-            value, value_size = self._sized(value_node)
-            size += value_size
-            if key_node.tag == "tag:yaml.org,2002:merge":
+            value = self.build(value_node)
+            if key_node.tag == _MERGE_TAG:
                 merged = {**self._merged(value_node, value), **merged}
                 continue
             key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                raise self._error(key_node, f"the key {_shown_key(key_node)} is not text. Put it in quotes")
+                shown = repr(key_node.value)[:40] if isinstance(key_node, yaml.ScalarNode) else "(a list or mapping)"
+                raise self._error(key_node, f"the key {shown} is not text. Put it in quotes")
             if key in own:
                 raise self._error(key_node, f"duplicate key {key!r}. Keep one of them")
             own[key] = value
-        return {**merged, **own}, size
+        return {**merged, **own}
 
     def _merged(self, node: yaml.Node, value: Any) -> dict[str, Any]:
         sources = value if isinstance(value, list) else [value]
         if not all(isinstance(source, dict) for source in sources):
             raise self._error(node, "`<<` merges mappings only")
         return {key: item for source in reversed(sources) for key, item in source.items()}
-
-    def _sequence(self, node: yaml.SequenceNode) -> tuple[list[Any], int]:
-        self._expect_tag(node, "seq")
-        items = [self._sized(item) for item in node.value]
-        return [value for value, _ in items], 1 + sum(size for _, size in items)
 
     def _scalar(self, node: yaml.Node) -> Any:
         text: str = node.value
@@ -288,30 +269,16 @@ _SCALARS: Final[dict[str, Callable[[str], Any]]] = {
 }
 
 
-def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:
-    """Line and value of one key or item of `node`, looked for in merged mappings last."""
+def _children(node: yaml.Node | None) -> Iterator[tuple[str | int, int, yaml.Node]]:
+    """Key or index, line and value of all that is directly in `node`; what is merged into it comes last."""
     if isinstance(node, yaml.SequenceNode):
-        if isinstance(part, int) and 0 <= part < len(node.value):
-            item = node.value[part]
-            return item.start_mark.line + 1, item
-        return None
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value == part and key.tag != "tag:yaml.org,2002:merge":
-            return key.start_mark.line + 1, value
-    return next((found for source in _merge_sources(node) if (found := _child(source, part)) is not None), None)
-
-
-def _merge_sources(node: yaml.MappingNode) -> Iterator[yaml.Node]:
-    for key, value in node.value:
-        if key.tag == "tag:yaml.org,2002:merge":
-            yield from value.value if isinstance(value, yaml.SequenceNode) else (value,)
-
-
-def _shown_key(node: yaml.Node) -> str:
-    return repr(node.value)[:40] if isinstance(node, yaml.ScalarNode) else "(a list or mapping)"
-
-
-def _kind(value: object) -> str:
-    return "a list" if isinstance(value, list) else f"the single value {str(value)[:40]!r}"
+        yield from ((index, item.start_mark.line + 1, item) for index, item in enumerate(node.value))
+    elif isinstance(node, yaml.MappingNode):
+        merged: list[yaml.Node] = []
+        for key, value in node.value:
+            if key.tag == _MERGE_TAG:
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            elif isinstance(key, yaml.ScalarNode):
+                yield key.value, key.start_mark.line + 1, value
+        for source in merged:
+            yield from _children(source)

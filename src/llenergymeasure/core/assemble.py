@@ -2,136 +2,174 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, Protocol, runtime_checkable
 
 from llenergymeasure.config.models import ExperimentConfig, experiment_title
+from llenergymeasure.core.backends.protocol import LoadedModel, MemoryStats
 from llenergymeasure.core.baseline import Baseline
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import IdleEnergy, stated_uncertainty
-from llenergymeasure.core.gpu.driver import CPU_DEVICE
-from llenergymeasure.core.metrics.flops import estimate_flops
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.core.metrics.counting import estimate_flops
 from llenergymeasure.core.metrics.latency import phase_breakdown, request_timings
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings
-from llenergymeasure.core.observations import MeasurementSlice, Observations, measurement_slice
+from llenergymeasure.core.warmup import Warmup
+from llenergymeasure.core.window import MeasurementSlice, Window, measurement_slice
+from llenergymeasure.datasets.types import PromptSet, PromptTokenizer
 from llenergymeasure.domain.energy import EnergyBreakdown, EnergyUncertainty, difference_pct
-from llenergymeasure.domain.environment import DatasetInfo, MeasurementBoundary
+from llenergymeasure.domain.environment import DatasetInfo, EnvironmentSnapshot, MeasurementBoundary
 from llenergymeasure.domain.experiment import RawProcessResult, Timestamps, compute_measurement_config_hash
 from llenergymeasure.domain.metrics import ComputeMetrics, EnergyMetrics, InferenceMetrics
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
-INSIDE_THE_WINDOW = (
+INSIDE_THE_WINDOW: Final = (
     "transfer of token ids to the device",
     "prefill and decode of every request, batch by batch",
     "sampling of tokens and the engine's own scheduling",
 )
-OUTSIDE_THE_WINDOW = (
+OUTSIDE_THE_WINDOW: Final = (
     "loading and compiling the model",
     "tokenising the prompts and decoding the texts",
     "idle baseline, warm-up and thermal floor",
     "building and writing the result",
 )
 
-Warnings = tuple[MeasurementWarning, ...]
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """Everything that was seen of one experiment on one process, before any arithmetic.
+
+    Args:
+        engine: Name and version of the inference engine.
+        began_s: Start of the experiment on the measurement clock, in seconds.
+        began_at: The same moment for people (UTC).
+        model: Read back from the engine after loading.
+        devices: Those the engine really used.
+        tokenizer: Turns ids into text where that was asked for.
+    """
+
+    config: ExperimentConfig
+    engine: tuple[str, str]
+    began_s: float
+    began_at: datetime
+    environment: EnvironmentSnapshot
+    prompts: PromptSet
+    baseline: Baseline
+    warmup: Warmup
+    window: Window
+    model: LoadedModel
+    memory: MemoryStats
+    devices: tuple[DeviceId, ...]
+    tokenizer: PromptTokenizer
+    preflight_warnings: tuple[MeasurementWarning, ...] = ()
 
 
-class RecordCollector:
-    """The `MetricsCollector` of this package, see `assemble`."""
+@runtime_checkable
+class MetricsCollector(Protocol):
+    """Turns what was seen of an experiment into a record."""
 
     def collect(
         self, seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0
     ) -> RawProcessResult:
-        """The record of one process."""
-        return assemble(seen, experiment_id, ended_at, process_index)
+        """The record of one process of an experiment that ended at `ended_at` (UTC).
+
+        Raises:
+            ExperimentError: The slice of the window that counts holds no output token.
+        """
 
 
-def assemble(seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0) -> RawProcessResult:
-    """The record of one process of an experiment that ended at `ended_at` (UTC).
+class RecordCollector:
+    """The `MetricsCollector` of this package."""
 
-    Raises:
-        ExperimentError: The measurement slice holds no output token.
-    """
-    counted = measurement_slice(seen.config, seen.window)
-    tokens, energy = counted.tokens, counted.energy
-    name, version = seen.engine
-    flops = estimate_flops(seen.model.parameters, tokens.input_tokens + tokens.output_tokens, seen.config.precision)
-    phases, phase_notes = phase_breakdown(seen.window.outputs, energy)
-    baseline, baseline_notes = _fitting_baseline(seen.baseline, energy)
-    breakdown = _breakdown(energy, baseline)
-    return RawProcessResult(
-        experiment_id=experiment_id,
-        process_index=process_index,
-        gpu_id=_gpu_index(seen),
-        config_name=experiment_title(seen.config),
-        model_name=seen.config.model,
-        measurement_config_hash=compute_measurement_config_hash(seen.config),
-        backend=name,
-        backend_version=version,
-        effective_config=effective_config(seen.config, seen.model.settings),
-        timestamps=Timestamps(start=seen.window.started_at, end=seen.window.ended_at, duration_sec=counted.duration_s),
-        measurement_methodology=counted.methodology,
-        steady_state_window=(
-            None if counted.methodology == "total" else (counted.start_s - seen.began_s, counted.end_s - seen.began_s)
-        ),
-        started_at=seen.began_at,
-        ended_at=ended_at,
-        inference_metrics=_inference_metrics(counted),
-        energy_metrics=_energy_metrics(energy),
-        compute_metrics=ComputeMetrics(
-            flops_total=flops.value if flops else None,
-            flops_per_token=flops.value / (tokens.input_tokens + tokens.output_tokens) if flops else None,
-            peak_memory_mb=seen.memory.peak_mb,
-            model_memory_mb=seen.memory.model_mb,
-            flops_method=flops.method if flops else None,
-            flops_confidence=flops.confidence if flops else None,
-        ),
-        environment=seen.environment,
-        dataset=DatasetInfo(
-            name=seen.prompts.identity.name,
-            sha256=seen.prompts.identity.sha256,
-            prompt_count=seen.prompts.identity.prompt_count,
-            revision=seen.prompts.identity.revision,
-        ),
-        model_revision=seen.model.revision,
-        truncated_prompts=seen.prompts.truncated_count,
-        requests=request_timings(counted.whole_requests(seen.window.outputs)),
-        energy_per_device_j=dict(energy.per_gpu_j) or {CPU_DEVICE: energy.total_j},
-        energy_breakdown=breakdown,
-        energy_audit=energy.audit,
-        uncertainty=_uncertainty(energy, baseline, tokens.output_tokens),
-        uncertainty_per_device=_uncertainty_per_device(energy),
-        measurement_boundary=MeasurementBoundary(
-            devices=list(seen.devices),
-            device_names=list(seen.model.device_names),
-            scope=energy.scope,
-            includes=list(INSIDE_THE_WINDOW),
-            excludes=list(OUTSIDE_THE_WINDOW),
-        ),
-        reproducibility_notes=reproducibility_note(energy),
-        baseline_power_w=baseline.power_w,
-        idle_resident_power_w=seen.warmup.idle_resident_power_w,
-        phases=phases,
-        flops=flops,
-        kv_cache_mb=seen.memory.kv_cache_mb,
-        thermal_throttle=throttle_info(energy),
-        warmup_result=seen.warmup.result,
-        warmup_excluded_samples=None if counted.methodology == "total" else seen.warmup.prompts_run,
-        warnings=_texts(
-            seen.preflight_warnings,
-            baseline.warnings,
-            baseline_notes,
-            seen.warmup.warnings,
-            energy.notes,
-            window_warnings(energy),
-            phase_notes,
-            _truncation_warning(seen),
-            _trace_warning(seen),
-            _adjusted_warning(breakdown),
-        ),
-    )
+    def collect(
+        self, seen: Observations, experiment_id: str, ended_at: datetime, process_index: int = 0
+    ) -> RawProcessResult:
+        """The record of one process; see `MetricsCollector.collect`."""
+        window = seen.window
+        counted = measurement_slice(seen.config, window)
+        warmed_up = counted.methodology != "total"
+        tokens, energy = counted.tokens, counted.energy
+        name, version = seen.engine
+        flops = estimate_flops(seen.model.parameters, tokens.input_tokens + tokens.output_tokens, seen.config.precision)
+        phases, phase_notes = phase_breakdown(window.outputs, energy)
+        baseline = _fitting_baseline(seen.baseline, energy)
+        breakdown = _breakdown(energy, baseline)
+        return RawProcessResult(
+            experiment_id=experiment_id,
+            process_index=process_index,
+            gpu_id=_gpu_index(seen),
+            config_name=experiment_title(seen.config),
+            model_name=seen.config.model,
+            measurement_config_hash=compute_measurement_config_hash(seen.config),
+            backend=name,
+            backend_version=version,
+            effective_config=effective_config(seen.config, seen.model.settings),
+            timestamps=Timestamps(
+                start=seen.window.started_at, end=seen.window.ended_at, duration_sec=counted.duration_s
+            ),
+            measurement_methodology=counted.methodology,
+            steady_state_window=(
+                None
+                if counted.methodology == "total"
+                else (counted.start_s - seen.began_s, counted.end_s - seen.began_s)
+            ),
+            started_at=seen.began_at,
+            ended_at=ended_at,
+            inference_metrics=_inference_metrics(counted),
+            energy_metrics=_energy_metrics(energy),
+            compute_metrics=ComputeMetrics(
+                flops_total=flops.value if flops else None,
+                flops_per_token=flops.value / (tokens.input_tokens + tokens.output_tokens) if flops else None,
+                peak_memory_mb=seen.memory.peak_mb,
+                model_memory_mb=seen.memory.model_mb,
+                flops_method=flops.method if flops else None,
+                flops_confidence=flops.confidence if flops else None,
+            ),
+            environment=seen.environment,
+            dataset=DatasetInfo(
+                name=seen.prompts.identity.name,
+                sha256=seen.prompts.identity.sha256,
+                prompt_count=seen.prompts.identity.prompt_count,
+                revision=seen.prompts.identity.revision,
+            ),
+            model_revision=seen.model.revision,
+            truncated_prompts=seen.prompts.truncated_count,
+            requests=request_timings(counted.whole_requests(window.outputs)),
+            energy_per_device_j=dict(energy.per_gpu_j) or {CPU_DEVICE: energy.total_j},
+            energy_breakdown=breakdown,
+            energy_audit=energy.audit,
+            uncertainty=_uncertainty(energy, baseline, tokens.output_tokens),
+            uncertainty_per_device=_uncertainty_per_device(energy),
+            measurement_boundary=MeasurementBoundary(
+                devices=list(seen.devices),
+                device_names=list(seen.model.device_names),
+                scope=energy.scope,
+                includes=list(INSIDE_THE_WINDOW),
+                excludes=list(OUTSIDE_THE_WINDOW),
+            ),
+            reproducibility_notes=reproducibility_note(energy),
+            baseline_power_w=baseline.power_w,
+            idle_resident_power_w=seen.warmup.idle_resident_power_w,
+            phases=phases,
+            flops=flops,
+            kv_cache_mb=seen.memory.kv_cache_mb,
+            thermal_throttle=throttle_info(energy),
+            warmup_result=seen.warmup.result,
+            warmup_excluded_samples=seen.warmup.prompts_run if warmed_up else None,
+            warnings=_texts(
+                seen.preflight_warnings,
+                baseline.warnings,
+                seen.warmup.warnings,
+                energy.notes,
+                window_warnings(energy),
+                phase_notes,
+                _record_warnings(seen, breakdown),
+            ),
+        )
 
 
 def effective_config(config: ExperimentConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,15 +233,15 @@ def _energy_metrics(energy: EnergyMeasurement) -> EnergyMetrics:
     )
 
 
-def _fitting_baseline(baseline: Baseline, energy: EnergyMeasurement) -> tuple[Baseline, Warnings]:
+def _fitting_baseline(baseline: Baseline, energy: EnergyMeasurement) -> Baseline:
     """The baseline, unless it includes something else than the energy it would be subtracted from."""
     if baseline.power_w is None or energy.total_j is None or baseline.scope == energy.scope:
-        return baseline, ()
+        return baseline
     note = MeasurementWarning(
         WarningCode.BASELINE_UNAVAILABLE,
         f"idle power was measured over {baseline.scope}, the window over {energy.scope}; no energy above idle is given",
     )
-    return replace(baseline, power_w=None, method="unavailable"), (note,)
+    return replace(baseline, power_w=None, method="unavailable", warnings=(*baseline.warnings, note))
 
 
 def _breakdown(energy: EnergyMeasurement, baseline: Baseline) -> EnergyBreakdown | None:
@@ -247,33 +285,24 @@ def _uncertainty_per_device(energy: EnergyMeasurement) -> dict[str, EnergyUncert
     return {device: uncertainty for device, uncertainty in stated.items() if uncertainty is not None}
 
 
-def _truncation_warning(seen: Observations) -> Warnings:
+def _record_warnings(seen: Observations, breakdown: EnergyBreakdown | None) -> Iterator[MeasurementWarning]:
     cut, total = seen.prompts.truncated_count, len(seen.prompts.prompts)
-    if cut == 0:
-        return ()
-    message = (
-        f"{cut} of {total} prompts were longer than max_input_tokens = {seen.config.max_input_tokens} and were cut"
-    )
-    return (MeasurementWarning(WarningCode.PROMPTS_TRUNCATED, message),)
-
-
-def _trace_warning(seen: Observations) -> Warnings:
-    if not seen.config.measurement.save_trace or seen.window.energy.telemetry is not None:
-        return ()
-    message = "no trace was saved (measurement.save_trace): what measured this run takes no power samples"
-    return (MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, message),)
-
-
-def _adjusted_warning(breakdown: EnergyBreakdown | None) -> Warnings:
-    if breakdown is None or breakdown.adjusted_j is None or breakdown.adjusted_j >= 0:
-        return ()
-    return (
-        MeasurementWarning(
+    if cut > 0:
+        yield MeasurementWarning(
+            WarningCode.PROMPTS_TRUNCATED,
+            f"{cut} of {total} prompts were longer than max_input_tokens = {seen.config.max_input_tokens} and were cut",
+        )
+    if seen.config.measurement.save_trace and seen.window.energy.telemetry is None:
+        yield MeasurementWarning(
+            WarningCode.TELEMETRY_UNAVAILABLE,
+            "no trace was saved (measurement.save_trace): what measured this run takes no power samples",
+        )
+    if breakdown is not None and breakdown.adjusted_j is not None and breakdown.adjusted_j < 0:
+        yield MeasurementWarning(
             WarningCode.BASELINE_EXCEEDS_ENERGY,
             f"idle power ({breakdown.baseline_power_w:.1f} W) exceeds the mean power of the window; the baseline was "
             "not idle, or the device slept in the window. The negative figure is kept.",
-        ),
-    )
+        )
 
 
 def _gpu_index(seen: Observations) -> int | None:
@@ -282,5 +311,5 @@ def _gpu_index(seen: Observations) -> int | None:
     return uuids.index(seen.devices[0]) if seen.devices and seen.devices[0] in uuids else None
 
 
-def _texts(*groups: Warnings) -> list[str]:
+def _texts(*groups: Iterable[MeasurementWarning]) -> list[str]:
     return list(dict.fromkeys(str(warning) for group in groups for warning in group))

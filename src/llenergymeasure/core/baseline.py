@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -45,13 +45,13 @@ class Baseline:
     """Idle power, and how far it can be trusted.
 
     Args:
-        power_w: Idle power in watts, summed over the devices; `None` when it was not measured.
+        power_w: Summed over the devices; `None` when it was not measured.
         method: `fresh`, `cached` from an earlier run of this session, or `unavailable`; `None`: switched off.
-        half_width_w: 95 % half-width of `power_w` in watts, without the sensor's gain; how far it drifted is in it.
+        half_width_w: 95 % half-width of `power_w`, without the sensor's gain; how far it drifted is in it.
         taken_at: When it was measured (UTC).
-        age_s: Seconds between the measurement and its use.
+        age_s: Between the measurement and its use.
         scope: What the power includes; it must match the measurement's.
-        per_device_w: Idle power of each GPU, by UUID; empty where the meter does not tell them apart.
+        per_device_w: Of each GPU, by UUID; empty where the meter does not tell them apart.
     """
 
     power_w: float | None
@@ -161,16 +161,12 @@ def measure_idle_power(seconds: float, step: Step, meter: EnergyBackend, clock: 
 
 
 def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
-    """Turn an energy measurement of an idle device set into its baseline.
-
-    Args:
-        taken_at: When it began (UTC).
-    """
+    """What an energy measurement of idle devices, begun at `taken_at` (UTC), says of their power."""
     if idle.total_j is None or idle.duration_sec <= 0:
         reasons = "; ".join(note.message for note in idle.notes) or "the meter gave no figure"
         return unavailable(reasons, taken_at)
-    seen = [_watch(device, idle.telemetry) for device in idle.telemetry.devices] if idle.telemetry is not None else []
-    drift_w = math.fsum(abs(device.drift_w) for device in seen)
+    seen = [_restlessness(device, idle.telemetry) for device in idle.telemetry.devices] if idle.telemetry else []
+    drift_w = math.fsum(abs(moved_w) for moved_w, _ in seen)
     return Baseline(
         power_w=idle.total_j / idle.duration_sec,
         method="fresh",
@@ -182,7 +178,7 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
         per_device_w={
             device: energy_j / idle.duration_sec for device, energy_j in idle.per_gpu_j.items() if energy_j is not None
         },
-        warnings=tuple(warning for device in seen for warning in device.warnings()),
+        warnings=tuple(warning for _, warning in seen if warning is not None),
     )
 
 
@@ -194,50 +190,28 @@ def unavailable(reason: str, taken_at: datetime | None = None) -> Baseline:
     return Baseline(power_w=None, method="unavailable", taken_at=taken_at, warnings=(note,))
 
 
-@dataclass(frozen=True, slots=True)
-class _Idling:
-    """One device during a baseline.
-
-    Args:
-        busy_pct: Mean SM utilisation.
-        power_cv: Coefficient of variation of its power.
-        drift_w: Mean power of the last third minus that of the first.
-    """
-
-    device: DeviceId
-    busy_pct: float
-    power_cv: float
-    mean_w: float
-    drift_w: float
-
-    def warnings(self) -> Iterator[MeasurementWarning]:
-        """What speaks against its idleness."""
-        if self.busy_pct > BUSY_UTILISATION_PCT or self.power_cv > BUSY_POWER_CV:
-            yield MeasurementWarning(
-                WarningCode.BASELINE_NOT_IDLE,
-                f"{self.device} was not idle during the baseline ({self.busy_pct:.0f} % utilisation, power varied by "
-                f"{100 * self.power_cv:.0f} %); energy above idle is too low. Stop other work on it and repeat.",
-            )
-        elif abs(self.drift_w) > max(SETTLING_W, SETTLING_SHARE * self.mean_w):
-            yield MeasurementWarning(
-                WarningCode.BASELINE_NOT_IDLE,
-                f"idle power of {self.device} moved by {self.drift_w:+.1f} W during the baseline, around "
-                f"{self.mean_w:.1f} W: the device was not at rest yet. Wait for longer before a run.",
-            )
-
-
-def _watch(device: DeviceId, telemetry: Telemetry) -> _Idling:
+def _restlessness(device: DeviceId, telemetry: Telemetry) -> tuple[float, MeasurementWarning | None]:
+    """How far a device's power moved, from the mean of the first third to that of the last, and what that means."""
     utilisation = answered(telemetry.column(device, "sm_utilisation_pct"))
     power = answered(telemetry.column(device, "power_w"))
+    busy_pct = statistics.fmean(utilisation) if utilisation else 0.0
     mean_w = statistics.fmean(power) if power else 0.0
+    power_cv = statistics.pstdev(power) / mean_w if mean_w > 0 else 0.0
     third = len(power) // 3
-    return _Idling(
-        device=device,
-        busy_pct=statistics.fmean(utilisation) if utilisation else 0.0,
-        power_cv=statistics.pstdev(power) / mean_w if mean_w > 0 else 0.0,
-        mean_w=mean_w,
-        drift_w=statistics.fmean(power[-third:]) - statistics.fmean(power[:third]) if third else 0.0,
-    )
+    drift_w = statistics.fmean(power[-third:]) - statistics.fmean(power[:third]) if third else 0.0
+    if busy_pct > BUSY_UTILISATION_PCT or power_cv > BUSY_POWER_CV:
+        text = (
+            f"{device} was not idle during the baseline ({busy_pct:.0f} % utilisation, power varied by "
+            f"{100 * power_cv:.0f} %); energy above idle is too low. Stop other work on it and repeat."
+        )
+    elif abs(drift_w) > max(SETTLING_W, SETTLING_SHARE * mean_w):
+        text = (
+            f"idle power of {device} moved by {drift_w:+.1f} W during the baseline, around "
+            f"{mean_w:.1f} W: the device was not at rest yet. Wait for longer before a run."
+        )
+    else:
+        return drift_w, None
+    return drift_w, MeasurementWarning(WarningCode.BASELINE_NOT_IDLE, text)
 
 
 def _describe(baseline: Baseline) -> str:

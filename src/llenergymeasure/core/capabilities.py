@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.core.backends.registry import package_versions
-from llenergymeasure.core.energy.select import CPU_PRIORITY, GPU_PRIORITY, BackendReading, describe_energy_backends
+from llenergymeasure.core.energy.select import CPU_PRIORITY, GPU_PRIORITY, describe_energy_backends
 from llenergymeasure.core.energy.types import MeterOptions
 from llenergymeasure.core.gpu.driver import DeviceId, DriverMissingError, Gpu, GpuDriverError
 from llenergymeasure.core.gpu.visible import visible_gpus
-from llenergymeasure.core.host.cuda_version import CudaVersion, find_cuda_version
-from llenergymeasure.core.host.environment import detect_container, read_cpu
-from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.environment import CudaVersion, detect_container, find_cuda_version, read_cpu
+from llenergymeasure.core.host.host import Capability, Host
 from llenergymeasure.domain.environment import ContainerEnvironment, CPUEnvironment
-from llenergymeasure.exceptions import BackendError, DockerError
+from llenergymeasure.exceptions import DockerError, LLEMError
 
-
-@dataclass(frozen=True, slots=True)
-class Capability:
-    """One thing that can be used, or not.
-
-    Args:
-        detail: The proof (a version, a reading), or why not and what to do.
-    """
-
-    name: str
-    works: bool
-    detail: str
+ANSWER_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +42,25 @@ class Capabilities:
     meters: tuple[Capability, ...]
 
 
-def _read_meters(devices: Sequence[DeviceId], host: Host) -> Sequence[BackendReading]:
+ReadMeters = Callable[[Sequence[DeviceId], Host], Sequence[Capability]]
+
+
+def _read_meters(devices: Sequence[DeviceId], host: Host) -> Sequence[Capability]:
     return describe_energy_backends(devices, MeterOptions(calibration_dir=host.calibration_dir), host)
 
 
 def collect_capabilities(
     host: Host | None = None,
     versions_of: Callable[[str], Mapping[str, str]] = package_versions,
-    read_meters: Callable[[Sequence[DeviceId], Host], Sequence[BackendReading]] = _read_meters,
+    read_meters: ReadMeters = _read_meters,
 ) -> Capabilities:
     """Look at everything; nothing is written, no engine is imported and no model is loaded."""
     host = host or Host()
     driver_version, gpus, gpu_problem = _look_for_gpus(host)
+
+    def versions(engine: str) -> str:
+        return ", ".join(f"{package} {version}" for package, version in versions_of(engine).items())
+
     return Capabilities(
         gpus=gpus,
         gpu_problem=gpu_problem,
@@ -73,10 +68,17 @@ def collect_capabilities(
         cuda=find_cuda_version(host.environ, host.torch_dir()),
         cpu=read_cpu(host.root),
         container=detect_container(host.environ, host.root),
-        docker=_try_docker(host.environ),
-        engines=tuple(_try_engine(name, versions_of) for name in BACKENDS),
-        meters=_told(read_meters(tuple(gpu.uuid for gpu in gpus), host)),
+        docker=_tried("docker", partial(docker_version, host.environ)),
+        engines=tuple(_tried(name, partial(versions, name)) for name in BACKENDS),
+        meters=_with_absent(read_meters(tuple(gpu.uuid for gpu in gpus), host)),
     )
+
+
+def _tried(name: str, prove: Callable[[], str]) -> Capability:
+    try:
+        return Capability(name, True, prove())
+    except LLEMError as error:
+        return Capability(name, False, str(error))
 
 
 def _look_for_gpus(host: Host) -> tuple[str | None, tuple[Gpu, ...], str | None]:
@@ -93,43 +95,21 @@ def _look_for_gpus(host: Host) -> tuple[str | None, tuple[Gpu, ...], str | None]
     return driver_version, gpus, None if gpus else problem
 
 
-def _try_docker(environ: Mapping[str, str]) -> Capability:
-    try:
-        return Capability("docker", True, docker_version(environ))
-    except DockerError as error:
-        return Capability("docker", False, str(error))
+def _with_absent(meters: Sequence[Capability]) -> tuple[Capability, ...]:
+    """Every energy backend of this package: one that has nothing to measure here is told too."""
+    absent = [name for name in GPU_PRIORITY + CPU_PRIORITY if name not in {meter.name for meter in meters}]
+    return (*meters, *(Capability(name, False, "measures GPUs, and there is none") for name in absent))
 
 
-def _try_engine(name: str, versions_of: Callable[[str], Mapping[str, str]]) -> Capability:
-    try:
-        versions = versions_of(name)
-    except BackendError as error:
-        return Capability(name, False, str(error))
-    return Capability(name, True, ", ".join(f"{package} {version}" for package, version in versions.items()))
-
-
-def _told(readings: Sequence[BackendReading]) -> tuple[Capability, ...]:
-    """Every energy backend of this package; one that has nothing to measure here is told too."""
-    absent = [name for name in GPU_PRIORITY + CPU_PRIORITY if name not in {reading.name for reading in readings}]
-    return (
-        *(Capability(reading.name, reading.available, reading.text) for reading in readings),
-        *(Capability(name, False, "measures GPUs, and there is none") for name in absent),
-    )
-
-
-ANSWER_TIMEOUT_S: Final = 10.0
-
-
-def docker_version(environ: Mapping[str, str] | None = None) -> str:
+def docker_version(environ: Mapping[str, str]) -> str:
     """Version of the Docker daemon, asked of the daemon itself.
 
     Raises:
         DockerError: There is no client, or no daemon answers it; says what to do.
     """
     command = ["docker", "version", "--format", "{{.Server.Version}}"]
-    environment = dict(os.environ if environ is None else environ)
     try:
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
+        answer = subprocess.run(command, env=dict(environ), capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
     except FileNotFoundError as error:
         raise DockerError("Docker is not installed. See https://docs.docker.com/engine/install/") from error
     except OSError as error:

@@ -28,14 +28,14 @@ class SystemClock:
     """The machine's own monotonic clock (CLOCK_MONOTONIC on Linux)."""
 
     def now(self) -> float:
-        """Seconds since an arbitrary origin; the same origin as `time.perf_counter` on Linux."""
+        """See `Clock`; the same origin as `time.perf_counter` on Linux."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Wait for `seconds` (nothing for 0 or less)."""
+        """See `Clock`."""
         if seconds > 0:
             time.sleep(seconds)
 
     def wall(self) -> datetime:
-        """The current date and time in UTC."""
+        """See `Clock`."""
         return datetime.now(timezone.utc)

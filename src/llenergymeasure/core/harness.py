@@ -14,19 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.artefacts import Artefacts, write_artefacts
-from llenergymeasure.core.assemble import RecordCollector
+from llenergymeasure.core.assemble import MetricsCollector, Observations, RecordCollector
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.core.observations import MetricsCollector, Observations
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
+from llenergymeasure.core.timeseries import Artefacts, write_artefacts
 from llenergymeasure.core.warmup import warm_up
 from llenergymeasure.core.window import measure_window
 from llenergymeasure.datasets.loader import load_prompts
@@ -37,37 +35,32 @@ from llenergymeasure.domain.experiment import RawProcessResult
 logger = logging.getLogger(__name__)
 
 
-class PendingEnvironment(Protocol):
-    """An environment snapshot that is being taken in the background."""
-
-    def result(self) -> EnvironmentSnapshot:
-        """The snapshot; waits until it is complete."""
-
-
 @dataclass(frozen=True)
 class Bench:
     """What an experiment runs on: everything that a test replaces.
 
     Args:
         preflight: Checks the config against this machine; raises `PreFlightError`.
-        wait_for_others: The barrier of such a run: called after the baseline, and again right before the window.
+        environment: Takes a snapshot while a block works, and gives a function that waits for it.
+        wait_for_others: The barrier of a run on several processes: called after the baseline, and again right before
+            the window; `None`: it is on one.
     """
 
     engine: InferenceBackend
     preflight: Callable[[ExperimentConfig, InferenceBackend], Ready]
     meter_for: Callable[[Sequence[DeviceId]], EnergyBackend]
-    environment: Callable[[], AbstractContextManager[PendingEnvironment]]
+    environment: Callable[[], AbstractContextManager[Callable[[], EnvironmentSnapshot]]]
     collector: MetricsCollector = field(default_factory=RecordCollector)
     baselines: BaselineCache = field(default_factory=BaselineCache)
     clock: Clock = field(default_factory=SystemClock)
     observer: Observer = ignore_events
-    share: Shard = WHOLE
+    shard: Shard = WHOLE
     wait_for_others: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One process's share of an experiment, measured."""
+    """One process's shard of an experiment, measured."""
 
     record: RawProcessResult
     artefacts: Artefacts
@@ -80,13 +73,13 @@ def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir
         PreFlightError: The config cannot run on this machine; nothing was loaded.
         BackendError: The engine failed. It has been unloaded, and every meter stopped.
         EnergyError: The meter that was asked for does not work.
-        ExperimentError: The counted part of the window holds no output token.
+        ExperimentError: The slice of the window that counts holds no output token.
     """
     seen = observe(config, bench)
     try:
         bench.observer(StepStarted("finish"))
         artefacts = write_artefacts(seen, work_dir)
-        record = bench.collector.collect(seen, experiment_id, bench.clock.wall(), bench.share.index)
+        record = bench.collector.collect(seen, experiment_id, bench.clock.wall(), bench.shard.index)
     finally:
         seen.window.energy.close()
     return Measurement(record, artefacts)
@@ -102,18 +95,20 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     """
     engine, clock, observer = bench.engine, bench.clock, bench.observer
     began_s, began_at = clock.now(), clock.wall()
-    ready = _run_preflight(config, bench)
+    observer(StepStarted("preflight"))
+    ready = bench.preflight(config, engine)
+    observer(StepFinished("preflight", "ok"))
     with bench.environment() as environment:
         tokenizer = engine.tokenizer(config)
-        prompts = bench.share.of(load_prompts(config, tokenizer, ready.prompts))
-        snapshot = environment.result()
+        prompts = bench.shard.of(load_prompts(config, tokenizer, ready.prompts))
+        snapshot = environment()
     planned = engine.plan_devices(config)
     meter = ready.meter or bench.meter_for(planned)
     baseline = measure_baseline(config.baseline, meter, planned, bench.baselines, clock, observer)
-    requests = make_requests(prompts, config)
+    requests = _requests(prompts, config)
     if bench.wait_for_others is not None:
         bench.wait_for_others()  # one process's loading must not be in another's idle power
-    with loaded(engine, config, observer) as devices:
+    with _loaded(engine, config, observer) as devices:
         if set(devices) != set(planned):
             meter, baseline = bench.meter_for(devices), baseline.restricted_to(devices)
         warmup = warm_up(engine, requests, config.warmup, meter, clock, observer)
@@ -145,7 +140,7 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     )
 
 
-def make_requests(prompts: PromptSet, config: ExperimentConfig) -> list[GenerationRequest]:
+def _requests(prompts: PromptSet, config: ExperimentConfig) -> list[GenerationRequest]:
     """The engine's requests: every prompt with its output limits, in order."""
     requests = []
     for prompt in prompts.prompts:
@@ -156,7 +151,7 @@ def make_requests(prompts: PromptSet, config: ExperimentConfig) -> list[Generati
 
 
 @contextmanager
-def loaded(engine: InferenceBackend, config: ExperimentConfig, observer: Observer) -> Iterator[tuple[DeviceId, ...]]:
+def _loaded(engine: InferenceBackend, config: ExperimentConfig, observer: Observer) -> Iterator[tuple[DeviceId, ...]]:
     """Load the model for the length of a `with` block; yields the devices it really uses."""
     observer(StepStarted("load"))
     try:
@@ -166,19 +161,8 @@ def loaded(engine: InferenceBackend, config: ExperimentConfig, observer: Observe
         observer(StepFinished("load", f"{config.model} on {names}"))
         yield devices
     finally:
-        _unload(engine)
-
-
-def _unload(engine: InferenceBackend) -> None:
-    """Free the model. An engine that fails at it leaves memory behind, but what it has measured stands."""
-    try:
-        engine.unload()
-    except Exception:
-        logger.warning("The %s engine could not be unloaded; memory may still be in use", engine.name, exc_info=True)
-
-
-def _run_preflight(config: ExperimentConfig, bench: Bench) -> Ready:
-    bench.observer(StepStarted("preflight"))
-    ready = bench.preflight(config, bench.engine)
-    bench.observer(StepFinished("preflight", "ok"))
-    return ready
+        try:
+            engine.unload()
+        except Exception:  # it leaves memory behind, but what it has measured stands
+            message = "The %s engine could not be unloaded; memory may still be in use"
+            logger.warning(message, engine.name, exc_info=True)

@@ -15,8 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from llenergymeasure.config.checks import ineffective_settings
-from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.models import ExperimentConfig, ineffective_settings
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
@@ -34,7 +33,7 @@ from llenergymeasure.security import validate_path
 logger = logging.getLogger(__name__)
 
 LOW_DISK_SHARE: Final = 0.10
-"""Free share of a file system below which a user is told."""
+"""Free part of a file system below which a user is told."""
 
 LIMIT_TOLERANCE_W: Final = 1.0
 """A power limit this close below the factory's is the factory's."""
@@ -59,12 +58,7 @@ Finding = Failure | MeasurementWarning | LoggedWarning
 
 @dataclass(frozen=True)
 class Case:
-    """What is checked, and what it would run on; each thing is looked for once, when a check first asks for it.
-
-    Args:
-        engine: Not loaded, or why there is none.
-        meter_name: The energy backend that is wanted; `None`: energy is switched off.
-    """
+    """What is checked, and what it would run on; each thing is looked for once, when a check first asks for it."""
 
     config: ExperimentConfig
     engine: InferenceBackend | BackendError
@@ -72,13 +66,6 @@ class Case:
     meter_name: BackendName | None
     host: Host
     options: MeterOptions
-
-    @cached_property
-    def engine_problems(self) -> tuple[str, ...]:
-        """What the engine says against the config."""
-        if isinstance(self.engine, BackendError):
-            return (str(self.engine),)
-        return tuple(self.engine.preflight(self.config))
 
     @cached_property
     def devices(self) -> tuple[DeviceId, ...] | LLEMError:
@@ -129,8 +116,8 @@ class Ready:
     Args:
         warnings: For the result.
         logged: What the log was told.
-        prompts: The prompts, read; `None`: nobody has read them yet.
-        meter: A meter that was asked for by name, proved; `None`: none was.
+        prompts: `None`: nobody has read them yet.
+        meter: The one that was asked for by name, proved; `None`: none was.
     """
 
     warnings: tuple[MeasurementWarning, ...] = ()
@@ -152,7 +139,6 @@ def run_preflight(
     Args:
         engine: Not loaded, or why there is none.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
-        options: How the meter will work.
 
     Raises:
         PreFlightError: The experiment cannot run here; lists every reason.
@@ -171,8 +157,10 @@ def run_preflight(
 
 def check_engine(case: Case) -> Iterator[Finding]:
     """Device, packages, model files, and settings that do not work together."""
-    yield from map(Failure, case.engine_problems)
-    if isinstance(case.devices, LLEMError) and str(case.devices) not in case.engine_problems:  # usually one of them
+    engine = case.engine
+    problems = [str(engine)] if isinstance(engine, BackendError) else list(engine.preflight(case.config))
+    yield from map(Failure, problems)
+    if isinstance(case.devices, LLEMError) and str(case.devices) not in problems:  # usually one of them
         yield Failure(str(case.devices))
 
 

@@ -17,11 +17,7 @@ Step = Literal["preflight", "baseline", "load", "warmup", "thermal_floor", "meas
 
 @dataclass(frozen=True, slots=True)
 class StepStarted:
-    """A step of the lifecycle begins.
-
-    Args:
-        total: Units of work ahead (prompts, or seconds to wait), where known.
-    """
+    """A step of the lifecycle begins; `total`: prompts or seconds of waiting ahead, where known."""
 
     step: Step
     total: float | None = None
@@ -29,11 +25,7 @@ class StepStarted:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """A step is over.
-
-    Args:
-        detail: What a reader wants to know about it, e.g. `61.2 W idle (30 s)`.
-    """
+    """A step is over; `detail` is for a reader, e.g. `61.2 W idle (30 s)`."""
 
     step: Step
     detail: str
@@ -78,11 +70,7 @@ TICK_S = 1.0
 
 
 def wait(seconds: float, step: Step, clock: Clock, observer: Observer) -> None:
-    """Wait for `seconds`, sending the remaining time about once a second.
-
-    Args:
-        seconds: How long to wait; nothing happens for 0 or less.
-    """
+    """Wait for `seconds` (not at all for 0 or less), sending the remaining time about once a second."""
     end_s = clock.now() + seconds
     while (remaining_s := end_s - clock.now()) > 0:
         observer(Waiting(step, remaining_s))

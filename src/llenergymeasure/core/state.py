@@ -95,7 +95,6 @@ class StateManager:
 
     Args:
         state_dir: Where the files are; made when the first one is written.
-        process_runs: Tells whether the process of a state is still there.
     """
 
     def __init__(self, state_dir: Path, process_runs: Callable[[ProcessIdentity], bool] = is_running) -> None:
@@ -105,11 +104,7 @@ class StateManager:
     def create(
         self, experiment_id: str, config_hash: str | None = None, process: ProcessIdentity | None = None
     ) -> ExperimentState:
-        """Begin a new experiment and write its state.
-
-        Args:
-            config_hash: `measurement_config_hash` of its config.
-            process: The process that will run it; `None`: this one.
+        """Begin a new experiment, which `process` or else this one will run, and write its state.
 
         Raises:
             PersistenceError: There is a state of that name already, or it cannot be written.
@@ -149,10 +144,7 @@ class StateManager:
         write_bytes_atomically(self._path(state.experiment_id), content.encode())
 
     def delete(self, experiment_id: str) -> bool:
-        """Remove the state of an experiment.
-
-        Returns:
-            Whether there was one.
+        """Remove the state of an experiment; whether there was one.
 
         Raises:
             PersistenceError: It cannot be removed.
@@ -175,10 +167,7 @@ class StateManager:
         return next((state for state in reversed(self._states()) if state.config_hash == config_hash), None)
 
     def cleanup_stale(self) -> list[str]:
-        """Mark as failed every experiment that is measuring in a process that is gone.
-
-        Returns:
-            Their identities.
+        """Mark as failed every experiment that is measuring in a process that is gone; their identities.
 
         Raises:
             PersistenceError: A state cannot be written.
@@ -198,14 +187,13 @@ class StateManager:
         return process is None or not self._process_runs(process)
 
     def _states(self) -> list[ExperimentState]:
-        return sorted(self._readable_states(), key=lambda state: (state.started_at, state.experiment_id))
-
-    def _readable_states(self) -> Iterator[ExperimentState]:
+        states = []
         for path in self._state_dir.glob(f"*{_SUFFIX}"):
             try:
-                yield _read(path)
+                states.append(_read(path))
             except PersistenceError as error:
                 logger.warning("Ignored: %s", error)
+        return sorted(states, key=lambda state: (state.started_at, state.experiment_id))
 
     def _path(self, experiment_id: str) -> Path:
         return self._state_dir / f"{sanitize_experiment_id(experiment_id)}{_SUFFIX}"
@@ -213,7 +201,7 @@ class StateManager:
 
 @contextmanager
 def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, observer: Observer) -> Iterator[Observer]:
-    """Keep the experiment's state on disk while the block runs and saves its result.
+    """Keep the experiment's state on disk while the block runs it, with the observer yielded, and saves its result.
 
     The state appears when pre-flight has passed, becomes `MEASURING` right before the window and `DONE` after it. It is
     removed when the block ends well: from then on the saved result speaks for itself. An experiment that fails or is
@@ -222,11 +210,6 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
 
     Args:
         output_dir: Where the result will go; `None`: nothing is written.
-        config_hash: Its `measurement_config_hash`.
-        observer: Told everything too.
-
-    Yields:
-        The observer to run the experiment with.
 
     Raises:
         PersistenceError: The state cannot be created, so a result could not be saved either.
@@ -234,17 +217,19 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
     if output_dir is None:
         yield observer
         return
-    manager = StateManager(output_dir / STATE_DIR_NAME)
+    state_dir = output_dir / STATE_DIR_NAME
+    manager = StateManager(state_dir)
     state: ExperimentState | None = None
 
     def follow(event: Event) -> None:
         nonlocal state
         if isinstance(event, StepFinished) and event.step == "preflight":
-            _tell_interrupted(manager)
+            for earlier in manager.cleanup_stale():
+                logger.warning("An earlier run, %s, was interrupted while measuring; it left no result.", earlier)
             try:
                 state = manager.create(experiment_id, config_hash)
             except PersistenceError:
-                _remove_if_empty(output_dir / STATE_DIR_NAME)
+                _remove_if_empty(state_dir)
                 raise
         elif state is not None and isinstance(event, StepStarted) and event.step in _PHASES:
             state.transition_to(_PHASES[event.step])
@@ -263,7 +248,7 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
     if state is not None:
         with _never_fatal():
             manager.delete(experiment_id)
-        _remove_if_empty(output_dir / STATE_DIR_NAME)
+        _remove_if_empty(state_dir)
 
 
 def _read(path: Path) -> ExperimentState:
@@ -290,8 +275,3 @@ def _never_fatal() -> Iterator[None]:
 def _remove_if_empty(directory: Path) -> None:
     with suppress(OSError):  # other experiments' states may still be in it
         directory.rmdir()
-
-
-def _tell_interrupted(manager: StateManager) -> None:
-    for experiment_id in manager.cleanup_stale():
-        logger.warning("An earlier run, %s, was interrupted while measuring; it left no result.", experiment_id)

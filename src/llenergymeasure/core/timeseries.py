@@ -1,31 +1,43 @@
-"""`timeseries.parquet`: what each device did, once a second, from the window's start.
+"""The files beside a result: what each device did, once a second; on request the raw power trace and the texts.
 
-Power is the mean over each second of the piecewise-linear trace, so that power times time adds up to the trace's
-integral; the other readings are means of the second's samples, throttle reasons their union. Where a second holds no
-sample, the latest one before it stands. The last row covers the rest of the window.
+In `timeseries.parquet`, which begins with the window, power is the mean over each second of the piecewise-linear trace,
+so that power times time adds up to the trace's integral; the other readings are means of the second's samples, throttle
+reasons their union. Where a second holds no sample, the latest one before it stands. The last row covers the rest.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial, reduce
 from itertools import pairwise
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.constants import VERSION
+from llenergymeasure.core.assemble import Observations
+from llenergymeasure.core.energy.gpu_energy import write_trace
 from llenergymeasure.core.energy.telemetry import UNKNOWN, Telemetry, answered
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.core.window import slice_limits
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+TIMESERIES_FILE: Final = "timeseries.parquet"
+TRACE_FILE: Final = "trace.parquet"
+OUTPUTS_FILE: Final = "outputs.jsonl"
 
 ROW_S: Final = 1.0
 """Length of a row in seconds."""
@@ -42,6 +54,77 @@ UNITS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Artefacts:
+    """Paths of what was written; `None` where there was nothing to write.
+
+    Args:
+        timeseries: A file without rows where the meter takes no samples.
+        trace: Every sample at full rate, from which the energy can be computed again.
+        outputs: Prompts, generated texts and token counts, one JSON object per line.
+        further: The traces of further processes.
+    """
+
+    timeseries: Path | None = None
+    trace: Path | None = None
+    outputs: Path | None = None
+    further: tuple[Path, ...] = ()
+
+    @property
+    def beside_timeseries(self) -> tuple[Path, ...]:
+        """Every file but the time series."""
+        return (*(path for path in (self.trace, self.outputs) if path is not None), *self.further)
+
+
+def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
+    """Write the files that belong beside the result into `work_dir`, which must exist.
+
+    One that the disk refuses is left out, and the log says so.
+
+    Raises:
+        ExperimentError: Nothing is left of the window to count.
+    """
+    energy, wanted = seen.window.energy, seen.config.measurement
+    trace = outputs = None
+    timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, partial(write_timeseries, energy))
+    if energy.telemetry is not None and wanted.save_trace:
+        limits = slice_limits(wanted, seen.window)
+        trace = write_or_go_without(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, limits))
+    if wanted.save_outputs:
+        outputs = write_or_go_without(work_dir / OUTPUTS_FILE, partial(_write_outputs, seen))
+    return Artefacts(timeseries, trace, outputs)
+
+
+def write_or_go_without(path: Path, write: Callable[[Path], object]) -> Path | None:
+    """`path` when `write` could fill it, else `None` and a line in the log: figures must outlive a full disk."""
+    try:
+        write(path)
+    except OSError as error:
+        logger.warning("%s could not be written, so the result goes without it: %s", path.name, error)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
+    return path
+
+
+def _write_outputs(seen: Observations, path: Path) -> None:
+    """What the model was asked and what it answered, request by request."""
+    prompts = {prompt.index: prompt for prompt in seen.prompts.prompts}
+    with path.open("w", encoding="utf-8") as lines:
+        for output in seen.window.outputs:
+            prompt = prompts[output.index]
+            row = {
+                "index": output.index,
+                "prompt": seen.tokenizer.decode(prompt.token_ids) if prompt.text is None else prompt.text,
+                "truncated": prompt.truncated,
+                "output": seen.tokenizer.decode(output.token_ids),
+                "input_tokens": output.input_tokens,
+                "output_tokens": output.output_tokens,
+                "finish_reason": output.finish_reason,
+            }
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
     """Write the time series of a window; the file appears whole or not at all. Without samples it has no rows.
 
@@ -53,29 +136,24 @@ def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
 
     devices = energy.telemetry.devices if energy.telemetry is not None else ()
     schema = _schema(devices, energy.duration_sec, _sampler_figures(energy.telemetry))
-    partial = path.with_name(f".{path.name}.partial")
+    unfinished = path.with_name(f".{path.name}.partial")
     try:
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
             for index, device in enumerate(devices):
                 columns = timeseries_columns(energy, device)
                 columns["gpu_index"] = [None if device == CPU_DEVICE else index] * len(columns["timestamp_s"])
                 arrays = [pa.array(columns[field.name], field.type) for field in schema]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
-        os.replace(partial, path)
+        os.replace(unfinished, path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return path
 
 
 def merge_timeseries(paths: Sequence[Path], path: Path) -> Path:
-    """Put the time series of processes whose windows began together into one file, each device once.
+    """Put the time series of processes whose windows began together into one file.
 
-    Args:
-        paths: One file per process. A device that several of them sampled is taken from the first.
-        path: Where to write.
-
-    Returns:
-        `path`.
+    A device that several of them sampled is taken from the first.
 
     Raises:
         OSError: A file cannot be read or written.

@@ -6,9 +6,10 @@ a wait in which the device cools to a repeatable state, which also tells the idl
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from llenergymeasure.config.models import WarmupConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
@@ -56,34 +57,40 @@ def warm_up(
     Every iteration is one batch of the experiment's size, so that the shapes of the measurement are the ones warmed.
 
     Args:
-        requests: The experiment's requests; warm-up goes through them in order, again from the start when they end.
+        requests: Gone through in order, again from the start when they end, with short outputs.
         meter: Measures the thermal floor's wait.
     """
     if not config.enabled:
         return Warmup(result=None)
-    batches = _BatchCycle(requests, engine.batch_size or 1)
+    size = min(engine.batch_size or 1, len(requests))
+    short = itertools.cycle([_shortened(request) for request in requests])
+    iterations = 0
     started_s = clock.now()
     total = config.max_prompts if config.convergence_detection else config.n_warmup
     observer(StepStarted("warmup", total))
 
     def run_one() -> float:
         """Latency of one iteration in milliseconds."""
-        batch = batches.next()
+        nonlocal iterations
+        batch = list(itertools.islice(short, size))
+        iterations += 1
         before_s = clock.now()
         engine.generate(batch)
         engine.synchronize()
         after_s = clock.now()
-        observer(PromptsDone("warmup", batches.iterations, total, 0, after_s - started_s))
+        observer(PromptsDone("warmup", iterations, total, 0, after_s - started_s))
         return (after_s - before_s) * 1000.0
 
     result = warmup_until_converged(run_one, config)
-    floor = f", then {config.thermal_floor_seconds:g} s thermal floor" if config.thermal_floor_seconds > 0 else ""
+    floor_s, resident = config.thermal_floor_seconds, None
+    floor = f", then {floor_s:g} s thermal floor" if floor_s > 0 else ""
     observer(StepFinished("warmup", f"{result.iterations_completed}/{total} prompts{floor}"))
-    result, resident = _hold_thermal_floor(result, config, meter, clock, observer)
-    if config.thermal_floor_seconds > 0:
+    if floor_s > 0:
+        waited_s, resident = _hold_thermal_floor(floor_s, meter, clock, observer)
+        result = result.model_copy(update={"thermal_floor_wait_s": waited_s})
         run_one()  # wakes clocks that went to sleep during the wait
     idle_w = None if resident is None else resident.power_w
-    return Warmup(result, batches.prompts_run, idle_w, (*_warnings(result, config), *_resident_warnings(resident)))
+    return Warmup(result, iterations * size, idle_w, tuple(_warnings(result, floor_s, resident)))
 
 
 def warmup_until_converged(run_one: Callable[[], float], config: WarmupConfig) -> WarmupResult:
@@ -96,31 +103,15 @@ def warmup_until_converged(run_one: Callable[[], float], config: WarmupConfig) -
         run_one: Runs one iteration and returns its latency in milliseconds.
         config: Counts and thresholds. `max_prompts` bounds the convergence mode, the fixed count included.
     """
-    if not config.enabled:
-        return _result([], config, converged=True)
     latencies_ms: list[float] = []
-    if not config.convergence_detection:
+    converged = not (config.enabled and config.convergence_detection)
+    if config.enabled and converged:
         latencies_ms.extend(run_one() for _ in range(config.n_warmup))
-        return _result(latencies_ms, config, converged=True)
-    first = max(config.n_warmup, config.min_prompts)
-    while len(latencies_ms) < config.max_prompts:
+    first = max(config.n_warmup, config.min_prompts, config.window_size)
+    while not converged and len(latencies_ms) < config.max_prompts:
         latencies_ms.append(run_one())
-        if len(latencies_ms) >= max(first, config.window_size):
-            cv = coefficient_of_variation(latencies_ms[-config.window_size :])
-            if cv is not None and cv <= config.cv_threshold:
-                return _result(latencies_ms, config, converged=True)
-    return _result(latencies_ms, config, converged=False)
-
-
-def coefficient_of_variation(values: Sequence[float]) -> float | None:
-    """Sample standard deviation over mean; `None` for fewer than two values or a mean of 0."""
-    if len(values) < 2:
-        return None
-    mean = statistics.fmean(values)
-    return statistics.stdev(values) / mean if mean > 0 else None
-
-
-def _result(latencies_ms: list[float], config: WarmupConfig, *, converged: bool) -> WarmupResult:
+        cv = coefficient_of_variation(latencies_ms[-config.window_size :])
+        converged = len(latencies_ms) >= first and cv is not None and cv <= config.cv_threshold
     return WarmupResult(
         converged=converged,
         final_cv=coefficient_of_variation(latencies_ms[-config.window_size :]),
@@ -131,13 +122,18 @@ def _result(latencies_ms: list[float], config: WarmupConfig, *, converged: bool)
     )
 
 
+def coefficient_of_variation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation over mean; `None` for fewer than two values or a mean of 0."""
+    if len(values) < 2:
+        return None
+    mean = statistics.fmean(values)
+    return statistics.stdev(values) / mean if mean > 0 else None
+
+
 def _hold_thermal_floor(
-    result: WarmupResult, config: WarmupConfig, meter: EnergyBackend, clock: Clock, observer: Observer
-) -> tuple[WarmupResult, Baseline | None]:
-    """Wait `thermal_floor_seconds`; returns the completed record and the idle power that was measured meanwhile."""
-    seconds = config.thermal_floor_seconds
-    if seconds <= 0:
-        return result, None
+    seconds: float, meter: EnergyBackend, clock: Clock, observer: Observer
+) -> tuple[float, Baseline | None]:
+    """Wait; returns for how many seconds, and the idle power that was measured meanwhile."""
     observer(StepStarted("thermal_floor", seconds))
     before_s = clock.now()
     resident = None
@@ -147,63 +143,33 @@ def _hold_thermal_floor(
         wait(seconds, "thermal_floor", clock, observer)
     waited_s = clock.now() - before_s
     observer(StepFinished("thermal_floor", f"{waited_s:.0f} s"))
-    return result.model_copy(update={"thermal_floor_wait_s": waited_s}), resident
+    return waited_s, resident
 
 
-def _warnings(result: WarmupResult, config: WarmupConfig) -> tuple[MeasurementWarning, ...]:
-    found = []
+def _warnings(result: WarmupResult, floor_s: float, resident: Baseline | None) -> Iterator[MeasurementWarning]:
     if not result.converged:
         seen = "unknown" if result.final_cv is None else f"{result.final_cv:.3f}"
-        found.append(
-            MeasurementWarning(
-                WarningCode.WARMUP_NOT_CONVERGED,
-                f"latencies still varied after {result.iterations_completed} warm-up prompts "
-                f"(CV {seen}, wanted {result.target_cv:g}); raise warmup.max_prompts",
-            )
+        yield MeasurementWarning(
+            WarningCode.WARMUP_NOT_CONVERGED,
+            f"latencies still varied after {result.iterations_completed} warm-up prompts "
+            f"(CV {seen}, wanted {result.target_cv:g}); raise warmup.max_prompts",
         )
-    if config.thermal_floor_seconds <= 0:
-        found.append(
-            MeasurementWarning(
-                WarningCode.THERMAL_FLOOR_DISABLED,
-                "no wait between warm-up and measurement (warmup.thermal_floor_seconds is 0); "
-                "the device's temperature at the start depends on what ran before",
-            )
+    if floor_s <= 0:
+        yield MeasurementWarning(
+            WarningCode.THERMAL_FLOOR_DISABLED,
+            "no wait between warm-up and measurement (warmup.thermal_floor_seconds is 0); "
+            "the device's temperature at the start depends on what ran before",
         )
-    return tuple(found)
-
-
-def _resident_warnings(resident: Baseline | None) -> tuple[MeasurementWarning, ...]:
-    if resident is None or resident.power_w is not None:
-        return ()
-    reasons = "; ".join(warning.message for warning in resident.warnings)
-    message = f"no idle power with the model in memory: {reasons}"
-    return (MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, message),)
-
-
-class _BatchCycle:
-    """Batches of a fixed size from a list of requests, starting over at its end, with short outputs."""
-
-    def __init__(self, requests: Sequence[GenerationRequest], size: int) -> None:
-        self._requests = requests
-        self._size = min(size, len(requests))
-        self._position = 0
-        self.iterations = 0
-        self.prompts_run = 0
-
-    def next(self) -> list[GenerationRequest]:
-        batch = [
-            _shortened(self._requests[(self._position + offset) % len(self._requests)]) for offset in range(self._size)
-        ]
-        self._position += self._size
-        self.iterations += 1
-        self.prompts_run += len(batch)
-        return batch
+    if resident is not None and resident.power_w is None:
+        reasons = "; ".join(warning.message for warning in resident.warnings)
+        yield MeasurementWarning(
+            WarningCode.TELEMETRY_UNAVAILABLE, f"no idle power with the model in memory: {reasons}"
+        )
 
 
 def _shortened(request: GenerationRequest) -> GenerationRequest:
-    return GenerationRequest(
-        index=request.index,
-        token_ids=request.token_ids,
+    return replace(
+        request,
         max_new_tokens=min(request.max_new_tokens, WARMUP_OUTPUT_TOKENS),
         min_new_tokens=min(request.min_new_tokens, WARMUP_OUTPUT_TOKENS),
     )

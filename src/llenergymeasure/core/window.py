@@ -1,4 +1,4 @@
-"""The measurement window: what runs between two synchronised instants, and nothing else.
+"""The measurement window: what runs between two synchronised instants, and nothing else; and the slice that counts.
 
 synchronize │ meter opens │ generate, generate, … │ synchronize │ meter closes
             └─ start_s                                          └─ end_s
@@ -10,32 +10,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from llenergymeasure.config.models import ExperimentConfig, MeasurementConfig
 from llenergymeasure.core.backends.protocol import (
     GenerationOutput,
     GenerationRequest,
     InferenceBackend,
-    InferenceEngine,
     RequestOutput,
 )
 from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.integrate import Span, energy_between
 from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement
+from llenergymeasure.core.metrics.counting import TokenCounts, count_tokens, count_tokens_between, full_batch_interval
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, clock_face
+from llenergymeasure.domain.base import Methodology
+from llenergymeasure.exceptions import ExperimentError
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What happened in the measurement window.
-
-    Args:
-        outputs: One per request and pass, in order.
-        passes: How often the prompts were gone through.
-        started_at: Wall-clock time of the window's start (UTC).
-        ended_at: Wall-clock time of its end (UTC).
-    """
+    """What happened in the measurement window, one output per request and pass; its edges on the wall clock (UTC)."""
 
     outputs: tuple[RequestOutput, ...]
     energy: EnergyMeasurement
-    passes: int
     started_at: datetime
     ended_at: datetime
 
@@ -61,57 +57,42 @@ def measure_window(
         BackendError: The engine failed; the meter has been stopped.
     """
     outputs: list[RequestOutput] = []
-    tally = _Tally(len(requests), clock, observer)
-    batched: InferenceEngine = BatchedEngine(engine, tally.add)
+    output_tokens = 0
+
+    def add(produced: Sequence[RequestOutput]) -> None:
+        nonlocal output_tokens
+        planned = (len(outputs) // len(requests) + 1) * len(requests)
+        outputs.extend(produced)
+        output_tokens += sum(request.output_tokens for request in produced)
+        observer(PromptsDone("measure", len(outputs), planned, output_tokens, clock.now() - handle.start_s))
+
+    batched = BatchedEngine(engine, add)
     observer(StepStarted("measure", len(requests)))
     engine.reset_peak_memory()
     if wait_for_others is not None:
         wait_for_others()
     engine.synchronize()
     handle = meter.start_tracking()
-    tally.start_s = handle.start_s
     started_at = clock.wall()
     try:
         while not outputs or clock.now() - handle.start_s < min_duration_s:
-            outputs.extend(batched.run(requests).requests)
+            batched.run(requests)
         engine.synchronize()
     except BaseException:  # the meter's threads must end whatever happened, Ctrl-C included
         meter.stop_tracking(handle).close()
         raise
     energy = meter.stop_tracking(handle)
     ended_at = clock.wall()
-    speed = tally.output_tokens / energy.duration_sec
-    done = f"{len(outputs)}/{len(outputs)} prompts"
-    observer(StepFinished("measure", f"{done}  [{clock_face(energy.duration_sec)}, {speed:.0f} tok/s]"))
-    return Window(tuple(outputs), energy, len(outputs) // len(requests), started_at, ended_at)
-
-
-class _Tally:
-    """Counts what is done and tells the observer, once per batch."""
-
-    def __init__(self, per_pass: int, clock: Clock, observer: Observer) -> None:
-        self._per_pass = per_pass
-        self._clock = clock
-        self._observer = observer
-        self._done = 0
-        self.output_tokens = 0
-        self.start_s = 0.0
-
-    def add(self, produced: Sequence[RequestOutput]) -> None:
-        """Count one batch."""
-        passes_begun = self._done // self._per_pass + 1
-        self._done += len(produced)
-        self.output_tokens += sum(request.output_tokens for request in produced)
-        elapsed_s = self._clock.now() - self.start_s
-        self._observer(PromptsDone("measure", self._done, passes_begun * self._per_pass, self.output_tokens, elapsed_s))
+    took = f"[{clock_face(energy.duration_sec)}, {output_tokens / energy.duration_sec:.0f} tok/s]"
+    observer(StepFinished("measure", f"{len(outputs)}/{len(outputs)} prompts  {took}"))
+    return Window(tuple(outputs), energy, started_at, ended_at)
 
 
 class BatchedEngine:
-    """An `InferenceEngine` over a backend that takes a batch at a time.
+    """An `InferenceEngine` over a loaded backend that takes a batch at a time.
 
     Args:
-        backend: The loaded backend; its `batch_size` says how many requests it takes at once.
-        on_batch: Called with each batch's outputs; it runs between two batches and must be quick.
+        on_batch: Called with each batch's outputs, between two batches: it must be quick.
     """
 
     def __init__(self, backend: InferenceBackend, on_batch: Callable[[Sequence[RequestOutput]], None]) -> None:
@@ -138,3 +119,69 @@ def split_into_batches(
     """The requests in order, `batch_size` at a time; all at once for `None`, where the engine batches by itself."""
     size = batch_size or len(requests)
     return [requests[start : start + size] for start in range(0, len(requests), size)]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementSlice:
+    """The part of a window that goes into the headline figures, its instants on the measurement clock in seconds."""
+
+    methodology: Methodology
+    start_s: float
+    end_s: float
+    tokens: TokenCounts
+    energy: EnergyMeasurement
+
+    def whole_requests(self, outputs: Sequence[RequestOutput]) -> Sequence[RequestOutput]:
+        """Those of `outputs` whose latencies belong to the slice: all, or those begun and ended within it."""
+        if self.methodology != "windowed":
+            return outputs
+        return [
+            output
+            for output in outputs
+            if output.token_times_s is not None
+            and self.start_s <= output.started_s
+            and output.token_times_s[-1] <= self.end_s
+        ]
+
+    @property
+    def duration_s(self) -> float:
+        """Its length."""
+        return self.end_s - self.start_s
+
+
+def measurement_slice(config: ExperimentConfig, window: Window) -> MeasurementSlice:
+    """Find the part of `window` that counts, its tokens and its energy.
+
+    Raises:
+        ExperimentError: Nothing was produced in it, or it cannot be told apart.
+    """
+    energy = window.energy
+    limits = slice_limits(config.measurement, window)
+    if limits is None:
+        methodology: Methodology = "steady_state" if config.warmup.enabled else "total"
+        return MeasurementSlice(methodology, energy.start_s, energy.end_s, count_tokens(window.outputs), energy)
+    start_s, end_s = limits
+    tokens = count_tokens_between(window.outputs, start_s, end_s)
+    return MeasurementSlice("windowed", start_s, end_s, tokens, energy_between(energy, start_s, end_s))
+
+
+def slice_limits(config: MeasurementConfig, window: Window) -> Span | None:
+    """Start and end of the part of `window` that counts, on the measurement clock in seconds; `None`: all of it.
+
+    Raises:
+        ExperimentError: Nothing is left of it, or it cannot be told apart.
+    """
+    if not (config.skip_first_seconds or config.skip_last_seconds or config.full_batch_only):
+        return None
+    start_s = window.energy.start_s + (config.skip_first_seconds or 0.0)
+    end_s = window.energy.end_s - (config.skip_last_seconds or 0.0)
+    if config.full_batch_only:
+        full_s, drained_s = full_batch_interval(window.outputs)
+        start_s, end_s = max(start_s, full_s), min(end_s, drained_s)
+    if end_s <= start_s:
+        raise ExperimentError(
+            f"nothing is left of the {window.energy.duration_sec:.2f} s window after measurement.skip_first_seconds "
+            f"= {config.skip_first_seconds or 0:g}, skip_last_seconds = {config.skip_last_seconds or 0:g} and "
+            f"full_batch_only = {str(config.full_batch_only).lower()}; measure for longer or skip less."
+        )
+    return start_s, end_s

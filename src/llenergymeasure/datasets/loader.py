@@ -11,23 +11,26 @@ Prompts are used as they stand, without a chat template, in file order, the firs
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llenergymeasure.datasets.hub import HUB_PREFIX, load_hub_prompts
-from llenergymeasure.datasets.jsonl import read_jsonl, too_few
-from llenergymeasure.datasets.synthetic import make_prompts, synthetic_identity
-from llenergymeasure.datasets.types import Prompt, PromptSet, PromptTokenizer, RawPrompt, RawPrompts
+from llenergymeasure.datasets.sources import HUB_PREFIX, load_hub_prompts, read_jsonl, too_few
+from llenergymeasure.datasets.types import DatasetIdentity, Prompt, PromptSet, PromptTokenizer, RawPrompt, RawPrompts
 from llenergymeasure.exceptions import DatasetError
 from llenergymeasure.security import validate_path
 
 if TYPE_CHECKING:
     from llenergymeasure.config.models import ExperimentConfig, SyntheticDatasetConfig
 
-_BUILTIN_DIR: Final = Path(__file__).parent / "builtin"
-
-BUILTIN_DATASETS: Final = {"aienergyscore": _BUILTIN_DIR / "aienergyscore.jsonl"}
+BUILTIN_DATASETS: Final = {"aienergyscore": Path(__file__).parent / "builtin" / "aienergyscore.jsonl"}
 """Data sets that come with the package, by the name a configuration uses."""
+
+_RECIPE_VERSION: Final = 1
+"""Of synthetic prompts; goes up whenever the same parameters would give other prompts. Part of their identity."""
 
 _SUFFIX: Final = ".jsonl"
 
@@ -69,6 +72,48 @@ def load_raw_prompts(dataset: str | SyntheticDatasetConfig, n: int) -> RawPrompt
     raise DatasetError(_unknown(dataset))
 
 
+def make_prompts(config: SyntheticDatasetConfig, n: int, tokenizer: PromptTokenizer) -> tuple[Prompt, ...]:
+    """Make the first `n` prompts, each of exactly `config.input_len` tokens, random ids of the model's own vocabulary.
+
+    The ids are drawn directly: text that is encoded again would come out longer or shorter. Prompt `i` depends on the
+    seed, `i`, the length and the vocabulary, so a smaller `n` gives the beginning of a larger one. The special ids that
+    the tokenizer itself puts around a text (BOS, mostly) are there and count; no other special id occurs.
+
+    Raises:
+        DatasetError: `input_len` leaves no room for those, or the vocabulary has no ordinary id.
+    """
+    opening, closing = _frame(tokenizer)
+    body_len = config.input_len - len(opening) - len(closing)
+    if body_len < 0:
+        raise DatasetError(
+            f"dataset synthetic: input_len = {config.input_len} is too short: this model's tokenizer adds "
+            f"{len(opening) + len(closing)} special tokens to every prompt. Set input_len higher."
+        )
+    ordinary_ids = [token_id for token_id in range(tokenizer.vocab_size) if token_id not in tokenizer.special_ids]
+    if not ordinary_ids:
+        raise DatasetError("dataset synthetic: the model's vocabulary has no ordinary token to build prompts from")
+    bodies = (_draw(config.seed, index, ordinary_ids, body_len) for index in range(n))
+    made = ((*opening, *body, *closing) for body in bodies)
+    return tuple(Prompt(index, tokenizer.decode(ids), ids, False, None) for index, ids in enumerate(made))
+
+
+def synthetic_identity(config: SyntheticDatasetConfig, n: int) -> DatasetIdentity:
+    """Identity of the first `n` prompts; the pool's size is not in it, for it does not change them."""
+    parameters = {
+        "input_len": config.input_len,
+        "output_len": config.output_len,
+        "recipe": _RECIPE_VERSION,
+        "seed": config.seed,
+    }
+    canonical = json.dumps(parameters, sort_keys=True, separators=(",", ":"))
+    return DatasetIdentity(
+        name=f"synthetic-{config.input_len}-{config.output_len}-seed{config.seed}",
+        sha256=hashlib.sha256(canonical.encode()).hexdigest(),
+        prompt_count=n,
+        source="synthetic",
+    )
+
+
 def _tokenise(index: int, prompt: RawPrompt, config: ExperimentConfig, tokenizer: PromptTokenizer) -> Prompt:
     token_ids = tokenizer.encode(prompt.text)
     if not token_ids:
@@ -108,3 +153,22 @@ def _unknown(dataset: str) -> str:
 
 def _did_you_mean(near: list[str]) -> str:
     return f". Did you mean '{near[0]}'?" if near else "."
+
+
+def _frame(tokenizer: PromptTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Special ids that the tokenizer puts before and after a text."""
+    ids = tokenizer.encode("a")
+    is_special = [token_id in tokenizer.special_ids for token_id in ids]
+    start = is_special.index(False) if False in is_special else len(ids)
+    end = len(ids)
+    while end > start and is_special[end - 1]:
+        end -= 1
+    return tuple(ids[:start]), tuple(ids[end:])
+
+
+def _draw(seed: int, index: int, ordinary_ids: Sequence[int], count: int) -> list[int]:
+    # A text seed goes through SHA-512 and `random()` is the generator's raw output: both are fixed across Python
+    # versions, which `choices` and `sample` are not.
+    uniform = random.Random(f"{seed}:{index}").random
+    size = len(ordinary_ids)
+    return [ordinary_ids[int(uniform() * size)] for _ in range(count)]

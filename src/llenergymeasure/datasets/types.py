@@ -33,12 +33,10 @@ class DatasetIdentity:
     """Which prompts an experiment used, for results, resume and comparison.
 
     Args:
-        name: The data set as the configuration names it.
+        name: As the configuration names it.
         sha256: 64 hex digits; depends on the data set alone, never on the model or its tokenizer. Of a JSONL file (the
             bundled ones too): over its bytes. Of Hub data: over the prompts used, one canonical JSON line each. Of
             synthetic prompts: over their parameters and the version of the recipe.
-        prompt_count: Prompts taken from it.
-        source: What kind of place they came from.
         revision: Commit of a data set on the Hub; `None` for everything else, and where the Hub did not tell.
     """
 
@@ -70,10 +68,8 @@ class Prompt:
     """A prompt as every engine sees it.
 
     Args:
-        index: Position in the experiment, from 0.
-        text: The prompt's text before truncation; `None` where there is none.
+        text: As it was before truncation; `None` where there is none.
         token_ids: Input ids, BOS included, cut to the experiment's `max_input_tokens`.
-        truncated: Whether something was cut off at the end.
         max_new_tokens: Most output tokens for this prompt where the data set sets a limit, never above the
             experiment's; `None`: the experiment's `max_output_tokens` alone.
     """
@@ -87,11 +83,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """All prompts of one experiment, in the order in which they are measured.
-
-    Args:
-        truncated_count: Prompts that were longer than `max_input_tokens`.
-    """
+    """All prompts of one experiment, in the order in which they are measured."""
 
     prompts: tuple[Prompt, ...]
     identity: DatasetIdentity

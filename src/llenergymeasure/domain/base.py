@@ -1,18 +1,21 @@
-"""The base of every record in this package, and what several of them share: field types, moments, identities."""
+"""What every record here is made of: its base, the types of its fields, and what a figure declares.
+
+    baseline_power_w: Annotated[float | None, Merge(total, counted=True), Column(26, "W", "Idle power of the devices")]
+
+`Merge` says how a figure comes from several processes, `Column` where it stands in tables. Aggregation and export read
+these declarations, so that a new figure is its declaration and what measures it.
+"""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
-import sys
-from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from operator import attrgetter
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 EnergyMethod = Literal["hardware_counter", "power_integration", "model_estimate"]
 """How joules were found: a meter's own counter, the integral of power samples, or a model (an estimate)."""
@@ -20,11 +23,13 @@ EnergyMethod = Literal["hardware_counter", "power_integration", "model_estimate"
 EnergyScope = Literal["gpu", "gpu_module", "gpu_board", "cpu_package", "cpu_package_and_dram", "machine_model"]
 """What joules include. `gpu_board`: the parent board of a MIG slice. `machine_model`: CPU and RAM as modelled."""
 
+SchemaVersion = Annotated[str, Field(pattern=r"^2\.\d+$", description="Schema of this record.")]
+
 Methodology = Literal["total", "steady_state", "windowed"]
 """Warm-up off; warm-up run and excluded; only part of the generation counted."""
 
 Confidence = Literal["high", "medium", "low"]
-"""How far a counted figure can be trusted."""
+"""How far a counted figure can be trusted; best first."""
 
 
 class Record(BaseModel):
@@ -33,25 +38,19 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
+def optional(description: str, ge: int | None = None) -> Any:
+    """A field that may be null, and is unless it is given: not measured, not known, not there."""
+    return Field(default=None, ge=ge, description=description)
+
+
+def empty(kind: Callable[[], object], description: str) -> Any:
+    """A field that holds an empty `kind`, say a list, unless it is given."""
+    return Field(default_factory=kind, description=description)
+
+
 def as_utc(moment: datetime) -> datetime:
     """`moment` in UTC; one without a time zone is taken as UTC."""
     return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
-
-
-def compute_measurement_config_hash(config: BaseModel) -> str:
-    """Identity of what a configuration measures: the same on every machine, process and Python version.
-
-    Unset fields do not count, so that a release which adds an optional field keeps the hashes of old configurations;
-    `output_dir` says where results go, not what is measured.
-
-    Args:
-        config: An `ExperimentConfig`.
-
-    Returns:
-        The first 16 hex digits of SHA-256 over the configuration's JSON with sorted keys.
-    """
-    fields = config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"})
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def json_ready(value: Any) -> Any:
@@ -79,45 +78,136 @@ JsonDict = Annotated[dict[str, Any], BeforeValidator(json_ready)]
 """A mapping as it will stand in a JSON file, see `json_ready`."""
 
 
-def _parse_array(value: object, typecode: Literal["f", "d"]) -> array[float]:
-    if isinstance(value, str):
-        numbers = array(typecode)
-        numbers.frombytes(base64.b64decode(value, validate=True))
-        if sys.byteorder == "big":
-            numbers.byteswap()
-    elif isinstance(value, Iterable):
-        try:
-            numbers = array(typecode, value)
-        except TypeError as error:
-            raise ValueError(f"expected numbers: {error}") from error
-    else:
-        raise ValueError("expected numbers, or their little-endian bytes in base64")
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError("every number must be finite")
-    return numbers
+K = TypeVar("K")
+T = TypeVar("T")
+RecordT = TypeVar("RecordT", bound=Record)
 
 
-def _encode_array(numbers: array[float]) -> str:
-    if sys.byteorder == "big":
-        numbers = array(numbers.typecode, numbers)
-        numbers.byteswap()
-    return base64.b64encode(numbers.tobytes()).decode("ascii")
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """How one figure comes from those of several processes.
+
+    Args:
+        rule: Gets the values in the order of the process indices.
+        source: Dotted path of the values in the records; the figure's own name by default.
+        counted: Whether only records whose energy counts take part, so that a shared device is not counted twice.
+    """
+
+    rule: Callable[[Sequence[Any]], Any]
+    source: str = ""
+    counted: bool = False
 
 
-_TO_BASE64 = PlainSerializer(_encode_array, return_type=str)
-_BASE64_SCHEMA = WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the flat row, for CSV and Parquet.
 
-if TYPE_CHECKING:
-    _FloatArray = array[float]
-else:
-    _FloatArray = array  # not subscriptable at run time before Python 3.12
+    Args:
+        position: Its place, from 1. Never changes within 2.x: a new column takes the next free one.
+        unit: Unit of its values, or "".
+        text: What it holds; by default what the figure's own description says.
+        name: By default the figure's own. Never changes within 2.x either.
+        at: Dotted path of the value within the figure, where the figure is a record.
+    """
 
-Float32Array = Annotated[
-    _FloatArray, PlainValidator(lambda value: _parse_array(value, "f")), _TO_BASE64, _BASE64_SCHEMA
-]
-"""Numbers at 4 bytes each (7 significant digits), for what there is one of per token; base64 in JSON."""
+    position: int
+    unit: str = ""
+    text: str = ""
+    name: str = ""
+    at: str = ""
 
-Float64Array = Annotated[
-    _FloatArray, PlainValidator(lambda value: _parse_array(value, "d")), _TO_BASE64, _BASE64_SCHEMA
-]
-"""Numbers at 8 bytes each, for what there is one of per request; base64 in JSON."""
+
+def columns_in(metadata: Iterable[object]) -> Iterator[Column]:
+    """The columns among what is declared about a figure, alone or several at once."""
+    for declared in metadata:
+        for column in declared if isinstance(declared, tuple) else (declared,):
+            if isinstance(column, Column):
+                yield column
+
+
+def merge_figures(model: type[Record], records: Sequence[Record], counted: Sequence[Record]) -> dict[str, Any]:
+    """Every figure of `model` that declares how it merges, merged.
+
+    Args:
+        counted: Those of `records` whose energies add up to the experiment's.
+    """
+    merged = {}
+    for name, field in model.model_fields.items():
+        for merge in field.metadata:
+            if isinstance(merge, Merge):
+                read = attrgetter(merge.source or name)
+                merged[name] = merge.rule([read(record) for record in (counted if merge.counted else records)])
+    return merged
+
+
+def merge_records(parts: Sequence[RecordT]) -> RecordT:
+    """One record of several, at least one: each field by the rule declared with it, else as the first has it."""
+    return parts[0].model_copy(update=merge_figures(type(parts[0]), parts, parts))
+
+
+def complete(values: Iterable[T | None]) -> list[T] | None:
+    """The values, or `None` when one is unknown or there are none."""
+    everything = list(values)
+    known = [value for value in everything if value is not None]
+    return known if known and len(known) == len(everything) else None
+
+
+def of_all(rule: Callable[[list[Any]], T]) -> Callable[[Iterable[Any]], T | None]:
+    """`rule` where every process has a value; what is not known of all is not known."""
+
+    def merged(values: Iterable[Any]) -> T | None:
+        known = complete(values)
+        return None if known is None else rule(known)
+
+    return merged
+
+
+def of_known(rule: Callable[[list[Any]], T]) -> Callable[[Iterable[Any]], T | None]:
+    """`rule` over the values that are there."""
+
+    def merged(values: Iterable[Any]) -> T | None:
+        known = [value for value in values if value is not None]
+        return rule(known) if known else None
+
+    return merged
+
+
+total = of_all(math.fsum)
+count: Callable[[Iterable[int | None]], int | None] = of_all(sum)
+largest: Callable[[Iterable[float | None]], float | None] = of_known(max)
+
+
+def first(values: Sequence[T]) -> T:
+    """The first process's value, of what all have in common."""
+    return values[0]
+
+
+def only(values: Iterable[Hashable]) -> Hashable:
+    """The value that all share, or `None` when they differ."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else None
+
+
+def joined(values: Iterable[Iterable[T]]) -> list[T]:
+    """The entries of all lists, one after the other."""
+    return [entry for value in values for entry in value]
+
+
+def distinct(values: Iterable[Iterable[T]]) -> list[T]:
+    """The entries of all lists, each once, in the order of first appearance."""
+    return list(dict.fromkeys(joined(values)))
+
+
+def united(values: Iterable[Mapping[K, T]]) -> dict[K, T]:
+    """The entries of all mappings."""
+    return {key: entry for value in values for key, entry in value.items()}
+
+
+Total = Annotated[T, Merge(total)]
+Count = Annotated[T, Merge(count)]
+Largest = Annotated[T, Merge(largest)]
+Same = Annotated[T, Merge(only)]
+First = Annotated[T, Merge(first)]
+AllOf = Annotated[T, Merge(all)]
+AnyOf = Annotated[T, Merge(any)]
+"""The common rules, for the figures of a record: `power_w: Total[float | None]`."""

@@ -5,29 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import EnergyMethod, EnergyScope, Record
-from llenergymeasure.domain.figures import (
+from llenergymeasure.domain.base import (
     AllOf,
     Column,
+    EnergyMethod,
+    EnergyScope,
     Largest,
     Merge,
+    Record,
     Same,
     Total,
     complete,
+    empty,
     largest,
     merge_records,
     of_known,
+    optional,
     united,
 )
 
 BaselineMethod = Literal["fresh", "cached", "unavailable"]
-"""Where an idle power came from: measured for this run, reused from this session, or not to be had."""
-
-_WORST_BASELINE_FIRST: Final[tuple[BaselineMethod, ...]] = ("unavailable", "cached", "fresh")
+"""Where an idle power came from: measured for this run, reused from this session, or not to be had; best first."""
 
 NVML_REPRODUCIBILITY_NOTE: Final = (
     "Energy measured via NVML. Accuracy ±5 %; it varies with thermal state and system load. "
@@ -39,7 +41,7 @@ BudgetKind = Literal["gain", "counter_resolution", "sampling", "aliasing", "sens
 
 
 def _worst_baseline(methods: Sequence[BaselineMethod | None]) -> BaselineMethod | None:
-    return next((method for method in _WORST_BASELINE_FIRST if method in methods), None)
+    return next((method for method in reversed(get_args(BaselineMethod)) if method in methods), None)
 
 
 class EnergyBreakdown(Record):
@@ -48,42 +50,38 @@ class EnergyBreakdown(Record):
     raw_j: Total[float] = Field(
         description="Energy of the window as metered, in joules; never reduced by the baseline."
     )
-    adjusted_j: Total[float | None] = Field(
-        default=None, description="raw_j minus baseline power x window length, in joules; signed."
+    adjusted_j: Total[float | None] = optional("raw_j minus baseline power x window length, in joules; signed.")
+    baseline_power_w: Total[float | None] = optional(
+        "Idle power of the same devices before the model was loaded, in watts."
     )
-    baseline_power_w: Total[float | None] = Field(
-        default=None, description="Idle power of the same devices before the model was loaded, in watts."
+    baseline_method: Annotated[BaselineMethod | None, Merge(_worst_baseline)] = optional(
+        "Whether the idle power was measured for this run, reused, or not to be had."
     )
-    baseline_method: Annotated[BaselineMethod | None, Merge(_worst_baseline)] = Field(
-        default=None, description="Whether the idle power was measured for this run, reused, or not to be had."
+    baseline_timestamp: Annotated[datetime | None, Merge(of_known(min))] = optional(
+        "When the idle power was measured (UTC)."
     )
-    baseline_timestamp: Annotated[datetime | None, Merge(of_known(min))] = Field(
-        default=None, description="When the idle power was measured (UTC)."
+    baseline_cache_age_sec: Largest[float | None] = optional(
+        "Age of a reused idle power when the run began, in seconds."
     )
-    baseline_cache_age_sec: Largest[float | None] = Field(
-        default=None, description="Age of a reused idle power when the run began, in seconds."
+    meter: Annotated[Same[str | None], Column(29, "", "Energy backend that measured", "energy_meter")] = optional(
+        "Energy backend that measured, and the sensor it read."
     )
-    meter: Annotated[Same[str | None], Column(29, "", "Energy backend that measured", "energy_meter")] = Field(
-        default=None, description="Energy backend that measured, and the sensor it read."
+    method: Annotated[Same[EnergyMethod | None], Column(27, "", "How the energy was found", "energy_method")] = (
+        optional("How raw_j was found.")
     )
-    method: Annotated[Same[EnergyMethod | None], Column(27, "", "How the energy was found", "energy_method")] = Field(
-        default=None, description="How raw_j was found."
+    scope: Annotated[Same[EnergyScope | None], Column(28, "", "What the energy includes", "energy_scope")] = optional(
+        "What raw_j includes."
     )
-    scope: Annotated[Same[EnergyScope | None], Column(28, "", "What the energy includes", "energy_scope")] = Field(
-        default=None, description="What raw_j includes."
+    second_method: Same[EnergyMethod | None] = optional("The other method, where two were possible.")
+    second_method_j: Total[float | None] = optional("Energy by the other method, in joules.")
+    disagreement_pct: float | None = optional(
+        "Difference of the second method from raw_j, in per cent of raw_j; signed."
     )
-    second_method: Same[EnergyMethod | None] = Field(
-        default=None, description="The other method, where two were possible."
+    cpu_j: Largest[float | None] = optional(
+        "Energy of the CPU packages beside a GPU run, in joules; never part of raw_j there."
     )
-    second_method_j: Total[float | None] = Field(default=None, description="Energy by the other method, in joules.")
-    disagreement_pct: float | None = Field(
-        default=None, description="Difference of the second method from raw_j, in per cent of raw_j; signed."
-    )
-    cpu_j: Largest[float | None] = Field(
-        default=None, description="Energy of the CPU packages beside a GPU run, in joules; never part of raw_j there."
-    )
-    dram_j: Largest[float | None] = Field(
-        default=None, description="Energy of the DRAM beside a GPU run, in joules; never part of raw_j there."
+    dram_j: Largest[float | None] = optional(
+        "Energy of the DRAM beside a GPU run, in joules; never part of raw_j there."
     )
 
 
@@ -120,9 +118,7 @@ class EnergyAudit(Record):
 
     counter_j: Total[float] = Field(description="Difference of the hardware counter, in joules.")
     integral_j: Total[float] = Field(description="Integral of the power samples, in joules.")
-    fused_j: Total[float | None] = Field(
-        default=None, description="Counter and samples fused at the window's edges, in joules."
-    )
+    fused_j: Total[float | None] = optional("Counter and samples fused at the window's edges, in joules.")
     disagreement_pct: float = Field(description="Integral minus counter, in per cent of the counter; signed.")
     bound_pct: Largest[float] = Field(
         description="Largest disagreement that both stated uncertainties allow, in per cent."
@@ -146,7 +142,7 @@ class BudgetComponent(Record):
     name: str = Field(description="What the error comes from.")
     kind: BudgetKind = Field(description="Class of the error; `gain` cancels in comparisons on one board.")
     half_width_j: float = Field(ge=0, description="95 % half-width, in joules.")
-    relative_pct: float | None = Field(default=None, description="The same in per cent of the energy.")
+    relative_pct: float | None = optional("The same in per cent of the energy.")
     note: str = Field(default="", description="How the size was arrived at.")
 
 
@@ -157,21 +153,13 @@ class EnergyUncertainty(Record):
     comparative_j: float = Field(
         ge=0, description="Half-width in joules without the gain: for runs compared on the same board."
     )
-    absolute_per_token_j: float | None = Field(
-        default=None, description="Absolute half-width in joules per output token."
+    absolute_per_token_j: float | None = optional("Absolute half-width in joules per output token.")
+    comparative_per_token_j: float | None = optional("Comparative half-width in joules per output token.")
+    absolute_adjusted_j: float | None = optional("Absolute half-width of the baseline-adjusted energy, in joules.")
+    comparative_adjusted_j: float | None = optional(
+        "Comparative half-width of the baseline-adjusted energy, in joules."
     )
-    comparative_per_token_j: float | None = Field(
-        default=None, description="Comparative half-width in joules per output token."
-    )
-    absolute_adjusted_j: float | None = Field(
-        default=None, description="Absolute half-width of the baseline-adjusted energy, in joules."
-    )
-    comparative_adjusted_j: float | None = Field(
-        default=None, description="Comparative half-width of the baseline-adjusted energy, in joules."
-    )
-    budget: list[BudgetComponent] = Field(
-        default_factory=list, description="Components; those of kind `baseline` count for adjusted energy only."
-    )
+    budget: list[BudgetComponent] = empty(list, "Components; those of kind `baseline` count for adjusted energy only.")
 
 
 def absolute_half_width(components: Iterable[BudgetComponent]) -> float:
@@ -260,3 +248,44 @@ def merge_uncertainties(
 def difference_pct(second_j: float | None, first_j: float) -> float | None:
     """Second minus first, in per cent of the first; `None` where the second is unknown or the first is 0."""
     return 100.0 * (second_j - first_j) / first_j if second_j is not None and first_j else None
+
+
+JOULES_PER_KWH: Final = 3.6e6
+
+
+class EmissionFactors(Record):
+    """What a kilowatt-hour emits and costs where the machine stands."""
+
+    carbon_intensity_gco2_kwh: float | None = optional(
+        "Carbon intensity of the electricity, in g CO2e per kWh; null: not given.", ge=0
+    )
+    pue: float = Field(default=1.0, ge=1, description="Power usage effectiveness: facility energy over IT energy.")
+    electricity_price_kwh: float | None = optional(
+        "Price of the electricity, in `currency` per kWh; null: not given.", ge=0
+    )
+    currency: str = Field(default="USD", description="Currency of the price.")
+
+    def co2_g(self, energy_j: float | None) -> float | None:
+        """Grams of CO2e for `energy_j` joules at the device, or `None` where either is unknown."""
+        return self._times(energy_j, self.carbon_intensity_gco2_kwh)
+
+    def cost(self, energy_j: float | None) -> float | None:
+        """Price of `energy_j` joules at the device in `currency`, or `None` where either is unknown."""
+        return self._times(energy_j, self.electricity_price_kwh)
+
+    def emissions_and_cost(self, energy_j: float | None) -> dict[str, Any]:
+        """The fields of a result that follow from `energy_j` joules and these factors."""
+        co2_g, cost = self.co2_g(energy_j), self.cost(energy_j)
+        return {
+            "co2_g": co2_g,
+            "carbon_intensity_gco2_kwh": self.carbon_intensity_gco2_kwh,
+            "cost": cost,
+            "electricity_price_kwh": self.electricity_price_kwh,
+            "currency": None if self.electricity_price_kwh is None else self.currency,
+            "pue": None if co2_g is None and cost is None else self.pue,
+        }
+
+    def _times(self, energy_j: float | None, per_kwh: float | None) -> float | None:
+        if energy_j is None or per_kwh is None:
+            return None
+        return energy_j / JOULES_PER_KWH * self.pue * per_kwh

@@ -8,8 +8,17 @@ from typing import Annotated, Final, TypeVar
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import EnergyScope, Record
-from llenergymeasure.domain.figures import Column, Merge, Same, distinct, merge_records
+from llenergymeasure.domain.base import (
+    Column,
+    EnergyScope,
+    Merge,
+    Record,
+    Same,
+    distinct,
+    empty,
+    merge_records,
+    optional,
+)
 
 T = TypeVar("T")
 
@@ -23,52 +32,52 @@ class GPUEnvironment(Record):
         description="Total memory in MB of 2^20 bytes, as nvidia-smi prints it; null: not told (boards that share the "
         "host's memory).",
     )
-    compute_capability: str | None = Field(default=None, description="CUDA compute capability, e.g. `8.0`.")
-    pcie_gen: int | None = Field(default=None, description="PCIe generation of the current link.")
-    mig_enabled: bool | None = Field(default=None, description="Whether the board is cut into MIG slices.")
+    compute_capability: str | None = optional("CUDA compute capability, e.g. `8.0`.")
+    pcie_gen: int | None = optional("PCIe generation of the current link.")
+    mig_enabled: bool | None = optional("Whether the board is cut into MIG slices.")
 
 
 class CUDAEnvironment(Record):
     """CUDA and driver."""
 
-    version: str | None = Field(default=None, description="CUDA version, e.g. `12.4`.")
-    driver_version: str | None = Field(default=None, description="NVIDIA driver version.")
-    cudnn_version: str | None = Field(default=None, description="cuDNN version.")
+    version: str | None = optional("CUDA version, e.g. `12.4`.")
+    driver_version: str | None = optional("NVIDIA driver version.")
+    cudnn_version: str | None = optional("cuDNN version.")
 
 
 class ThermalEnvironment(Record):
     """Temperature and power limits when the run began."""
 
-    temperature_c: float | None = Field(default=None, description="GPU temperature, in degrees Celsius.")
-    power_limit_w: float | None = Field(default=None, description="Enforced power limit, in watts.")
-    default_power_limit_w: float | None = Field(default=None, description="Factory power limit, in watts.")
-    fan_speed_pct: float | None = Field(default=None, description="Fan speed, in per cent of its maximum.")
+    temperature_c: float | None = optional("GPU temperature, in degrees Celsius.")
+    power_limit_w: float | None = optional("Enforced power limit, in watts.")
+    default_power_limit_w: float | None = optional("Factory power limit, in watts.")
+    fan_speed_pct: float | None = optional("Fan speed, in per cent of its maximum.")
 
 
 class CPUEnvironment(Record):
     """The host's processor."""
 
-    governor: str | None = Field(default=None, description="Frequency governor, e.g. `performance`.")
-    model: str | None = Field(default=None, description="Processor model.")
-    platform: str | None = Field(default=None, description="Operating system and machine type.")
+    governor: str | None = optional("Frequency governor, e.g. `performance`.")
+    model: str | None = optional("Processor model.")
+    platform: str | None = optional("Operating system and machine type.")
 
 
 class ContainerEnvironment(Record):
     """Whether the run was inside a container."""
 
     detected: bool = Field(default=False, description="Whether a container was recognised.")
-    runtime: str | None = Field(default=None, description="Container runtime, e.g. `docker`.")
+    runtime: str | None = optional("Container runtime, e.g. `docker`.")
 
 
 class EnvironmentMetadata(Record):
     """The first GPU of a run and what is around it."""
 
     gpu: GPUEnvironment = Field(description="The GPU.")
-    cuda: CUDAEnvironment = Field(default_factory=CUDAEnvironment, description="CUDA and driver.")
-    thermal: ThermalEnvironment = Field(default_factory=ThermalEnvironment, description="Temperature and limits.")
-    cpu: CPUEnvironment = Field(default_factory=CPUEnvironment, description="The processor.")
-    container: ContainerEnvironment = Field(default_factory=ContainerEnvironment, description="The container.")
-    collected_at: datetime | None = Field(default=None, description="When this was collected (UTC).")
+    cuda: CUDAEnvironment = empty(CUDAEnvironment, "CUDA and driver.")
+    thermal: ThermalEnvironment = empty(ThermalEnvironment, "Temperature and limits.")
+    cpu: CPUEnvironment = empty(CPUEnvironment, "The processor.")
+    container: ContainerEnvironment = empty(ContainerEnvironment, "The container.")
+    collected_at: datetime | None = optional("When this was collected (UTC).")
 
     @property
     def summary_line(self) -> str:
@@ -97,34 +106,24 @@ class EnvironmentSnapshot(Record):
     python_version: str = Field(description="Python version.")
     tool_version: str = Field(description="Version of llenergymeasure.")
     platform: str = Field(description="Operating system, release and machine type.")
-    cuda_version: str | None = Field(default=None, description="CUDA version.")
-    cuda_version_source: str | None = Field(
-        default=None, description="Where the CUDA version came from: `torch`, `version_file` or `nvcc`."
+    cuda_version: str | None = optional("CUDA version.")
+    cuda_version_source: str | None = optional("Where the CUDA version came from: `torch`, `version_file` or `nvcc`.")
+    cuda_driver_version: str | None = optional("NVIDIA driver version.")
+    os_version: str | None = optional("Distribution and its version.")
+    gpu_names: PerGPU[str] = empty(list, "Marketing name of each GPU in use.")
+    gpu_uuids: PerGPU[str] = empty(list, "UUID of each GPU in use.")
+    gpu_vram_mb: PerGPU[float | None] = empty(
+        list, "Total memory of each GPU in MB of 2^20 bytes, as nvidia-smi prints it; null: not told."
     )
-    cuda_driver_version: str | None = Field(default=None, description="NVIDIA driver version.")
-    os_version: str | None = Field(default=None, description="Distribution and its version.")
-    gpu_names: PerGPU[str] = Field(default_factory=list, description="Marketing name of each GPU in use.")
-    gpu_uuids: PerGPU[str] = Field(default_factory=list, description="UUID of each GPU in use.")
-    gpu_vram_mb: PerGPU[float | None] = Field(
-        default_factory=list,
-        description="Total memory of each GPU in MB of 2^20 bytes, as nvidia-smi prints it; null: not told.",
+    gpu_persistence_mode: PerGPU[bool | None] = empty(list, "Persistence mode of each GPU; null: not told.")
+    gpu_power_limit_w: PerGPU[float | None] = empty(list, "Enforced power limit of each GPU, in watts; null: not told.")
+    gpu_max_sm_clock_mhz: PerGPU[float | None] = empty(list, "Highest SM clock of each GPU, in MHz; null: not told.")
+    cpu: CPUEnvironment | None = optional("The processor.")
+    container: ContainerEnvironment | None = optional("The container.")
+    pip_freeze: list[str] = empty(
+        list, "Installed packages, `name==version`, sorted; with the commit where installed from one."
     )
-    gpu_persistence_mode: PerGPU[bool | None] = Field(
-        default_factory=list, description="Persistence mode of each GPU; null: not told."
-    )
-    gpu_power_limit_w: PerGPU[float | None] = Field(
-        default_factory=list, description="Enforced power limit of each GPU, in watts; null: not told."
-    )
-    gpu_max_sm_clock_mhz: PerGPU[float | None] = Field(
-        default_factory=list, description="Highest SM clock of each GPU, in MHz; null: not told."
-    )
-    cpu: CPUEnvironment | None = Field(default=None, description="The processor.")
-    container: ContainerEnvironment | None = Field(default=None, description="The container.")
-    pip_freeze: list[str] = Field(
-        default_factory=list,
-        description="Installed packages, `name==version`, sorted; with the commit where installed from one.",
-    )
-    hardware: EnvironmentMetadata | None = Field(default=None, description="The first GPU; null without one.")
+    hardware: EnvironmentMetadata | None = optional("The first GPU; null without one.")
 
 
 def merge_environments(parts: Sequence[EnvironmentSnapshot]) -> EnvironmentSnapshot:
@@ -151,21 +150,21 @@ class DatasetInfo(Record):
     """Which prompts were used."""
 
     name: Annotated[str, Column(9, "", "Data set", "dataset")] = Field(description="Name or path as configured.")
-    sha256: Annotated[str | None, Column(10, "", "SHA-256 of the prompts", "dataset_sha256")] = Field(
-        default=None, description="SHA-256 of the prompts; null: not known."
+    sha256: Annotated[str | None, Column(10, "", "SHA-256 of the prompts", "dataset_sha256")] = optional(
+        "SHA-256 of the prompts; null: not known."
     )
     prompt_count: int = Field(ge=0, description="Prompts used in the window.")
-    revision: str | None = Field(default=None, description="Revision of a data set from the Hub.")
+    revision: str | None = optional("Revision of a data set from the Hub.")
 
 
 class MeasurementBoundary(Record):
     """What the energy of the window includes, in space and in time."""
 
     devices: Annotated[list[str], Merge(distinct)] = Field(description="Metered devices: GPU UUIDs, or `cpu`.")
-    device_names: list[str] = Field(default_factory=list, description="Their marketing names, in the same order.")
-    scope: Same[EnergyScope | None] = Field(default=None, description="What of each device is metered; null: nothing.")
-    includes: list[str] = Field(default_factory=list, description="Work inside the window.")
-    excludes: list[str] = Field(default_factory=list, description="Work outside the window.")
+    device_names: list[str] = empty(list, "Their marketing names, in the same order.")
+    scope: Same[EnergyScope | None] = optional("What of each device is metered; null: nothing.")
+    includes: list[str] = empty(list, "Work inside the window.")
+    excludes: list[str] = empty(list, "Work outside the window.")
 
 
 def merge_boundaries(parts: Sequence[MeasurementBoundary]) -> MeasurementBoundary:
@@ -181,22 +180,16 @@ class AggregationMetadata(Record):
     """How the records of the processes became one result, and whether they fit together."""
 
     num_processes: int = Field(ge=1, description="Processes aggregated.")
-    expected_processes: int | None = Field(default=None, description="Processes that should have taken part.")
-    complete: bool | None = Field(default=None, description="Whether every check of completeness passed.")
-    completeness_error: str | None = Field(default=None, description="What the checks found missing.")
+    expected_processes: int | None = optional("Processes that should have taken part.")
+    complete: bool | None = optional("Whether every check of completeness passed.")
+    completeness_error: str | None = optional("What the checks found missing.")
     gpu_attribution_verified: bool = Field(
         default=False, description="Whether every joule was traced to a device and counted once."
     )
-    shared_devices: dict[str, list[int]] = Field(
-        default_factory=dict, description="Devices used by several processes, and the indices of those."
-    )
+    shared_devices: dict[str, list[int]] = empty(dict, "Devices used by several processes, and the indices of those.")
     temporal_overlap_verified: bool = Field(
         default=False, description="Whether the processes' windows ran side by side."
     )
-    overlap_pct: float | None = Field(
-        default=None, description="Time common to all windows, in per cent of the common window."
-    )
-    common_window_sec: float | None = Field(
-        default=None, description="First start to last end of the windows, in seconds."
-    )
-    warnings: list[str] = Field(default_factory=list, description="`code: explanation` of each failed check.")
+    overlap_pct: float | None = optional("Time common to all windows, in per cent of the common window.")
+    common_window_sec: float | None = optional("First start to last end of the windows, in seconds.")
+    warnings: list[str] = empty(list, "`code: explanation` of each failed check.")

@@ -5,15 +5,36 @@ RawProcessResult (one per process, internal) --aggregate--> ExperimentResult (wh
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, SCHEMA_VERSION
-from llenergymeasure.domain.base import JsonDict, Methodology, Record, as_utc
-from llenergymeasure.domain.base import compute_measurement_config_hash as compute_measurement_config_hash
+from llenergymeasure.domain.base import (
+    Column,
+    Count,
+    First,
+    JsonDict,
+    Merge,
+    Methodology,
+    Record,
+    SchemaVersion,
+    Total,
+    as_utc,
+    count,
+    empty,
+    first,
+    merge_records,
+    of_all,
+    of_known,
+    optional,
+    total,
+    united,
+)
 from llenergymeasure.domain.energy import (
     NVML_REPRODUCIBILITY_NOTE,
     EnergyAudit,
@@ -31,19 +52,6 @@ from llenergymeasure.domain.environment import (
     merge_environments,
 )
 from llenergymeasure.domain.environment import Timestamps as Timestamps
-from llenergymeasure.domain.figures import (
-    Column,
-    First,
-    Merge,
-    Total,
-    count,
-    first,
-    merge_records,
-    of_all,
-    of_known,
-    total,
-    united,
-)
 from llenergymeasure.domain.latency import LatencyStatistics, RequestTimings, pool_latencies
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,
@@ -80,9 +88,9 @@ _SteadyStateWindow = Annotated[
 ]
 _Dataset = Annotated[First[DatasetInfo | None], Field(description="The prompts.")]
 _ModelRevision = Annotated[First[str | None], Field(description="Commit of the loaded weights.")]
-_TruncatedPrompts = Annotated[int | None, Field(ge=0, description="Prompts cut to the input limit."), Merge(count)]
+_TruncatedPrompts = Annotated[Count[int | None], Field(ge=0, description="Prompts cut to the input limit.")]
 _ExcludedSamples = Annotated[
-    int | None, Field(ge=0, description="Warm-up prompts left out; null when methodology is `total`."), Merge(count)
+    Count[int | None], Field(ge=0, description="Warm-up prompts left out; null when methodology is `total`.")
 ]
 _EnergyBreakdown = Annotated[
     EnergyBreakdown | None, Field(description="Raw and adjusted energy with their provenance.")
@@ -150,29 +158,29 @@ class RawProcessResult(Record):
     energy_metrics: EnergyMetrics = Field(description="Energy of the window.")
     compute_metrics: ComputeMetrics = Field(description="Arithmetic and memory of the window.")
 
-    measurement_config_hash: str | None = Field(default=None, description="Hash of the measured configuration.")
+    measurement_config_hash: str | None = optional("Hash of the measured configuration.")
     backend: _Backend = "pytorch"
     backend_version: _BackendVersion = None
     effective_config: _EffectiveConfig = Field(default_factory=dict)
     measurement_methodology: _Methodology = "total"
     steady_state_window: _SteadyStateWindow = None
-    started_at: datetime | None = Field(default=None, description="When the experiment began (UTC), loading included.")
-    ended_at: datetime | None = Field(default=None, description="When the experiment ended (UTC).")
-    environment: EnvironmentSnapshot | None = Field(default=None, description="Machine and software.")
+    started_at: datetime | None = optional("When the experiment began (UTC), loading included.")
+    ended_at: datetime | None = optional("When the experiment ended (UTC).")
+    environment: EnvironmentSnapshot | None = optional("Machine and software.")
     dataset: _Dataset = None
     model_revision: _ModelRevision = None
     truncated_prompts: _TruncatedPrompts = None
-    requests: RequestTimings | None = Field(default=None, description="Per-request tokens and latencies.")
+    requests: RequestTimings | None = optional("Per-request tokens and latencies.")
 
-    energy_per_device_j: dict[str, float | None] = Field(
-        default_factory=dict, description="Joules by device UUID (or `cpu`); null: that device could not be read."
+    energy_per_device_j: dict[str, float | None] = empty(
+        dict, "Joules by device UUID (or `cpu`); null: that device could not be read."
     )
     energy_breakdown: _EnergyBreakdown = None
     energy_audit: _EnergyAudit = None
     uncertainty: _Uncertainty = None
     uncertainty_per_device: _UncertaintyPerDevice = Field(default_factory=dict)
     measurement_boundary: _MeasurementBoundary = None
-    reproducibility_notes: str | None = Field(default=None, description="Note of the meter that measured.")
+    reproducibility_notes: str | None = optional("Note of the meter that measured.")
     baseline_power_w: _BaselinePower = None
     idle_resident_power_w: _IdleResidentPower = None
     phases: _Phases = None
@@ -181,8 +189,8 @@ class RawProcessResult(Record):
     thermal_throttle: _Throttle = None
     warmup_result: _Warmup = None
     warmup_excluded_samples: _ExcludedSamples = None
-    timeseries_path: str | None = Field(default=None, description="Path of the 1 Hz time series.")
-    warnings: list[str] = Field(default_factory=list, description="`code: explanation` of each doubt.")
+    timeseries_path: str | None = optional("Path of the 1 Hz time series.")
+    warnings: list[str] = empty(list, "`code: explanation` of each doubt.")
 
     @property
     def energy_adjusted_j(self) -> float | None:
@@ -196,9 +204,7 @@ class RawProcessResult(Record):
 class ExperimentResult(Record):
     """One experiment, measured once. Figures are of the measurement window; null means not measured or not known."""
 
-    schema_version: str = Field(
-        default=RESULT_SCHEMA_VERSION, pattern=r"^2\.\d+$", description="Schema of this record."
-    )
+    schema_version: SchemaVersion = RESULT_SCHEMA_VERSION
     experiment_id: Annotated[str, Column(1, "", "Identity of the measurement")] = Field(
         description="Identity of this measurement."
     )
@@ -234,31 +240,29 @@ class ExperimentResult(Record):
     ] = Field(description="Floating-point operations; null: not known.")
     input_tokens: Annotated[
         int | None, Merge(count, "inference_metrics.input_tokens"), Column(17, "tokens", "Input tokens")
-    ] = Field(default=None, ge=0, description="Input tokens after truncation.")
+    ] = optional("Input tokens after truncation.", ge=0)
     output_tokens: Annotated[
         int | None, Merge(count, "inference_metrics.output_tokens"), Column(18, "tokens", "Output tokens")
-    ] = Field(default=None, ge=0, description="Output tokens up to and including each EOS.")
+    ] = optional("Output tokens up to and including each EOS.", ge=0)
 
     baseline_power_w: _BaselinePower = None
     energy_adjusted_j: Annotated[
         float | None, Merge(total, counted=True), Column(25, "J", "Raw energy minus idle power over the window; signed")
-    ] = Field(default=None, description="Raw energy minus idle power x window length, in joules; signed.")
-    energy_per_device_j: Annotated[dict[str, float] | None, Merge(energies_of_devices, counted=True)] = Field(
-        default=None, description="Raw joules by device UUID (or `cpu`)."
+    ] = optional("Raw energy minus idle power x window length, in joules; signed.")
+    energy_per_device_j: Annotated[dict[str, float] | None, Merge(energies_of_devices, counted=True)] = optional(
+        "Raw joules by device UUID (or `cpu`)."
     )
     energy_breakdown: _EnergyBreakdown = None
-    multi_gpu: MultiGPUMetrics | None = Field(default=None, description="Energy per GPU where several were used.")
+    multi_gpu: MultiGPUMetrics | None = optional("Energy per GPU where several were used.")
     environment_snapshot: Annotated[EnvironmentSnapshot | None, Merge(of_known(merge_environments), "environment")] = (
-        Field(default=None, description="Machine and software.")
+        optional("Machine and software.")
     )
-    measurement_warnings: list[str] = Field(
-        default_factory=list, description="`code: explanation` of each doubt about these figures."
-    )
+    measurement_warnings: list[str] = empty(list, "`code: explanation` of each doubt about these figures.")
     warmup_excluded_samples: _ExcludedSamples = None
     reproducibility_notes: str = Field(
         default=NVML_REPRODUCIBILITY_NOTE, description="What to expect of a second measurement with this meter."
     )
-    timeseries: str | None = Field(default=None, description="File name of the 1 Hz time series beside the result.")
+    timeseries: str | None = optional("File name of the 1 Hz time series beside the result.")
     start_time: Annotated[datetime, Column(13, "UTC", "Beginning of the experiment")] = Field(
         description="When the experiment began (UTC), loading included."
     )
@@ -266,31 +270,29 @@ class ExperimentResult(Record):
         description="When the experiment ended (UTC)."
     )
     effective_config: _EffectiveConfig = Field(default_factory=dict)
-    process_results: list[RawProcessResult] = Field(
-        default_factory=list, description="One record per process where there were several, without per-request data."
+    process_results: list[RawProcessResult] = empty(
+        list, "One record per process where there were several, without per-request data."
     )
-    aggregation: AggregationMetadata | None = Field(default=None, description="How processes were put together.")
+    aggregation: AggregationMetadata | None = optional("How processes were put together.")
     thermal_throttle: _Throttle = None
     warmup_result: _Warmup = None
-    latency_stats: Annotated[LatencyStatistics | None, Merge(of_known(pool_latencies), "requests")] = Field(
-        default=None, description="Latencies over all requests."
+    latency_stats: Annotated[LatencyStatistics | None, Merge(of_known(pool_latencies), "requests")] = optional(
+        "Latencies over all requests."
     )
-    extended_metrics: ExtendedEfficiencyMetrics | None = Field(default=None, description="Further derived figures.")
+    extended_metrics: ExtendedEfficiencyMetrics | None = optional("Further derived figures.")
 
-    model_name: First[str | None] = Field(default=None, description="Model as configured.")
+    model_name: First[str | None] = optional("Model as configured.")
     model_revision: _ModelRevision = None
-    config_name: First[str | None] = Field(default=None, description="Short name of the configuration, for people.")
-    cycle: Annotated[int | None, Column(3)] = Field(
-        default=None, ge=1, description="Which repetition in a study, from 1."
+    config_name: First[str | None] = optional("Short name of the configuration, for people.")
+    cycle: Annotated[int | None, Column(3)] = optional("Which repetition in a study, from 1.", ge=1)
+    runner: Annotated[str | None, Column(59, "", "Where it ran")] = optional(
+        "Where it ran: `local` or `docker:<image>`."
     )
-    runner: Annotated[str | None, Column(59, "", "Where it ran")] = Field(
-        default=None, description="Where it ran: `local` or `docker:<image>`."
-    )
-    image_digest: str | None = Field(default=None, description="Digest of the container image.")
-    node: Annotated[str | None, Column(60)] = Field(default=None, description="Cluster node that measured.")
+    image_digest: str | None = optional("Digest of the container image.")
+    node: Annotated[str | None, Column(60)] = optional("Cluster node that measured.")
     dataset: _Dataset = None
-    num_requests: Annotated[int | None, Merge(count, "inference_metrics.num_requests"), Column(11, "requests")] = Field(
-        default=None, ge=0, description="Requests answered in the window."
+    num_requests: Annotated[int | None, Merge(count, "inference_metrics.num_requests"), Column(11, "requests")] = (
+        optional("Requests answered in the window.", ge=0)
     )
     truncated_prompts: _TruncatedPrompts = None
     measurement_boundary: _MeasurementBoundary = None
@@ -304,25 +306,23 @@ class ExperimentResult(Record):
         float | None,
         Merge(total, "compute_metrics.peak_memory_mb"),
         Column(52, "MB", "Peak device memory of the window"),
-    ] = Field(default=None, description="Peak device memory of the window, in MB (10^6 B).")
-    model_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.model_memory_mb")] = Field(
-        default=None, description="Memory of the loaded weights, in MB (10^6 B)."
+    ] = optional("Peak device memory of the window, in MB (10^6 B).")
+    model_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.model_memory_mb")] = optional(
+        "Memory of the loaded weights, in MB (10^6 B)."
     )
     kv_cache_mb: _KvCache = None
-    co2_g: Annotated[float | None, Column(53, "g", "Emissions, from the user's own factors")] = Field(
-        default=None, description="Emissions in g CO2e, from the user's own factors."
+    co2_g: Annotated[float | None, Column(53, "g", "Emissions, from the user's own factors")] = optional(
+        "Emissions in g CO2e, from the user's own factors."
     )
-    carbon_intensity_gco2_kwh: float | None = Field(default=None, description="Grid intensity used, in g CO2e/kWh.")
-    pue: float | None = Field(default=None, description="Power usage effectiveness used.")
-    cost: Annotated[float | None, Column(54, "currency", "Price of the energy")] = Field(
-        default=None, description="Price of the energy, in `currency`."
+    carbon_intensity_gco2_kwh: float | None = optional("Grid intensity used, in g CO2e/kWh.")
+    pue: float | None = optional("Power usage effectiveness used.")
+    cost: Annotated[float | None, Column(54, "currency", "Price of the energy")] = optional(
+        "Price of the energy, in `currency`."
     )
-    electricity_price_kwh: float | None = Field(default=None, description="Price used, in `currency` per kWh.")
-    currency: Annotated[str | None, Column(55, "", "Currency of cost")] = Field(
-        default=None, description="Currency of cost and price."
-    )
-    trace: str | None = Field(default=None, description="File name of the raw power samples beside the result.")
-    outputs: str | None = Field(default=None, description="File name of the generated texts beside the result.")
+    electricity_price_kwh: float | None = optional("Price used, in `currency` per kWh.")
+    currency: Annotated[str | None, Column(55, "", "Currency of cost")] = optional("Currency of cost and price.")
+    trace: str | None = optional("File name of the raw power samples beside the result.")
+    outputs: str | None = optional("File name of the generated texts beside the result.")
 
     @property
     def duration_sec(self) -> float:
@@ -379,3 +379,16 @@ def _per_joule(tokens: int | None, energy_j: float | None) -> float | None:
     if tokens is None or energy_j is None:
         return None
     return tokens / energy_j if energy_j else 0.0
+
+
+def compute_measurement_config_hash(config: BaseModel) -> str:
+    """Identity of what a configuration measures: the same on every machine, process and Python version.
+
+    Unset fields do not count, so that a release which adds an optional field keeps the hashes of old configurations;
+    `output_dir` says where results go, not what is measured.
+
+    Returns:
+        The first 16 hex digits of SHA-256 over the configuration's JSON with sorted keys.
+    """
+    fields = config.model_dump(mode="json", exclude_none=True, exclude={"output_dir"})
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

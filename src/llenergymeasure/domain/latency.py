@@ -7,17 +7,63 @@ submitted   started           token 1   token 2   token 3        last token
 
 from __future__ import annotations
 
+import base64
 import math
+import sys
+from array import array
 from collections.abc import Iterable, Sequence, Sized
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.domain.base import Float32Array, Float64Array, Record
-from llenergymeasure.domain.figures import Column
+from llenergymeasure.domain.base import Column, Record, joined, optional
 
 HISTOGRAM_BINS = 40
+
+
+def _parse_array(value: object, typecode: Literal["f", "d"]) -> array[float]:
+    if isinstance(value, str):
+        numbers = array(typecode)
+        numbers.frombytes(base64.b64decode(value, validate=True))
+        if sys.byteorder == "big":
+            numbers.byteswap()
+    elif isinstance(value, Iterable):
+        try:
+            numbers = array(typecode, value)
+        except TypeError as error:
+            raise ValueError(f"expected numbers: {error}") from error
+    else:
+        raise ValueError("expected numbers, or their little-endian bytes in base64")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("every number must be finite")
+    return numbers
+
+
+def _encode_array(numbers: array[float]) -> str:
+    if sys.byteorder == "big":
+        numbers = array(numbers.typecode, numbers)
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode("ascii")
+
+
+_TO_BASE64 = PlainSerializer(_encode_array, return_type=str)
+_BASE64_SCHEMA = WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+
+if TYPE_CHECKING:
+    _FloatArray = array[float]
+else:
+    _FloatArray = array  # not subscriptable at run time before Python 3.12
+
+Float32Array = Annotated[
+    _FloatArray, PlainValidator(lambda value: _parse_array(value, "f")), _TO_BASE64, _BASE64_SCHEMA
+]
+"""Numbers at 4 bytes each (7 significant digits), for what there is one of per token; base64 in JSON."""
+
+Float64Array = Annotated[
+    _FloatArray, PlainValidator(lambda value: _parse_array(value, "d")), _TO_BASE64, _BASE64_SCHEMA
+]
+"""Numbers at 8 bytes each, for what there is one of per request; base64 in JSON."""
 
 
 class RequestTimings(Record):
@@ -26,25 +72,16 @@ class RequestTimings(Record):
     input_tokens: list[int] = Field(description="Input tokens of each request, after truncation.")
     output_tokens: list[int] = Field(description="Output tokens of each request, up to and including EOS.")
     e2e_ms: Float64Array = Field(description="From the engine's start on the request to its last token, in ms.")
-    ttft_ms: Float64Array | None = Field(
-        default=None, description="From the engine's start on the request to its first token, in ms; null: not told."
+    ttft_ms: Float64Array | None = optional(
+        "From the engine's start on the request to its first token, in ms; null: not told."
     )
-    queue_ms: Float64Array | None = Field(
-        default=None, description="Waiting in the engine before the start, in ms; null: not told."
-    )
-    itl_ms: Float32Array | None = Field(
-        default=None, description="All gaps between consecutive tokens of a request, in ms; null: not told."
-    )
+    queue_ms: Float64Array | None = optional("Waiting in the engine before the start, in ms; null: not told.")
+    itl_ms: Float32Array | None = optional("All gaps between consecutive tokens of a request, in ms; null: not told.")
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
-        columns: dict[str, Sized | None] = {
-            "output_tokens": self.output_tokens,
-            "e2e_ms": self.e2e_ms,
-            "ttft_ms": self.ttft_ms,
-            "queue_ms": self.queue_ms,
-        }
-        for name, column in columns.items():
+        for name in ("output_tokens", "e2e_ms", "ttft_ms", "queue_ms"):
+            column: Sized | None = getattr(self, name)
             if column is not None and len(column) != len(self.input_tokens):
                 raise ValueError(f"{name} has {len(column)} entries for {len(self.input_tokens)} requests")
         return self
@@ -88,22 +125,22 @@ def _columns(position: int, name: str, text: str) -> tuple[Column, ...]:
 class LatencyStatistics(Record):
     """Latencies over all requests of all processes at once, in milliseconds; null where the engine does not tell."""
 
-    ttft_ms: Annotated[Percentiles | None, _columns(34, "ttft", "Time to first token")] = Field(
-        default=None, description="Time to first token, in ms."
+    ttft_ms: Annotated[Percentiles | None, _columns(34, "ttft", "Time to first token")] = optional(
+        "Time to first token, in ms."
     )
-    itl_ms: Annotated[Percentiles | None, _columns(38, "itl", "Inter-token latency")] = Field(
-        default=None, description="Inter-token latency, every gap of its own, in ms."
+    itl_ms: Annotated[Percentiles | None, _columns(38, "itl", "Inter-token latency")] = optional(
+        "Inter-token latency, every gap of its own, in ms."
     )
-    tpot_ms: Annotated[Percentiles | None, _columns(42, "tpot", "Time per output token")] = Field(
-        default=None, description="Time per output token of each request, in ms."
+    tpot_ms: Annotated[Percentiles | None, _columns(42, "tpot", "Time per output token")] = optional(
+        "Time per output token of each request, in ms."
     )
-    e2e_ms: Annotated[Percentiles | None, _columns(46, "e2e", "End-to-end latency")] = Field(
-        default=None, description="Start on the request to its last token, in ms."
+    e2e_ms: Annotated[Percentiles | None, _columns(46, "e2e", "End-to-end latency")] = optional(
+        "Start on the request to its last token, in ms."
     )
-    queue_ms: Percentiles | None = Field(default=None, description="Waiting before the start, in ms.")
-    ttft_histogram: Histogram | None = Field(default=None, description="Distribution of TTFT, edges in ms.")
-    itl_histogram: Histogram | None = Field(default=None, description="Distribution of ITL, edges in ms.")
-    e2e_histogram: Histogram | None = Field(default=None, description="Distribution of end-to-end times, edges in ms.")
+    queue_ms: Percentiles | None = optional("Waiting before the start, in ms.")
+    ttft_histogram: Histogram | None = optional("Distribution of TTFT, edges in ms.")
+    itl_histogram: Histogram | None = optional("Distribution of ITL, edges in ms.")
+    e2e_histogram: Histogram | None = optional("Distribution of end-to-end times, edges in ms.")
 
 
 def percentile(ordered: Sequence[float], q: float) -> float:
@@ -162,15 +199,15 @@ def pool_latencies(processes: Iterable[RequestTimings]) -> LatencyStatistics | N
     timings = list(processes)
     if not timings:
         return None
-    ttft_ms = [value for t in timings if t.ttft_ms is not None for value in t.ttft_ms]
-    itl_ms = [value for t in timings if t.itl_ms is not None for value in t.itl_ms]
-    e2e_ms = [value for t in timings for value in t.e2e_ms]
+    ttft_ms = joined(t.ttft_ms or () for t in timings)
+    itl_ms = joined(t.itl_ms or () for t in timings)
+    e2e_ms = joined(t.e2e_ms for t in timings)
     return LatencyStatistics(
         ttft_ms=percentiles(ttft_ms),
         itl_ms=percentiles(itl_ms),
-        tpot_ms=percentiles(value for t in timings for value in t.tpot_ms()),
+        tpot_ms=percentiles(joined(t.tpot_ms() for t in timings)),
         e2e_ms=percentiles(e2e_ms),
-        queue_ms=percentiles(value for t in timings if t.queue_ms is not None for value in t.queue_ms),
+        queue_ms=percentiles(joined(t.queue_ms or () for t in timings)),
         ttft_histogram=histogram(ttft_ms),
         itl_histogram=histogram(itl_ms),
         e2e_histogram=histogram(e2e_ms),

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Protocol, get_args
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Confidence, Record
-from llenergymeasure.domain.energy import EnergyBreakdown as EnergyBreakdown  # kept beside it, a name of this one
-from llenergymeasure.domain.energy import EnergyUncertainty, merge_uncertainties
-from llenergymeasure.domain.figures import (
+from llenergymeasure.domain.base import (
     AllOf,
     AnyOf,
     Column,
+    Confidence,
+    Count,
     Largest,
     Merge,
+    Record,
     Total,
     complete,
-    count,
+    empty,
     joined,
     merge_records,
+    optional,
     total,
 )
+from llenergymeasure.domain.energy import EnergyBreakdown as EnergyBreakdown  # kept beside it, a name of this one
+from llenergymeasure.domain.energy import EnergyUncertainty, merge_uncertainties
 from llenergymeasure.domain.latency import LatencyStatistics as LatencyStatistics  # likewise
-
-_LEAST_TRUSTED_FIRST: Final = ("low", "medium", "high")
 
 
 class InferenceMetrics(Record):
@@ -38,7 +39,7 @@ class InferenceMetrics(Record):
     inference_time_sec: float = Field(ge=0, description="Length of the window in seconds, on a monotonic clock.")
     tokens_per_second: float = Field(ge=0, description="Output tokens per second of the window.")
     latency_per_token_ms: float = Field(ge=0, description="Window length per output token, in ms.")
-    num_requests: int | None = Field(default=None, ge=0, description="Requests answered in the window.")
+    num_requests: int | None = optional("Requests answered in the window.", ge=0)
 
 
 class EnergyMetrics(Record):
@@ -46,22 +47,22 @@ class EnergyMetrics(Record):
 
     total_energy_j: float | None = Field(description="Energy over the meter's scope, in joules; null: not measured.")
     duration_sec: float = Field(ge=0, description="Length of the metered window in seconds.")
-    gpu_energy_j: float | None = Field(default=None, description="Energy of the GPUs, in joules.")
-    cpu_energy_j: float | None = Field(default=None, description="Energy of the CPU packages, in joules.")
-    ram_energy_j: float | None = Field(default=None, description="Energy of the DRAM, in joules.")
-    gpu_power_w: float | None = Field(default=None, description="Mean power of the GPUs, in watts.")
-    cpu_power_w: float | None = Field(default=None, description="Mean power of the CPU packages, in watts.")
+    gpu_energy_j: float | None = optional("Energy of the GPUs, in joules.")
+    cpu_energy_j: float | None = optional("Energy of the CPU packages, in joules.")
+    ram_energy_j: float | None = optional("Energy of the DRAM, in joules.")
+    gpu_power_w: float | None = optional("Mean power of the GPUs, in watts.")
+    cpu_power_w: float | None = optional("Mean power of the CPU packages, in watts.")
 
 
 class ComputeMetrics(Record):
     """Arithmetic and memory of one process's window."""
 
     flops_total: float | None = Field(description="Floating-point operations of the window; null: not known.")
-    flops_per_token: float | None = Field(default=None, description="Operations per token, input and output alike.")
-    peak_memory_mb: float | None = Field(default=None, description="Peak device memory of the window, in MB (10^6 B).")
-    model_memory_mb: float | None = Field(default=None, description="Memory of the loaded weights, in MB (10^6 B).")
-    flops_method: str | None = Field(default=None, description="How operations were counted, e.g. `palm_formula`.")
-    flops_confidence: Confidence | None = Field(default=None, description="How far the count can be trusted.")
+    flops_per_token: float | None = optional("Operations per token, input and output alike.")
+    peak_memory_mb: float | None = optional("Peak device memory of the window, in MB (10^6 B).")
+    model_memory_mb: float | None = optional("Memory of the loaded weights, in MB (10^6 B).")
+    flops_method: str | None = optional("How operations were counted, e.g. `palm_formula`.")
+    flops_confidence: Confidence | None = optional("How far the count can be trusted.")
 
 
 class FlopsResult(Record):
@@ -73,12 +74,12 @@ class FlopsResult(Record):
         description="`high`: N counted on the loaded model; `medium`: from its config; `low`: from its name or size."
     )
     precision: str = Field(description="Number format of the arithmetic, e.g. `bf16`.")
-    notes: str | None = Field(default=None, description="What was counted and what was left out.")
+    notes: str | None = optional("What was counted and what was left out.")
 
 
 def merge_flops(parts: Sequence[FlopsResult]) -> FlopsResult:
     """Operations of all processes, as trustworthy as the least trustworthy count."""
-    least = min(parts, key=lambda part: _LEAST_TRUSTED_FIRST.index(part.confidence))
+    least = max(parts, key=lambda part: get_args(Confidence).index(part.confidence))
     return least.model_copy(update={"value": math.fsum(part.value for part in parts)})
 
 
@@ -87,12 +88,10 @@ class WarmupResult(Record):
 
     converged: AllOf[bool] = Field(description="Whether latencies settled; true in fixed mode and when warm-up is off.")
     final_cv: Largest[float | None] = Field(description="Last coefficient of variation seen; null below two latencies.")
-    iterations_completed: Annotated[int, Merge(count)] = Field(ge=0, description="Warm-up prompts run.")
+    iterations_completed: Count[int] = Field(ge=0, description="Warm-up prompts run.")
     target_cv: float = Field(description="Coefficient of variation that counts as converged.")
     max_prompts: int = Field(ge=0, description="Most warm-up prompts allowed.")
-    latencies_ms: Annotated[list[float], Merge(joined)] = Field(
-        default_factory=list, description="Latency of each warm-up prompt, in ms."
-    )
+    latencies_ms: Annotated[list[float], Merge(joined)] = empty(list, "Latency of each warm-up prompt, in ms.")
     thermal_floor_wait_s: Largest[float] = Field(default=0.0, ge=0, description="Wait after warm-up, in seconds.")
 
 
@@ -110,11 +109,9 @@ class ThermalThrottleInfo(Record):
     hw_thermal: AnyOf[bool] = Field(default=False, description="Throttled by the hardware because of temperature.")
     hw_power: AnyOf[bool] = Field(default=False, description="Throttled by the hardware's power brake.")
     throttle_duration_sec: Largest[float] = Field(default=0.0, ge=0, description="Time throttled, in seconds.")
-    max_temperature_c: Largest[float | None] = Field(
-        default=None, description="Highest temperature, in degrees Celsius."
-    )
-    throttle_timestamps: Annotated[list[float], Merge(_in_order)] = Field(
-        default_factory=list, description="Starts of throttling, in seconds from the window's start."
+    max_temperature_c: Largest[float | None] = optional("Highest temperature, in degrees Celsius.")
+    throttle_timestamps: Annotated[list[float], Merge(_in_order)] = empty(
+        list, "Starts of throttling, in seconds from the window's start."
     )
 
 
@@ -126,31 +123,29 @@ class MultiGPUMetrics(Record):
         description="Energy of each GPU in joules, in the order of `energy_per_device_j`."
     )
     energy_total_j: float = Field(description="Their sum, in joules.")
-    energy_per_output_token_j: float | None = Field(default=None, description="Joules per output token over all GPUs.")
+    energy_per_output_token_j: float | None = optional("Joules per output token over all GPUs.")
 
 
 class PhaseMetrics(Record):
     """One phase of generation, prefill or decode."""
 
     time_sec: Total[float] = Field(ge=0, description="Time in this phase, in seconds; summed over processes.")
-    tokens: Annotated[int, Merge(count)] = Field(ge=0, description="Tokens processed (prefill) or produced (decode).")
-    energy_j: Total[float | None] = Field(default=None, description="Energy in joules; null: too short for the sensor.")
-    uncertainty: EnergyUncertainty | None = Field(default=None, description="95 % half-widths of `energy_j`.")
+    tokens: Count[int] = Field(ge=0, description="Tokens processed (prefill) or produced (decode).")
+    energy_j: Total[float | None] = optional("Energy in joules; null: too short for the sensor.")
+    uncertainty: EnergyUncertainty | None = optional("95 % half-widths of `energy_j`.")
 
 
 class PhaseBreakdown(Record):
     """Prefill and decode of one run, from token timestamps and the power trace."""
 
     prefill: Annotated[PhaseMetrics | None, Column(32, "J", "Energy of prefill", "prefill_energy_j", at="energy_j")] = (
-        Field(default=None, description="Input processing up to the first token.")
+        optional("Input processing up to the first token.")
     )
     decode: Annotated[PhaseMetrics | None, Column(33, "J", "Energy of decode", "decode_energy_j", at="energy_j")] = (
-        Field(default=None, description="Generation after the first token.")
+        optional("Generation after the first token.")
     )
-    residual_j: float | None = Field(
-        default=None, description="Energy of the window that belongs to neither phase, in joules; signed."
-    )
-    reason: str | None = Field(default=None, description="Why a figure is missing.")
+    residual_j: float | None = optional("Energy of the window that belongs to neither phase, in joules; signed.")
+    reason: str | None = optional("Why a figure is missing.")
 
 
 def merge_phases(parts: Sequence[PhaseBreakdown | None], devices_are_shared: bool) -> PhaseBreakdown | None:
@@ -184,20 +179,16 @@ def _merge_phase(parts: Sequence[PhaseMetrics | None], devices_are_shared: bool)
 class ExtendedEfficiencyMetrics(Record):
     """Further figures derived from the headline ones; null where an input was not measured."""
 
-    energy_adjusted_per_token_j: float | None = Field(
-        default=None, description="Baseline-adjusted energy per output token, in joules."
+    energy_adjusted_per_token_j: float | None = optional("Baseline-adjusted energy per output token, in joules.")
+    energy_per_request_j: Annotated[float | None, Column(31, "J", "Raw energy per request")] = optional(
+        "Raw energy per request, in joules."
     )
-    energy_per_request_j: Annotated[float | None, Column(31, "J", "Raw energy per request")] = Field(
-        default=None, description="Raw energy per request, in joules."
+    total_tokens_per_second: float | None = optional("Input and output tokens per second of the window.")
+    requests_per_second: float | None = optional("Requests per second of the window.")
+    avg_power_w: Annotated[float | None, Column(30, "W", "Raw energy over window length")] = optional(
+        "Raw energy over window length, in watts."
     )
-    total_tokens_per_second: float | None = Field(
-        default=None, description="Input and output tokens per second of the window."
-    )
-    requests_per_second: float | None = Field(default=None, description="Requests per second of the window.")
-    avg_power_w: Annotated[float | None, Column(30, "W", "Raw energy over window length")] = Field(
-        default=None, description="Raw energy over window length, in watts."
-    )
-    flops_per_joule: float | None = Field(default=None, description="Counted operations per joule of raw energy.")
+    flops_per_joule: float | None = optional("Counted operations per joule of raw energy.")
 
 
 class Measured(Protocol):

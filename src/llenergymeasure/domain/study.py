@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, VERSION
-from llenergymeasure.domain.base import JsonDict, Record
+from llenergymeasure.domain.base import JsonDict, Record, SchemaVersion, empty, optional
 
 StudyStatus = Literal["running", "completed", "interrupted", "failed"]
 EntryStatus = Literal["pending", "running", "completed", "failed"]
@@ -23,9 +23,7 @@ class StudySummary(Record):
     failed: int = Field(default=0, ge=0, description="Runs that ended without a result.")
     skipped: int = Field(default=0, ge=0, description="Configurations that could not be valid.")
     total_wall_time_s: float = Field(default=0.0, ge=0, description="Wall time of the whole study, in seconds.")
-    total_energy_j: float | None = Field(
-        default=None, description="Raw energy of all measurement windows, in joules; null: measured in none."
-    )
+    total_energy_j: float | None = optional("Raw energy of all measurement windows, in joules; null: measured in none.")
 
 
 class MeasurementProtocol(Record):
@@ -33,9 +31,9 @@ class MeasurementProtocol(Record):
 
     n_cycles: int = Field(default=1, ge=1, description="Repetitions of each configuration.")
     cycle_order: str = Field(default="sequential", description="`sequential`, `interleaved` or `shuffled`.")
-    config_gap_seconds: float | None = Field(default=None, ge=0, description="Wait between runs, in seconds.")
-    cycle_gap_seconds: float | None = Field(default=None, ge=0, description="Wait between cycles, in seconds.")
-    shuffle_seed: int | None = Field(default=None, description="Seed of the shuffled order.")
+    config_gap_seconds: float | None = optional("Wait between runs, in seconds.", ge=0)
+    cycle_gap_seconds: float | None = optional("Wait between cycles, in seconds.", ge=0)
+    shuffle_seed: int | None = optional("Seed of the shuffled order.")
 
 
 class SkippedExperiment(Record):
@@ -50,9 +48,9 @@ class FailedExperiment(Record):
 
     config: JsonDict = Field(description="The resolved configuration.")
     reason: str = Field(description="What happened.")
-    config_name: str | None = Field(default=None, description="Short name of the configuration, for people.")
-    cycle: int | None = Field(default=None, ge=1, description="Which repetition, from 1.")
-    error_type: str | None = Field(default=None, description="Class of the error.")
+    config_name: str | None = optional("Short name of the configuration, for people.")
+    cycle: int | None = optional("Which repetition, from 1.", ge=1)
+    error_type: str | None = optional("Class of the error.")
 
 
 class CycleStatistics(Record):
@@ -60,13 +58,11 @@ class CycleStatistics(Record):
 
     count: int = Field(ge=1, description="Cycles with a value.")
     mean: float = Field(description="Arithmetic mean.")
-    std: float | None = Field(default=None, description="Sample standard deviation (n - 1); null below two cycles.")
-    ci95_low: float | None = Field(default=None, description="Lower end of the 95 % interval of the mean.")
-    ci95_high: float | None = Field(default=None, description="Upper end of the 95 % interval of the mean.")
-    ci95_method: IntervalMethod | None = Field(default=None, description="How the interval was found.")
-    cv_pct: float | None = Field(
-        default=None, description="Coefficient of variation in per cent; null below two cycles or for a mean of 0."
-    )
+    std: float | None = optional("Sample standard deviation (n - 1); null below two cycles.")
+    ci95_low: float | None = optional("Lower end of the 95 % interval of the mean.")
+    ci95_high: float | None = optional("Upper end of the 95 % interval of the mean.")
+    ci95_method: IntervalMethod | None = optional("How the interval was found.")
+    cv_pct: float | None = optional("Coefficient of variation in per cent; null below two cycles or for a mean of 0.")
     high_variation: bool = Field(default=False, description="Whether the coefficient of variation exceeds 5 %.")
 
 
@@ -74,41 +70,29 @@ class ConfigurationStatistics(Record):
     """One configuration of a study over its cycles."""
 
     measurement_config_hash: str = Field(description="Hash of the configuration.")
-    config_name: str | None = Field(default=None, description="Short name of the configuration, for people.")
-    model_name: str | None = Field(default=None, description="Model as configured.")
+    config_name: str | None = optional("Short name of the configuration, for people.")
+    model_name: str | None = optional("Model as configured.")
     backend: str = Field(description="Inference engine.")
     cycles: int = Field(ge=1, description="Runs with a result.")
-    energy_per_token_j: CycleStatistics | None = Field(
-        default=None, description="Raw joules per output token; null: not measured."
-    )
-    tokens_per_second: CycleStatistics | None = Field(default=None, description="Output tokens per second.")
+    energy_per_token_j: CycleStatistics | None = optional("Raw joules per output token; null: not measured.")
+    tokens_per_second: CycleStatistics | None = optional("Output tokens per second.")
 
 
 class StudyResult(Record):
     """What a study yielded."""
 
-    schema_version: str = Field(
-        default=RESULT_SCHEMA_VERSION, pattern=r"^2\.\d+$", description="Schema of this record."
-    )
+    schema_version: SchemaVersion = RESULT_SCHEMA_VERSION
     study_id: str = Field(description="Identity of this execution of the study.")
-    name: str | None = Field(default=None, description="Name of the study.")
-    study_design_hash: str | None = Field(
-        default=None, description="First 16 hex digits of SHA-256 over the resolved experiments."
-    )
+    name: str | None = optional("Name of the study.")
+    study_design_hash: str | None = optional("First 16 hex digits of SHA-256 over the resolved experiments.")
     started_at: datetime = Field(description="When the study began (UTC).")
-    completed_at: datetime | None = Field(default=None, description="When it ended (UTC); null: it did not.")
-    measurement_protocol: MeasurementProtocol = Field(
-        default_factory=MeasurementProtocol, description="Cycles, order, gaps and seed."
-    )
+    completed_at: datetime | None = optional("When it ended (UTC); null: it did not.")
+    measurement_protocol: MeasurementProtocol = empty(MeasurementProtocol, "Cycles, order, gaps and seed.")
     summary: StudySummary = Field(description="Counts and totals.")
-    skipped: list[SkippedExperiment] = Field(default_factory=list, description="Configurations left out.")
-    failed: list[FailedExperiment] = Field(default_factory=list, description="Runs without a result.")
-    result_files: list[str] = Field(
-        default_factory=list, description="Results, as paths relative to the study directory."
-    )
-    statistics: list[ConfigurationStatistics] = Field(
-        default_factory=list, description="Each configuration over its cycles."
-    )
+    skipped: list[SkippedExperiment] = empty(list, "Configurations left out.")
+    failed: list[FailedExperiment] = empty(list, "Runs without a result.")
+    result_files: list[str] = empty(list, "Results, as paths relative to the study directory.")
+    statistics: list[ConfigurationStatistics] = empty(list, "Each configuration over its cycles.")
 
 
 class ExperimentManifestEntry(Record):
@@ -118,33 +102,27 @@ class ExperimentManifestEntry(Record):
     config_summary: str = Field(description="The configuration in a few words, for people.")
     cycle: int = Field(ge=1, description="Which repetition, from 1.")
     status: EntryStatus = Field(default="pending", description="Where this run is.")
-    result_file: str | None = Field(default=None, description="Result, relative to the study directory.")
-    error_type: str | None = Field(default=None, description="Class of the error that ended it.")
-    error_message: str | None = Field(default=None, description="What happened.")
-    started_at: datetime | None = Field(default=None, description="When it began (UTC).")
-    completed_at: datetime | None = Field(default=None, description="When it ended (UTC).")
-    dataset_sha256: str | None = Field(default=None, description="SHA-256 of the prompts it used.")
+    result_file: str | None = optional("Result, relative to the study directory.")
+    error_type: str | None = optional("Class of the error that ended it.")
+    error_message: str | None = optional("What happened.")
+    started_at: datetime | None = optional("When it began (UTC).")
+    completed_at: datetime | None = optional("When it ended (UTC).")
+    dataset_sha256: str | None = optional("SHA-256 of the prompts it used.")
 
 
 class StudyManifest(Record):
     """Checkpoint of a study: enough to resume it, not its result."""
 
-    schema_version: str = Field(
-        default=RESULT_SCHEMA_VERSION, pattern=r"^2\.\d+$", description="Schema of this record."
-    )
+    schema_version: SchemaVersion = RESULT_SCHEMA_VERSION
     study_name: str = Field(description="Name of the study.")
     study_design_hash: str = Field(description="First 16 hex digits of SHA-256 over the resolved experiments.")
     llenergymeasure_version: str = Field(default=VERSION, description="Version that wrote this.")
     started_at: datetime = Field(description="When the study began (UTC).")
-    completed_at: datetime | None = Field(default=None, description="When it ended (UTC).")
+    completed_at: datetime | None = optional("When it ended (UTC).")
     status: StudyStatus = Field(default="running", description="Where the study is.")
     total_experiments: int = Field(ge=0, description="Runs planned.")
     completed: int = Field(default=0, ge=0, description="Runs with a result.")
     failed: int = Field(default=0, ge=0, description="Runs that failed.")
     pending: int = Field(ge=0, description="Runs still to be done.")
-    experiments: list[ExperimentManifestEntry] = Field(
-        default_factory=list, description="Every run, in order of execution."
-    )
-    study: JsonDict = Field(
-        default_factory=dict, description="The resolved study (experiments and execution), enough to resume from."
-    )
+    experiments: list[ExperimentManifestEntry] = empty(list, "Every run, in order of execution.")
+    study: JsonDict = empty(dict, "The resolved study (experiments and execution), enough to resume from.")

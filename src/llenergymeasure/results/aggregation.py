@@ -3,7 +3,7 @@
 RawProcessResult 0 ─┐  energy      every device once          (attribution.py)
 RawProcessResult 1 ─┼─ throughput  tokens of all over first start to last end
 ...                ─┘  latency     all requests pooled, then statistics
-                       the rest    each figure as it declares     (domain/figures.py)
+                       the rest    each figure as it declares     (domain/base.py)
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field
 
-from llenergymeasure.domain.base import Record, as_utc
-from llenergymeasure.domain.emissions import EmissionFactors
-from llenergymeasure.domain.energy import NVML_REPRODUCIBILITY_NOTE, merge_breakdowns, merge_uncertainties
+from llenergymeasure.domain.base import Record, as_utc, distinct, empty, merge_figures, optional
+from llenergymeasure.domain.energy import (
+    NVML_REPRODUCIBILITY_NOTE,
+    EmissionFactors,
+    merge_breakdowns,
+    merge_uncertainties,
+)
 from llenergymeasure.domain.environment import AggregationMetadata
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
-from llenergymeasure.domain.figures import distinct, merge_figures
 from llenergymeasure.domain.metrics import MultiGPUMetrics, extended_metrics, merge_phases, ratio
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.attribution import Attribution, CommonWindow, attribute_energy, common_window
 from llenergymeasure.results.persistence import marked_indices
+
+_WITHOUT_BULK: Final[dict[str, object]] = {"requests": None, "environment": None, "effective_config": {}}
+"""Left out of the records in a result: what it holds already, and what grows with the number of tokens."""
 
 
 class CompletenessReport(Record):
@@ -33,9 +40,9 @@ class CompletenessReport(Record):
 
     expected_processes: int = Field(description="Processes that should have taken part.")
     is_complete: bool = Field(description="Whether every check passed.")
-    missing_indices: list[int] = Field(default_factory=list, description="Processes without a whole record.")
-    duplicate_indices: list[int] = Field(default_factory=list, description="Processes with more than one record.")
-    error_message: str | None = Field(default=None, description="What is wrong, in one sentence; null: nothing.")
+    missing_indices: list[int] = empty(list, "Processes without a whole record.")
+    duplicate_indices: list[int] = empty(list, "Processes with more than one record.")
+    error_message: str | None = optional("What is wrong, in one sentence; null: nothing.")
 
 
 def validate_process_completeness(
@@ -70,13 +77,12 @@ def validate_process_completeness(
         )
         if found
     ]
-    message = f"Experiment {experiment_id} is incomplete: {'; '.join(problems)}." if problems else None
     return CompletenessReport(
         expected_processes=expected_processes,
         is_complete=not problems,
         missing_indices=sorted({*absent, *unmarked}),
         duplicate_indices=duplicates,
-        error_message=message,
+        error_message=f"Experiment {experiment_id} is incomplete: {'; '.join(problems)}." if problems else None,
     )
 
 
@@ -124,7 +130,7 @@ def aggregate_results(
         timeseries=Path(path).name if path else None,
         start_time=_began_at(records),
         end_time=max((record.ended_at or record.timestamps.end for record in records), key=as_utc),
-        process_results=[_without_bulk(record) for record in records] if len(records) > 1 else [],
+        process_results=[r.model_copy(update=_WITHOUT_BULK) for r in records] if len(records) > 1 else [],
         aggregation=metadata,
         phases=merge_phases([record.phases for record in records], bool(attribution.shared_devices)),
         **figures,
@@ -208,11 +214,6 @@ def _steady_state_window(records: Sequence[RawProcessResult], window: CommonWind
 
 def _began_at(records: Sequence[RawProcessResult]) -> datetime:
     return min((record.started_at or record.timestamps.start for record in records), key=as_utc)
-
-
-def _without_bulk(record: RawProcessResult) -> RawProcessResult:
-    """A record without what the result holds already, or what grows with the number of tokens."""
-    return record.model_copy(update={"requests": None, "environment": None, "effective_config": {}})
 
 
 def _listed(indices: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from llenergymeasure.domain.base import as_utc
+from llenergymeasure.domain.base import as_utc, joined
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
@@ -44,15 +44,13 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class CommonWindow:
-    """The windows of all processes on one time axis.
+    """The windows of all processes on one time axis, from first start to last end.
 
     Args:
-        length_sec: First start to last end.
         overlap_pct: Time common to all windows, in per cent of `length_sec`.
     """
 
     start: datetime
-    end: datetime
     length_sec: float
     overlap_pct: float
 
@@ -78,9 +76,13 @@ def attribute_energy(records: Sequence[RawProcessResult]) -> Attribution:
         counted.append(chosen)
         if len(group) > 1:
             warnings.append(_shared_warning(group, chosen))
-    unnamed = [record.process_index for record in records if not devices_of(record)]
+    unnamed = [record for record in records if not devices_of(record)]
     if unnamed and len(records) > 1:
-        warnings.append(_unnamed_warning(unnamed))
+        text = (
+            f"processes {_indices(unnamed)} do not name their devices; a device used by several of them would be "
+            "counted more than once"
+        )
+        warnings.append(MeasurementWarning(WarningCode.ENERGY_ATTRIBUTION_UNVERIFIED, text))
     return Attribution(tuple(counted), shared, verified=not unnamed, warnings=tuple(warnings))
 
 
@@ -94,10 +96,10 @@ def common_window(records: Sequence[RawProcessResult]) -> CommonWindow:
     start, end = min(w[0] for w in windows), max(w[1] for w in windows)
     longest_sec = max(record.inference_metrics.inference_time_sec for record in records)
     if len(records) == 1:
-        return CommonWindow(start, end, longest_sec, overlap_pct=100.0)
+        return CommonWindow(start, longest_sec, overlap_pct=100.0)
     length_sec = max((end - start).total_seconds(), longest_sec)
     shared_sec = (min(w[1] for w in windows) - max(w[0] for w in windows)).total_seconds()
-    return CommonWindow(start, end, length_sec, 100 * max(shared_sec, 0.0) / length_sec if length_sec else 0.0)
+    return CommonWindow(start, length_sec, 100 * max(shared_sec, 0.0) / length_sec if length_sec else 0.0)
 
 
 def counted_window(record: RawProcessResult) -> tuple[datetime, datetime]:
@@ -123,18 +125,13 @@ def devices_of(record: RawProcessResult) -> frozenset[str]:
 
 def _groups_by_device(records: Sequence[RawProcessResult]) -> list[list[RawProcessResult]]:
     """Records that are linked by shared devices, directly or through others."""
-    groups: list[tuple[set[str], list[RawProcessResult]]] = []
+    groups: list[list[RawProcessResult]] = []
     for record in records:
-        devices, members = set(devices_of(record)), [record]
-        apart = []
-        for other_devices, other_members in groups:
-            if devices & other_devices:
-                devices |= other_devices
-                members = other_members + members
-            else:
-                apart.append((other_devices, other_members))
-        groups = [*apart, (devices, members)]
-    return [members for _, members in groups]
+        devices = devices_of(record)
+        linked = [group for group in groups if any(devices & devices_of(member) for member in group)]
+        apart = [group for group in groups if all(devices.isdisjoint(devices_of(member)) for member in group)]
+        groups = [*apart, [*joined(reversed(linked)), record]]
+    return groups
 
 
 def _widest(group: Sequence[RawProcessResult]) -> RawProcessResult | None:
@@ -159,14 +156,6 @@ def _entangled(group: Sequence[RawProcessResult]) -> MeasurementWarning:
         WarningCode.ENERGY_UNAVAILABLE,
         f"processes {_indices(group)} share some devices and not others, so their energies can neither be added nor "
         "told apart. Give each process devices of its own, or all of them the same.",
-    )
-
-
-def _unnamed_warning(indices: Sequence[int]) -> MeasurementWarning:
-    return MeasurementWarning(
-        WarningCode.ENERGY_ATTRIBUTION_UNVERIFIED,
-        f"processes {', '.join(map(str, indices))} do not name their devices; a device used by several of them would "
-        "be counted more than once",
     )
 
 

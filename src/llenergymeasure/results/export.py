@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_orig
 from pydantic import BaseModel
 
 from llenergymeasure.atomic import write_bytes_atomically
-from llenergymeasure.domain.base import as_utc
+from llenergymeasure.domain.base import as_utc, columns_in
 from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.domain.figures import Column, columns_in
 
 if TYPE_CHECKING:
     import pyarrow
@@ -34,7 +33,7 @@ BATCH_SETTING: Final = {"pytorch": "batch_size", "vllm": "max_num_seqs", "tensor
 
 @dataclass(frozen=True, slots=True)
 class FlatColumn:
-    """One column of the flat row, see `domain.figures.Column`; any of its values may be null."""
+    """One column of the flat row, see `domain.base.Column`; any of its values may be null."""
 
     position: int
     name: str
@@ -108,14 +107,11 @@ def _csv_cell(value: Scalar) -> str | int | float:
 
 def _at(path: str) -> Callable[[ExperimentResult], Any]:
     """Reads a dotted attribute path; null as soon as a part is null."""
-    getters = [attrgetter(part) for part in path.split(".")]
 
     def value(result: ExperimentResult) -> Any:
         found: Any = result
-        for get in getters:
-            if found is None:
-                return None
-            found = get(found)
+        for name in path.split("."):
+            found = None if found is None else getattr(found, name)
         return found
 
     return value
@@ -160,19 +156,15 @@ def _declared(model: type[BaseModel], path: str = "") -> Iterator[FlatColumn]:
         here = f"{path}{name}"
         options = get_args(field.annotation) if get_origin(field.annotation) in _UNIONS else (field.annotation,)
         types = [option for option in options if isinstance(option, type) and get_origin(option) is None]
+        type_: ColumnType = next((_TYPES[option] for option in types if option in _TYPES), "string")
         for column in columns_in(field.metadata):
-            where = f"{here}.{column.at}" if column.at else here
             text = column.text or str(field.description).rstrip(".")
-            yield FlatColumn(column.position, column.name or name, _type(column, types), column.unit, text, _at(where))
+            inner_type: ColumnType = "number" if column.at else type_
+            value = _at(f"{here}.{column.at}" if column.at else here)
+            yield FlatColumn(column.position, column.name or name, inner_type, column.unit, text, value)
         for inner in types:
             if issubclass(inner, BaseModel):
                 yield from _declared(inner, f"{here}.")
-
-
-def _type(column: Column, types: Iterable[type]) -> ColumnType:
-    if column.at:
-        return "number"  # what stands inside of a record and is exported is a figure
-    return next((_TYPES[type_] for type_ in types if type_ in _TYPES), "string")
 
 
 _COMPUTED: Final = (

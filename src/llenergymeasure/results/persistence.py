@@ -23,28 +23,21 @@ import warnings
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
+from functools import reduce
+from operator import getitem
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import Any, Final, NoReturn, Protocol, TypeVar, runtime_checkable
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from llenergymeasure.atomic import (
-    copy_atomically,
-    make_unique_directory,
-    write_atomically,
-    write_bytes_atomically,
-)
+from llenergymeasure.atomic import copy_atomically, make_unique_directory, write_atomically, write_bytes_atomically
+from llenergymeasure.constants import RESULT_SCHEMA_VERSION
 from llenergymeasure.domain.base import as_utc
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
 from llenergymeasure.results import export
-from llenergymeasure.results.loading import ResultFileWarning, load_record
 from llenergymeasure.security import sanitize_experiment_id
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
-
 
 RESULT_FILE: Final = "result.json"
 TIMESERIES_FILE: Final = "timeseries.parquet"
@@ -55,10 +48,16 @@ TRACE_PATTERN: Final = "trace*.parquet"
 
 OUTPUTS_FILE: Final = "outputs.jsonl"
 
-_RECORD: Final = re.compile(r"process_(\d+)\.json")
-_MARKER: Final = re.compile(r"process_(\d+)\.done")
+_MAJOR: Final = RESULT_SCHEMA_VERSION.split(".")[0]
+_MAX_PROBLEMS_SHOWN: Final = 5
 
 _log = logging.getLogger(__name__)
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class ResultFileWarning(UserWarning):
+    """A result file could be read, but not everything is as it should be."""
 
 
 @runtime_checkable
@@ -183,6 +182,36 @@ def from_json(path: str | Path) -> ExperimentResult:
     return result
 
 
+def load_record(path: Path, model: type[ModelT], what: str) -> ModelT:
+    """Read a versioned record.
+
+    Fields that this release does not know are left out with a `ResultFileWarning`; they come from a newer 2.x release.
+
+    Args:
+        model: Has a `schema_version`.
+        what: What the file is, for messages: `result`, `study summary`.
+
+    Raises:
+        PersistenceError: The file is unreadable, damaged, or of another major version; names the file and the reason.
+    """
+    content = _read_json_object(path)
+    _check_version(path, content.get("schema_version"), what)
+    unknown = _remove_unknown_fields(content, model)
+    try:
+        record = model.model_validate(content)
+    except ValidationError as error:
+        raise _not_a_record(path, what, error) from error
+    if unknown:
+        shown = ", ".join(unknown[:_MAX_PROBLEMS_SHOWN]) + (", …" if len(unknown) > _MAX_PROBLEMS_SHOWN else "")
+        warnings.warn(
+            f"{path}: left out {len(unknown)} unknown field(s) ({shown}); the file has schema "
+            f"{content['schema_version']}, this release knows {RESULT_SCHEMA_VERSION}.",
+            ResultFileWarning,
+            stacklevel=3,
+        )
+    return record
+
+
 def load_study(path: str | Path) -> StudyResult:
     """Read a study's `study_summary.json`, or the one in a study directory; fails as `from_json` does."""
     path = Path(path)
@@ -199,11 +228,7 @@ def to_parquet(result: ExperimentResult | Iterable[ExperimentResult], path: str 
 
     path = Path(path)
     table = export.to_table([result] if isinstance(result, ExperimentResult) else result)
-
-    def write(file: BinaryIO) -> None:
-        pyarrow.parquet.write_table(table, file)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file))
     return path
 
 
@@ -230,13 +255,13 @@ def read_process_results(experiment_id: str, state_dir: Path) -> list[RawProcess
         PersistenceError: A record is damaged; names the file.
     """
     directory = _directory(state_dir, experiment_id)
-    paths = (directory / f"process_{index}.json" for index in sorted(_indices(directory, _RECORD)))
+    paths = (directory / f"process_{index}.json" for index in sorted(_indices(directory, "json")))
     return [load_record(path, RawProcessResult, "process record") for path in paths]
 
 
 def marked_indices(experiment_id: str, state_dir: Path) -> frozenset[int]:
     """Indices of the processes that left their marker."""
-    return _indices(_directory(state_dir, experiment_id), _MARKER)
+    return _indices(_directory(state_dir, experiment_id), "done")
 
 
 def directory_name(result: ExperimentResult) -> str:
@@ -282,8 +307,64 @@ def _directory(state_dir: Path, experiment_id: str) -> Path:
     return state_dir / sanitize_experiment_id(experiment_id)
 
 
-def _indices(directory: Path, pattern: re.Pattern[str]) -> frozenset[int]:
-    if not directory.is_dir():
-        return frozenset()
-    matches = (pattern.fullmatch(path.name) for path in directory.iterdir())
+def _indices(directory: Path, ending: str) -> frozenset[int]:
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    matches = (re.fullmatch(rf"process_(\d+)\.{ending}", name) for name in names)
     return frozenset(int(match[1]) for match in matches if match)
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise PersistenceError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise PersistenceError(f"{path} is not valid JSON ({where}). It was cut short or damaged.") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, NaN, a number of thousands of digits, endless nesting
+        raise PersistenceError(f"{path} is not valid JSON: {error}. It was damaged.") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise PersistenceError(f"{path} holds a JSON {kind}, not an object. It is not one of our files.")
+    return content
+
+
+def _remove_unknown_fields(content: Any, model: type[BaseModel]) -> list[str]:
+    """Take out of `content`, at any depth, what `model` does not know; their dotted paths."""
+    try:
+        model.model_validate(content)
+    except ValidationError as error:
+        unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+    else:
+        return []
+    for *parents, name in unknown:
+        del reduce(getitem, parents, content)[name]
+    return [_dotted(location) for location in unknown]
+
+
+def _check_version(path: Path, version: object, what: str) -> None:
+    if version is None:
+        raise PersistenceError(f"{path} has no schema_version: it is not a {what} of llenergymeasure 2.")
+    if not isinstance(version, str) or not re.fullmatch(r"\d+(\.\d+)+", version):
+        raise PersistenceError(f"{path}: schema_version {version!r} is not a version.")
+    if version.split(".")[0] != _MAJOR:
+        raise PersistenceError(
+            f"{path} has schema version {version}; this release reads {_MAJOR}.x only. "
+            "Read it with the release of llenergymeasure that wrote it."
+        )
+
+
+def _not_a_record(path: Path, what: str, error: ValidationError) -> PersistenceError:
+    problems = [f"{_dotted(problem['loc']) or 'the file'}: {problem['msg']}" for problem in error.errors()]
+    shown = "\n".join(f"  - {problem}" for problem in problems[:_MAX_PROBLEMS_SHOWN])
+    more = len(problems) - _MAX_PROBLEMS_SHOWN
+    tail = f"\n  - and {more} more" if more > 0 else ""
+    return PersistenceError(f"{path} is not a valid {what}:\n{shown}{tail}")
+
+
+def _dotted(location: Sequence[int | str]) -> str:
+    return ".".join(map(str, location))
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

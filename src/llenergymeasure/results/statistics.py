@@ -25,12 +25,7 @@ BOOTSTRAP_RESAMPLES: Final = 10_000
 def summarise_configurations(
     results: Iterable[ExperimentResult], interval: Literal["parametric", "bootstrap"] = "parametric"
 ) -> list[ConfigurationStatistics]:
-    """Statistics of J/token and tokens/s of every configuration over its cycles, in the order of first appearance.
-
-    Args:
-        results: Results of a study, in any order; grouped by `measurement_config_hash`.
-        interval: See `cycle_statistics`.
-    """
+    """Statistics of J/token and tokens/s of every configuration over its cycles, in the order of first appearance."""
     groups: dict[str, list[ExperimentResult]] = defaultdict(list)
     for result in results:
         groups[result.measurement_config_hash].append(result)
@@ -57,7 +52,6 @@ def cycle_statistics(
         values: One figure per cycle; `None` for a cycle that did not yield it.
         interval: `parametric`: mean ± quantile x standard error, Student's t below `NORMAL_FROM` values, normal from
             there. `bootstrap`: percentile bootstrap, for figures that are far from normally distributed.
-        seed: For the bootstrap.
 
     Returns:
         `None` when no cycle has a value. With one value there is a mean and no spread.
@@ -113,17 +107,12 @@ def _probability_within(theta: float, v: int) -> float:
     sine, cosine = math.sin(theta), math.cos(theta)
     if v == 1:
         return 2 * theta / math.pi
-    if v % 2:
-        term = total = cosine
-        for k in range(2, v - 2, 2):
-            term *= cosine * cosine * k / (k + 1)
-            total += term
-        return 2 / math.pi * (theta + sine * total)
-    term = total = 1.0
-    for k in range(1, v - 2, 2):
+    odd = v % 2 == 1
+    term = total = cosine if odd else 1.0
+    for k in range(2 if odd else 1, v - 2, 2):
         term *= cosine * cosine * k / (k + 1)
         total += term
-    return sine * total
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total
 
 
 def _parametric(mean: float, std: float, count: int) -> tuple[float, float, IntervalMethod]:

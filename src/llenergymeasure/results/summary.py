@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.domain.latency import Percentiles
 from llenergymeasure.domain.warnings import WarningCode
 
 _LABEL_WIDTH = 15
@@ -162,20 +160,14 @@ def _tokens(result: ExperimentResult) -> str:
     return f"{result.output_tokens:,} tokens out, {result.input_tokens:,} in"
 
 
-def _latencies(result: ExperimentResult) -> Iterator[str]:
+def _latencies(result: ExperimentResult) -> list[str]:
     stats = result.latency_stats
     if stats is None:
-        return
-    if stats.ttft_ms is None and stats.itl_ms is None and stats.e2e_ms is not None:
-        yield _latency("end to end", stats.e2e_ms)
-    if stats.ttft_ms is not None:
-        yield _latency("TTFT", stats.ttft_ms)
-    if stats.itl_ms is not None:
-        yield _latency("ITL", stats.itl_ms)
-
-
-def _latency(name: str, values: Percentiles) -> str:
-    return f"{name} {quantity(values.mean)} ms (p95 {quantity(values.p95)})"
+        return []
+    shown = {"TTFT": stats.ttft_ms, "ITL": stats.itl_ms}
+    if stats.ttft_ms is None and stats.itl_ms is None:
+        shown = {"end to end": stats.e2e_ms}
+    return [f"{name} {quantity(ms.mean)} ms (p95 {quantity(ms.p95)})" for name, ms in shown.items() if ms is not None]
 
 
 def _phases(result: ExperimentResult) -> str | None:

@@ -14,20 +14,18 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from pydantic import TypeAdapter
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.artefacts import Artefacts
 from llenergymeasure.core.baseline import CachedBaseline
-from llenergymeasure.core.progress import Observer
+from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.datasets.types import WHOLE, Shard
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import ExperimentError, PersistenceError
-from llenergymeasure.runners.interrupt import Interrupt
 from llenergymeasure.security import is_safe_path
 
 JOB_FILE: Final = "job.json"
@@ -44,9 +42,7 @@ class Job:
         work_dir: An existing directory for the run's files, on the disk that will hold the result; not in the file.
         baselines: Idle measurements that may be reused.
         timeout_s: How long it may take, in seconds; `None`: for ever.
-        experiment_id: Identity of the measurement; `None`: it gets one when it begins.
-        shard: Which part, where several processes run the experiment together.
-        version: Release that wrote the job.
+        experiment_id: `None`: it gets one when it begins.
     """
 
     config: ExperimentConfig
@@ -61,12 +57,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
-    """A finished experiment that is not on disk yet.
-
-    Args:
-        artefacts: Files that belong beside it, lying in the work directory.
-        baselines: Idle measurements that later runs may reuse.
-    """
+    """A finished experiment that is not on disk yet, with the files beside it and idle power that others may reuse."""
 
     result: ExperimentResult
     artefacts: Artefacts
@@ -81,23 +72,7 @@ class MeasuredShard:
     baselines: tuple[CachedBaseline, ...] = ()
 
 
-class Launcher(Protocol):
-    """Runs jobs in isolation, one at a time."""
-
-    def prepare(self, job: Job) -> None:
-        """Get ready for `job`, which comes next: imports, say. Returns at once and must not fail."""
-
-    def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
-        """Run `job` to its end.
-
-        Raises:
-            LLEMError: It failed; nothing of it is left running.
-            PersistenceError: Its directory cannot be written to.
-            RunInterruptedError: `interrupt` was requested; it has been torn down.
-        """
-
-    def discard(self) -> None:
-        """End what `prepare` started for a job that will not come; safe to call at any time."""
+RunT = TypeVar("RunT", MeasuredRun, MeasuredShard)
 
 
 def write_job(job: Job) -> None:
@@ -132,9 +107,6 @@ def read_job(directory: Path) -> Job:
     return replace(TypeAdapter(Job).validate_json(content), work_dir=directory)
 
 
-RunT = TypeVar("RunT", MeasuredRun, MeasuredShard)
-
-
 def run_to_json(run: RunT, directory: Path) -> str:
     """What came of the job in `directory`, as its process hands it over."""
     portable = _with_paths(run.artefacts, lambda path: path.relative_to(directory))
@@ -164,12 +136,8 @@ def _with_paths(artefacts: Artefacts, change: Callable[[Path], Path]) -> Artefac
     def changed(path: Path | None) -> Path | None:
         return None if path is None else change(path)
 
-    return Artefacts(
-        timeseries=changed(artefacts.timeseries),
-        trace=changed(artefacts.trace),
-        outputs=changed(artefacts.outputs),
-        further=tuple(change(path) for path in artefacts.further),
-    )
+    files = changed(artefacts.timeseries), changed(artefacts.trace), changed(artefacts.outputs)
+    return Artefacts(*files, tuple(map(change, artefacts.further)))
 
 
 if __name__ == "__main__":

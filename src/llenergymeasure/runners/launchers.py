@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from llenergymeasure.core.backends.registry import preload_modules
 from llenergymeasure.core.progress import Observer
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.runners.child import DEFAULT_ENTRY
-from llenergymeasure.runners.interrupt import Interrupt
-from llenergymeasure.runners.job import LOCAL_RUNNER, Job, Launcher, MeasuredRun, run_from_json, write_job
+from llenergymeasure.runners.job import LOCAL_RUNNER, Job, MeasuredRun, run_from_json, write_job
 from llenergymeasure.runners.process import ChildTask
-from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Patience
+from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Interrupt, Patience
 
 _log = logging.getLogger(__name__)
 
 
-class ProcessLauncher:
-    """Runs each job in a fresh child process on this machine.
+class Launcher(Protocol):
+    """Runs jobs in isolation, one at a time."""
 
-    Args:
-        entry: What the child runs, see `ChildTask`.
-        preload: Gives the modules to import while waiting for a job, by its backend.
-        patience: How long to wait for imports and for ends; the job itself says how long it may take.
-    """
+    def prepare(self, job: Job) -> None:
+        """Get ready for `job`, which comes next: imports, say. Returns at once and must not fail."""
+
+    def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
+        """Run `job` to its end.
+
+        Raises:
+            LLEMError: It failed; nothing of it is left running.
+            PersistenceError: Its directory cannot be written to.
+            RunInterruptedError: `interrupt` was requested; it has been torn down.
+        """
+
+    def discard(self) -> None:
+        """End what `prepare` started for a job that will not come; safe to call at any time."""
+
+
+class ProcessLauncher:
+    """Runs each job in a fresh child process on this machine; `preload` gives what to import for a backend before."""
 
     def __init__(
         self,
@@ -50,13 +62,11 @@ class ProcessLauncher:
         self._prepared = job, group
 
     def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
-        """Run `job` in the child prepared for it, or else in a new one.
+        """Run `job` in the child prepared for it, or else in a new one; see `Launcher.run`.
 
         Raises:
             ChildFailedError: It raised, crashed or took too long.
             ExperimentError: What it handed back is no result.
-            PersistenceError: The job's directory cannot be written to.
-            RunInterruptedError: `interrupt` was requested.
         """
         if self._prepared is not None and self._prepared[0] is job:
             group, self._prepared = self._prepared[1], None
@@ -92,8 +102,7 @@ class ChosenLauncher:
     """
 
     def __init__(self, launchers: Mapping[str, Callable[[], Launcher]] = LAUNCHERS) -> None:
-        self._launchers = launchers
-        self._made: dict[str, Launcher] = {}
+        self._launchers = {name: make() for name, make in launchers.items()}
 
     def prepare(self, job: Job) -> None:
         """Let the job's runner get ready for it."""
@@ -105,12 +114,9 @@ class ChosenLauncher:
 
     def discard(self) -> None:
         """End what was prepared and will not come."""
-        for launcher in self._made.values():
+        for launcher in self._launchers.values():
             launcher.discard()
 
     def _of(self, job: Job) -> Launcher:
         named = str(getattr(job.machine.runners, job.config.backend)).partition(":")[0]
-        kind = named if named in self._launchers else LOCAL_RUNNER
-        if kind not in self._made:
-            self._made[kind] = self._launchers[kind]()
-        return self._made[kind]
+        return self._launchers.get(named, self._launchers[LOCAL_RUNNER])

@@ -61,11 +61,9 @@ _echo = logging.getLogger("llenergymeasure.child")
 
 @dataclass(frozen=True, slots=True)
 class ChildTask:
-    """What a child is to do.
+    """What a child is to do in its job's directory.
 
     Args:
-        directory: The job's directory.
-        log_path: File that will keep what the child prints and logs.
         preload: Modules to import before the child says that it is ready.
         environment: Environment variables it gets besides those of this process.
         entry: `module:name` of a `runners.child.Entry`.
@@ -76,11 +74,6 @@ class ChildTask:
     preload: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     entry: str = DEFAULT_ENTRY
-
-    def command(self) -> list[str]:
-        """The command line of a fresh interpreter that does it."""
-        options = [str(self.directory), "--attached", "--preload", ",".join(self.preload), "--entry", self.entry]
-        return [sys.executable, "-c", _BOOT, os.pathsep.join(map(str, sys.path)), *options]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +97,6 @@ class Child:
         self._mailbox = mailbox
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
-        self._commands: IO[bytes] | None = None
         self._threads: list[threading.Thread] = []
         self._log = ChildLog(task.log_path)
         self._offspring: set[ProcessIdentity] = set()
@@ -122,15 +114,16 @@ class Child:
         Raises:
             OSError: The system refuses another process.
         """
+        task = self.task
+        options = [str(task.directory), "--attached", "--preload", ",".join(task.preload), "--entry", task.entry]
         process = self._process = subprocess.Popen(
-            self.task.command(),
+            [sys.executable, "-c", _BOOT, os.pathsep.join(map(str, sys.path)), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **self.task.environment},
+            env={**os.environ, **task.environment},
             start_new_session=True,  # Ctrl-C reaches the terminal's own session only: this process decides
         )
-        self._commands = process.stdin
         for read, source in ((self._read_messages, process.stdout), (self._log.drain, process.stderr)):
             self._threads.append(threading.Thread(target=read, args=(source,), name="llem-child", daemon=True))
         self._threads.append(threading.Thread(target=self._tell_events, name="llem-events", daemon=True))
@@ -141,9 +134,9 @@ class Child:
         """Tell the child to begin, or to pass the barrier."""
         # One that died a moment ago: its end is in the mailbox and says more than a broken pipe does.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            if self._commands is not None:
-                self._commands.write(to_line(message))
-                self._commands.flush()
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.write(to_line(message))
+                self._process.stdin.flush()
 
     def has_exited(self) -> bool:
         """Whether the process has ended. It stays a zombie until `kill_group`, so that its id is not used again."""
@@ -178,8 +171,8 @@ class Child:
             left = [process.pid for process in self._offspring if is_running(process)]
             _log.warning("%s has left processes that do not end: %s", self.task.log_path.stem, left)
         with contextlib.suppress(OSError):  # a last word that it did not hear
-            if self._commands is not None:
-                self._commands.close()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
         for thread in self._threads:
             thread.join(DRAIN_TIMEOUT_S)  # a stray process may keep a pipe open
 
@@ -227,9 +220,8 @@ class ChildLog:
     def __init__(self, path: Path, head_bytes: int = HEAD_BYTES, tail_bytes: int = TAIL_BYTES) -> None:
         self._path = path
         self._head_left = head_bytes
-        self._tail = bytearray()
         self._tail_bytes = tail_bytes
-        self._left_out = 0
+        self._beyond_head = 0
         self._recent = bytearray()
         self._unfinished_line = b""
 
@@ -239,7 +231,6 @@ class ChildLog:
             try:
                 with open(self._path, "ab", buffering=0) as file:
                     self._copy(source, file)
-                    self._write_tail(file)
             except OSError as error:
                 _log.warning("Cannot keep the child's output in %s: %s", self._path, error)
                 while self._read(source):  # the child must not block on a full pipe
@@ -247,43 +238,33 @@ class ChildLog:
 
     def last_line(self) -> str:
         """The last line that is not blank, or an empty text; Python's dump of the stack does not count."""
-        text = bytes(self._recent).decode("utf-8", "replace").partition(_CRASH_DUMP)[0]
+        text = bytes(self._recent[-_CHUNK_BYTES:]).decode("utf-8", "replace").partition(_CRASH_DUMP)[0]
         return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
 
     def _copy(self, source: IO[bytes], file: BinaryIO) -> None:
         while chunk := self._read(source):
-            head, rest = chunk[: self._head_left], chunk[self._head_left :]
+            head = chunk[: self._head_left]
+            self._head_left -= len(head)
+            self._beyond_head += len(chunk) - len(head)
             if head:
-                self._head_left -= len(head)
                 file.write(head)
                 self._echo_lines(head)
-            if rest:
-                self._keep_tail(rest)
-
-    def _keep_tail(self, data: bytes) -> None:
-        self._tail += data
-        surplus = len(self._tail) - self._tail_bytes
-        if surplus > 0:
-            del self._tail[:surplus]
-            self._left_out += surplus
-
-    def _write_tail(self, file: BinaryIO) -> None:
-        if self._left_out:
-            file.write(f"\n[… {self._left_out} bytes left out …]\n".encode())
-        file.write(self._tail)
+        kept = min(self._beyond_head, self._tail_bytes)
+        if self._beyond_head > kept:
+            file.write(f"\n[… {self._beyond_head - kept} bytes left out …]\n".encode())
+        file.write(self._recent[len(self._recent) - kept :])
 
     def _read(self, source: IO[bytes]) -> bytes:
         data = os.read(source.fileno(), _CHUNK_BYTES)
         self._recent += data
-        del self._recent[:-_CHUNK_BYTES]
+        del self._recent[: -max(self._tail_bytes, _CHUNK_BYTES)]
         return data
 
     def _echo_lines(self, data: bytes) -> None:
-        if not _echo.isEnabledFor(logging.DEBUG):
-            return
-        *lines, self._unfinished_line = (self._unfinished_line + data).split(b"\n")
-        for line in lines:
-            _echo.debug("%s", line.decode("utf-8", "replace"))
+        if _echo.isEnabledFor(logging.DEBUG):
+            *lines, self._unfinished_line = (self._unfinished_line + data).split(b"\n")
+            for line in lines:
+                _echo.debug("%s", line.decode("utf-8", "replace"))
 
 
 def describe_exit(exit_code: int | None) -> str:

@@ -8,16 +8,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
 from llenergymeasure.core.progress import Observer
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.runners.child import RESULT_FILE, AtBarrier, Done, Failed, Go, Message, Open, Ready
-from llenergymeasure.runners.interrupt import POLL_INTERVAL_S, Interrupt
 from llenergymeasure.runners.process import Child, ChildTask, Ended, Mail
+
+POLL_INTERVAL_S: Final = 0.25
+"""How often whoever waits looks at an `Interrupt`, in seconds."""
 
 BARRIER_LEAD_S: Final = 0.05
 """How far ahead the barrier's opening is announced, so that every child knows in time, in seconds."""
@@ -25,7 +30,54 @@ BARRIER_LEAD_S: Final = 0.05
 LAST_WORDS_S: Final = 1.0
 """How long a reply may take from the pipe to the mailbox after its sender's end, in seconds."""
 
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 _log = logging.getLogger(__name__)
+
+
+class Interrupt:
+    """How often the user asked to stop: the first time for an orderly end, the second for a quick one."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+
+    def request(self) -> None:
+        """Ask once more; safe in a signal handler and in any thread."""
+        self._requests += 1
+
+    @property
+    def requested(self) -> bool:
+        """Whether to tear down and end."""
+        return self._requests >= 1
+
+    @property
+    def urgent(self) -> bool:
+        """Whether to end without tearing down."""
+        return self._requests >= 2
+
+
+@contextlib.contextmanager
+def signals_as(interrupt: Interrupt) -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into requests to `interrupt` for the length of a `with` block.
+
+    A signal that is ignored stays so: that is how `nohup` works. Outside the main thread Python cannot install
+    handlers; there the block runs without them, and whoever owns the main thread keeps its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        interrupt.request()
+
+    heard = [name for name in _SIGNALS if signal.getsignal(name) != signal.SIG_IGN]
+    previous: dict[signal.Signals, Any] = {name: signal.signal(name, on_signal) for name in heard}
+    try:
+        yield
+    finally:
+        for name, handler in previous.items():
+            # None: installed by something other than Python, which cannot be put back from here.
+            signal.signal(name, signal.SIG_DFL if handler is None else handler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +96,7 @@ class Patience:
 
 
 class ChildFailedError(ExperimentError):
-    """A child ended without a result.
-
-    Args:
-        error_type: Name of the exception's class, or `Crash` or `Timeout`.
-        traceback: The child's traceback, where it raised.
-    """
+    """A child ended without a result; `error_type` is the name of an exception's class, or `Crash` or `Timeout`."""
 
     def __init__(self, error_type: str, message: str, traceback: str = "") -> None:
         self.error_type = error_type
@@ -65,13 +112,7 @@ class RunInterruptedError(ExperimentError):
 
 
 class ChildGroup:
-    """Children that work on one run together, most often just one.
-
-    Args:
-        tasks: What each of them does.
-        patience: How long to wait for imports and for ends.
-        task_s: How long the tasks may take, in seconds; `None`: for ever.
-    """
+    """Children that work on one run together, most often just one; it may take `task_s` seconds (`None`: for ever)."""
 
     def __init__(self, tasks: Sequence[ChildTask], patience: Patience, task_s: float | None = None) -> None:
         self._mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
@@ -147,7 +188,10 @@ class ChildGroup:
         elif isinstance(message, AtBarrier):
             self._at_barrier.add(child)
             if len(self._at_barrier) == len(self.children):
-                self._open_barrier()
+                self._at_barrier.clear()
+                opening = Open(time.monotonic() + BARRIER_LEAD_S)
+                for each in self.children:
+                    each.send(opening)
         elif isinstance(message, Done):
             self._reported.add(child)
             self._results[child] = _result_of(child, message)
@@ -156,12 +200,6 @@ class ChildGroup:
             raise ChildFailedError(str(message.error_type), str(message.message), str(message.traceback))
         elif isinstance(message, Ended) and child not in self._results:
             self._fail_as_crashed(child)
-
-    def _open_barrier(self) -> None:
-        at_s = time.monotonic() + BARRIER_LEAD_S
-        self._at_barrier.clear()
-        for child in self.children:
-            child.send(Open(at_s))
 
     def _check_time(self) -> None:
         now_s = time.monotonic()

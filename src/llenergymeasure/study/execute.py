@@ -19,8 +19,7 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.resilience import retry_on_error
 from llenergymeasure.results.persistence import load_study
-from llenergymeasure.runners.job import Launcher
-from llenergymeasure.runners.launchers import ChosenLauncher
+from llenergymeasure.runners.launchers import ChosenLauncher, Launcher
 from llenergymeasure.study.environment import check_backends
 from llenergymeasure.study.events import (
     RunFinished,

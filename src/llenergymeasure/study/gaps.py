@@ -14,7 +14,7 @@ from typing import Final, TextIO
 from llenergymeasure.config.models import ExecutionConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.runners.interrupt import POLL_INTERVAL_S, Interrupt
+from llenergymeasure.runners.supervise import POLL_INTERVAL_S, Interrupt
 from llenergymeasure.study.events import GapEnded, GapKind, GapStarted, GapTick, StudyObserver
 from llenergymeasure.study.sequence import PlannedRun
 

@@ -24,8 +24,7 @@ from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest, StudyStatus
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.loading import load_record
-from llenergymeasure.results.persistence import timestamp_slug
+from llenergymeasure.results.persistence import load_record, timestamp_slug
 from llenergymeasure.security import sanitize_experiment_id, validate_path
 from llenergymeasure.study.sequence import RunKey, design_hash_of, plan_runs
 

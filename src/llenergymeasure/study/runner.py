@@ -26,9 +26,9 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
-from llenergymeasure.runners.interrupt import Interrupt, signals_as
-from llenergymeasure.runners.job import Job, Launcher, MeasuredRun
-from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
+from llenergymeasure.runners.job import Job, MeasuredRun
+from llenergymeasure.runners.launchers import Launcher
+from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError, signals_as
 from llenergymeasure.study.environment import environment_changes, leftover_gpu_memory
 from llenergymeasure.study.events import (
     RunFinished,

@@ -18,11 +18,6 @@ from llenergymeasure.exceptions import BackendError, ConfigError
 T = TypeVar("T")
 
 
-def is_installed(package: str) -> bool:
-    """Whether a package can be imported; it is not."""
-    return util.find_spec(package) is not None
-
-
 @dataclass(frozen=True, slots=True)
 class EngineHost:
     """What an engine finds on this machine for one experiment.
@@ -30,12 +25,11 @@ class EngineHost:
     Args:
         source: The model's files; `None` when they cannot be had.
         on_gpu: Whether the model goes to GPUs; `None` when there is no place for it.
-        is_installed: Whether a package can be imported.
     """
 
     source: ModelSource | None
     on_gpu: bool | None
-    is_installed: Callable[[str], bool] = is_installed
+    is_installed: Callable[[str], bool] = lambda package: util.find_spec(package) is not None
 
 
 Check = Callable[[ExperimentConfig, EngineHost], Iterator[str]]

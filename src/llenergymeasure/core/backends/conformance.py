@@ -16,7 +16,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig
@@ -59,8 +59,7 @@ class _Subject:
         """One request per prompt, limits taken in turn; `forced` makes every text as long as its limit."""
         return [
             GenerationRequest(index, prompt, limit, limit if forced else 0)
-            for index, prompt in enumerate(self.prompts)
-            for limit in (limits[index % len(limits)],)
+            for index, (prompt, limit) in enumerate(zip(self.prompts, cycle(limits), strict=False))
         ]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[RequestOutput]:
@@ -71,44 +70,37 @@ class _Subject:
 
 
 def check_backend(factory: Callable[[], InferenceBackend], config: ExperimentConfig) -> list[ConformanceFailure]:
-    """Run every check on a fresh engine.
+    """Run every check on a fresh engine; returns the promises not kept.
 
     Args:
         config: An experiment that the engine can run here, with greedy decoding and at least `OUTPUT_TOKENS` output
             tokens; a small model will do.
-
-    Returns:
-        The promises not kept; empty for an engine that conforms.
     """
     engine = factory()
-    failures = _run("protocol", lambda: _speaks_the_protocol(engine))
-    failures += _run("preflight", lambda: _preflight_is_clean(engine, config))
+    failures = _failures("protocol", _speaks_the_protocol(engine))
+    failures += _failures("preflight", _preflight_is_clean(engine, config))
     if failures:
         return failures
-    failures += _run("missing_model", lambda: _missing_model_is_an_error(factory(), config))
+    failures += _failures("missing_model", _missing_model_is_an_error(factory(), config))
     try:
-        subject = _load(engine, config)
+        tokenizer = engine.tokenizer(config)
+        prompts = tuple(tuple(tokenizer.encode(text)[: config.max_input_tokens]) for text in TEXTS)
+        engine.load(config)
     except Exception as error:  # noqa: BLE001 (an engine under test may raise anything)
         return [*failures, ConformanceFailure("load", f"{type(error).__name__}: {error}")]
+    subject = _Subject(engine, config, prompts)
     for name, check in _CHECKS.items():
-        failures += _run(name, lambda check=check: check(subject))  # type: ignore[misc]
-    return failures + _run("unload", lambda: _unloads_for_good(subject))
-
-
-def _run(name: str, check: Callable[[], Iterator[str]]) -> list[ConformanceFailure]:
-    failures: list[ConformanceFailure] = []
-    try:
-        failures.extend(ConformanceFailure(name, message) for message in check())
-    except Exception as error:  # noqa: BLE001 (an engine under test may raise anything)
-        failures.append(ConformanceFailure(name, f"{type(error).__name__}: {error}"))
+        failures += _failures(name, check(subject))
     return failures
 
 
-def _load(engine: InferenceBackend, config: ExperimentConfig) -> _Subject:
-    tokenizer = engine.tokenizer(config)
-    prompts = tuple(tuple(tokenizer.encode(text)[: config.max_input_tokens]) for text in TEXTS)
-    engine.load(config)
-    return _Subject(engine, config, prompts)
+def _failures(name: str, messages: Iterator[str]) -> list[ConformanceFailure]:
+    failures: list[ConformanceFailure] = []
+    try:
+        failures.extend(ConformanceFailure(name, message) for message in messages)
+    except Exception as error:  # noqa: BLE001 (an engine under test may raise anything)
+        failures.append(ConformanceFailure(name, f"{type(error).__name__}: {error}"))
+    return failures
 
 
 def _speaks_the_protocol(engine: InferenceBackend) -> Iterator[str]:
@@ -154,17 +146,13 @@ def _outputs_answer_requests(subject: _Subject) -> Iterator[str]:
         yield "outputs are not in the order of their requests"
         return
     for request, output in zip(requests, outputs, strict=True):
-        yield from _answer_problems(request, output)
-
-
-def _answer_problems(request: GenerationRequest, output: RequestOutput) -> Iterator[str]:
-    where = f"prompt {request.index}"
-    if output.input_tokens != len(request.token_ids):
-        yield f"{where}: {output.input_tokens} input tokens for {len(request.token_ids)} ids (is padding counted?)"
-    if not 1 <= output.output_tokens <= request.max_new_tokens:
-        yield f"{where}: {output.output_tokens} output tokens with a limit of {request.max_new_tokens}"
-    if output.finish_reason == "length" and output.output_tokens != request.max_new_tokens:
-        yield f"{where}: ended by length after {output.output_tokens} of {request.max_new_tokens} tokens"
+        where, limit = f"prompt {request.index}", request.max_new_tokens
+        if output.input_tokens != len(request.token_ids):
+            yield f"{where}: {output.input_tokens} input tokens for {len(request.token_ids)} ids (is padding counted?)"
+        if not 1 <= output.output_tokens <= limit:
+            yield f"{where}: {output.output_tokens} output tokens with a limit of {limit}"
+        if output.finish_reason == "length" and output.output_tokens != limit:
+            yield f"{where}: ended by length after {output.output_tokens} of {limit} tokens"
 
 
 def _forced_lengths_are_met(subject: _Subject) -> Iterator[str]:
@@ -265,4 +253,6 @@ _CHECKS: Final[dict[str, Callable[[_Subject], Iterator[str]]]] = {
     "determinism": _greedy_decoding_repeats,
     "side_effects": _process_is_left_alone,
     "figures": _figures_are_plausible,
+    "unload": _unloads_for_good,
 }
+"""In this order, since nothing works after the last."""

@@ -24,10 +24,9 @@ NOT_COUNTED: Final = ParameterCount(None, "low", "")
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt, tokenised, with its output limits.
+    """One prompt, tokenised, with its output limits; its `index` in the experiment's list comes back in the output.
 
     Args:
-        index: Position in the experiment's prompt list; outputs carry it back.
         token_ids: Input ids as the engine must see them (BOS included, nothing added).
         min_new_tokens: EOS is ignored until this many tokens exist; 0 switches that off.
     """
@@ -79,7 +78,6 @@ class MemoryStats:
 
     Args:
         peak_mb: Highest allocation since `reset_peak_memory`, summed over the engine's devices.
-        model_mb: Weights as loaded.
         kv_cache_mb: Key-value cache: reserved (vLLM, TensorRT-LLM) or largest (PyTorch).
     """
 
@@ -94,7 +92,6 @@ class LoadedModel:
 
     Args:
         settings: The engine's resolved settings by config field (`pytorch.attn_implementation` → `sdpa`), JSON-ready.
-        parameters: How many take part in matrix products for each token.
         revision: Commit hash of the weights, where the Hub gave one.
         context_length: Longest sequence the model takes, in tokens.
         device_names: Marketing names of the devices in use, for people.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -35,7 +35,7 @@ DEFAULT_BACKEND: Final[str] = ExperimentConfig.model_fields["backend"].default
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A registered engine; the fields are the arguments of `Registry.register`."""
+    """A registered engine."""
 
     name: str
     extra: str
@@ -44,30 +44,27 @@ class Provider:
     load: ProviderFunction
 
 
+def installed_version(package: str) -> str | None:
+    """Version of a package, told without importing it; `None`: it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 class Registry:
-    """Engines by name.
+    """Engines by name."""
 
-    Args:
-        version_of: Tells the version of an installed package, or `None`.
-        is_present: Whether a package could be imported, told without importing it.
-    """
-
-    def __init__(
-        self,
-        version_of: Callable[[str], str | None] | None = None,
-        is_present: Callable[[str], bool] | None = None,
-    ) -> None:
-        self._version_of = version_of or _installed_version
-        self._is_present = is_present or _can_be_found
+    def __init__(self, version_of: Callable[[str], str | None] = installed_version) -> None:
+        self._version_of = version_of
         self._providers: dict[str, Provider] = {}
 
     def register(
         self, name: str, *, extra: str, needs: str, preload: str = ""
     ) -> Callable[[ProviderFunction], ProviderFunction]:
-        """Register the decorated provider function as the engine `name`.
+        """Register the decorated provider function as the engine `name`, which `extra` of this package installs.
 
         Args:
-            extra: The extra of this package that installs the engine.
             needs: Requirements separated by spaces, e.g. `"torch>=2.4 transformers>=4.56,<6"`.
             preload: Modules that take long to import, separated by spaces.
         """
@@ -84,7 +81,6 @@ class Registry:
         """A fresh backend for one experiment.
 
         Args:
-            clock: What tokens are stamped with; the machine's own unless given.
             model_cache_dir: Where downloaded models are kept (`HF_HOME`); `None` leaves that to the Hub's client.
 
         Raises:
@@ -139,7 +135,7 @@ class Registry:
         return tuple(
             name
             for name, provider in self._providers.items()
-            if all(self._is_present(parse_requirement(need).name) for need in provider.needs)
+            if all(self._version_of(parse_requirement(need).name) for need in provider.needs)
         )
 
     def names(self) -> tuple[str, ...]:
@@ -163,11 +159,7 @@ class Registry:
 
 
 def parse_requirement(text: str) -> Requirement:
-    """Read a requirement such as `vllm>=0.30,<0.34`.
-
-    Raises:
-        ValueError: It is not of that form.
-    """
+    """Read a requirement such as `vllm>=0.30,<0.34`; `ValueError` if it is not of that form."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
@@ -182,19 +174,6 @@ def accepts(requirement: Requirement, version: str) -> bool:
     """Whether a version meets a requirement by its release number; suffixes (`rc1`, `+cpu`) do not count."""
     release = re.match(r"\d+(?:\.\d+)*", version)
     return requirement.specifier.contains(release[0] if release else "0")
-
-
-def _installed_version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _can_be_found(package: str) -> bool:
-    """Whether `package` could be imported; a stray folder of that name has no origin and does not count."""
-    spec = util.find_spec(package.replace("-", "_"))
-    return spec is not None and spec.origin is not None
 
 
 registry: Final = Registry()

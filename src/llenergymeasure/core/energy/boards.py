@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from llenergymeasure.atomic import write_bytes_atomically
-from llenergymeasure.core.energy.counter import CounterPeriod
 from llenergymeasure.core.energy.telemetry import PowerSource, Telemetry
 from llenergymeasure.core.energy.types import PowerSampling, SensorDescription
 from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriverError, GpuHandle
@@ -25,12 +24,9 @@ from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 from llenergymeasure.security import sanitize_experiment_id
 
-FOLLOWING: Final[dict[str, PowerSampling]] = {
-    "6.": PowerSampling(averaging_window_s=0.010, update_s=0.020),
-    "7.0": PowerSampling(averaging_window_s=0.010, update_s=0.020),
-    "7.2": PowerSampling(averaging_window_s=0.010, update_s=0.020),
-    "8.0": PowerSampling(averaging_window_s=0.025, update_s=0.100),
-    "9.0": PowerSampling(averaging_window_s=0.025, update_s=0.100),
+FOLLOWING: Final = {
+    ("6.", "7.0", "7.2"): PowerSampling(averaging_window_s=0.010, update_s=0.020),
+    ("8.0", "9.0"): PowerSampling(averaging_window_s=0.025, update_s=0.100),
 }
 """Readings that follow the load, by the beginning of the compute capability: how long each one averages and how often
 it changes (arXiv 2312.02741, table 1). Where nothing is known, both are 100 ms."""
@@ -44,6 +40,10 @@ LAST_FOLLOWING: Final = (8, 0)
 _T = TypeVar("_T")
 
 
+def _path(directory: Path, uuid: DeviceId, driver_version: str) -> Path:
+    return directory / f"{sanitize_experiment_id(f'{uuid}_{driver_version}')}.json"
+
+
 @dataclass(frozen=True, slots=True)
 class SensorCalibration:
     """How one board's power sensor and energy counter behave in time.
@@ -51,8 +51,8 @@ class SensorCalibration:
     Args:
         driver_version: The driver it was found with; another one may read the sensor differently.
         taken_at: When (UTC, ISO 8601).
-        noise_w: Standard deviation of single readings under a steady load, in watts.
-        counter_period_s: Time between two steps of the energy counter in seconds; `None`: none was seen.
+        noise_w: Standard deviation of single readings under a steady load.
+        counter_period_s: Time between two steps of the energy counter; `None`: none was seen.
         counter_tolerance_s: How far single steps were from that.
     """
 
@@ -78,13 +78,6 @@ class SensorCalibration:
         """For the uncertainty of integrals of this sensor's readings."""
         return PowerSampling(self.averaging_window_s, self.update_s)
 
-    @property
-    def counter_period(self) -> CounterPeriod | None:
-        """For meters that have no time to watch the counter themselves."""
-        if self.counter_period_s is None:
-            return None
-        return CounterPeriod(self.counter_period_s, self.counter_tolerance_s or 0.0)
-
 
 def save_calibration(calibration: SensorCalibration, directory: Path) -> Path:
     """Store a calibration, replacing an older one of the same board and driver, and say where."""
@@ -102,7 +95,7 @@ def load_calibration(directory: Path, uuid: DeviceId, driver_version: str) -> Se
     """
     path = _path(directory, uuid, driver_version)
     try:
-        found = _ADAPTER.validate_json(path.read_bytes())
+        found = TypeAdapter(SensorCalibration).validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
@@ -113,18 +106,8 @@ def load_calibration(directory: Path, uuid: DeviceId, driver_version: str) -> Se
     return found
 
 
-_ADAPTER: Final = TypeAdapter(SensorCalibration)
-
-
-def _path(directory: Path, uuid: DeviceId, driver_version: str) -> Path:
-    return directory / f"{sanitize_experiment_id(f'{uuid}_{driver_version}')}.json"
-
-
 def calibrations_of(gpus: Sequence[Gpu], directory: Path | None) -> dict[DeviceId, SensorCalibration]:
     """What was found out about the sensors of `gpus` with their driver, by device; without those never calibrated.
-
-    Args:
-        directory: Where sensor calibrations lie; `None`: none are used.
 
     Raises:
         EnergyError: A calibration is broken, or the driver failed.
@@ -132,8 +115,8 @@ def calibrations_of(gpus: Sequence[Gpu], directory: Path | None) -> dict[DeviceI
     if directory is None or not gpus:
         return {}
     version = gpus[0].driver.driver_version()
-    found = {gpu.uuid: load_calibration(directory, gpu.board_uuid, version) for gpu in gpus}
-    return {device: calibration for device, calibration in found.items() if calibration is not None}
+    found = ((gpu.uuid, load_calibration(directory, gpu.board_uuid, version)) for gpu in gpus)
+    return {device: calibration for device, calibration in found if calibration is not None}
 
 
 def known_sampling(gpu: Gpu, source: PowerSource | None, calibration: SensorCalibration | None = None) -> PowerSampling:
@@ -141,16 +124,12 @@ def known_sampling(gpu: Gpu, source: PowerSource | None, calibration: SensorCali
     if calibration is not None and calibration.power_source == source:
         return calibration.sampling
     capability = gpu.compute_capability or ""
-    if source == "power_usage" and _version(capability) > LAST_FOLLOWING:
-        return AVERAGED
-    known = (sampling for prefix, sampling in FOLLOWING.items() if capability.startswith(prefix))
-    return next(known, PowerSampling())
-
-
-def _version(capability: str) -> tuple[int, int]:
-    """A compute capability as numbers; an unknown one counts as recent."""
     major, _, minor = capability.partition(".")
-    return (int(major), int(minor or 0)) if major.isdigit() else (99, 0)
+    # One that is not known counts as recent.
+    if source == "power_usage" and (not major.isdigit() or (int(major), int(minor or 0)) > LAST_FOLLOWING):
+        return AVERAGED
+    known = (sampling for prefixes, sampling in FOLLOWING.items() if capability.startswith(prefixes))
+    return next(known, PowerSampling())
 
 
 def power_sampling(gpu: Gpu, calibration: SensorCalibration | None, telemetry: Telemetry) -> PowerSampling:
@@ -160,14 +139,12 @@ def power_sampling(gpu: Gpu, calibration: SensorCalibration | None, telemetry: T
 
 
 def describe_sensor(
-    calibration: SensorCalibration | None, sampling: PowerSampling, period: CounterPeriod | None
+    calibration: SensorCalibration | None, sampling: PowerSampling, counter: SensorDescription | None
 ) -> SensorDescription:
-    """What is known of a board's sensors after a window; `period`: its counter's, where that was watched."""
-    if period is None and calibration is not None:
-        period = calibration.counter_period
-    if period is None:
-        return SensorDescription(averaging_window_s=sampling.averaging_window_s)
-    return SensorDescription(period.period_s, period.tolerance_s, averaging_window_s=sampling.averaging_window_s)
+    """What is known of a board's sensors after a window; `counter`: what was seen of its counter just now."""
+    if counter is None and calibration is not None and calibration.counter_period_s is not None:
+        counter = SensorDescription(calibration.counter_period_s, calibration.counter_tolerance_s or 0.0)
+    return replace(counter or SensorDescription(), averaging_window_s=sampling.averaging_window_s)
 
 
 def board_warnings(gpus: Sequence[Gpu], family_pid: int | None = None) -> Iterator[MeasurementWarning]:

@@ -1,4 +1,4 @@
-"""Energy between two instants, finer than the counter's steps: counter and power samples fused at the window's edges.
+"""Energy between two instants by a counter that moves in steps, and finer than those: fused with power samples.
 
 At the end of a window the counter still shows the total of its last step; the next step comes up to one period later.
 Energy only grows, so the total at the end lies between the two:
@@ -26,10 +26,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
-from llenergymeasure.core.energy.counter import CounterStep, first_step, last_step, plain_counter_energy
 from llenergymeasure.core.energy.types import CounterRead, SensorDescription
+from llenergymeasure.exceptions import EnergyError
 
 NEAR_S: Final = 0.25
 RECENT_S: Final = 1.0
@@ -66,23 +67,58 @@ Sample = tuple[float, float]
 """A power sample: seconds on the measurement clock, watts."""
 
 
+class CounterError(EnergyError):
+    """An energy counter's readings cannot be the energy of a window."""
+
+
+@dataclass(frozen=True, slots=True)
+class CounterStep:
+    """The counter moved between two reads: after `old` was asked for, before `new` was answered."""
+
+    old: CounterRead
+    new: CounterRead
+
+    @property
+    def time_s(self) -> float:
+        """The middle of the time in which it can have moved."""
+        return 0.5 * (self.old.asked_s + self.new.answered_s)
+
+
+def counter_steps(reads: Sequence[CounterRead]) -> list[CounterStep]:
+    """Every move of the counter in these reads."""
+    return [CounterStep(old, new) for old, new in pairwise(reads) if old.energy_j != new.energy_j]
+
+
+def plain_counter_energy(before: Sequence[CounterRead], after: Sequence[CounterRead]) -> float:
+    """Difference in joules of the reads nearest to a window: the last before it and the first after it.
+
+    Raises:
+        CounterError: No reads on one side, or the counter went backwards (it was reset), or it did not move at all.
+    """
+    if not before or not after:
+        raise CounterError("the energy counter was not read on both sides of the window")
+    totals_j = [read.energy_j for read in (*before, *after)]
+    for earlier, later in pairwise(totals_j):
+        if later < earlier:
+            raise CounterError(
+                f"the energy counter went backwards, from {earlier:.3f} J to {later:.3f} J: it was reset"
+            )
+    if totals_j[-1] == totals_j[0]:
+        raise CounterError(f"the energy counter stood still at {totals_j[0]:.3f} J over the whole window")
+    return after[0].energy_j - before[-1].energy_j
+
+
 @dataclass(frozen=True, slots=True)
 class FusedEnergy:
-    """Energy of a window from counter and samples.
+    """Energy of a window from counter and samples, and its 95 % half-width from the counter's resolution, without gain.
 
     Args:
-        half_width_j: 95 % half-width from the counter's resolution, without the sensor's gain.
-        start_step_s: When the counter moved just before the window; `None`: no step was found.
-        used_fallback: The estimate is the plain difference of the counter.
-        reason: Why it is; empty otherwise.
+        fallback_reason: Why the estimate is the plain difference of the counter; empty where it is not.
     """
 
     energy_j: float
     half_width_j: float
-    start_step_s: float | None
-    end_step_s: float | None
-    used_fallback: bool = False
-    reason: str = ""
+    fallback_reason: str = ""
 
 
 def fuse_energy(
@@ -102,46 +138,31 @@ def fuse_energy(
         CounterError: The counter went backwards, stood still, or was not read on both sides.
     """
     plain_j = plain_counter_energy(before, after)
-    seen = _look_at(samples, start_s, end_s, sensor)
-    start_step, end_step = last_step(before), first_step(after)
+    known = [(t, w) for t, w in samples if math.isfinite(w)]
+    start_step = next(reversed(counter_steps(before)), None)
+    end_step = next(iter(counter_steps(after)), None)
     if start_step is None or end_step is None:
-        side = "before" if start_step is None else "after"
-        return FusedEnergy(
-            energy_j=plain_j,
-            half_width_j=plain_half_width(
-                before[-1],
-                after[0],
-                seen.peak_inside_w,
-                start_s,
-                end_s,
-                sensor,
-                _watched_s(before if start_step is None else after),
-            ),
-            start_step_s=start_step.time_s if start_step else None,
-            end_step_s=end_step.time_s if end_step else None,
-            used_fallback=True,
-            reason=f"no step of the counter was found {side} the window",
-        )
-    start_j, start_half_j = _total_at_start(start_step, start_s, seen, sensor)
+        side, watched = ("before", before) if start_step is None else ("after", after)
+        peak_w = max((w for t, w in known if start_s <= t <= end_s), default=0.0)
+        watched_s = watched[-1].answered_s - watched[0].asked_s
+        half_width_j = _plain_half_width(before[-1], after[0], watched_s, peak_w, start_s, end_s, sensor)
+        return FusedEnergy(plain_j, half_width_j, f"no step of the counter was found {side} the window")
+    anywhere_w = _range_of(w for _, w in known)
+    start_j, start_half_j = _total_at_start(start_step, start_s, anywhere_w, sensor)
     edge = _edge(start_step, end_step, after[0], end_s, sensor)
-    end_j, end_half_j = _total_at_end(edge, _beliefs(seen, edge, start_s, end_s, sensor))
-    ripple_j = _ripple_j(seen, (end_j - start_j) / max(end_s - start_s, 1e-9), sensor)
-    return FusedEnergy(
-        energy_j=end_j - start_j,
-        half_width_j=end_half_j + start_half_j + ripple_j + COUNTER_RESOLUTION_J,
-        start_step_s=start_step.time_s,
-        end_step_s=end_step.time_s,
-    )
+    end_j, end_half_j = _total_at_end(edge, _beliefs(known, anywhere_w, edge, start_s, end_s, sensor))
+    ripple_j = _ripple_j(anywhere_w, (end_j - start_j) / max(end_s - start_s, 1e-9), sensor)
+    return FusedEnergy(end_j - start_j, end_half_j + start_half_j + ripple_j + COUNTER_RESOLUTION_J)
 
 
-def plain_half_width(
+def _plain_half_width(
     before: CounterRead,
     after: CounterRead,
-    peak_power_w: float | None,
+    watched_s: float,
+    peak_w: float,
     start_s: float,
     end_s: float,
     sensor: SensorDescription,
-    watched_s: float = 0.0,
 ) -> float:
     """95 % half-width in joules of the plain counter difference of two reads around a window.
 
@@ -150,17 +171,11 @@ def plain_half_width(
     highest sample of the window stands for it, or the mean power where there are no samples. A counter that was watched
     for longer than its period without moving has a longer one, taken as twice that time.
     """
-    duration_s = max(end_s - start_s, 1e-9)
-    mean_w = (after.energy_j - before.energy_j) / duration_s
-    power_w = max(mean_w, peak_power_w or 0.0)
+    mean_w = (after.energy_j - before.energy_j) / max(end_s - start_s, 1e-9)
     period_s = (sensor.counter_period_s or DEFAULT_PERIOD_S) + sensor.counter_period_tolerance_s
     period_s = max(period_s, 2.0 * watched_s)
     spans_s = (period_s + start_s - before.asked_s, period_s + after.answered_s - end_s)
-    return 1.96 * power_w * math.hypot(*spans_s) / math.sqrt(12.0) + COUNTER_RESOLUTION_J
-
-
-def _watched_s(reads: Sequence[CounterRead]) -> float:
-    return reads[-1].answered_s - reads[0].asked_s
+    return 1.96 * max(mean_w, peak_w) * math.hypot(*spans_s) / math.sqrt(12.0) + COUNTER_RESOLUTION_J
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +201,14 @@ class _Range:
 
     def within(self, other: _Range) -> _Range:
         return _Range(max(self.low, other.low), min(self.high, other.high))
+
+    def widened(self, by: float) -> _Range:
+        return _Range(self.low - by, self.high + by)
+
+
+def _range_of(values: Iterable[float]) -> _Range | None:
+    known = list(values)
+    return _Range(min(known), max(known)) if known else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,39 +236,38 @@ def _edge(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Belief:
-    """Power before and after the end of the window, as some of the samples have it."""
-
-    before_w: _Range
-    after_w: _Range
-
-
-def _beliefs(seen: _Seen, edge: _Edge, start_s: float, end_s: float, sensor: SensorDescription) -> Iterator[_Belief]:
-    """From the narrowest to the widest: the samples around the end, those of the last second, all of them."""
-    if seen.anywhere is None or sensor.averaging_window_s > SMOOTHED_S:
+def _beliefs(
+    samples: Sequence[Sample],
+    anywhere_w: _Range | None,
+    edge: _Edge,
+    start_s: float,
+    end_s: float,
+    sensor: SensorDescription,
+) -> Iterator[tuple[_Range, _Range]]:
+    """Power before and after the end: by the samples around it, by those of the last second, by all of them."""
+    if anywhere_w is None or sensor.averaging_window_s > SMOOTHED_S:
         return
-    anywhere_w = _with_margin(seen.anywhere, sensor)
+    widest_w = _with_margin(anywhere_w, sensor)
     # Without the counter's period nothing could refute a narrow belief.
-    reaches_s = () if edge.since_last_s is None else (_near_s(sensor), RECENT_S)
+    reaches_s = () if edge.since_last_s is None else (NEAR_S + 2.0 * sensor.averaging_window_s, RECENT_S)
     for reach_s in reaches_s:
-        earlier = [w for t, w in seen.tail if max(start_s, end_s - reach_s) <= t <= end_s]
+        earlier = [w for t, w in samples if max(start_s, end_s - reach_s) <= t <= end_s]
         if len(earlier) < MIN_SAMPLES:
             continue
+        around = [*earlier, *(w for t, w in samples if t > end_s)]
         before_w = _with_margin(_Range(min(earlier), max(earlier)), sensor)
-        around = [*earlier, *(w for t, w in seen.tail if t > end_s)]
         near_w = _with_margin(_Range(min(around), max(around)), sensor)
-        yield _Belief(before_w, anywhere_w if reach_s == RECENT_S else near_w)
-    yield _Belief(anywhere_w, anywhere_w)
+        yield before_w, widest_w if reach_s == RECENT_S else near_w
+    yield widest_w, widest_w
 
 
-def _total_at_end(edge: _Edge, beliefs: Iterable[_Belief]) -> tuple[float, float]:
+def _total_at_end(edge: _Edge, beliefs: Iterable[tuple[_Range, _Range]]) -> tuple[float, float]:
     """Total and half-width in joules at the end of the window: by the first belief that the counter does not refute."""
     bounds = _Range(edge.last_j.low, edge.next_j.high)
-    for belief in beliefs:
-        both = edge.next_j.minus(belief.after_w.times(edge.until_next_s)).within(bounds)
+    for before_w, after_w in beliefs:
+        both = edge.next_j.minus(after_w.times(edge.until_next_s)).within(bounds)
         if edge.since_last_s is not None:
-            both = edge.last_j.plus(belief.before_w.times(edge.since_last_s)).within(both)
+            both = edge.last_j.plus(before_w.times(edge.since_last_s)).within(both)
         if both.low <= both.high:
             bounds = both
             break
@@ -265,10 +287,12 @@ def _linear_j(edge: _Edge) -> float | None:
     return edge.last_j.high + before_s / (before_s + after_s) * (edge.next_j.low - edge.last_j.high)
 
 
-def _total_at_start(step: CounterStep, start_s: float, seen: _Seen, sensor: SensorDescription) -> tuple[float, float]:
+def _total_at_start(
+    step: CounterStep, start_s: float, anywhere_w: _Range | None, sensor: SensorDescription
+) -> tuple[float, float]:
     """Total and half-width in joules at the start of the window, which lies just after `step`."""
     since_s = _Range(start_s - step.new.answered_s, start_s - step.old.asked_s)
-    power_w = _with_margin(seen.anywhere, sensor) if seen.anywhere else _Range(0.0, _step_power_w(step, sensor))
+    power_w = _with_margin(anywhere_w, sensor) if anywhere_w else _Range(0.0, _step_power_w(step, sensor))
     flowed_j = power_w.times(since_s)
     return step.new.energy_j + flowed_j.middle, 0.5 * (flowed_j.high - flowed_j.low)
 
@@ -278,51 +302,19 @@ def _period_s(start_step: CounterStep, end_step: CounterStep, sensor: SensorDesc
     if sensor.counter_period_s is None:
         return None
     nominal_s, tolerance_s = sensor.counter_period_s, sensor.counter_period_tolerance_s
-    nominal = _Range(nominal_s - tolerance_s, nominal_s + tolerance_s)
+    jitter_s = sensor.counter_jitter_s
+    nominal = _Range(nominal_s, nominal_s).widened(tolerance_s)
     apart = _Range(
-        end_step.old.asked_s - start_step.new.answered_s - sensor.counter_jitter_s,
-        end_step.new.answered_s - start_step.old.asked_s + sensor.counter_jitter_s,
-    )
+        end_step.old.asked_s - start_step.new.answered_s, end_step.new.answered_s - start_step.old.asked_s
+    ).widened(jitter_s)
     periods = round(apart.middle / nominal_s)
     if periods * tolerance_s > 0.4 * nominal_s:
         return nominal  # too many periods to be counted
     if periods < 1:
         return None
     counted = _Range(apart.low / periods, apart.high / periods).within(nominal)
-    if counted.low > counted.high:
-        return None  # this counter does not keep the period it is said to have
-    return _Range(counted.low - sensor.counter_jitter_s, counted.high + sensor.counter_jitter_s)
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """The power samples, as far as they are needed: their range, and those near the end of the window."""
-
-    anywhere: _Range | None
-    peak_inside_w: float | None
-    tail: tuple[Sample, ...]
-
-
-def _look_at(samples: Iterable[Sample], start_s: float, end_s: float, sensor: SensorDescription) -> _Seen:
-    low, high, peak_inside = math.inf, -math.inf, -math.inf
-    tail: list[Sample] = []
-    for t, w in samples:
-        if not math.isfinite(w):
-            continue
-        low, high = min(low, w), max(high, w)
-        if start_s <= t <= end_s:
-            peak_inside = max(peak_inside, w)
-        if t >= end_s - max(RECENT_S, _near_s(sensor)):
-            tail.append((t, w))
-    return _Seen(
-        anywhere=_Range(low, high) if low <= high else None,
-        peak_inside_w=peak_inside if math.isfinite(peak_inside) else None,
-        tail=tuple(tail),
-    )
-
-
-def _near_s(sensor: SensorDescription) -> float:
-    return NEAR_S + 2.0 * sensor.averaging_window_s
+    # None: this counter does not keep the period it is said to have.
+    return counted.widened(jitter_s) if counted.low <= counted.high else None
 
 
 def _with_margin(power_w: _Range, sensor: SensorDescription) -> _Range:
@@ -332,16 +324,15 @@ def _with_margin(power_w: _Range, sensor: SensorDescription) -> _Range:
     return _Range(max(0.0, low_w), power_w.high * (1.0 + sensor.power_margin) + unseen_w)
 
 
-def _ripple_j(seen: _Seen, mean_power_w: float, sensor: SensorDescription) -> float:
+def _ripple_j(anywhere_w: _Range | None, mean_power_w: float, sensor: SensorDescription) -> float:
     """What may hide inside the sensor's averaging window: a load that swings faster than the sensor can follow.
 
     Such a load still makes the averages scatter a little; where they do not, nothing is allowed for.
     """
-    if seen.anywhere is None:
+    if anywhere_w is None:
         return 0.0
-    spread_w = seen.anywhere.high - seen.anywhere.low
     ripple_s = RIPPLE_S + RIPPLE_PER_S * min(sensor.averaging_window_s, SMOOTHED_S)
-    return min(ripple_s * mean_power_w, RIPPLE_SPREAD_S * spread_w)
+    return min(ripple_s * mean_power_w, RIPPLE_SPREAD_S * (anywhere_w.high - anywhere_w.low))
 
 
 def _step_power_w(step: CounterStep, sensor: SensorDescription) -> float:

@@ -1,28 +1,43 @@
-"""From what was read of GPUs around and during a window to joules: one pure function, also used to compute them again.
+"""From what was read of GPUs around and during a window to joules, and `trace.parquet`, from which they come again.
 
 Per board there are up to two answers: the hardware counter (sharpened at the window's edges by fusion) and the integral
 of the power samples. The counter is the answer where every board of the window has a good one; otherwise the integral
 is, for every board, so that one method describes the total. Where the two contradict each other so badly that one of
 them must be broken, and nothing says which, there is no answer.
+
+The file holds the inputs of `gpu_measurement` unchanged: samples as rows of 64-bit numbers; counter reads, window and
+the part of it that counts as JSON in the Parquet metadata (whose numbers round-trip exactly). `recompute_energy` runs
+the same functions on them, so it gives the same joules to the last bit, with no GPU in sight.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from llenergymeasure.core.energy.counter import CounterError, plain_counter_energy
-from llenergymeasure.core.energy.fusion import Sample, fuse_energy
-from llenergymeasure.core.energy.integrate import TraceTooShortError, integrate_power
-from llenergymeasure.core.energy.telemetry import Telemetry
+from pydantic import TypeAdapter, ValidationError
+
+from llenergymeasure.constants import VERSION
+from llenergymeasure.core.energy.fusion import CounterError, fuse_energy, plain_counter_energy
+from llenergymeasure.core.energy.integrate import Span, TraceTooShortError, energy_between, integrate_power
+from llenergymeasure.core.energy.telemetry import COLUMNS, SOURCES, UNKNOWN, Columns, SampleLog, Telemetry
 from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
 from llenergymeasure.core.energy.uncertainty import counter_component, gain_component, integral_components
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
 from llenergymeasure.domain.energy import BudgetComponent, EnergyAudit, comparative_half_width, sum_budgets
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+from llenergymeasure.exceptions import PersistenceError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ABSURD_COUNTER_FACTOR: Final = 3.0
 """A counter that implies a mean power above this many power limits has jumped."""
@@ -43,6 +58,22 @@ cannot both be right within any reason: a counter that froze or was reset inside
 
 SENSOR_SPREAD_PCT: Final = 1.0
 """What counter and power sensor of one board may differ by for reasons of their own, in per cent."""
+
+ROWS_PER_GROUP: Final = 8192
+"""Samples that are in memory at once when a file is read."""
+
+WINDOW_KEY: Final = b"llenergymeasure_window"
+COUNTED_KEY: Final = b"llenergymeasure_counted_part"
+
+UNITS: Final = {
+    "time_s": "s",
+    "power_w": "W",
+    "temperature_c": "degC",
+    "sm_clock_mhz": "MHz",
+    "memory_clock_mhz": "MHz",
+    "sm_utilisation_pct": "%",
+    "memory_used_mb": "MB",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +111,18 @@ class _BoardEnergy:
         known = [answer.energy_j for answer in (self.counter, self.integral) if answer.energy_j is not None]
         return known[0] if len(known) == 1 else None
 
+    def budget(self, method: EnergyMethod, gain_pct: float) -> tuple[BudgetComponent, ...]:
+        """The error budget of `by(method)`."""
+        timing = self.counter if method == "hardware_counter" else self.integral
+        return (gain_component(self.by(method) or 0.0, gain_pct), *timing.budget)
+
 
 def gpu_measurement(window: GpuWindow, telemetry: Telemetry) -> EnergyMeasurement:
     """The energy of a window on GPUs; a pure function of what was read at its edges and sampled in between."""
     answers = [_board_energy(record, telemetry, window) for record in window.boards]
     audit = _audit(answers)
     method = _method(answers, audit)
-    budgets = {} if method is None else {a.device: _budget(a, method, window.gain_uncertainty_pct) for a in answers}
+    budgets = {} if method is None else {a.device: a.budget(method, window.gain_uncertainty_pct) for a in answers}
     return EnergyMeasurement(
         start_s=window.start_s,
         end_s=window.end_s,
@@ -112,22 +148,17 @@ def _board_energy(record: BoardRecord, telemetry: Telemetry, window: GpuWindow) 
     plain_j = fused_j = None
     counter = _Answer(reason=record.counter_problem or "")
     if record.has_counter and record.counter_problem is None:
+        first_s, last_s = window.start_s + FUSION_REACH_S, window.end_s - FUSION_REACH_S
+        near = ((t, w) for t, w in zip(times, power, strict=True) if t <= first_s or t >= last_s)
         try:
             believable_j = _believable_counter(record, window)
-            near = list(_samples_near_edges(times, power, window))
             fused = fuse_energy(record.before, record.after, near, window.start_s, window.end_s, record.sensor)
         except CounterError as error:
             counter = _Answer(reason=str(error))
         else:
-            plain_j, fused_j = believable_j, None if fused.used_fallback else fused.energy_j
+            plain_j, fused_j = believable_j, None if fused.fallback_reason else fused.energy_j
             counter = _Answer(fused.energy_j, (counter_component(fused),))
     return _BoardEnergy(record.device, plain_j, fused_j, counter, _integral(times, power, record, window))
-
-
-def _scope(boards: Sequence[BoardRecord]) -> EnergyScope:
-    if any(record.is_mig for record in boards):
-        return "gpu_board"
-    return "gpu_module" if any(record.includes_module for record in boards) else "gpu"
 
 
 def _believable_counter(record: BoardRecord, window: GpuWindow) -> float:
@@ -142,29 +173,21 @@ def _believable_counter(record: BoardRecord, window: GpuWindow) -> float:
 
 
 def _integral(times: Sequence[float], power: Sequence[float], record: BoardRecord, window: GpuWindow) -> _Answer:
-    gap_s = _longest_gap_s(times, window.start_s, window.end_s)
+    start_s, end_s = window.start_s, window.end_s
+    gap_s = max((b - a for a, b in pairwise(times) if b > start_s and a < end_s), default=0.0)
     if gap_s > max(MAX_GAP_S, MAX_GAP_INTERVALS * window.sampling_interval_s):
         return _Answer(reason=f"for {gap_s:.1f} s of the window there is no power sample")
     try:
-        energy_j = integrate_power(times, power, window.start_s, window.end_s)
+        energy_j = integrate_power(times, power, start_s, end_s)
     except TraceTooShortError as error:
         return _Answer(reason=str(error))
-    return _Answer(energy_j, integral_components(times, power, window.start_s, window.end_s, record.sampling))
+    return _Answer(energy_j, integral_components(times, power, start_s, end_s, record.sampling))
 
 
-def _longest_gap_s(times: Sequence[float], start_s: float, end_s: float) -> float:
-    longest, before_s = 0.0, -math.inf
-    for time_s in times:
-        if time_s > start_s and before_s < end_s and math.isfinite(before_s):
-            longest = max(longest, time_s - before_s)
-        before_s = time_s
-    return longest
-
-
-def _samples_near_edges(times: Sequence[float], power: Sequence[float], window: GpuWindow) -> Iterator[Sample]:
-    for time_s, power_w in zip(times, power, strict=True):
-        if time_s <= window.start_s + FUSION_REACH_S or time_s >= window.end_s - FUSION_REACH_S:
-            yield time_s, power_w
+def _scope(boards: Sequence[BoardRecord]) -> EnergyScope:
+    if any(record.device != record.board for record in boards):
+        return "gpu_board"
+    return "gpu_module" if any(record.includes_module for record in boards) else "gpu"
 
 
 def _audit(answers: Sequence[_BoardEnergy]) -> EnergyAudit | None:
@@ -186,9 +209,14 @@ def _audit(answers: Sequence[_BoardEnergy]) -> EnergyAudit | None:
     )
 
 
-def _budget(answer: _BoardEnergy, method: EnergyMethod, gain_pct: float) -> tuple[BudgetComponent, ...]:
-    timing = answer.counter if method == "hardware_counter" else answer.integral
-    return (gain_component(answer.by(method) or 0.0, gain_pct), *timing.budget)
+def _method(answers: Sequence[_BoardEnergy], audit: EnergyAudit | None) -> EnergyMethod | None:
+    if audit is not None and abs(audit.disagreement_pct) > max(BROKEN_PCT, BROKEN_BOUNDS * audit.bound_pct):
+        return None
+    if answers and all(answer.counter.energy_j is not None for answer in answers):
+        return "hardware_counter"
+    if answers and all(answer.integral.energy_j is not None for answer in answers):
+        return "power_integration"
+    return None
 
 
 def _notes(
@@ -206,9 +234,6 @@ def _notes(
                 f"{answer.device}: the energy counter could not be checked against power samples, because "
                 f"{answer.integral.reason}",
             )
-    if method is None and (audit is None or audit.agrees):
-        reasons = [f"{a.device}: {by.reason}" for a in answers for by in (a.counter, a.integral) if by.reason]
-        yield MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, "; ".join(reasons) or "no GPU was measured")
     if audit is not None and not audit.agrees:
         verdict = (
             "they cannot both be right, so neither is given as the result"
@@ -220,21 +245,124 @@ def _notes(
             f"the energy counter says {audit.counter_j:.1f} J, the power samples say {audit.integral_j:.1f} J "
             f"({audit.disagreement_pct:+.1f} %, allowed ±{audit.bound_pct:.1f} %): {verdict}",
         )
-
-
-def _method(answers: Sequence[_BoardEnergy], audit: EnergyAudit | None) -> EnergyMethod | None:
-    if audit is not None and abs(audit.disagreement_pct) > max(BROKEN_PCT, BROKEN_BOUNDS * audit.bound_pct):
-        return None
-    if answers and all(answer.counter.energy_j is not None for answer in answers):
-        return "hardware_counter"
-    if answers and all(answer.integral.energy_j is not None for answer in answers):
-        return "power_integration"
-    return None
+    elif method is None:
+        reasons = [f"{a.device}: {by.reason}" for a in answers for by in (a.counter, a.integral) if by.reason]
+        yield MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, "; ".join(reasons) or "no GPU was measured")
 
 
 def _sum(parts: Iterable[float | None]) -> float | None:
     """The sum, or `None` where a part is missing or there are none."""
-    known = list(parts)
-    if not known or any(part is None for part in known):
-        return None
-    return math.fsum(part for part in known if part is not None)
+    all_parts = list(parts)
+    known = [part for part in all_parts if part is not None]
+    return math.fsum(known) if known and len(known) == len(all_parts) else None
+
+
+def write_trace(energy: EnergyMeasurement, path: Path, counted: Span | None = None) -> Path:
+    """Write the raw trace of a window to `path`; the file appears whole or not at all.
+
+    Args:
+        counted: The part of the window whose energy the result gives; `None`: all of it.
+
+    Raises:
+        OSError: It cannot be written.
+        ValueError: The window has no samples to write.
+    """
+    import pyarrow.parquet as pq
+
+    if energy.telemetry is None:
+        raise ValueError("this window was measured without power samples; there is no trace to write")
+    schema = _schema(energy, counted)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            for device in energy.telemetry.devices:
+                for block in energy.telemetry.blocks(device):
+                    writer.write_batch(_batch(device, block, schema))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def recompute_energy(path: Path) -> EnergyMeasurement:
+    """Compute a result's energy again from the `trace.parquet` of a run on GPUs; equal to it to the last bit.
+
+    Raises:
+        PersistenceError: The file is not such a trace.
+    """
+    energy = gpu_measurement(*read_trace(path))
+    counted = _metadata(path).get(COUNTED_KEY)
+    return energy if counted is None else energy_between(energy, *json.loads(counted))
+
+
+def read_trace(path: Path) -> tuple[GpuWindow, Telemetry]:
+    """The inputs of `gpu_measurement` from the `trace.parquet` of a run on GPUs.
+
+    Raises:
+        PersistenceError: The file is not such a trace.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        window = TypeAdapter(GpuWindow).validate_json(_metadata(path)[WINDOW_KEY])
+    except KeyError as error:
+        raise PersistenceError(f"{path} holds power samples but no window on GPUs to compute energy for") from error
+    except ValidationError as error:
+        raise PersistenceError(f"{path} is not a trace of a measurement: {error}") from error
+    logs = {board.device: SampleLog() for board in window.boards}
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROWS_PER_GROUP):
+            for device, log in logs.items():
+                log.extend(_columns(batch.filter(pc.equal(batch["device"], device))))
+    return window, Telemetry(logs)
+
+
+def _metadata(path: Path) -> Mapping[bytes, bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise PersistenceError(f"{path} is not a trace of a measurement: {error}") from error
+
+
+def _schema(energy: EnergyMeasurement, counted: Span | None) -> pa.Schema:
+    import pyarrow as pa
+
+    others = {"throttle_reasons": pa.int64(), "power_source": pa.string()}
+    columns = [pa.field("device", pa.string())]
+    for name in COLUMNS:
+        unit = UNITS.get(name)
+        columns.append(pa.field(name, others.get(name, pa.float64()), metadata={"unit": unit} if unit else None))
+    metadata: dict[bytes | str, bytes | str] = {"llenergymeasure_version": VERSION, "units": json.dumps(UNITS)}
+    if energy.gpu_window is not None:
+        metadata[WINDOW_KEY] = json.dumps(asdict(energy.gpu_window), allow_nan=False)
+    if counted is not None:
+        metadata[COUNTED_KEY] = json.dumps(counted, allow_nan=False)
+    return pa.schema(columns, metadata=metadata)
+
+
+def _batch(device: DeviceId, block: Columns, schema: pa.Schema) -> pa.RecordBatch:
+    """A block of samples as Arrow has it: what the device did not answer is null."""
+    import pyarrow as pa
+
+    *numbers, reasons, sources = block
+    columns = [
+        [device] * len(sources),
+        *([None if math.isnan(value) else value for value in column] for column in numbers),
+        [None if bits == UNKNOWN else bits for bits in reasons],
+        [None if source == UNKNOWN else SOURCES[source] for source in sources],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.record_batch(arrays, schema=schema)
+
+
+def _columns(batch: pa.RecordBatch) -> Columns:
+    """The same the other way round."""
+    places = {None: UNKNOWN} | {source: place for place, source in enumerate(SOURCES)}
+    columns: list[array[Any]] = [array("d", batch[name].fill_null(math.nan).to_pylist()) for name in UNITS]
+    columns.append(array("q", batch["throttle_reasons"].fill_null(UNKNOWN).to_pylist()))
+    columns.append(array("b", [places[source] for source in batch["power_source"].to_pylist()]))
+    return tuple(columns)

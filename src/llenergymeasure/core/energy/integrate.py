@@ -1,16 +1,50 @@
-"""From sampled power to energy: the trapezoidal rule between two instants."""
+"""From sampled power to energy: over a window by the trapezoidal rule, and over parts of a metered window.
+
+    counter   C |<---------------- E(whole), metered ----------------->| C
+    samples     o--o--o--o--o--o--o--o--o--o--o--o--o--o--o--o--o--o--o
+    part                    [ <----- T(part) -----> ]                       T: integral of the samples
+
+Counters are read at the window's edges only, so a part of it is told from the samples, scaled to what the meter
+counted: E(part) = E(whole) T(part) / T(whole), device by device. The sensor's gain against the counter cancels in that
+ratio. What the samples cannot know does so only in part: with the share s = T(part) / T(whole), an error of T(part)
+counts 1 - s of itself and one of the rest s. Where the meter integrated the samples itself, the errors of T(part) are
+the budget.
+
+Two things make a trace that is cut better than one that is only summed:
+
+- A sample shows the mean over a time that is past when it is read: on average, half of the sensor's averaging window
+  and half an update. Phases would all seem to begin that much late, so the trace is read that much later. What remains
+  is where within an update the samples fall, which nobody knows.
+- A phase begins where the load changes. A straight line between the samples on either side of such an edge would give a
+  sixth of a sampling interval's worth of the difference to the wrong side; the trace has a step there instead.
+"""
 
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
+from llenergymeasure.core.energy.types import EnergyMeasurement, PowerSampling
+from llenergymeasure.core.energy.uncertainty import trace_components
+from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.domain.energy import BudgetComponent, resized, sum_budgets
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
+
+Span = tuple[float, float]
+"""A stretch of time: start and end on the measurement clock, in seconds."""
 
 
 class TraceTooShortError(EnergyError):
     """A power trace does not reach over the whole window."""
+
+
+class PartUnknownError(EnergyError):
+    """The power samples of a window cannot tell the energy of its parts."""
 
 
 def integrate_power(times_s: Sequence[float], power_w: Sequence[float], start_s: float, end_s: float) -> float:
@@ -29,10 +63,15 @@ def integrate_power(times_s: Sequence[float], power_w: Sequence[float], start_s:
         raise ValueError(f"{len(times_s)} times but {len(power_w)} powers")
     if not start_s <= end_s:
         raise ValueError(f"a window cannot end ({end_s} s) before it starts ({start_s} s)")
+    if not len(times_s):
+        raise TraceTooShortError("no power samples at all")
     first = bisect_right(times_s, start_s) - 1
     last = bisect_left(times_s, end_s)
     if first < 0 or last == len(times_s):
-        raise TraceTooShortError(_too_short(times_s, start_s, end_s))
+        raise TraceTooShortError(
+            f"power samples from {times_s[0]:.3f} s to {times_s[-1]:.3f} s do not reach over the window "
+            f"from {start_s:.3f} s to {end_s:.3f} s"
+        )
     return math.fsum(_trapezoids(times_s, power_w, first, last, start_s, end_s))
 
 
@@ -52,10 +91,250 @@ def _trapezoids(
         t0, p0 = t1, p1
 
 
-def _too_short(times_s: Sequence[float], start_s: float, end_s: float) -> str:
-    if not len(times_s):
-        return "no power samples at all"
-    return (
-        f"power samples from {times_s[0]:.3f} s to {times_s[-1]:.3f} s do not reach over the window "
-        f"from {start_s:.3f} s to {end_s:.3f} s"
+@dataclass(frozen=True, slots=True)
+class PartEnergy:
+    """Energy of a part of a window.
+
+    Args:
+        traced_j: What the power samples say by themselves, not scaled to the meter.
+        per_device_components: The error budget of each device (95 % half-widths).
+    """
+
+    total_j: float
+    per_device_j: Mapping[DeviceId, float]
+    traced_j: float
+    per_device_components: Mapping[DeviceId, tuple[BudgetComponent, ...]]
+
+    @property
+    def components(self) -> tuple[BudgetComponent, ...]:
+        """The error budget of `total_j`."""
+        return sum_budgets(self.per_device_components.values())
+
+
+class TracedWindow:
+    """The power traces of a metered window, cut where somebody said that its load changes.
+
+    Args:
+        edges_s: Edges of all parts that will be asked for, on the measurement clock in seconds.
+
+    Raises:
+        PartUnknownError: There is no energy to divide, or there are no samples to divide it by.
+    """
+
+    def __init__(self, energy: EnergyMeasurement, edges_s: Sequence[float]) -> None:
+        if energy.total_j is None:
+            raise PartUnknownError("no energy was measured")
+        self._energy = energy
+        self._window: Span = (energy.start_s, energy.end_s)
+        self._traces: dict[DeviceId, _Trace] = {}
+        edges = sorted({*edges_s, *self._window})
+        samples = _samples(energy)
+        traced_j = {device: _whole_j(self._window, *trace) for device, trace in samples.items()}
+        for device, (times_s, power_w) in samples.items():
+            sampling, lag_s = _sampling(energy, device, times_s)
+            stepped = _with_steps(times_s, power_w, [edge_s + lag_s for edge_s in edges])
+            metered_j = energy.per_gpu_j.get(device)
+            if metered_j is None:  # a meter that tells the sum only
+                metered_j = energy.total_j * traced_j[device] / math.fsum(traced_j.values())
+            self._traces[device] = _Trace(*stepped, sampling, lag_s, metered_j)
+
+    def part(self, spans: Sequence[Span]) -> PartEnergy:
+        """Energy of some stretches of the window together; inside it, in order and without overlaps."""
+        traced_j = {device: trace.traced_j(spans) for device, trace in self._traces.items()}
+        whole_j = {device: trace.traced_j([self._window]) for device, trace in self._traces.items()}
+        shares = {device: traced_j[device] / whole_j[device] for device in self._traces}
+        per_device_j = {device: shares[device] * trace.metered_j for device, trace in self._traces.items()}
+        return PartEnergy(
+            total_j=math.fsum(per_device_j.values()),
+            per_device_j=per_device_j,
+            traced_j=math.fsum(traced_j.values()),
+            per_device_components={device: self._budget(device, spans, share) for device, share in shares.items()},
+        )
+
+    def _budget(self, device: DeviceId, spans: Sequence[Span], share: float) -> tuple[BudgetComponent, ...]:
+        """The meter's own errors shrink with the part; those of cutting it out are added."""
+        # A meter that tells only the sum has one device, or one budget for all of them.
+        metered = self._energy.per_gpu_components.get(device) or self._energy.components
+        shrunk = [
+            resized(component, component.half_width_j * share)
+            for component in metered
+            if component.kind not in ("sampling", "aliasing")  # of the whole trace; the part has its own
+        ]
+        trace = self._traces[device]
+        integrated = self._energy.method == "power_integration"
+        cut = trace.errors(spans) if integrated else trace.cutting_errors(spans, self._window)
+        return sum_budgets([shrunk, cut])
+
+
+def energy_between(energy: EnergyMeasurement, start_s: float, end_s: float) -> EnergyMeasurement:
+    """Energy of a part of a metered window; the audit is kept: it is about the trace that the part is cut out of."""
+    part = replace(
+        energy, start_s=start_s, end_s=end_s, method="power_integration", counter_j=None, fused_j=None,
+        cpu_j=None, dram_j=None,
+    )  # fmt: skip
+    if energy.total_j is None:
+        return part
+    try:
+        cut = TracedWindow(energy, (start_s, end_s)).part([(start_s, end_s)])
+    except PartUnknownError as error:
+        note = MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, f"energy of the counted part is unknown: {error}")
+        return replace(
+            part,
+            total_j=None,
+            method=None,
+            per_gpu_j={},
+            integral_j=None,
+            components=(),
+            per_gpu_components={},
+            notes=(*part.notes, note),
+        )
+    return replace(
+        part,
+        total_j=cut.total_j,
+        per_gpu_j={device: cut.per_device_j[device] for device in energy.per_gpu_j},
+        integral_j=cut.traced_j,
+        components=cut.components,
+        per_gpu_components={device: cut.per_device_components[device] for device in energy.per_gpu_j},
     )
+
+
+def sampling_interval_s(energy: EnergyMeasurement) -> float | None:
+    """Mean time in seconds between two power samples of the slowest device; `None`: there are none.
+
+    Equal times (one update of a sensor that was read twice) count once.
+    """
+    if energy.telemetry is None or not energy.telemetry.devices:
+        return None
+    traces = (energy.telemetry.power(device) for device in energy.telemetry.devices)
+    return max(_mean_step_s(times_s, energy.start_s, energy.end_s) for times_s, _ in traces)
+
+
+def merge_spans(spans: Iterable[Span]) -> list[Span]:
+    """The same stretches of time without overlaps, in order; ones that touch become one."""
+    merged: list[Span] = []
+    for begins_s, ends_s in sorted(spans):
+        if merged and begins_s <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], ends_s))
+        else:
+            merged.append((begins_s, ends_s))
+    return merged
+
+
+def without(spans: Sequence[Span], holes: Sequence[Span]) -> list[Span]:
+    """`spans` minus `holes`; both in order and without overlaps of their own."""
+    left: list[Span] = []
+    ends = [end_s for _, end_s in holes]
+    for start_s, end_s in spans:
+        left_s = start_s
+        for hole_start_s, hole_end_s in holes[bisect_right(ends, start_s) :]:
+            if hole_start_s >= end_s:
+                break
+            if hole_start_s > left_s:
+                left.append((left_s, hole_start_s))
+            left_s = max(left_s, hole_end_s)
+        if left_s < end_s:
+            left.append((left_s, end_s))
+    return left
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    """The samples of one device with a step at each edge, and what the meter counted for it.
+
+    Args:
+        times_s: When each sample was read.
+        lag_s: How much earlier, on average, it was true.
+    """
+
+    times_s: Sequence[float]
+    power_w: Sequence[float]
+    sampling: PowerSampling
+    lag_s: float
+    metered_j: float
+
+    def traced_j(self, spans: Sequence[Span]) -> float:
+        """Integral over `spans`, in joules."""
+        return math.fsum(integrate_power(self.times_s, self.power_w, *span) for span in self._shown(spans))
+
+    def errors(self, spans: Sequence[Span]) -> tuple[BudgetComponent, ...]:
+        """95 % half-widths of `traced_j`."""
+        misplaced_s = self.sampling.unknown_lag_s
+        return trace_components(self.times_s, self.power_w, self._shown(spans), self.sampling, misplaced_s)
+
+    def cutting_errors(self, spans: Sequence[Span], window: Span) -> tuple[BudgetComponent, ...]:
+        """Errors of the ratio T(part) / T(whole), in joules by the meter."""
+        whole_j = self.traced_j([window])
+        scale, share = self.metered_j / whole_j, self.traced_j(spans) / whole_j
+        cut = []
+        for own, other in zip(self.errors(spans), self.errors(without([window], spans)), strict=True):
+            if own.kind == "aliasing":  # the same error again and again, inside and outside: it cancels
+                continue
+            own_j, other_j = (1.0 - share) * own.half_width_j, share * other.half_width_j
+            # What lags over an inner edge is missing on one side and added on the other; the rest is independent.
+            half_width_j = own_j + other_j if own.kind == "sensor" else math.hypot(own_j, other_j)
+            cut.append(resized(own, scale * half_width_j))
+        return tuple(cut)
+
+    def _shown(self, spans: Sequence[Span]) -> list[Span]:
+        """When the samples show what happened in `spans`."""
+        return [(start_s + self.lag_s, end_s + self.lag_s) for start_s, end_s in spans]
+
+
+def _with_steps(
+    times_s: Sequence[float], power_w: Sequence[float], edges_s: Sequence[float]
+) -> tuple[array[float], array[float]]:
+    """The same trace with a step at each edge, so that what is on one side of it is not taken for the other."""
+    samples = list(zip(times_s, power_w, strict=True))
+    if edges_s[-1] >= samples[-1][0]:  # the sampler stops soon after the window; its last value is held
+        samples.append((math.nextafter(edges_s[-1], math.inf), samples[-1][1]))
+    knots = []
+    for (t0, p0), (t1, p1) in pairwise(samples):
+        knots.append((t0, p0))
+        inner_s = edges_s[bisect_right(edges_s, t0) : bisect_left(edges_s, t1)]
+        levels_w = [p0, *[0.5 * (p0 + p1)] * (len(inner_s) - 1), p1]
+        for edge_s, (before_w, after_w) in zip(inner_s, pairwise(levels_w), strict=False):
+            knots += [(edge_s, before_w), (edge_s, after_w)]
+    knots.append(samples[-1])
+    stepped_s, stepped_w = zip(*knots, strict=True)
+    return array("d", stepped_s), array("d", stepped_w)
+
+
+def _samples(energy: EnergyMeasurement) -> dict[DeviceId, tuple[array[float], array[float]]]:
+    """Times and power of every device in the figures."""
+    telemetry = energy.telemetry
+    if telemetry is None or not telemetry.devices:
+        raise PartUnknownError(f"the {energy.meter} meter gives no power samples, and parts are cut out of those")
+    if silent := set(energy.per_gpu_j) - set(telemetry.devices):
+        raise PartUnknownError(f"there are no power samples of {', '.join(sorted(silent))}")
+    if energy.gpu_window is not None and energy.integral_j is None:
+        raise PartUnknownError("the power samples do not cover the window")
+    return {device: telemetry.power(device) for device in telemetry.devices}
+
+
+def _whole_j(window: Span, times_s: Sequence[float], power_w: Sequence[float]) -> float:
+    try:
+        traced_j = integrate_power(times_s, power_w, *window)
+    except TraceTooShortError as error:
+        raise PartUnknownError(str(error)) from error
+    if traced_j <= 0:
+        raise PartUnknownError("the power samples of the window add up to nothing")
+    return traced_j
+
+
+def _sampling(energy: EnergyMeasurement, device: DeviceId, times_s: Sequence[float]) -> tuple[PowerSampling, float]:
+    """How the samples came about, and their mean age in seconds.
+
+    As recorded; otherwise each is the mean since the one before at the middle of that time, as RAPL's are.
+    """
+    if energy.gpu_window is not None:
+        sampling = next(board.sampling for board in energy.gpu_window.boards if board.device == device)
+        return sampling, sampling.lag_s
+    step_s = _mean_step_s(times_s, energy.start_s, energy.end_s)
+    return PowerSampling(averaging_window_s=step_s, update_s=0.0), 0.0
+
+
+def _mean_step_s(times_s: Sequence[float], start_s: float, end_s: float) -> float:
+    """Mean time between two samples around a window; equal times count once."""
+    first, last = bisect_right(times_s, start_s) - 1, bisect_left(times_s, end_s)
+    distinct = len(set(times_s[first : last + 1]))
+    return (times_s[last] - times_s[first]) / (distinct - 1) if distinct > 1 else end_s - start_s

@@ -4,11 +4,10 @@
     sampler starts, `strategy.before`   [ start_s <---------------------> end_s ]     `strategy.after`, sampler stops,
                                                                                       `strategy.measurement`
 
-What is read before and after is the strategy's business: bursts of the hardware counter, a window of Zeus or
-CodeCarbon, or RAPL. Exactly one strategy owns the measurement, and nothing of it runs inside the window. Beside it, a
-meter of GPUs may carry the joules of CPU packages and memory, which are told next to its own and never in them; their
-counters are read right after the window opens and right before it closes: tens of microseconds inside it, twice. No
-thread is left behind, whatever happens.
+What is read before and after is the strategy's business; nothing of it runs inside the window. Beside it, a meter of
+GPUs may carry the joules of CPU packages and memory, which are told next to its own and never in them; their counters
+are read right after the window opens and right before it closes: tens of microseconds inside it, twice. No thread is
+left behind, whatever happens.
 """
 
 from __future__ import annotations
@@ -40,6 +39,10 @@ class Strategy(Protocol):
     @property
     def name(self) -> str:
         """The name a config uses for it."""
+
+    @property
+    def tells_host(self) -> bool:
+        """Whether it has joules of CPU and memory of its own."""
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
         """Take a reading and describe it in a few words, e.g. `GPU 0 draws 61.2 W now`.
@@ -123,12 +126,8 @@ class Meter:
         return self._strategy.name
 
     def prove(self) -> str:
-        """Take a reading here and now and describe it, see `Strategy.prove`.
-
-        Raises:
-            EnergyError: There is none to be had.
-        """
-        return self._strategy.prove(self._trial)
+        """Take a reading here and now and describe it, see `Strategy.prove`."""
+        return self._strategy.prove(Meter(self._strategy, self._clock, self._options)._trial)
 
     def is_available(self) -> bool:
         """Whether a reading can be had here and now; the reason against it goes to the log."""
@@ -145,7 +144,26 @@ class Meter:
         Raises:
             EnergyError: Its sampler could not start, or its strategy could not open it.
         """
-        return self._open(self._powercap_root)
+        clock, root, host, sampler = self._clock, self._powercap_root, None, None
+        with ExitStack() as unless_opened:
+            if root is not None:
+                reader = RaplReader(find_domains(root), clock)
+                beside = PowerSampler([reader], interval_s=HOST_INTERVAL_S, clock=clock)
+                beside.start()
+                unless_opened.callback(beside.abort)
+            warnings = tuple(self._strategy.warnings())
+            if readers := self._strategy.readers():
+                interval_s, spill_dir = self._options.poll_interval_s, self._options.spill_dir
+                sampler = PowerSampler(readers, interval_s=interval_s, clock=clock, spill_dir=spill_dir)
+                sampler.start()
+                unless_opened.callback(sampler.abort)
+            before = self._strategy.before()
+            unless_opened.callback(self._strategy.after, before)
+            start_s = clock.now()
+            if root is not None:
+                host = _Host(reader, beside, reader.mark())
+            unless_opened.pop_all()
+        return TrackingHandle(start_s, _OpenWindow(self._strategy, before, warnings, sampler, host))
 
     def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
         """Close the window and compute what flowed in it."""
@@ -172,34 +190,12 @@ class Meter:
         return energy if host is None else replace(energy, cpu_j=host.package_j, dram_j=host.dram_j)
 
     def _trial(self, seconds: float) -> EnergyMeasurement:
-        """A window by the strategy alone, whose samples nobody needs."""
-        handle = self._open(None)
+        """A window whose samples nobody needs."""
+        handle = self.start_tracking()
         self._clock.sleep(seconds)
         energy = self.stop_tracking(handle)
         energy.close()
         return energy
-
-    def _open(self, powercap_root: Path | None) -> TrackingHandle:
-        clock, host, sampler = self._clock, None, None
-        with ExitStack() as unless_opened:
-            if powercap_root is not None:
-                reader = RaplReader(find_domains(powercap_root), clock)
-                beside = PowerSampler([reader], interval_s=HOST_INTERVAL_S, clock=clock)
-                beside.start()
-                unless_opened.callback(beside.abort)
-            warnings = tuple(self._strategy.warnings())
-            if readers := self._strategy.readers():
-                interval_s, spill_dir = self._options.poll_interval_s, self._options.spill_dir
-                sampler = PowerSampler(readers, interval_s=interval_s, clock=clock, spill_dir=spill_dir)
-                sampler.start()
-                unless_opened.callback(sampler.abort)
-            before = self._strategy.before()
-            unless_opened.callback(self._strategy.after, before)
-            start_s = clock.now()
-            if powercap_root is not None:
-                host = _Host(reader, beside, reader.mark())
-            unless_opened.pop_all()
-        return TrackingHandle(start_s, _OpenWindow(self._strategy, before, warnings, sampler, host))
 
 
 class NoEnergyBackend:
@@ -215,14 +211,6 @@ class NoEnergyBackend:
         self._clock = clock
         self._reason = reason
 
-    def prove(self) -> str:
-        """Never succeeds: there is no reading to take.
-
-        Raises:
-            EnergyError: Always.
-        """
-        raise EnergyError(self._reason or "energy measurement is switched off (energy.backend: null)")
-
     def is_available(self) -> bool:
         """False: this meter has no sensor."""
         return False
@@ -235,4 +223,4 @@ class NoEnergyBackend:
         """Close it, without a figure."""
         notes = () if self._reason is None else (MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, self._reason),)
         end_s = self._clock.now()
-        return EnergyMeasurement(handle.start_s, end_s, None, None, None, notes=notes, meter=self.name)
+        return EnergyMeasurement(handle.start_s, end_s, notes=notes, meter=self.name)

@@ -1,5 +1,9 @@
 """Packages that measure joules: Zeus and CodeCarbon, which may not be installed and talk while they are imported.
 
+Either reads counters when it opens and closes a window of its own and tells the difference. That is treated like two
+readings of our own: checked for zeros, jumps and resets, held against the power samples, and given the uncertainty of a
+counter that was read once on each side.
+
 *Zeus*: `ZeusMonitor` windows, by its counter path. Zeus knows GPUs by their place in `CUDA_VISIBLE_DEVICES`, which it
 cannot read when it holds UUIDs, and takes to be in NVML's order. It is therefore set up while that variable names every
 board by its NVML index, so that its indices are NVML's; whether it then looks at the right boards is checked by UUID.
@@ -17,17 +21,20 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.strategies import PackageReading, PackageStrategy, window_keys
+from llenergymeasure.core.energy.strategies import GpuReadings, GpuStrategy
 from llenergymeasure.core.energy.telemetry import Telemetry
-from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
+from llenergymeasure.core.energy.types import CounterRead, EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import Gpu
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -40,8 +47,11 @@ logger = logging.getLogger(__name__)
 
 JOULES_PER_KWH: Final = 3.6e6
 
-PROOF_S: Final = 0.2
-"""Length of the trial window that proves an estimate."""
+PROOF_S: Final = 0.25
+"""Length of the trial window that proves a package: two updates of the energy counter."""
+
+ESTIMATE_PROOF_S: Final = 0.2
+"""The same for an estimate."""
 
 ESTIMATED: Final = MeasurementWarning(
     WarningCode.ENERGY_IS_ESTIMATED,
@@ -49,24 +59,84 @@ ESTIMATED: Final = MeasurementWarning(
     "use them to compare runs on one machine, not to publish joules",
 )
 
+NOTHING_ESTIMATED: Final = MeasurementWarning(
+    WarningCode.ENERGY_UNAVAILABLE, "CodeCarbon estimated 0 J for CPU and memory: the window was too short"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PackageReading:
+    """What a package measured in one of its windows; of each board by its index in NVML's order."""
+
+    per_board_j: Mapping[int, float] = field(default_factory=dict)
+    cpu_j: float | None = None
+    dram_j: float | None = None
+    notes: tuple[MeasurementWarning, ...] = ()
+
+
+class PackageStrategy(GpuStrategy, ABC):
+    """Joules that another package counts; this package's sampler beside it keeps watch."""
+
+    @abstractmethod
+    def begin(self, key: str) -> None:
+        """Open the package's window called `key`; an `EnergyError` where it fails."""
+
+    @abstractmethod
+    def end(self, key: str) -> PackageReading:
+        """Close it and tell what flowed; an `EnergyError` where it fails."""
+
+    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
+        """Measure a quarter of a second; the package's joules must be believable."""
+        energy = trial(PROOF_S)
+        if energy.counter_j is None:
+            reasons = [note.message for note in energy.notes if note.code is not WarningCode.ENERGY_IS_ESTIMATED]
+            raise EnergyError("; ".join(reasons) or f"{self.name} gave no joules")
+        # Joules, not watts: a counter that moves in steps of 0.1 s does not tell the power of so short a time.
+        boards = ", ".join(str(gpu.index) for gpu in self._gpus)
+        return f"GPU {boards} took {energy.counter_j:.1f} J in {energy.duration_sec:.2f} s"
+
+    def before(self) -> tuple[str, CounterRead]:
+        """Open a window of the package, whose counters are taken to stand at 0: it tells only differences."""
+        key, asked_s = _new_key(), self._clock.now()
+        self.begin(key)
+        return key, CounterRead(asked_s, self._clock.now(), 0.0)
+
+    def after(self, before: tuple[str, CounterRead]) -> GpuReadings:
+        """Close it. Where the package fails to, the power samples stand in and a note says so."""
+        key, opened = before
+        asked_s = self._clock.now()
+        try:
+            reading = self.end(key)
+        except EnergyError as error:
+            return GpuReadings({}, {}, str(error))
+        closed_s = self._clock.now()
+        joules = {gpu.uuid: reading.per_board_j[gpu.index] for gpu in self._gpus if gpu.index in reading.per_board_j}
+        return GpuReadings(
+            before=dict.fromkeys(joules, (opened,)),
+            after={device: (CounterRead(asked_s, closed_s, energy_j),) for device, energy_j in joules.items()},
+            cpu_j=reading.cpu_j,
+            dram_j=reading.dram_j,
+            notes=reading.notes,
+        )
+
+
+_window_numbers = itertools.count(1)
+
+
+def _new_key() -> str:
+    """A name for a window that no other one has."""
+    return f"llenergymeasure {next(_window_numbers)}"
+
 
 def require_counters(gpus: Sequence[Gpu], name: str) -> None:
-    """Make sure that every board has an energy counter for the energy backend `name`.
-
-    Raises:
-        EnergyError: One has none; the package would integrate power in a way of its own (Zeus drops equal samples).
-    """
+    """Raise an `EnergyError` for a board without a counter: package `name` would integrate in a way of its own."""
     for gpu in gpus:
         if not gpu.has_counter:
             raise EnergyError(f"GPU {gpu.index} has no energy counter for {name} to read; use energy.backend: nvml")
 
 
 class ZeusStrategy(PackageStrategy):
-    """Windows of one `ZeusMonitor`.
-
-    Raises:
-        EnergyError: Zeus is missing or cannot be set up for these boards.
-    """
+    """Windows of one `ZeusMonitor`."""
 
     name = "zeus"
 
@@ -119,11 +189,7 @@ def _all_boards_visible(count: int) -> Iterator[None]:
 
 
 class CodeCarbonStrategy(PackageStrategy):
-    """Tasks of one CodeCarbon tracker per board: a tracker tells only the sum over its GPUs.
-
-    Raises:
-        EnergyError: CodeCarbon is missing or failed.
-    """
+    """Tasks of one CodeCarbon tracker per board: a tracker tells only the sum over its GPUs."""
 
     name = "codecarbon"
     tells_host = True
@@ -157,25 +223,17 @@ class CodeCarbonStrategy(PackageStrategy):
 
 
 class CodeCarbonEstimate:
-    """The estimate for a run on the CPU; see `meter.Strategy`.
-
-    Raises:
-        EnergyError: CodeCarbon is missing or failed.
-    """
+    """The estimate for a run on the CPU."""
 
     name = "codecarbon"
+    tells_host = True
 
     def __init__(self) -> None:
         self._tracker = _offline_tracker([])
-        self._keys = window_keys()
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """Estimate a fifth of a second.
-
-        Raises:
-            EnergyError: CodeCarbon failed, or gave 0 J.
-        """
-        energy = trial(PROOF_S)
+        """Estimate a fifth of a second, which must not be 0 J."""
+        energy = trial(ESTIMATE_PROOF_S)
         if energy.total_j is None:
             raise EnergyError("; ".join(note.message for note in energy.notes))
         return f"estimates {energy.total_j / energy.duration_sec:.1f} W now"
@@ -186,7 +244,7 @@ class CodeCarbonEstimate:
 
     def before(self) -> str:
         """Open a task. The first call sets the tracker up, which takes seconds."""
-        key = next(self._keys)
+        key = _new_key()
         _start_task(self._tracker, key)
         return key
 
@@ -199,19 +257,17 @@ class CodeCarbonEstimate:
     ) -> EnergyMeasurement:
         """CPU and memory as modelled."""
         cpu_j, dram_j = _joules(read.cpu_energy), _joules(read.ram_energy)
-        parts = [part for part in (cpu_j, dram_j) if part is not None]
-        nothing = MeasurementWarning(
-            WarningCode.ENERGY_UNAVAILABLE, "CodeCarbon estimated 0 J for CPU and memory: the window was too short"
-        )
+        if cpu_j is None and dram_j is None:
+            return EnergyMeasurement(start_s, end_s, notes=(NOTHING_ESTIMATED,), meter=self.name)
         return EnergyMeasurement(
             start_s=start_s,
             end_s=end_s,
-            total_j=sum(parts) if parts else None,
-            method="model_estimate" if parts else None,
-            scope="machine_model" if parts else None,
+            total_j=(cpu_j or 0.0) + (dram_j or 0.0),
+            method="model_estimate",
+            scope="machine_model",
             cpu_j=cpu_j,
             dram_j=dram_j,
-            notes=(ESTIMATED,) if parts else (nothing,),
+            notes=(ESTIMATED,),
             meter=self.name,
         )
 
@@ -268,11 +324,7 @@ def _one_kind_of_error(package: str, doing: str) -> Iterator[None]:
 
 
 def require_meter_package(package: str) -> None:
-    """Make sure that a package is installed, without importing it; its backend and its extra are called the same.
-
-    Raises:
-        EnergyError: It is not installed.
-    """
+    """Raise an `EnergyError` unless a package is installed; its backend and its extra are called the same."""
     if importlib.util.find_spec(package) is None:
         raise EnergyError(
             f"the {package} energy backend needs the package {package}, which is not installed. "
@@ -281,11 +333,7 @@ def require_meter_package(package: str) -> None:
 
 
 def _import_meter_package(name: str) -> ModuleType:
-    """Import a package, or a module of it; what it prints meanwhile goes to the log.
-
-    Raises:
-        EnergyError: It is not installed, or cannot be imported.
-    """
+    """Import a package, or a module of it; what it prints meanwhile goes to the log."""
     require_meter_package(name.partition(".")[0])
     chatter = io.StringIO()
     try:

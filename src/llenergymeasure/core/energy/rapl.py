@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -39,12 +39,7 @@ Kind = Literal["package", "dram"]
 
 @dataclass(frozen=True, slots=True)
 class RaplDomain:
-    """One counter of the powercap tree.
-
-    Args:
-        name: For people, e.g. `package-0` or `package-0 dram`.
-        range_j: Where it wraps, in joules.
-    """
+    """One counter of the powercap tree, e.g. `package-0` or `package-0 dram`; it wraps at `range_j`."""
 
     name: str
     kind: Kind
@@ -52,21 +47,13 @@ class RaplDomain:
     range_j: float
 
     def read_j(self) -> float:
-        """The counter, in joules.
-
-        Raises:
-            EnergyError: It cannot be read; on most systems only root may.
-        """
+        """The counter, in joules; an `EnergyError` where it cannot be read: on most systems only root may."""
         return _read_number(self.path / "energy_uj") / 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class HostEnergy:
-    """Joules that the host's counters have seen since somebody began to add them up.
-
-    Args:
-        dram_j: All memory together; `None` where no package counts its memory.
-    """
+    """Joules that the host's counters have seen by some moment; `None` for memory where no package counts it."""
 
     time_s: float
     package_j: float
@@ -98,25 +85,21 @@ def find_domains(root: Path) -> tuple[RaplDomain, ...]:
     for zone, path, name in named:
         owner = package_of.get(zone.rsplit(":", 1)[0])
         if zone in package_of:
-            found.setdefault(name, _domain(name, "package", path))
+            found.setdefault(name, RaplDomain(name, "package", path, _range_j(path)))
         elif name == "dram" and owner is not None:
-            found.setdefault(f"{owner} dram", _domain(f"{owner} dram", "dram", path))
+            found.setdefault(f"{owner} dram", RaplDomain(f"{owner} dram", "dram", path, _range_j(path)))
     if not any(domain.kind == "package" for domain in found.values()):
         raise EnergyError(f"this machine shows no RAPL counters (nothing called package-* under {root})")
     return tuple(found.values())
 
 
 class RaplReader:
-    """Adds up RAPL counters over their wraps from now on, as often as it is read; a `DeviceReader`.
-
-    Raises:
-        EnergyError: A counter cannot be read.
-    """
+    """Adds up RAPL counters over their wraps from now on, as often as it is read; a `DeviceReader`."""
 
     device = CPU_DEVICE
 
     def __init__(self, domains: Sequence[RaplDomain], clock: Clock) -> None:
-        self._domains = tuple(domains)
+        self._domains = domains
         self._clock = clock
         self._lock = threading.Lock()
         self._raw_j = [domain.read_j() for domain in self._domains]
@@ -168,41 +151,35 @@ class RaplReader:
 
 
 class RaplStrategy:
-    """A run on the CPU by its packages and their memory; see `meter.Strategy`."""
+    """A run on the CPU by its packages and their memory."""
 
     name = "rapl"
+    tells_host = True
 
     def __init__(self, clock: Clock, options: MeterOptions, root: Path) -> None:
         self._clock = clock
         self._options = options
         self._root = root
-        self._reader: RaplReader | None = None
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """Count for a tenth of a second.
-
-        Raises:
-            EnergyError: No counters, no permission, or counters that stand still.
-        """
+        """Count for a tenth of a second; the counters must move."""
         reader = RaplReader(find_domains(self._root), self._clock)
         before = reader.mark()
         self._clock.sleep(PROOF_S)
-        after = reader.mark()
-        flowed = after.since(before)
+        flowed = reader.mark().since(before)
         if flowed.package_j <= 0:
             raise EnergyError(f"the RAPL counters under {self._root} stand still")
-        watts = flowed.total_j / (after.time_s - before.time_s)
+        watts = flowed.total_j / (flowed.time_s - before.time_s)
         return f"{'packages' if flowed.dram_j is None else 'packages and memory'} draw {watts:.1f} W now"
 
-    def readers(self) -> Sequence[RaplReader]:
+    def readers(self) -> tuple[RaplReader]:
         """The counters themselves, anew for every window."""
         self._reader = RaplReader(find_domains(self._root), self._clock)
         return (self._reader,)
 
     def before(self) -> tuple[RaplReader, HostEnergy]:
         """Read the counters that are being sampled."""
-        reader = self._reader or self.readers()[0]
-        return reader, reader.mark()
+        return self._reader, self._reader.mark()
 
     def after(self, before: tuple[RaplReader, HostEnergy]) -> HostEnergy | str:
         """Read them again: what flowed, or why that is not known."""
@@ -217,14 +194,11 @@ class RaplStrategy:
         self, start_s: float, end_s: float, read: HostEnergy | str, telemetry: Telemetry | None
     ) -> EnergyMeasurement:
         """Packages and memory together."""
+        unmeasured = EnergyMeasurement(start_s, end_s, telemetry=telemetry, meter=self.name)
         if isinstance(read, str):
-            notes = (MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, read),)
-            return EnergyMeasurement(
-                start_s, end_s, None, None, None, telemetry=telemetry, notes=notes, meter=self.name
-            )
-        return EnergyMeasurement(
-            start_s=start_s,
-            end_s=end_s,
+            return replace(unmeasured, notes=(MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, read),))
+        return replace(
+            unmeasured,
             total_j=read.total_j,
             method="hardware_counter",
             scope="cpu_package" if read.dram_j is None else "cpu_package_and_dram",
@@ -232,8 +206,6 @@ class RaplStrategy:
             dram_j=read.dram_j,
             counter_j=read.total_j,
             components=_error_budget(read.total_j, end_s - start_s, self._options.power_gain_uncertainty_pct),
-            telemetry=telemetry,
-            meter=self.name,
         )
 
     def warnings(self, telemetry: Telemetry | None = None) -> tuple[MeasurementWarning, ...]:
@@ -258,8 +230,8 @@ def _error_budget(total_j: float, duration_s: float, gain_pct: float) -> tuple[B
     )
 
 
-def _domain(name: str, kind: Kind, path: Path) -> RaplDomain:
-    return RaplDomain(name, kind, path, _read_number(path / "max_energy_range_uj") / 1e6)
+def _range_j(zone: Path) -> float:
+    return _read_number(zone / "max_energy_range_uj") / 1e6
 
 
 def _read_number(path: Path) -> int:

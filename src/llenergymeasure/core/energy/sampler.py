@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -97,8 +98,7 @@ class PowerSampler:
         self._give_up = threading.Event()
         self._until_s = 0.0
         self._error: BaseException | None = None
-        self._ticks = self._missed = 0
-        self._cpu_s = self._longest_tick_s = self._started_s = self._ended_s = 0.0
+        self._report = SamplerReport()
         # A daemon: a process that ends without `stop` must not wait for it.
         self._thread = threading.Thread(target=self._run, name="llem-power-sampler", daemon=True)
 
@@ -129,7 +129,13 @@ class PowerSampler:
         except BaseException:  # Ctrl-C: leave at once, but leave no thread
             self.abort()
             raise
-        return Telemetry(self._logs, self._report())
+        problems = [problem for reader in self._readers for problem in reader.problems()]
+        problems += log_problems(self._logs)
+        if self._error is not None:
+            problems.append(f"the power sampler died: {type(self._error).__name__}: {self._error}")
+        if self._thread.is_alive():
+            problems.append(f"the power sampler hangs in a driver call since more than {JOIN_TIMEOUT_S:g} s")
+        return Telemetry(self._logs, replace(self._report, problems=tuple(problems)))
 
     def abort(self) -> None:
         """Stop at once and forget the samples."""
@@ -141,29 +147,29 @@ class PowerSampler:
                 log.close()
 
     def _run(self) -> None:
-        self._started_s = self._clock.now()
-        cpu_before_s = time.thread_time()
+        started_s, cpu_before_s = self._clock.now(), time.thread_time()
         try:
-            self._sample_until_closed()
+            self._sample_until_closed(started_s)
         except BaseException as error:  # noqa: BLE001 - a thread has no caller; `start` and the report pass it on
             self._error = error
         finally:
-            self._cpu_s = time.thread_time() - cpu_before_s
-            self._ended_s = self._clock.now()
+            self._report.cpu_s = time.thread_time() - cpu_before_s
+            self._report.duration_s = self._clock.now() - started_s
             self._first_round.set()
 
-    def _sample_until_closed(self) -> None:
-        deadline_s = self._started_s
+    def _sample_until_closed(self, deadline_s: float) -> None:
         while not self._closing.is_set():
             self._tick()
             self._first_round.set()
             deadline_s, missed = next_deadline(deadline_s, self._interval_s, self._clock.now())
-            self._missed += missed
+            self._report.missed_deadlines += missed
             self._closing.wait(max(0.0, deadline_s - self._clock.now()))
         give_up_s = self._clock.now() + LAST_SAMPLE_TIMEOUT_S
         while not self._give_up.is_set():
             self._tick()
-            if self._has_samples_past_end() or self._clock.now() >= give_up_s:
+            # Devices that are silent, or whose samples are lost, are not waited for.
+            seen_s = [time_s for device, time_s in self._latest_s.items() if self._logs[device].lost == 0]
+            if min(seen_s, default=math.inf) >= self._until_s or self._clock.now() >= give_up_s:
                 break
             self._give_up.wait(CLOSING_INTERVAL_S)
 
@@ -174,30 +180,8 @@ class PowerSampler:
             self._logs[reader.device].append(sample)
             if sample.power_w is not None:
                 self._latest_s[reader.device] = sample.time_s
-        self._ticks += 1
-        self._longest_tick_s = max(self._longest_tick_s, self._clock.now() - before_s)
-
-    def _has_samples_past_end(self) -> bool:
-        """Whether every device that still answers has been seen past the end; the silent ones are not waited for."""
-        return all(
-            latest_s >= self._until_s for device, latest_s in self._latest_s.items() if self._logs[device].lost == 0
-        )
-
-    def _report(self) -> SamplerReport:
-        problems = [problem for reader in self._readers for problem in reader.problems()]
-        problems += log_problems(self._logs)
-        if self._error is not None:
-            problems.append(f"the power sampler died: {type(self._error).__name__}: {self._error}")
-        if self._thread.is_alive():
-            problems.append(f"the power sampler hangs in a driver call since more than {JOIN_TIMEOUT_S:g} s")
-        return SamplerReport(
-            ticks=self._ticks,
-            missed_deadlines=self._missed,
-            cpu_s=self._cpu_s,
-            duration_s=self._ended_s - self._started_s,
-            longest_tick_s=self._longest_tick_s,
-            problems=tuple(problems),
-        )
+        self._report.ticks += 1
+        self._report.longest_tick_s = max(self._report.longest_tick_s, self._clock.now() - before_s)
 
 
 def next_deadline(deadline_s: float, interval_s: float, now_s: float) -> tuple[float, int]:
@@ -240,15 +224,14 @@ class GpuReader:
 
     def __init__(self, gpu: Gpu, clock: Clock) -> None:
         self.device: DeviceId = gpu.uuid
-        self._handle = gpu.handle
-        self._driver = gpu.driver
-        self._clock = clock
+        self._handle, self._driver, self._clock = gpu.handle, gpu.driver, clock
         self._failures: Counter[str] = Counter()
         self._first_reason = ""
         self._unsupported: set[str] = set()
         self._trusts_field_time: bool | None = None  # None: no field value seen yet
-        self._last_time_s = float("-inf")
-        self._absurd_w = self._most_believable_power_w()
+        self._last_time_s = -math.inf
+        limit_w = self._ask("power limit", self._driver.power_limit_w)
+        self._absurd_w = ABSURD_FACTOR * limit_w if limit_w else ABSURD_POWER_W
 
     def read(self) -> TelemetrySample:
         """Take one sample."""
@@ -303,10 +286,6 @@ class GpuReader:
         if 0.0 < power_w <= self._absurd_w:
             return power_w
         raise InvalidReadingError(f"{power_w:g} W is not a power that this board can draw")
-
-    def _most_believable_power_w(self) -> float:
-        limit_w = self._ask("power limit", self._driver.power_limit_w)
-        return ABSURD_FACTOR * limit_w if limit_w else ABSURD_POWER_W
 
     def _ask(self, what: str, reading: Callable[[GpuHandle], _T]) -> _T | None:
         """The reading, or `None` with the reason kept."""

@@ -1,24 +1,23 @@
 """Which meter measures: exactly one owns a run's energy.
 
-On GPUs `auto` takes the first that works of Zeus, NVML, CodeCarbon; on the CPU, of RAPL and CodeCarbon. "Works" means
-that it has just given a reading for these very devices. A meter asked for by name is used or refused, never replaced.
+`auto` takes the first that works, which means: that has just given a reading for these very devices. A meter asked for
+by name is used or refused, never replaced.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.meter import Meter, NoEnergyBackend, Strategy
 from llenergymeasure.core.energy.packages import CodeCarbonEstimate, CodeCarbonStrategy, ZeusStrategy
 from llenergymeasure.core.energy.rapl import RaplStrategy
-from llenergymeasure.core.energy.strategies import CounterStrategy, GpuStrategy
+from llenergymeasure.core.energy.strategies import CounterStrategy
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus
-from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.host import Capability, Host
 from llenergymeasure.exceptions import EnergyError
 
 logger = logging.getLogger(__name__)
@@ -30,11 +29,7 @@ def _rapl(host: Host, options: MeterOptions) -> Strategy:
     return RaplStrategy(host.clock, options, host.powercap_root)
 
 
-def _codecarbon_estimate(host: Host, options: MeterOptions) -> Strategy:
-    return CodeCarbonEstimate()
-
-
-GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Clock, MeterOptions], GpuStrategy]]] = {
+GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Clock, MeterOptions], Strategy]]] = {
     "zeus": ZeusStrategy,
     "nvml": CounterStrategy,
     "codecarbon": CodeCarbonStrategy,
@@ -43,7 +38,7 @@ GPU_METERS: Final[Mapping[str, Callable[[Sequence[Gpu], Clock, MeterOptions], Gp
 
 CPU_METERS: Final[Mapping[str, Callable[[Host, MeterOptions], Strategy]]] = {
     "rapl": _rapl,
-    "codecarbon": _codecarbon_estimate,
+    "codecarbon": lambda host, options: CodeCarbonEstimate(),
 }
 """What measures a run on the CPU, best first."""
 
@@ -61,8 +56,7 @@ def select_energy_backend(
 
     Args:
         devices: UUIDs of the GPUs that the run uses, or `("cpu",)`.
-        options: How meters work on this machine; by default as when the user configures nothing.
-        host: The machine; its clock is shared with the engine.
+        options: By default as when the user configures nothing.
 
     Returns:
         The meter asked for; for `auto` the best that works, or one that measures nothing and warns why.
@@ -71,15 +65,25 @@ def select_energy_backend(
         EnergyError: The meter asked for by name is missing, has no reading for these devices, or does not measure
             such devices at all.
     """
-    host, options = host or Host(), options or MeterOptions()
-    if name != "auto":
-        return _named(name, devices, options, host)
+    host, options, candidates = host or Host(), options or MeterOptions(), _candidates(devices)
+    if name not in ("auto", *candidates):
+        measured, used = ("GPUs", "the CPU") if _on_cpu(devices) else ("the CPU", "GPUs")
+        raise EnergyError(
+            f"energy.backend: {name} measures {measured}, and this run uses {used}. "
+            f"Use one of {', '.join(candidates)}, or auto."
+        )
     refusals = []
-    for candidate in _candidates(devices):
-        meter = _proven_or_reason(candidate, devices, options, host)
-        if not isinstance(meter, EnergyError):
+    for candidate in candidates if name == "auto" else (name,):
+        try:
+            meter = _build(candidate, devices, options, host)
+            meter.prove()
+        except EnergyError as error:
+            logger.info("The %s energy backend is not available: %s", candidate, error)
+            if candidate == name:
+                raise EnergyError(f"energy.backend: {name} does not work here: {error}") from error
+            refusals.append(f"{candidate}: {error}")
+        else:
             return meter
-        refusals.append(f"{candidate}: {meter}")
     return NoEnergyBackend(host.clock, reason="no energy backend works here (" + "; ".join(refusals) + ")")
 
 
@@ -91,63 +95,23 @@ def _candidates(devices: Sequence[DeviceId]) -> tuple[str, ...]:
     return CPU_PRIORITY if _on_cpu(devices) else GPU_PRIORITY
 
 
-def _proven_or_reason(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter | EnergyError:
-    try:
-        meter = _build(name, devices, options, host)
-        meter.prove()
-    except EnergyError as error:
-        logger.info("The %s energy backend is not available: %s", name, error)
-        return error
-    return meter
-
-
-def _named(name: BackendName, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> EnergyBackend:
-    candidates = _candidates(devices)
-    if name not in candidates:
-        measured, used = ("GPUs", "the CPU") if _on_cpu(devices) else ("the CPU", "GPUs")
-        raise EnergyError(
-            f"energy.backend: {name} measures {measured}, and this run uses {used}. "
-            f"Use one of {', '.join(candidates)}, or auto."
-        )
-    meter = _proven_or_reason(name, devices, options, host)
-    if isinstance(meter, EnergyError):
-        raise EnergyError(f"energy.backend: {name} does not work here: {meter}") from meter
-    return meter
-
-
 def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter:
-    """The meter called `name`, not yet proven; that of GPUs reads the host's counters too where it may.
-
-    Raises:
-        EnergyError: Something it needs is missing.
-    """
+    """The meter called `name`, not yet proven; that of GPUs reads the host's counters too where it may."""
     if _on_cpu(devices):
-        return Meter(CPU_METERS[name](host, options), host.clock, options)
-    strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host.clock, options)
+        strategy = CPU_METERS[name](host, options)
+    else:
+        strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host.clock, options)
     beside = not strategy.tells_host and Meter(_rapl(host, options), host.clock, options).is_available()
     return Meter(strategy, host.clock, options, host.powercap_root if beside else None)
 
 
-@dataclass(frozen=True, slots=True)
-class BackendReading:
-    """Whether an energy backend works here, with the reading that proves it.
-
-    Args:
-        text: The reading, or the reason why there is none.
-    """
-
-    name: str
-    available: bool
-    text: str
-
-
-def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> list[BackendReading]:
+def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> list[Capability]:
     """Every energy backend of this machine with its reading as proof, best first.
 
     Args:
         devices: UUIDs of the GPUs to read; empty where there are none.
     """
-    described: dict[str, BackendReading] = {}
+    described: dict[str, Capability] = {}
     for measured in ((tuple(devices),) if devices else ()) + ((CPU_DEVICE,),):
         for name in _candidates(measured):
             if name not in described:
@@ -155,8 +119,8 @@ def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions,
     return list(described.values())
 
 
-def _describe(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> BackendReading:
+def _describe(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Capability:
     try:
-        return BackendReading(name, True, _build(name, devices, options, host).prove())
+        return Capability(name, True, _build(name, devices, options, host).prove())
     except EnergyError as error:
-        return BackendReading(name, False, str(error))
+        return Capability(name, False, str(error))

@@ -1,50 +1,66 @@
-"""What GPU meters read before and after a window: NVML's counters in bursts, or a window of another package.
+"""What meters of GPUs read before and after a window; NVML's counter publishes a new total about every 0.1 s:
 
     sampler   o----o----o----o----o----o----o----o----o----o----o----o----o
-    counter          c c c c                                c c c c
-    window                  [ <------------------------> ]
-                          start_s                      end_s
+    counter   ______|                                         |____________
+                    ^ step                                    ^ step
+    reads       o o o                                   o o o o
+                     [ <----------- window -----------> ]
+                   start_s                            end_s
 
 `CounterStrategy` reads the counters in a short burst until each has just moved, so that the window starts on a step of
-the counter, and in another one after it until they move again. `PackageStrategy` leaves that to a package, which reads
-counters when it opens and closes a window of its own and tells the difference. That is treated like two readings of our
-own: checked for zeros, jumps and resets, held against the power samples, and given the uncertainty of a counter that
-was read once on each side. What the readings are worth is the business of gpu_energy.py.
+the counter, and in another one after it until they move again. The counter is never read inside the window: frequent
+reads disturb it on some boards. What the readings are worth is the business of gpu_energy.py.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of, describe_sensor, power_sampling
-from llenergymeasure.core.energy.counter import (
-    BURSTS_TIMEOUT_S,
-    FIRST_BURST_TIMEOUT_S,
-    CounterPeriod,
-    counter_fault,
-    find_counter_steps,
-    measure_counter_periods,
-)
+from llenergymeasure.core.energy.fusion import counter_steps
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
-from llenergymeasure.core.energy.meter import Strategy
 from llenergymeasure.core.energy.sampler import GpuReader, sampler_warnings
 from llenergymeasure.core.energy.telemetry import Telemetry
-from llenergymeasure.core.energy.types import BoardRecord, CounterRead, EnergyMeasurement, GpuWindow, MeterOptions
+from llenergymeasure.core.energy.types import (
+    BoardRecord,
+    CounterRead,
+    EnergyMeasurement,
+    GpuWindow,
+    MeterOptions,
+    SensorDescription,
+)
 from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriverError
-from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.exceptions import EnergyError
 
 logger = logging.getLogger(__name__)
 
-PROOF_S: Final = 0.25
-"""Length of the trial window that proves a package: two updates of the energy counter."""
+POLL_S: Final = 0.00025
+"""Pause between two rounds of reads in a burst, in seconds: the resolution with which a step's time is found."""
+
+BURSTS_TIMEOUT_S: Final = 0.2
+"""Longest that the bursts before and after a window may last together, in seconds."""
+
+FIRST_BURST_TIMEOUT_S: Final = 0.12
+"""Longest that the burst before a window may last: one update of the counter and a fifth."""
+
+PERIOD_STEPS: Final = 4
+"""So many steps are watched to learn a counter's period: three gaps, about 0.35 s."""
+
+SLOW_READ_S: Final = 0.05
+"""A single counter read that takes longer says too little about when the counter had its value."""
+
+SLACK_S: Final = 0.005
+"""Delay of one step that is still nothing to worry about."""
+
+Readers = Mapping[DeviceId, Callable[[], float]]
+"""What reads each board's counter, in joules."""
 
 Reads = Mapping[DeviceId, tuple[CounterRead, ...]]
 
@@ -67,18 +83,18 @@ class GpuReadings:
     notes: tuple[MeasurementWarning, ...] = ()
 
 
-class GpuStrategy(Strategy, ABC):
+class GpuStrategy:
     """What all meters of GPUs have in common: power is sampled, and gpu_energy.py weighs it against the counters."""
 
+    name: str
     tells_host = False
-    """Whether it has joules of CPU and memory of its own."""
 
     def __init__(self, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
         self._gpus = tuple(gpus)
         self._clock = clock
         self._options = options
         self._calibrations = calibrations_of(self._gpus, options.calibration_dir)
-        self._periods: Mapping[DeviceId, CounterPeriod] = {}
+        self._counters_seen: Mapping[DeviceId, SensorDescription] = {}
 
     def readers(self) -> Sequence[GpuReader]:
         """One per board."""
@@ -118,18 +134,9 @@ class GpuStrategy(Strategy, ABC):
             counter_problem=read.problem if gpu.has_counter else None,
             includes_module=gpu.includes_module,
             power_limit_w=gpu.power_limit_w,
-            sensor=describe_sensor(calibration, sampling, self._periods.get(gpu.uuid)),
+            sensor=describe_sensor(calibration, sampling, self._counters_seen.get(gpu.uuid)),
             sampling=sampling,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Burst:
-    """One burst of counter reads, and how long it took."""
-
-    reads: Reads
-    problem: str | None
-    took_s: float
 
 
 class CounterStrategy(GpuStrategy):
@@ -139,29 +146,27 @@ class CounterStrategy(GpuStrategy):
 
     def __init__(self, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
         super().__init__(gpus, clock, options)
-        self._counters = {gpu.uuid: partial(_read_counter, gpu) for gpu in self._gpus if gpu.has_counter}
+        self._counters: Readers = {gpu.uuid: partial(_read_counter, gpu) for gpu in self._gpus if gpu.has_counter}
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """Read every board once, and learn how often its counter moves.
-
-        Raises:
-            EnergyError: A board has neither a power reading nor a counter that works.
-        """
+        """Read every board once, and learn how often its counter moves; each must tell power or energy."""
         proofs = [self._prove_board(gpu) for gpu in self._gpus]
         try:
-            self._periods = measure_counter_periods(self._counters, self._clock)
+            self._counters_seen = measure_counter_periods(self._counters, self._clock)
         except GpuDriverError as error:
             logger.info("The energy counter could not be watched: %s", error)
         return ", ".join(proofs)
 
-    def before(self) -> _Burst:
-        """Read all counters until each has just moved."""
-        return self._burst(FIRST_BURST_TIMEOUT_S)
+    def before(self) -> tuple[Reads, str | None, float]:
+        """Read all counters until each has just moved: their reads, what is wrong with one, and how long that took."""
+        asked_s = self._clock.now()
+        return *self._burst(FIRST_BURST_TIMEOUT_S), self._clock.now() - asked_s
 
-    def after(self, before: _Burst) -> GpuReadings:
+    def after(self, before: tuple[Reads, str | None, float]) -> GpuReadings:
         """Read them until each moves again; both bursts together have a time limit."""
-        after = self._burst(BURSTS_TIMEOUT_S - before.took_s)
-        return GpuReadings(before.reads, after.reads, before.problem or after.problem)
+        reads, problem, took_s = before
+        more, later_problem = self._burst(BURSTS_TIMEOUT_S - took_s)
+        return GpuReadings(reads, more, problem or later_problem)
 
     def _prove_board(self, gpu: Gpu) -> str:
         reader = GpuReader(gpu, self._clock)
@@ -173,18 +178,16 @@ class CounterStrategy(GpuStrategy):
         energy_j = gpu.driver.total_energy_j(gpu.handle)
         return f"GPU {gpu.index} has counted {energy_j:.0f} J"
 
-    def _burst(self, timeout_s: float) -> _Burst:
+    def _burst(self, timeout_s: float) -> tuple[Reads, str | None]:
         """Read all counters until each has moved, and see whether they behave."""
         if not self._counters:
-            return _Burst({}, None, 0.0)
-        asked_s = self._clock.now()
+            return {}, None
         try:
             reads = find_counter_steps(self._counters, self._clock, timeout_s)
         except GpuDriverError as error:
-            return _Burst({}, str(error), self._clock.now() - asked_s)
-        took_s = self._clock.now() - asked_s
-        faults = (counter_fault(seen, self._periods.get(device)) for device, seen in reads.items())
-        return _Burst(reads, next((fault for fault in faults if fault is not None), None), took_s)
+            return {}, str(error)
+        faults = (counter_fault(seen, self._counters_seen.get(device)) for device, seen in reads.items())
+        return reads, next((fault for fault in faults if fault is not None), None)
 
 
 def _read_counter(gpu: Gpu) -> float:
@@ -194,91 +197,70 @@ def _read_counter(gpu: Gpu) -> float:
         raise type(error)(f"GPU {gpu.index}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class PackageReading:
-    """What a package measured in one of its windows.
+def find_counter_steps(
+    readers: Readers, clock: Clock, timeout_s: float, poll_s: float = POLL_S
+) -> dict[DeviceId, tuple[CounterRead, ...]]:
+    """Read several counters in turn until each has moved once or the time is up; errors pass through.
 
-    Args:
-        per_board_j: Joules of each board, by its index in NVML's order.
+    Of a run of equal readings only the first and the last are kept: they bound the steps on both sides. At least one
+    reading per counter is taken, however short the time.
     """
-
-    per_board_j: Mapping[int, float] = field(default_factory=dict)
-    cpu_j: float | None = None
-    dram_j: float | None = None
-    notes: tuple[MeasurementWarning, ...] = ()
+    return _watch(readers, clock, timeout_s, poll_s, wanted_steps=1)
 
 
-@dataclass(frozen=True, slots=True)
-class _PackageWindow:
-    """A package's window, and when it was asked for and open, in seconds."""
+def measure_counter_periods(
+    readers: Readers,
+    clock: Clock,
+    timeout_s: float = 0.5,
+    poll_s: float = POLL_S,
+    wanted_steps: int = PERIOD_STEPS,
+) -> dict[DeviceId, SensorDescription]:
+    """Learn the counters' periods from `wanted_steps` moves of each; once per device, not per window.
 
-    key: str
-    asked_s: float
-    opened_s: float
+    A counter that moved fewer than three times before the time was up is left out. The period is the mean over the
+    steps seen; its tolerance is how far single gaps were from it, with the resolution of the reads.
+    """
+    described = {}
+    for device, reads in _watch(readers, clock, timeout_s, poll_s, wanted_steps).items():
+        steps = counter_steps(reads)
+        if len(steps) >= 3:
+            gaps_s = [b.time_s - a.time_s for a, b in pairwise(steps)]
+            period_s = sum(gaps_s) / len(gaps_s)
+            blur_s = max(step.new.answered_s - step.old.asked_s for step in steps)
+            described[device] = SensorDescription(period_s, max(abs(gap_s - period_s) for gap_s in gaps_s) + blur_s)
+    return described
 
 
-class PackageStrategy(GpuStrategy):
-    """Joules that another package counts; this package's sampler beside it keeps watch."""
+def _watch(
+    readers: Readers, clock: Clock, timeout_s: float, poll_s: float, wanted_steps: int
+) -> dict[DeviceId, tuple[CounterRead, ...]]:
+    """Read counters in turn until each has moved so often, or the time is up."""
+    deadline_s = clock.now() + timeout_s
+    reads: dict[DeviceId, list[CounterRead]] = {device: [] for device in readers}
+    while True:
+        for device, read_j in readers.items():
+            seen, asked_s = reads[device], clock.now()
+            energy_j = read_j()
+            if len(seen) >= 2 and seen[-2].energy_j == seen[-1].energy_j == energy_j:
+                seen.pop()
+            seen.append(CounterRead(asked_s, clock.now(), energy_j))
+        enough = all(len(counter_steps(seen)) >= wanted_steps for seen in reads.values())
+        if enough or clock.now() + poll_s >= deadline_s:
+            return {device: tuple(seen) for device, seen in reads.items()}
+        clock.sleep(poll_s)
 
-    def __init__(self, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
-        super().__init__(gpus, clock, options)
-        self._keys = window_keys()
 
-    @abstractmethod
-    def begin(self, key: str) -> None:
-        """Open the package's window called `key`.
-
-        Raises:
-            EnergyError: The package failed.
-        """
-
-    @abstractmethod
-    def end(self, key: str) -> PackageReading:
-        """Close it and tell what flowed.
-
-        Raises:
-            EnergyError: The package failed.
-        """
-
-    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """Measure a quarter of a second.
-
-        Raises:
-            EnergyError: The package failed, or its joules are not believable.
-        """
-        energy = trial(PROOF_S)
-        if energy.counter_j is None:
-            reasons = [note.message for note in energy.notes if note.code is not WarningCode.ENERGY_IS_ESTIMATED]
-            raise EnergyError("; ".join(reasons) or f"{self.name} gave no joules")
-        # Joules, not watts: a counter that moves in steps of 0.1 s does not tell the power of so short a time.
-        boards = ", ".join(str(gpu.index) for gpu in self._gpus)
-        return f"GPU {boards} took {energy.counter_j:.1f} J in {energy.duration_sec:.2f} s"
-
-    def before(self) -> _PackageWindow:
-        """Open a window of the package."""
-        key, asked_s = next(self._keys), self._clock.now()
-        self.begin(key)
-        return _PackageWindow(key, asked_s, self._clock.now())
-
-    def after(self, before: _PackageWindow) -> GpuReadings:
-        """Close it. Where the package fails to, the power samples stand in and a note says so."""
-        asked_s = self._clock.now()
-        try:
-            reading = self.end(before.key)
-        except EnergyError as error:
-            return GpuReadings({}, {}, str(error))
-        closed_s = self._clock.now()
-        # The package tells a difference, so its counter is taken to have stood at 0 when the window opened.
-        joules = {gpu.uuid: reading.per_board_j[gpu.index] for gpu in self._gpus if gpu.index in reading.per_board_j}
-        return GpuReadings(
-            before=dict.fromkeys(joules, (CounterRead(before.asked_s, before.opened_s, 0.0),)),
-            after={device: (CounterRead(asked_s, closed_s, energy_j),) for device, energy_j in joules.items()},
-            cpu_j=reading.cpu_j,
-            dram_j=reading.dram_j,
-            notes=reading.notes,
+def counter_fault(reads: Sequence[CounterRead], seen: SensorDescription | None) -> str | None:
+    """What a burst of reads says against a counter, given what was seen of its period; `None` where nothing does."""
+    slowest_s = max(read.answered_s - read.asked_s for read in reads)
+    if slowest_s > SLOW_READ_S:
+        return f"reading the energy counter took {1000 * slowest_s:.0f} ms"
+    if seen is None or seen.counter_period_s is None or counter_steps(reads):
+        return None
+    watched_s = reads[-1].asked_s - reads[0].answered_s
+    if watched_s > seen.counter_period_s + seen.counter_period_tolerance_s + SLACK_S:
+        return (
+            f"the energy counter stood still for {1000 * watched_s:.0f} ms, and it moves every "
+            f"{1000 * seen.counter_period_s:.0f} ms otherwise"
         )
-
-
-def window_keys() -> Iterator[str]:
-    """Names for the windows of a package, each once."""
-    return (f"llenergymeasure {number}" for number in itertools.count(1))
+    return None

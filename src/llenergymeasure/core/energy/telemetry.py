@@ -15,11 +15,11 @@ import math
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from io import FileIO
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from llenergymeasure.core.gpu.driver import DeviceId
 
@@ -61,47 +61,18 @@ class TelemetrySample:
     power_source: PowerSource | None = None
 
 
-def _floats() -> array[float]:
-    return array("d")
+Columns: TypeAlias = "tuple[array[Any], ...]"
+"""Samples field by field, in the order of `COLUMNS`: NaN or `UNKNOWN` for `None`, sources as places in `SOURCES`."""
+
+COLUMNS: Final = tuple(column.name for column in fields(TelemetrySample))
+_TYPECODES: Final = tuple({"throttle_reasons": "q", "power_source": "b"}.get(name, "d") for name in COLUMNS)
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Samples field by field, see `TelemetrySample`: NaN or `UNKNOWN` for `None`, sources as places in `SOURCES`."""
-
-    time_s: array[float] = field(default_factory=_floats)
-    power_w: array[float] = field(default_factory=_floats)
-    temperature_c: array[float] = field(default_factory=_floats)
-    sm_clock_mhz: array[float] = field(default_factory=_floats)
-    memory_clock_mhz: array[float] = field(default_factory=_floats)
-    sm_utilisation_pct: array[float] = field(default_factory=_floats)
-    memory_used_mb: array[float] = field(default_factory=_floats)
-    throttle_reasons: array[int] = field(default_factory=lambda: array("q"))
-    power_source: array[int] = field(default_factory=lambda: array("b"))
-
-    def __len__(self) -> int:
-        return len(self.power_source)  # the last that `append` adds to
-
-    def append(self, sample: TelemetrySample) -> None:
-        """Add one sample."""
-        self.time_s.append(sample.time_s)
-        self.power_w.append(_nan_for_none(sample.power_w))
-        self.temperature_c.append(_nan_for_none(sample.temperature_c))
-        self.sm_clock_mhz.append(_nan_for_none(sample.sm_clock_mhz))
-        self.memory_clock_mhz.append(_nan_for_none(sample.memory_clock_mhz))
-        self.sm_utilisation_pct.append(_nan_for_none(sample.sm_utilisation_pct))
-        self.memory_used_mb.append(_nan_for_none(sample.memory_used_mb))
-        self.throttle_reasons.append(UNKNOWN if sample.throttle_reasons is None else sample.throttle_reasons)
-        self.power_source.append(UNKNOWN if sample.power_source is None else SOURCES.index(sample.power_source))
-
-    def arrays(self) -> tuple[array[Any], ...]:
-        """Every column, in the order of `COLUMNS`."""
-        return tuple(getattr(self, name) for name in COLUMNS)
+def _empty() -> Columns:
+    return tuple(array(typecode) for typecode in _TYPECODES)
 
 
-COLUMNS: Final = tuple(column.name for column in fields(Columns))
-_EMPTY: Final = Columns().arrays()
-SAMPLE_BYTES: Final = sum(column.itemsize for column in _EMPTY)
+SAMPLE_BYTES: Final = sum(column.itemsize for column in _empty())
 
 
 class SampleLog:
@@ -121,7 +92,7 @@ class SampleLog:
         self._spill_dir = spill_dir
         self._chunk_bytes = max(chunk_bytes, SAMPLE_BYTES)
         self._memory_limit_bytes = memory_limit_bytes
-        self._memory = Columns()
+        self._memory = _empty()
         self._spill: FileIO | None = None
         self._spilled: list[int] = []  # samples in each block of the spill file
         self._next_spill_at = self._chunk_bytes
@@ -131,25 +102,26 @@ class SampleLog:
         """Why the spill file could not be written, last time it was tried; `None` when it could."""
 
     def __len__(self) -> int:
-        return sum(self._spilled) + len(self._memory)
+        return sum(self._spilled) + len(self._memory[-1])  # the column that `append` adds to last
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of samples that are in memory."""
-        return len(self._memory) * SAMPLE_BYTES
+        return len(self._memory[-1]) * SAMPLE_BYTES
 
     def append(self, sample: TelemetrySample) -> None:
         """Keep a sample; samples come in order of time."""
         if self.memory_bytes + SAMPLE_BYTES > self._memory_limit_bytes:
             self.lost += 1
             return
-        self._memory.append(sample)
+        for column, value in zip(self._memory, _encoded(sample), strict=True):
+            column.append(value)
         if self.memory_bytes >= self._next_spill_at:
             self._move_to_disk()
 
     def extend(self, columns: Columns) -> None:
         """Keep many samples at once, e.g. those of a file; at most `CHUNK_BYTES` of them."""
-        for own, more in zip(self._memory.arrays(), columns.arrays(), strict=True):
+        for own, more in zip(self._memory, columns, strict=True):
             own.extend(more)
         if self.memory_bytes >= self._next_spill_at:
             self._move_to_disk()
@@ -157,75 +129,69 @@ class SampleLog:
     def column(self, name: str) -> array[Any]:
         """One field of all samples."""
         index = COLUMNS.index(name)
-        whole: array[Any] = array(_EMPTY[index].typecode)
-        for block in range(len(self._spilled)):
-            whole.extend(self._read(block, index))
-        whole.extend(self._in_memory().arrays()[index])
+        whole: array[Any] = array(_TYPECODES[index])
+        for block in self.blocks():
+            whole.extend(block[index])
         return whole
 
     def blocks(self) -> Iterator[Columns]:
         """All samples, as many at once as were written at once."""
-        for block in range(len(self._spilled)):
-            yield Columns(*(self._read(block, index) for index in range(len(COLUMNS))))
-        if len(self._memory):
-            yield self._in_memory()
+        begins_at = 0
+        for count in self._spilled:
+            yield self._read(begins_at, count)
+            begins_at += count * SAMPLE_BYTES
+        # A copy: a sampler that hangs in the driver may wake up and append.
+        count = len(self._memory[-1])
+        if count:
+            yield tuple(column[:count] for column in self._memory)
 
     def close(self) -> None:
         """Forget the samples and remove the spill file."""
-        self._memory = Columns()
+        self._memory = _empty()
         self._spilled.clear()
         if self._spill is not None:
             self._spill.close()
             self._spill = None
 
-    def _in_memory(self) -> Columns:
-        """A copy: a sampler that hangs in the driver may wake up and append."""
-        count = len(self._memory)
-        return Columns(*(column[:count] for column in self._memory.arrays()))
-
-    def _read(self, block: int, index: int) -> array[Any]:
-        column: array[Any] = array(_EMPTY[index].typecode)
-        count = self._spilled[block]
-        before = sum(self._spilled[:block]) * SAMPLE_BYTES + count * sum(c.itemsize for c in _EMPTY[:index])
-        data = b"" if self._spill is None else os.pread(self._spill.fileno(), count * column.itemsize, before)
-        if len(data) != count * column.itemsize:
-            raise OSError("the spill file of the power samples is shorter than what was written to it")
-        column.frombytes(data)
-        return column
+    def _read(self, begins_at: int, count: int) -> Columns:
+        columns = _empty()
+        for column in columns:
+            size = count * column.itemsize
+            data = b"" if self._spill is None else os.pread(self._spill.fileno(), size, begins_at)
+            if len(data) != size:
+                raise OSError("the spill file of the power samples is shorter than what was written to it")
+            column.frombytes(data)
+            begins_at += size
+        return columns
 
     def _move_to_disk(self) -> None:
         try:
             if self._spill is None:
-                self._spill = _unnamed_file(self._spill_dir)
+                # Without a name: the system removes it when it is closed, however the process ends.
+                self._spill = tempfile.TemporaryFile(buffering=0, dir=self._spill_dir)  # noqa: SIM115 - see close
             self._spill.seek(sum(self._spilled) * SAMPLE_BYTES)
-            for column in self._memory.arrays():
+            for column in self._memory:
                 _write_all(self._spill, column)
         except OSError as error:
             # Whatever part was written lies beyond the last whole block and is overwritten by the next try.
             self.spill_error = str(error)
             self._next_spill_at = self.memory_bytes + self._chunk_bytes
         else:
-            self._spilled.append(len(self._memory))
-            self._memory = Columns()
+            self._spilled.append(len(self._memory[-1]))
+            self._memory = _empty()
             self.spill_error = None
             self._next_spill_at = self._chunk_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SamplerReport:
-    """How the sampler itself did.
+    """How the sampler itself did, so far; missed are rounds that were due while the one before was still running."""
 
-    Args:
-        missed_deadlines: Rounds that were due and not taken, because the one before took too long.
-        cpu_s: Processor time that the sampler's thread used, in seconds.
-        problems: What went wrong, in words; empty when nothing did.
-    """
-
-    ticks: int
-    missed_deadlines: int
-    cpu_s: float
-    duration_s: float
-    longest_tick_s: float
+    ticks: int = 0
+    missed_deadlines: int = 0
+    cpu_s: float = 0.0
+    duration_s: float = 0.0
+    longest_tick_s: float = 0.0
     problems: tuple[str, ...] = ()
 
     @property
@@ -290,24 +256,13 @@ def answered(column: Iterable[float]) -> list[float]:
     return [value for value in column if not math.isnan(value)]
 
 
-def log_problems(logs: Mapping[DeviceId, SampleLog]) -> Sequence[str]:
+def log_problems(logs: Mapping[DeviceId, SampleLog]) -> Iterator[str]:
     """What the logs could not do, in words."""
-    problems = []
     for device, log in logs.items():
         if log.lost:
-            problems.append(
-                f"{log.lost} samples of {device} are lost: the disk is full ({log.spill_error}), then memory"
-            )
+            yield f"{log.lost} samples of {device} are lost: the disk is full ({log.spill_error}), then memory"
         elif log.spill_error:
-            problems.append(f"samples of {device} stay in memory, the spill file cannot be written: {log.spill_error}")
-    return problems
-
-
-def _unnamed_file(directory: Path | None) -> FileIO:
-    """A new file without a name, which the system removes when it is closed, however the process ends."""
-    handle, name = tempfile.mkstemp(prefix="llem-samples-", dir=directory)
-    os.unlink(name)
-    return FileIO(handle, "r+")
+            yield f"samples of {device} stay in memory, the spill file cannot be written: {log.spill_error}"
 
 
 def _write_all(file: FileIO, column: array[Any]) -> None:
@@ -320,5 +275,17 @@ def _write_all(file: FileIO, column: array[Any]) -> None:
             written += count
 
 
-def _nan_for_none(value: float | None) -> float:
-    return math.nan if value is None else value
+def _encoded(sample: TelemetrySample) -> Iterator[float]:
+    """The values of a sample as `Columns` hold them."""
+    numbers = (
+        sample.time_s,
+        sample.power_w,
+        sample.temperature_c,
+        sample.sm_clock_mhz,
+        sample.memory_clock_mhz,
+        sample.sm_utilisation_pct,
+        sample.memory_used_mb,
+    )
+    yield from (math.nan if number is None else number for number in numbers)
+    yield UNKNOWN if sample.throttle_reasons is None else sample.throttle_reasons
+    yield UNKNOWN if sample.power_source is None else SOURCES.index(sample.power_source)

@@ -23,11 +23,7 @@ from llenergymeasure.domain.warnings import MeasurementWarning
 
 @dataclass(frozen=True, slots=True)
 class CounterRead:
-    """One reading of an energy counter: the total that it showed at some moment between question and answer.
-
-    Args:
-        asked_s: When the call began, on the measurement clock, in seconds.
-    """
+    """One reading of an energy counter: the total that it showed at some moment between question and answer."""
 
     asked_s: float
     answered_s: float
@@ -39,8 +35,8 @@ class SensorDescription:
     """What is known of a board's counter and power sensor; the defaults suppose little.
 
     Args:
-        counter_period_s: Time between two steps of the counter in seconds, as `measure_counter_periods` or a
-            calibration found it; `None`: unknown, and the intervals are wider.
+        counter_period_s: Time between two steps of the counter, as `measure_counter_periods` or a calibration found it;
+            `None`: unknown, and the intervals are wider.
         counter_period_tolerance_s: How far the period may be from that.
         counter_jitter_s: How far a single step may be from its place.
         averaging_window_s: Over which time a power sample is an average. Above `SMOOTHED_S` (the one-second average of
@@ -57,11 +53,7 @@ class SensorDescription:
 
 @dataclass(frozen=True, slots=True)
 class PowerSampling:
-    """How power samples come about.
-
-    Args:
-        averaging_window_s: Over which time a sample is an average, in seconds.
-    """
+    """How power samples come about: over which time each is an average, and how often a new one comes."""
 
     averaging_window_s: float = 0.1
     update_s: float = 0.1
@@ -83,10 +75,9 @@ class BoardRecord:
 
     Args:
         device: The device as the run names it: the board's UUID, or that of a MIG instance on it.
-        before: Reads of the counter before the window.
         counter_problem: Why the counter could not be read; `None` when it could.
         includes_module: Whether counter and samples cover a whole superchip.
-        power_limit_w: The enforced power limit in watts, where it is known.
+        power_limit_w: The enforced one; `None`: not known.
     """
 
     device: DeviceId
@@ -100,19 +91,13 @@ class BoardRecord:
     sensor: SensorDescription = field(default_factory=SensorDescription)
     sampling: PowerSampling = field(default_factory=PowerSampling)
 
-    @property
-    def is_mig(self) -> bool:
-        """Whether the run used only a slice of the board."""
-        return self.device != self.board
-
 
 @dataclass(frozen=True, slots=True)
 class GpuWindow:
     """A window on GPUs, ready to be turned into joules together with its samples (gpu_energy.py).
 
     Args:
-        start_s: Its start on the measurement clock, in seconds.
-        gain_uncertainty_pct: 95 % half-width of the sensors' gain, in per cent.
+        gain_uncertainty_pct: 95 % half-width of the sensors' gain.
     """
 
     start_s: float
@@ -128,29 +113,21 @@ class EnergyMeasurement:
     """What a meter saw between two synchronised instants.
 
     Args:
-        start_s: Start of the window on the measurement clock, in seconds.
-        total_j: Energy of the window in joules over `scope`. `None`: not measured, and `notes` says why. Never 0 for
-            "unknown".
+        total_j: Energy of the window over `scope`. `None`: not measured, and `notes` says why. Never 0 for "unknown".
         per_gpu_j: Energy per GPU UUID; `None` values for a GPU that could not be read.
-        cpu_j: Energy of the CPU packages, if measured; beside GPU energy, never in it.
-        dram_j: Energy of the DRAM, likewise.
+        cpu_j: Energy of the CPU packages, if measured; beside GPU energy, never in it. `dram_j` likewise.
         counter_j: The plain hardware-counter difference, where there is one.
-        integral_j: The integral of the power samples, where there is one.
         fused_j: Counter and samples fused at the window's edges, where both exist.
-        audit: Counter against integral, where both exist.
         components: The error budget of `total_j` (95 % half-widths). Empty when `total_j` is `None`.
-        per_gpu_components: The error budget of each figure in `per_gpu_j`, likewise.
-        telemetry: The sampler's record, or `None` where nothing was sampled.
+        telemetry: `None` where nothing was sampled.
         gpu_window: What the figures were computed from besides the samples; `None` where no GPU was measured.
-        notes: Everything a reader must know about these figures.
-        meter: Name of the energy backend and, where it matters, the sensor it read.
     """
 
     start_s: float
     end_s: float
-    total_j: float | None
-    method: EnergyMethod | None
-    scope: EnergyScope | None
+    total_j: float | None = None
+    method: EnergyMethod | None = None
+    scope: EnergyScope | None = None
     per_gpu_j: Mapping[DeviceId, float | None] = field(default_factory=dict)
     cpu_j: float | None = None
     dram_j: float | None = None
@@ -207,7 +184,7 @@ class MeterOptions:
     """How a meter works on this machine and in this process; never from an experiment file.
 
     Args:
-        power_gain_uncertainty_pct: 95 % half-width of the power sensor's gain, in per cent.
+        power_gain_uncertainty_pct: 95 % half-width of the power sensor's gain.
         spill_dir: Where a long run's samples go when they outgrow memory; `None`: the system's temporary directory.
         calibration_dir: Where sensor calibrations lie; `None`: none are used.
         family_pid: The process that has started every process of the experiment; none of these counts as somebody

@@ -53,11 +53,9 @@ PATTERN_SAMPLES: Final = 2000
 
 
 def gain_component(energy_j: float, gain_uncertainty_pct: float) -> BudgetComponent:
-    """The sensor's proportional error.
+    """The sensor's proportional error, from the 95 % half-width of its gain.
 
-    Args:
-        gain_uncertainty_pct: 95 % half-width of the gain. NVIDIA states ±5 %; single boards were found between -5.5 %
-            and +11 % (arXiv 2312.02741).
+    NVIDIA states ±5 %; single boards were found between -5.5 % and +11 % (arXiv 2312.02741).
     """
     return BudgetComponent(
         name="sensor gain",
@@ -70,8 +68,8 @@ def gain_component(energy_j: float, gain_uncertainty_pct: float) -> BudgetCompon
 def counter_component(fused: FusedEnergy) -> BudgetComponent:
     """The counter's steps at the window's edges, as the fusion (or its fallback) left them."""
     note = "counter steps bounded by the power samples at the window's edges"
-    if fused.used_fallback:
-        note = f"plain counter difference: {fused.reason}"
+    if fused.fallback_reason:
+        note = f"plain counter difference: {fused.fallback_reason}"
     return BudgetComponent(
         name="counter resolution", kind="counter_resolution", half_width_j=fused.half_width_j, note=note
     )
@@ -112,7 +110,7 @@ def trace_components(
         misplaced_s: How far from its place in time what a sample shows may be, in seconds.
     """
     variance_j2 = repeated_j2 = 0.0
-    samples = freedom = repeats = 0
+    samples = repeats = 0
     for start_s, end_s in spans:
         first, last = max(0, bisect_right(times_s, start_s) - 1), bisect_left(times_s, end_s)
         times, power = _thinned(times_s[first : last + 1], power_w[first : last + 1], sampling.update_s)
@@ -123,8 +121,7 @@ def trace_components(
         repeated_j2 += span_j2 * max(0, span_repeats - 1)
         repeats = max(repeats, span_repeats)
         samples += len(times)
-        freedom += len(times) - 1
-    factor = coverage_factor(freedom)
+    factor = coverage_factor(samples - len(spans))
     return (
         BudgetComponent(
             name="sampling",
@@ -149,11 +146,7 @@ def trace_components(
 
 @dataclass(frozen=True, slots=True)
 class IdleEnergy:
-    """What idle power amounts to over a window.
-
-    Args:
-        half_width_j: 95 % half-width of `energy_j` without the sensor's gain.
-    """
+    """What idle power amounts to over a window, and the 95 % half-width of that without the sensor's gain."""
 
     energy_j: float
     half_width_j: float
@@ -192,13 +185,11 @@ def coverage_factor(degrees_of_freedom: int) -> float:
 
 def _thinned(times_s: Sequence[float], power_w: Sequence[float], update_s: float) -> tuple[list[float], list[float]]:
     """Samples at least an update apart: what was read in between is the same value again."""
-    times: list[float] = []
-    power: list[float] = []
-    for t, w in zip(times_s, power_w, strict=True):
-        if not times or t - times[-1] >= 0.9 * update_s:
-            times.append(t)
-            power.append(w)
-    return times, power
+    kept: list[int] = []
+    for i, t in enumerate(times_s):
+        if not kept or t - times_s[kept[-1]] >= 0.9 * update_s:
+            kept.append(i)
+    return [times_s[i] for i in kept], [power_w[i] for i in kept]
 
 
 def _sampling_variance(times: Sequence[float], power: Sequence[float], sampling: PowerSampling) -> float:
@@ -224,17 +215,16 @@ def _repeats(power: Sequence[float]) -> int:
     searched = power[-PATTERN_SAMPLES:]
     mean = math.fsum(searched) / len(searched)
     same_w2 = REPEAT_TOLERANCE * 2.0 * math.fsum((w - mean) ** 2 for w in searched) / len(searched)
+
+    def is_same(lag: int) -> bool:
+        changes = [b - a for a, b in zip(searched, searched[lag:], strict=False)]
+        return math.fsum(change**2 for change in changes) / len(changes) <= same_w2
+
     for lag in range(2, min(LONGEST_LAG, len(searched) // FEWEST_REPEATS) + 1):
         # A pattern that drifts against the sampling still looks like its neighbour, but not like one far away.
-        far = lag * max(1, len(searched) // (2 * lag))
-        if _mean_square_change(searched, lag) <= same_w2 and _mean_square_change(searched, far) <= same_w2:
+        if is_same(lag) and is_same(lag * max(1, len(searched) // (2 * lag))):
             return len(power) // lag
     return 0
-
-
-def _mean_square_change(power: Sequence[float], lag: int) -> float:
-    count = len(power) - lag
-    return math.fsum((power[i + lag] - power[i]) ** 2 for i in range(count)) / count
 
 
 def _lag_half_width(

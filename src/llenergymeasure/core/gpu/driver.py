@@ -64,11 +64,7 @@ class InvalidReadingError(GpuDriverError):
 
 @dataclass(frozen=True, slots=True)
 class PowerReading:
-    """One value of the instantaneous power field.
-
-    Args:
-        wall_time_s: When the driver took it, in seconds since 1970; `None` where it does not tell.
-    """
+    """One value of the instantaneous power field; `wall_time_s` (since 1970) where the driver tells when it took it."""
 
     power_w: float
     wall_time_s: float | None
@@ -162,7 +158,6 @@ class Gpu:
     """One GPU, or one MIG instance. What it tells about itself is read when first asked for, and `None` if it does not.
 
     Args:
-        uuid: As a run names it: `GPU-…`, or `MIG-…` for a MIG instance.
         board_uuid: The board whose sensors speak for it: its own, except for a MIG instance.
         own_handle: That of the device itself: a MIG instance's memory is its own.
         cuda_index: Index that a CUDA program uses for it; `None`: not known.
@@ -271,7 +266,15 @@ def all_boards(driver: GpuDriver) -> tuple[Gpu, ...]:
     Raises:
         GpuDriverError: The driver could not list them.
     """
-    return tuple(_describe(driver, index, handle) for index, handle in enumerate(driver.device_handles()))
+    boards = []
+    for index, handle in enumerate(driver.device_handles()):
+        uuid, name = driver.uuid(handle), driver.name(handle)
+        instances = tuple(
+            Gpu(driver.uuid(instance), uuid, index, name, driver, handle, own_handle=instance)
+            for instance in driver.mig_handles(handle)
+        )
+        boards.append(Gpu(uuid, uuid, index, name, driver, handle, own_handle=handle, instances=instances))
+    return tuple(boards)
 
 
 def find_gpus(devices: Sequence[DeviceId], driver: GpuDriver) -> tuple[Gpu, ...]:
@@ -293,19 +296,9 @@ def find_gpus(devices: Sequence[DeviceId], driver: GpuDriver) -> tuple[Gpu, ...]
 def free_memory_mb(gpus: Sequence[Gpu], *, one_copy_each: bool) -> float | None:
     """Memory that one copy of a model can use, in MB; `None` where a GPU does not tell, or there is none.
 
-    Args:
-        one_copy_each: Each GPU gets a whole copy, rather than all of them one copy together.
+    All GPUs hold one copy together, unless each has a whole one.
     """
     known = [gpu.memory_free_mb for gpu in gpus if gpu.memory_free_mb is not None]
     if not known or len(known) < len(gpus):
         return None
     return min(known) if one_copy_each else sum(known)
-
-
-def _describe(driver: GpuDriver, index: int, handle: GpuHandle) -> Gpu:
-    uuid, name = driver.uuid(handle), driver.name(handle)
-    instances = tuple(
-        Gpu(driver.uuid(instance), uuid, index, name, driver, handle, own_handle=instance)
-        for instance in driver.mig_handles(handle)
-    )
-    return Gpu(uuid, uuid, index, name, driver, handle, own_handle=handle, instances=instances)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -63,7 +63,11 @@ class _PynvmlBinding:
             slots = _call("the number of MIG slots", pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)
         except NotSupportedError:
             return ()
-        return tuple(_occupied_mig_slots(handle, slots))
+        found = []
+        for slot in range(slots):
+            with suppress(DeviceNotFoundError):  # an empty one
+                found.append(_call(f"MIG slot {slot}", pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, slot))
+        return tuple(found)
 
     def power_instant(self, handle: GpuHandle) -> PowerReading:
         (field,) = _call("instantaneous power", pynvml.nvmlDeviceGetFieldValues, handle, [POWER_INSTANT_FIELD])
@@ -83,10 +87,8 @@ class _PynvmlBinding:
         return millijoules / 1000
 
     def power_limit_w(self, handle: GpuHandle) -> float:
-        return (
-            _valid_u32("the power limit", _call("the power limit", pynvml.nvmlDeviceGetEnforcedPowerLimit, handle))
-            / 1000
-        )
+        what = "the power limit"
+        return _valid_u32(what, _call(what, pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)) / 1000
 
     def default_power_limit_w(self, handle: GpuHandle) -> float:
         what = "the default power limit"
@@ -148,12 +150,6 @@ class _PynvmlBinding:
             return bool(_call("the chip-to-chip link", pynvml.nvmlDeviceGetC2cModeInfoV, handle).isC2cEnabled)
         except NotSupportedError:
             return False
-
-
-def _occupied_mig_slots(handle: GpuHandle, slots: int) -> Iterator[GpuHandle]:
-    for slot in range(slots):
-        with suppress(DeviceNotFoundError):
-            yield _call(f"MIG slot {slot}", pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, slot)
 
 
 def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:

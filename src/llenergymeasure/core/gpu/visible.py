@@ -33,7 +33,7 @@ def visible_gpus(
     """The GPUs that CUDA shows to a program with this environment, in CUDA's order.
 
     Args:
-        cuda_uuids: UUIDs as the CUDA runtime reports them, in its order, where it is already running in this process
+        cuda_uuids: As the CUDA runtime reports them, in its order, where it is already running in this process
             (`cuda_uuids_of_torch`); they are the truth and override the environment.
 
     Raises:
@@ -49,23 +49,14 @@ def visible_gpus(
 
 
 def order_is_certain(environ: Mapping[str, str], driver: GpuDriver) -> bool:
-    """Whether NVML alone can tell which board CUDA calls 0, 1, …
-
-    Returns:
-        False for boards of different names under `FASTEST_FIRST`, CUDA's default. Setting
-        `CUDA_DEVICE_ORDER=PCI_BUS_ID` makes it certain.
-    """
+    """Whether NVML alone can tell which board CUDA calls 0, 1, …: not of unlike boards under `FASTEST_FIRST`."""
     if environ.get(DEVICE_ORDER) == "PCI_BUS_ID":
         return True
     return len({board.name for board in all_boards(driver)}) <= 1
 
 
 def cuda_uuids_of_torch(torch: Any) -> tuple[str, ...]:
-    """UUIDs of the GPUs that a running PyTorch sees, in CUDA's order, as NVML writes them.
-
-    Args:
-        torch: The imported `torch` module. CUDA is initialised by the question.
-    """
+    """UUIDs of the GPUs that the module `torch` sees, in CUDA's order, as NVML writes them; CUDA is initialised."""
     uuids = (str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count()))
     return tuple(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}" for uuid in uuids)
 
@@ -75,12 +66,15 @@ def _select(visible: str | None, boards: Sequence[Gpu]) -> Sequence[Gpu]:
     if visible is None:
         return _one_mig_instance_or_boards([_as_cuda_sees(board) for board in boards])
     entries = [entry.strip() for entry in visible.split(",")]
-    if entries[0].startswith(("GPU-", "MIG-")):
-        names = {instance.uuid: instance for board in boards for instance in board.instances}
-        names |= {board.uuid: _as_cuda_sees(board) for board in boards}
-        found = _until_invalid([_by_prefix(entry, names) for entry in entries])
-    else:
-        found = _until_invalid([_by_index(entry, boards) for entry in entries])
+    are_names = entries[0].startswith(("GPU-", "MIG-"))
+    names = {instance.uuid: instance for board in boards for instance in board.instances}
+    names |= {board.uuid: _as_cuda_sees(board) for board in boards}
+    found: list[Gpu] = []
+    for entry in entries:
+        device = _by_prefix(entry, names) if are_names else _by_index(entry, boards)
+        if device is None:
+            break
+        found.append(device)
     if len({device.uuid for device in found}) < len(found):
         return ()
     return _one_mig_instance_or_boards(found)
@@ -94,15 +88,6 @@ def _as_cuda_sees(board: Gpu) -> Gpu:
 def _one_mig_instance_or_boards(devices: Sequence[Gpu]) -> Sequence[Gpu]:
     instances = [device for device in devices if device.is_mig]
     return instances[:1] or devices
-
-
-def _until_invalid(found: Sequence[Gpu | None]) -> list[Gpu]:
-    valid: list[Gpu] = []
-    for device in found:
-        if device is None:
-            break
-        valid.append(device)
-    return valid
 
 
 def _by_index(entry: str, boards: Sequence[Gpu]) -> Gpu | None:

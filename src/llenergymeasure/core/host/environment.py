@@ -6,20 +6,25 @@ Taken in the background while other work waits, and complete before the model lo
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.gpu.driver import MB, DriverMissingError, Gpu
 from llenergymeasure.core.gpu.visible import visible_gpus
-from llenergymeasure.core.host.cuda_version import find_cuda_version
 from llenergymeasure.core.host.host import Host, installed_version
 from llenergymeasure.domain.environment import (
     ContainerEnvironment,
@@ -44,12 +49,7 @@ def collect_environment(host: Host | None = None) -> EnvironmentSnapshot:
     host = host or Host()
     driver, gpus = _part("GPUs", lambda: _read_gpus(host)) or (None, ())
     cuda = _part("CUDA version", lambda: find_cuda_version(host.environ, host.torch_dir()))
-    cpu = _part("processor", lambda: read_cpu(host.root))
-    container = _part("container", lambda: detect_container(host.environ, host.root))
-    cuda_environment = CUDAEnvironment(
-        version=cuda.version if cuda else None, driver_version=driver, cudnn_version=_part("cuDNN version", _cudnn)
-    )
-    return _snapshot(
+    snapshot = _snapshot(
         cuda_version=cuda.version if cuda else None,
         cuda_version_source=cuda.source if cuda else None,
         cuda_driver_version=driver,
@@ -60,51 +60,48 @@ def collect_environment(host: Host | None = None) -> EnvironmentSnapshot:
         gpu_persistence_mode=[gpu.persistence_mode for gpu in gpus],
         gpu_power_limit_w=[gpu.power_limit_w for gpu in gpus],
         gpu_max_sm_clock_mhz=[gpu.max_sm_clock_mhz for gpu in gpus],
-        cpu=cpu,
-        container=container,
+        cpu=_part("processor", lambda: read_cpu(host.root)),
+        container=_part("container", lambda: detect_container(host.environ, host.root)),
         pip_freeze=_part("installed packages", host.packages) or [],
-        hardware=_hardware(gpus[0], cuda_environment, cpu, container, host.clock.wall()) if gpus else None,
     )
+    if gpus:
+        snapshot = snapshot.model_copy(update={"hardware": _hardware(gpus[0], snapshot, host.clock.wall())})
+    return snapshot
 
 
-class PendingSnapshot:
-    """A snapshot that is being taken on a thread of its own."""
+@contextmanager
+def environment_in_background(
+    host: Host | None = None, timeout_s: float = COLLECTION_TIMEOUT_S
+) -> Iterator[Callable[[], EnvironmentSnapshot]]:
+    """Take a snapshot while the block does something else; yields a function that waits for it, as its end does.
 
-    def __init__(self, host: Host | None) -> None:
-        self._host = host
-        self._snapshot: EnvironmentSnapshot | None = None
-        self._complete = threading.Event()
-        self._thread = threading.Thread(target=self._collect, name="llem-environment", daemon=True)
-        self._thread.start()
+    Args:
+        timeout_s: How long to wait at most. After that the snapshot holds versions alone, and the log says so.
+    """
+    collected: Future[EnvironmentSnapshot] = Future()
 
-    def result(self, timeout_s: float = COLLECTION_TIMEOUT_S) -> EnvironmentSnapshot:
-        """The snapshot; waits until it is complete.
+    def collect() -> None:
+        collected.set_result(collect_environment(host))
 
-        Args:
-            timeout_s: Seconds to wait at most. After them the snapshot holds versions alone, and the log says so.
-        """
-        if self._snapshot is None and self._complete.wait(timeout_s):
-            self._thread.join()  # not the wait itself: a Ctrl-C in join() makes the thread look ended
-        if self._snapshot is None:
+    thread = threading.Thread(target=collect, name="llem-environment", daemon=True)
+    thread.start()
+
+    @cache
+    def snapshot() -> EnvironmentSnapshot:
+        try:
+            found = collected.result(timeout_s)
+        except FutureTimeoutError:
             logger.warning(
                 "The environment snapshot was not complete after %g s (does nvidia-smi answer?); "
                 "the result will lack the machine's description.",
                 timeout_s,
             )
-            self._snapshot = _snapshot()
-        return self._snapshot
+            return _snapshot()
+        thread.join()  # not the wait itself: a Ctrl-C in join() makes the thread look ended
+        return found
 
-    def _collect(self) -> None:
-        self._snapshot = collect_environment(self._host)
-        self._complete.set()
-
-
-@contextmanager
-def environment_in_background(host: Host | None = None) -> Iterator[PendingSnapshot]:
-    """Take a snapshot while the block does something else; it is complete when the block ends well."""
-    pending = PendingSnapshot(host)
-    yield pending
-    pending.result()
+    yield snapshot
+    snapshot()
 
 
 def _snapshot(**facts: Any) -> EnvironmentSnapshot:
@@ -132,13 +129,7 @@ def _read_gpus(host: Host) -> tuple[str, tuple[Gpu, ...]]:
     return driver.driver_version(), visible_gpus(host.environ, driver)
 
 
-def _hardware(
-    gpu: Gpu,
-    cuda: CUDAEnvironment,
-    cpu: CPUEnvironment | None,
-    container: ContainerEnvironment | None,
-    collected_at: datetime,
-) -> EnvironmentMetadata:
+def _hardware(gpu: Gpu, around: EnvironmentSnapshot, collected_at: datetime) -> EnvironmentMetadata:
     return EnvironmentMetadata(
         gpu=GPUEnvironment(
             name=gpu.name,
@@ -147,15 +138,19 @@ def _hardware(
             pcie_gen=gpu.pcie_generation,
             mig_enabled=gpu.mig_enabled,
         ),
-        cuda=cuda,
+        cuda=CUDAEnvironment(
+            version=around.cuda_version,
+            driver_version=around.cuda_driver_version,
+            cudnn_version=_part("cuDNN version", _cudnn),
+        ),
         thermal=ThermalEnvironment(
             temperature_c=gpu.temperature_c,
             power_limit_w=gpu.power_limit_w,
             default_power_limit_w=gpu.default_power_limit_w,
             fan_speed_pct=gpu.fan_speed_pct,
         ),
-        cpu=cpu or CPUEnvironment(),
-        container=container or ContainerEnvironment(),
+        cpu=around.cpu or CPUEnvironment(),
+        container=around.container or ContainerEnvironment(),
         collected_at=collected_at,
     )
 
@@ -192,23 +187,15 @@ def read_cpu(root: Path = Path("/")) -> CPUEnvironment:
 
 def _model(cpuinfo: Path) -> str | None:
     """The first `model name` (x86) or `Model`/`Hardware` line (some ARM systems)."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
+    lines = _read(cpuinfo).splitlines()
     values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
     return next((values[key] for key in ("model name", "Model", "Hardware") if values.get(key)), None)
 
 
 def _governor(cpus: Path) -> str | None:
     """The governor of all cores; several, sorted, where they differ. `None` where the kernel scales nothing."""
-    found = set()
-    for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor"):
-        try:
-            found.add(path.read_text(encoding="utf-8").strip())
-        except OSError:  # a core that was taken offline meanwhile
-            continue
-    return ", ".join(sorted(found)) or None
+    found = {_read(path).strip() for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")}
+    return ", ".join(sorted(found - {""})) or None  # nothing: a core that was taken offline meanwhile
 
 
 _ENVIRONMENT_SIGNS: Final = (
@@ -226,42 +213,30 @@ _FILE_SIGNS: Final = (
 """Files that a runtime leaves in its containers; the outer runtime (Kubernetes) before the inner one."""
 
 _CGROUP_SIGNS: Final = (
-    (r"kubepods", "kubernetes"),
-    (r"libpod", "podman"),
-    (r"docker", "docker"),
-    (r"lxc", "lxc"),
-    (r"containerd", "containerd"),
+    ("kubepods", "kubernetes"),
+    ("libpod", "podman"),
+    ("docker", "docker"),
+    ("lxc", "lxc"),
+    ("containerd", "containerd"),
 )
 
 
 def detect_container(environ: Mapping[str, str], root: Path = Path("/")) -> ContainerEnvironment:
-    """Recognise the container around this process by what its runtime leaves behind.
-
-    Args:
-        environ: This process's environment; only the presence of names is looked at.
-    """
-    runtime = _by_environment(environ) or _by_file(root) or _by_manager(root) or _by_cgroup(root)
+    """Recognise the container around this process by what its runtime leaves behind; no variable's value is read."""
+    runtime = next(_container_signs(environ, root), None)
     return ContainerEnvironment(detected=runtime is not None, runtime=runtime)
 
 
-def _by_environment(environ: Mapping[str, str]) -> str | None:
-    return next((runtime for name, runtime in _ENVIRONMENT_SIGNS if name in environ), None)
-
-
-def _by_file(root: Path) -> str | None:
-    return next((runtime for name, runtime in _FILE_SIGNS if (root / name).exists()), None)
-
-
-def _by_manager(root: Path) -> str | None:
-    """What the manager wrote for systemd: https://systemd.io/CONTAINER_INTERFACE, by name."""
-    name = _read(root / "run/systemd/container").strip()
-    return name if re.fullmatch(r"[a-z][a-z0-9-]*", name) else None
-
-
-def _by_cgroup(root: Path) -> str | None:
-    """The path of the first process's control group (version 1; version 2 hides it inside a namespace)."""
+def _container_signs(environ: Mapping[str, str], root: Path) -> Iterator[str]:
+    """Names of the runtime, the surest first."""
+    yield from (runtime for name, runtime in _ENVIRONMENT_SIGNS if name in environ)
+    yield from (runtime for name, runtime in _FILE_SIGNS if (root / name).exists())
+    # What the manager wrote for systemd: https://systemd.io/CONTAINER_INTERFACE, by name.
+    if re.fullmatch(r"[a-z][a-z0-9-]*", name := _read(root / "run/systemd/container").strip()):
+        yield name
+    # The path of the first process's control group (version 1; version 2 hides it inside a namespace).
     groups = _read(root / "proc/1/cgroup")
-    return next((runtime for sign, runtime in _CGROUP_SIGNS if re.search(sign, groups)), None)
+    yield from (runtime for sign, runtime in _CGROUP_SIGNS if sign in groups)
 
 
 def _read(path: Path) -> str:
@@ -269,3 +244,67 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+TOOLKIT_DIR: Final = Path("/usr/local/cuda")
+"""Where NVIDIA's installer puts the toolkit."""
+
+NVCC_TIMEOUT_S: Final = 10.0
+
+_RELEASE: Final = r"(\d+\.\d+(?:\.\d+)?)"
+
+
+@dataclass(frozen=True, slots=True)
+class CudaVersion:
+    """A CUDA release and who told it."""
+
+    version: str
+    source: Literal["torch", "version_file", "nvcc"]
+
+
+def find_cuda_version(environ: Mapping[str, str], torch_dir: Path | None = None) -> CudaVersion | None:
+    """Which CUDA release this machine's software runs on, found without starting CUDA or importing torch.
+
+    Asked in this order, since the first is what the measured program really uses: the CUDA that the installed torch was
+    built with, the toolkit's version file, the toolkit's compiler. `None` where none of them tells.
+
+    Args:
+        environ: In which the toolkit is looked for (`CUDA_HOME`, `CUDA_PATH`, `PATH`).
+        torch_dir: Directory of the torch package; `None`: there is none.
+    """
+    toolkit = Path(environ.get("CUDA_HOME") or environ.get("CUDA_PATH") or TOOLKIT_DIR)
+    if torch_dir is not None:  # a CPU build has `cuda = None` there
+        built_with = _found(rf"^cuda\b[^=\n]*=\s*['\"]{_RELEASE}", _read(torch_dir / "version.py"))
+        if built_with is not None:
+            return CudaVersion(built_with, "torch")
+    if version := _of_version_file(toolkit):
+        return CudaVersion(version, "version_file")
+    if version := _of_nvcc(toolkit, environ):
+        return CudaVersion(version, "nvcc")
+    return None
+
+
+def _of_version_file(toolkit: Path) -> str | None:
+    """`version.json` (toolkits since 11.1), else `version.txt` (older ones)."""
+    try:
+        return str(json.loads(_read(toolkit / "version.json"))["cuda"]["version"])
+    except (ValueError, KeyError, TypeError):
+        return _found(rf"CUDA Version {_RELEASE}", _read(toolkit / "version.txt"))
+
+
+def _of_nvcc(toolkit: Path, environ: Mapping[str, str]) -> str | None:
+    for nvcc in ("nvcc", str(toolkit / "bin" / "nvcc")):
+        try:
+            answer = subprocess.run(
+                [nvcc, "--version"], env=dict(environ), capture_output=True, text=True, timeout=NVCC_TIMEOUT_S
+            )
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            continue
+        if version := _found(rf"release {_RELEASE}", answer.stdout):
+            return version
+    return None
+
+
+def _found(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text, re.MULTILINE)
+    return match[1] if match else None

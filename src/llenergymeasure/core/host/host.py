@@ -71,15 +71,27 @@ def _calibration_dir() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
+class Capability:
+    """One thing that can be used on a machine, or not.
+
+    Args:
+        detail: The proof (a version, a reading), or why not and what to do.
+    """
+
+    name: str
+    works: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """One machine; by default the one this process is on.
 
     Args:
-        environ: Environment of the programs that are started here.
+        environ: Of the programs that are started here.
         open_driver: Gives the driver of its GPUs, or raises `GpuDriverError`.
-        root: Root of the file system, for what the kernel and container runtimes tell.
+        root: Of the file system, for what the kernel and container runtimes tell.
         torch_dir: Directory of the torch package; `None`: there is none.
-        packages: Installed packages, `name==version`.
         disk_usage: Total, used and free bytes of the file system that holds a directory.
         calibration_dir: Where calibrations of its sensors lie.
     """

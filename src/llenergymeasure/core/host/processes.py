@@ -72,11 +72,7 @@ def descendants_of(pid: int) -> tuple[ProcessIdentity, ...]:
 
 
 def relatives(pid: int | None = None) -> frozenset[int]:
-    """Numbers of a process, its ancestors and its descendants, the system's first process left out.
-
-    Args:
-        pid: Which; `None`: this one.
-    """
+    """Numbers of a process (or of this one), its ancestors and its descendants, the system's first one left out."""
     import psutil
 
     me = os.getpid() if pid is None else pid
@@ -103,7 +99,6 @@ def foreign_pids(listed: Sequence[int], own: Collection[int], is_visible: Callab
 
     Args:
         listed: Process ids that the driver lists for a device.
-        own: This process and its relatives.
         is_visible: Whether a process with this id exists in this process's view.
     """
     hidden = [pid for pid in listed if not is_visible(pid)]

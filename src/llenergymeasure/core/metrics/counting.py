@@ -1,23 +1,33 @@
-"""How many tokens a window holds. Counts are of ids; nothing is ever tokenised again to count it."""
+"""How many tokens a window holds, and the floating-point operations that they cost, as reference metadata.
+
+Counts are of ids; nothing is ever tokenised again to count it. Each token, of the input as of the output, is multiplied
+once with each of the N weights that take part in matrix products: one multiplication and one addition per weight
+(Chowdhery et al. 2022, "PaLM", appendix B; Kaplan et al. 2020, section 2.1). N leaves out embedding look-ups, which
+multiply nothing, and the experts a token is not sent to.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
+from llenergymeasure.core.model.parameters import ParameterCount
+from llenergymeasure.domain.metrics import FlopsResult
 from llenergymeasure.exceptions import ExperimentError
+
+METHOD: Final = "palm_formula"
+ATTENTION_NOTE: Final = (
+    "2 x N x (input + output tokens). The attention term, which grows with the sequence, is left out: it matters "
+    "beyond about 2,048 tokens."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Tokens and requests of a window.
-
-    Args:
-        input_tokens: Ids processed as input, after truncation.
-        output_tokens: Ids produced, each EOS included.
-    """
+    """Tokens and requests of a window: ids processed as input after truncation, ids produced with each EOS."""
 
     input_tokens: int
     output_tokens: int
@@ -30,14 +40,10 @@ def count_tokens(outputs: Sequence[RequestOutput]) -> TokenCounts:
     Raises:
         ExperimentError: Not one output token; energy per token would be a division by zero.
     """
-    counts = TokenCounts(
-        input_tokens=sum(output.input_tokens for output in outputs),
-        output_tokens=sum(output.output_tokens for output in outputs),
-        requests=len(outputs),
-    )
-    if counts.output_tokens == 0:
+    output_tokens = sum(output.output_tokens for output in outputs)
+    if output_tokens == 0:
         raise ExperimentError("the model produced no output tokens; there is nothing to relate its energy to")
-    return counts
+    return TokenCounts(sum(output.input_tokens for output in outputs), output_tokens, requests=len(outputs))
 
 
 def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s: float) -> TokenCounts:
@@ -91,3 +97,24 @@ def full_batch_interval(outputs: Sequence[RequestOutput]) -> tuple[float, float]
     capacity = max(count for _, count in running)
     full_s = next(start_s for start_s, count in running if count == capacity)
     return full_s, ends_s[bisect_right(ends_s, starts_s[-1])]
+
+
+def estimate_flops(parameters: ParameterCount, tokens: int, precision: str) -> FlopsResult | None:
+    """Operations that `tokens` cost on a model of so many active parameters.
+
+    Args:
+        tokens: Input and output tokens of the window; warm-up is not in it.
+        precision: Number format of the arithmetic.
+
+    Returns:
+        `None` where the parameters could not be counted.
+    """
+    if parameters.params is None:
+        return None
+    return FlopsResult(
+        value=2.0 * parameters.params * tokens,
+        method=METHOD,
+        confidence=parameters.confidence,
+        precision=precision,
+        notes=f"N = {parameters.params:,} ({parameters.note}). {ATTENTION_NOTE}",
+    )

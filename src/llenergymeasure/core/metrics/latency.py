@@ -15,8 +15,8 @@ prefill stretches belong to no phase's energy and are left out of both.
     request 2                 |--prefill--|------decode------|
     phases       |---- prefill -----------|------decode------|
 
-Joules are cut out of the power trace (energy/part.py), so that the parts and the residual make the whole. A phase whose
-stretches are shorter than the sensor can tell apart has no joules.
+Joules are cut out of the power trace (energy/integrate.py), so that the parts and the residual make the whole. A phase
+whose stretches are shorter than the sensor can tell apart has no joules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.energy.part import (
+from llenergymeasure.core.energy.integrate import (
     PartEnergy,
     PartUnknownError,
     Span,
@@ -91,9 +91,9 @@ def phase_breakdown(
 
 def phase_spans(outputs: Sequence[RequestOutput], window: Span) -> tuple[list[Span], list[Span]]:
     """The stretches of the window that are prefill and decode, without overlaps, each list in order of time."""
-    prefill = list(merge_spans(_clip(((o.started_s, _first_token_s(o)) for o in outputs), window)))
-    generating = list(merge_spans(_clip(((_first_token_s(o), _last_token_s(o)) for o in outputs), window)))
-    return prefill, list(without(generating, prefill))
+    prefill = merge_spans(_clip(((output.started_s, _times(output)[0]) for output in outputs), window))
+    generating = merge_spans(_clip(((_times(output)[0], _times(output)[-1]) for output in outputs), window))
+    return prefill, without(generating, prefill)
 
 
 def typical_stretch_s(spans: Sequence[Span]) -> float:
@@ -109,7 +109,7 @@ def typical_stretch_s(spans: Sequence[Span]) -> float:
 
 def _phase(spans: Sequence[Span], tokens: int, energy: PartEnergy | None) -> PhaseMetrics:
     return PhaseMetrics(
-        time_sec=_length(spans),
+        time_sec=math.fsum(end_s - start_s for start_s, end_s in spans),
         tokens=tokens,
         energy_j=None if energy is None else energy.total_j,
         uncertainty=None if energy is None else stated_uncertainty(energy.total_j, energy.components),
@@ -125,19 +125,16 @@ def _phase_energies(
         interval_s = sampling_interval_s(energy) or energy.duration_sec
     except PartUnknownError as error:
         return None, None, str(error)
-    figures: list[PartEnergy | None] = []
+    parts: dict[str, PartEnergy | None] = {}
     reasons = []
     for name, spans in (("prefill", prefill), ("decode", decode)):
         stretch_s = typical_stretch_s(spans)
-        if spans and stretch_s < MIN_SAMPLES_PER_STRETCH * interval_s:
-            figures.append(None)
+        too_short = bool(spans) and stretch_s < MIN_SAMPLES_PER_STRETCH * interval_s
+        parts[name] = None if too_short else traced.part(spans)
+        if too_short:
             reasons.append(f"{name} comes in stretches of {1000 * stretch_s:.0f} ms")
-        else:
-            figures.append(traced.part(spans))
-    reason = None
-    if reasons:
-        reason = f"{' and '.join(reasons)}; power samples every {1000 * interval_s:.0f} ms cannot tell its joules apart"
-    return figures[0], figures[1], reason
+    cannot = f"; power samples every {1000 * interval_s:.0f} ms cannot tell its joules apart"
+    return parts["prefill"], parts["decode"], " and ".join(reasons) + cannot if reasons else None
 
 
 def _residual(total_j: float | None, prefill: PartEnergy | None, decode: PartEnergy | None) -> float | None:
@@ -148,33 +145,24 @@ def _residual(total_j: float | None, prefill: PartEnergy | None, decode: PartEne
 
 def _prefill_tokens(outputs: Sequence[RequestOutput], window: Span) -> int:
     """Input tokens of the requests whose first output token, and so the end of their prefill, lies in the window."""
-    return sum(output.input_tokens for output in outputs if window[0] < _first_token_s(output) <= window[1])
+    return sum(output.input_tokens for output in outputs if window[0] < _times(output)[0] <= window[1])
 
 
 def _decode_tokens(outputs: Sequence[RequestOutput], decode: Sequence[Span]) -> int:
     """Tokens after each request's first that appeared in a decode stretch."""
     starts = [start_s for start_s, _ in decode]
-    return sum(_falls_into(decode, starts, time_s) for output in outputs for time_s in _times(output)[1:])
 
+    def made_in_one(time_s: float) -> bool:
+        """Whether it lies in (start, end] of a stretch: the step that made the token ran before it appeared."""
+        index = bisect_left(starts, time_s) - 1
+        return index >= 0 and time_s <= decode[index][1]
 
-def _falls_into(spans: Sequence[Span], starts: Sequence[float], time_s: float) -> bool:
-    """Whether a token's time lies in (start, end] of a span: the step that made it ran before it appeared."""
-    index = bisect_left(starts, time_s) - 1
-    return index >= 0 and time_s <= spans[index][1]
+    return sum(made_in_one(time_s) for output in outputs for time_s in _times(output)[1:])
 
 
 def _times(output: RequestOutput) -> Sequence[float]:
-    return output.token_times_s if output.token_times_s is not None else ()
-
-
-def _first_token_s(output: RequestOutput) -> float:
-    times = _times(output)
-    return times[0] if len(times) else output.started_s
-
-
-def _last_token_s(output: RequestOutput) -> float:
-    times = _times(output)
-    return times[-1] if len(times) else output.started_s
+    """When its tokens were there; of one without any, when it started."""
+    return output.token_times_s or (output.started_s,)
 
 
 def _clip(spans: Iterator[Span], window: Span) -> Iterator[Span]:
@@ -182,7 +170,3 @@ def _clip(spans: Iterator[Span], window: Span) -> Iterator[Span]:
         clipped = (max(start_s, window[0]), min(end_s, window[1]))
         if clipped[0] < clipped[1]:
             yield clipped
-
-
-def _length(spans: Sequence[Span]) -> float:
-    return math.fsum(end_s - start_s for start_s, end_s in spans)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from functools import reduce
+from operator import or_
 from typing import Final
 
-from llenergymeasure.core.energy.part import Span, merge_spans
-from llenergymeasure.core.energy.telemetry import UNKNOWN
+from llenergymeasure.core.energy.integrate import Span, merge_spans
+from llenergymeasure.core.energy.telemetry import UNKNOWN, answered
 from llenergymeasure.core.energy.types import EnergyMeasurement
-from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.metrics import ThermalThrottleInfo
 
 # Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h, "NvmlClocksEventReasons").
@@ -29,25 +29,12 @@ def throttle_info(energy: EnergyMeasurement) -> ThermalThrottleInfo | None:
 
     A sample's reasons are taken to hold until the next sample. Times during which several devices throttle count once.
     """
-    if energy.telemetry is None:
-        return None
-    seen, told = 0, False
-    hottest_c: float | None = None
-    spans: list[Span] = []
-    for device in energy.telemetry.devices:
-        for temperature_c, raw_reasons, begins_s, ends_s in _held(energy, device):
-            if not math.isnan(temperature_c):
-                hottest_c = temperature_c if hottest_c is None else max(hottest_c, temperature_c)
-            if raw_reasons == UNKNOWN:
-                continue
-            told = True
-            reasons = raw_reasons & THROTTLING
-            seen |= reasons
-            if reasons and ends_s > begins_s:
-                spans.append((begins_s, ends_s))
+    held = list(_held(energy))
+    told = [(bits & THROTTLING, span) for _, bits, span in held if bits != UNKNOWN]
     if not told:
         return None
-    throttled = list(merge_spans(spans))
+    seen = reduce(or_, (bits for bits, _ in told))
+    throttled = merge_spans((begins_s, ends_s) for bits, (begins_s, ends_s) in told if bits and ends_s > begins_s)
     return ThermalThrottleInfo(
         detected=bool(seen),
         thermal=bool(seen & THERMAL),
@@ -56,25 +43,26 @@ def throttle_info(energy: EnergyMeasurement) -> ThermalThrottleInfo | None:
         hw_thermal=bool(seen & HW_THERMAL),
         hw_power=bool(seen & HW_POWER_BRAKE),
         throttle_duration_sec=sum(ends_s - begins_s for begins_s, ends_s in throttled),
-        max_temperature_c=hottest_c,
+        max_temperature_c=max(answered(temperature_c for temperature_c, _, _ in held), default=None),
         throttle_timestamps=[begins_s - energy.start_s for begins_s, _ in throttled],
     )
 
 
-def _held(energy: EnergyMeasurement, device: DeviceId) -> Iterator[tuple[float, int, float, float]]:
-    """Temperature and reasons of each sample, and the part of the window for which it is the latest.
+def _held(energy: EnergyMeasurement) -> Iterator[tuple[float, int, Span]]:
+    """Temperature and reasons of each device's samples, and the part of the window for which each is the latest.
 
     The one before the window opens it; a single one holds for no time.
     """
     if energy.telemetry is None:
         return
-    times_s = energy.telemetry.column(device, "time_s")
-    temperatures_c = energy.telemetry.column(device, "temperature_c")
-    reasons = energy.telemetry.column(device, "throttle_reasons")
-    if len(times_s) < 2:
-        return
-    until_s = [*times_s[1:], energy.end_s]
-    for time_s, next_s, temperature_c, bits in zip(times_s, until_s, temperatures_c, reasons, strict=True):
-        begins_s, ends_s = max(time_s, energy.start_s), min(next_s, energy.end_s)
-        if begins_s <= ends_s:
-            yield temperature_c, bits, begins_s, ends_s
+    for device in energy.telemetry.devices:
+        times_s = energy.telemetry.column(device, "time_s")
+        temperatures_c = energy.telemetry.column(device, "temperature_c")
+        reasons = energy.telemetry.column(device, "throttle_reasons")
+        if len(times_s) < 2:
+            continue
+        until_s = [*times_s[1:], energy.end_s]
+        for time_s, next_s, temperature_c, bits in zip(times_s, until_s, temperatures_c, reasons, strict=True):
+            begins_s, ends_s = max(time_s, energy.start_s), min(next_s, energy.end_s)
+            if begins_s <= ends_s:
+                yield temperature_c, bits, (begins_s, ends_s)

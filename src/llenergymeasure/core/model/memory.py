@@ -52,11 +52,11 @@ _MAX_HEADER_BYTES: Final = 100 * MB
 
 @dataclass(frozen=True, slots=True)
 class VramEstimate:
-    """Memory needed on all GPUs together, in MB (10^6 bytes).
+    """Memory needed on all GPUs together, in MB (10^6 bytes); `None`: not known.
 
     Args:
-        weights_mb: The model's weights as they will be loaded; `None`: not known.
-        kv_cache_mb: Keys and values of the largest batch at its greatest length; `None`: not known.
+        weights_mb: The model's weights as they will be loaded.
+        kv_cache_mb: Keys and values of the largest batch at its greatest length.
         notes: What the figures rest on, and why one is missing.
     """
 
@@ -74,12 +74,11 @@ class VramEstimate:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What a model's files say about its size.
+    """What a model's files say about its size: the config, and the weight files where they are here.
 
     Args:
-        config: Content of `config.json`.
-        stored_weights: Weights counted in the headers of the weight files; `None`: no such file here.
-        weight_bytes: Size of all weight files in bytes; `None`: no such file here.
+        stored_weights: Weights counted in the headers of the weight files.
+        weight_bytes: Size of all weight files in bytes.
     """
 
     config: Mapping[str, Any]
@@ -97,7 +96,6 @@ def estimate_vram(
     """Estimate the memory that `config` needs.
 
     Args:
-        environ: Environment that says where the Hub's cache is.
         cache_home: Home of the Hub's cache (`HF_HOME`), where the user config names one.
         fetch_config: Asks the Hub for the configuration of a model that is not here; `None`: it is not asked.
     """
@@ -116,32 +114,23 @@ def estimate_vram(
     rows = min(section.batch, config.n) * section.rows_per_prompt
     tokens = config.max_input_tokens + config.max_output_tokens
     cache = kv_cache_bytes(files.config, rows, tokens, BYTES_PER_WEIGHT[config.precision])
-    notes = [how]
     if cache is None:
-        notes.append("key-value cache not known: the config lacks the attention's dimensions")
-    else:
-        notes.append(f"key-value cache of {rows} {'sequence' if rows == 1 else 'sequences'} of {tokens} tokens")
-    return VramEstimate(weights_mb, None if cache is None else cache / MB, tuple(notes))
+        return VramEstimate(
+            weights_mb, None, (how, "key-value cache not known: the config lacks the attention's dimensions")
+        )
+    size = f"{rows} {'sequence' if rows == 1 else 'sequences'} of {tokens} tokens"
+    return VramEstimate(weights_mb, cache / MB, (how, f"key-value cache of {size}"))
 
 
 def kv_cache_bytes(config: Mapping[str, Any], rows: int, tokens: int, bytes_per_value: float) -> float | None:
-    """Size of a key-value cache in bytes.
+    """Size in bytes of a key-value cache of `rows` sequences; `None` where the config lacks the dimensions.
 
     2 (keys and values) × layers × key-value heads × head width × tokens × rows × bytes per value. Layers with a sliding
     window hold no more than the window; layers without attention (state-space, linear) hold none that grows.
-
-    Args:
-        config: Content of `config.json`.
-        rows: Sequences in the cache.
-        tokens: Length of each.
-
-    Returns:
-        `None` where the config lacks the dimensions.
     """
     text = text_part(config)
     try:
-        positions = sum(_cached_positions(text, kind, tokens) for kind in _layer_kinds(text, layer_count(text)))
-        return _values_per_token(text) * positions * rows * bytes_per_value
+        return _values_per_token(text) * _cached_positions(text, tokens) * rows * bytes_per_value
     except KeyError:
         return None
 
@@ -156,13 +145,7 @@ def read_model_files(directory: Path) -> ModelFiles | None:
     expected = _expected_shards(directory)
     if not shards or (expected is not None and not expected <= {shard.name for shard in shards}):
         return ModelFiles(config)
-    counts = [_count_safetensors(shard) for shard in shards]
-    known = [count for count in counts if count is not None]
-    return ModelFiles(
-        config,
-        stored_weights=sum(known) if len(known) == len(counts) else None,
-        weight_bytes=sum(shard.stat().st_size for shard in shards),
-    )
+    return ModelFiles(config, _count_safetensors(shards), sum(shard.stat().st_size for shard in shards))
 
 
 def _weights(config: ExperimentConfig, files: ModelFiles) -> tuple[float | None, str]:
@@ -176,15 +159,13 @@ def _weights(config: ExperimentConfig, files: ModelFiles) -> tuple[float | None,
         if counted is None:
             return None, "weights not known: no weight file here, and the config lacks the model's dimensions"
         count, how = counted.stored, "weights worked out from the config's dimensions"
-    bits = _checkpoint_bits(quantisation) if quantisation is not None else None
-    if quantisation is not None and bits is None:
+    bits = None
+    if quantisation is not None and (bits := _checkpoint_bits(quantisation)) is None:
         return None, "weights not known: the config does not tell to how many bits the checkpoint is quantised"
-    bits = config.backend_config.loading_bits or bits
+    bits, width = config.backend_config.loading_bits or bits, BYTES_PER_WEIGHT[config.precision]
     if bits is not None:
-        return _quantised_bytes(files.config, count, bits, BYTES_PER_WEIGHT[config.precision]) / MB, (
-            f"{how}, matrices at {bits} bits"
-        )
-    return count * BYTES_PER_WEIGHT[config.precision] / MB, f"{how}, as {config.precision}"
+        return _quantised_bytes(files.config, count, bits, width) / MB, f"{how}, matrices at {bits} bits"
+    return count * width / MB, f"{how}, as {config.precision}"
 
 
 def _checkpoint_bits(quantisation: Any) -> int | None:
@@ -217,11 +198,7 @@ def _from_name(config: ExperimentConfig, reason: str) -> VramEstimate:
 
 
 def _values_per_token(text: Mapping[str, Any]) -> int:
-    """Numbers that one layer caches for one token.
-
-    Raises:
-        KeyError: The config lacks the dimensions.
-    """
+    """Numbers that one layer caches for one token; `KeyError` where the config lacks the dimensions."""
     heads, kv_heads, head_dim = attention_heads(text)
     if first_int(text, "kv_lora_rank") is not None:  # latent attention, cached after expansion by transformers
         key = (first_int(text, "qk_nope_head_dim") or 0) + (first_int(text, "qk_rope_head_dim") or 0)
@@ -229,19 +206,14 @@ def _values_per_token(text: Mapping[str, Any]) -> int:
     return 2 * kv_heads * head_dim
 
 
-def _layer_kinds(text: Mapping[str, Any], layers: int) -> Sequence[str]:
-    kinds = text.get("layer_types")
-    if isinstance(kinds, list) and len(kinds) == layers:
-        return [str(kind) for kind in kinds]
-    uses_window = text.get("sliding_window") and text.get("use_sliding_window", True)
-    return ["sliding_attention" if uses_window else "full_attention"] * layers
-
-
-def _cached_positions(text: Mapping[str, Any], kind: str, tokens: int) -> int:
-    if kind in ("linear_attention", "mamba", "recurrent", "conv"):
-        return 0
-    window = text.get("sliding_window")
-    return min(tokens, int(window)) if kind == "sliding_attention" and window else tokens
+def _cached_positions(text: Mapping[str, Any], tokens: int) -> int:
+    """Positions that all layers together hold of one sequence of `tokens`; `KeyError` as above."""
+    layers, kinds, window = layer_count(text), text.get("layer_types"), text.get("sliding_window")
+    windowed = min(tokens, int(window)) if window else tokens
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        return layers * (windowed if text.get("use_sliding_window", True) else tokens)
+    growing = [kind for kind in kinds if kind not in ("linear_attention", "mamba", "recurrent", "conv")]
+    return sum(windowed if kind == "sliding_attention" else tokens for kind in growing)
 
 
 def _expected_shards(directory: Path) -> set[str] | None:
@@ -253,14 +225,18 @@ def _expected_shards(directory: Path) -> set[str] | None:
         return None
 
 
-def _count_safetensors(path: Path) -> int | None:
-    """Number of values in a safetensors file, from its header: 8 bytes of length, then JSON with every shape."""
+def _count_safetensors(paths: Sequence[Path]) -> int | None:
+    """Number of values in safetensors files, from their headers: 8 bytes of length, then JSON with every shape."""
+    total = 0
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEADER_BYTES:
-                return None
-            header = json.loads(file.read(length))
-        return sum(math.prod(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+        for path in paths:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > _MAX_HEADER_BYTES:
+                    return None
+                header = json.loads(file.read(length))
+            shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
+            total += sum(math.prod(map(int, shape)) for shape in shapes)
+        return total
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None

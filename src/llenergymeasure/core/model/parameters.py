@@ -1,12 +1,8 @@
 """How many parameters a transformer has: counted on the loaded model, worked out from `config.json`, or by its name.
 
-Two totals per model: *active*, the weights that take part in a matrix product for each token (the N of 2 × N × tokens),
-and *stored*, all matrices that have to be in memory. They differ by embedding look-ups (stored, never multiplied), tied
-output heads (multiplied, stored once) and the experts of a mixture that a token is not sent to. Norms and biases are
-left out of both: they are below 0.1 % of any model here.
-
-On a loaded model the walk goes by what a module is, not by the shape of its tensors: quantised weights are packed, so a
-linear layer counts by its logical `in_features × out_features`. Nothing here imports PyTorch: modules are asked.
+*Active* weights take part in a matrix product for each token (the N of 2 × N × tokens), *stored* ones have to be in
+memory. They differ by embedding look-ups (stored, never multiplied), tied output heads (multiplied, stored once) and
+experts of a mixture that a token is not sent to. Norms and biases, below 0.1 % of any model here, are in neither.
 """
 
 from __future__ import annotations
@@ -47,8 +43,6 @@ class WeightCount:
     """Matrix weights of a model, or of its layers.
 
     Args:
-        active: Weights multiplied for each token.
-        stored: Weights in memory.
         assumed: Whether the family is unknown and was taken to be built like Llama.
     """
 
@@ -58,11 +52,10 @@ class WeightCount:
 
 
 def count_loaded(model: Any) -> ParameterCount:
-    """Count on a loaded `transformers` model (adapter layers inside it included).
+    """Count on a loaded `transformers` model, adapter layers inside it included; from its config where that is hidden.
 
-    Returns:
-        The count, with `high` confidence; from the config instead (`medium`) where a mixture of experts is packed in a
-        way that hides its layers.
+    The walk goes by what a module is, not by the shape of its tensors: quantised weights are packed, so a linear layer
+    counts by its logical `in_features × out_features`. PyTorch is not imported: modules are asked.
     """
     config = model.config.to_dict()
     routed = experts(config)
@@ -98,8 +91,7 @@ def count_from_config(config: Config) -> ParameterCount:
     if not count.assumed:
         return ParameterCount(count.active, "medium", f"from the dimensions in the config{mixture}")
     family = config.get("model_type") or "unknown"
-    note = f"from the config, taking {family!r} to be built like Llama{mixture}"
-    return ParameterCount(count.active, "low", note)
+    return ParameterCount(count.active, "low", f"from the config, taking {family!r} to be built like Llama{mixture}")
 
 
 def count_from_name(name: str) -> ParameterCount:
@@ -110,7 +102,7 @@ def count_from_name(name: str) -> ParameterCount:
     leaf = _leaf(name)
     if _PRODUCT.search(leaf):
         return ParameterCount(None, "low", f"not counted: {leaf!r} does not tell how many parameters are active")
-    match = _ACTIVE_SIZE.search(leaf) or _SIZE.search(leaf)
+    match = min(_SIZE.finditer(leaf), key=lambda match: not match["active"], default=None)
     if match is None:
         return ParameterCount(None, "low", f"not counted: {leaf!r} holds no size")
     return ParameterCount(_size(match), "low", f"from the model's name: {match[0].strip('-_.')}")
@@ -119,8 +111,8 @@ def count_from_name(name: str) -> ParameterCount:
 def total_from_name(name: str) -> int | None:
     """All parameters by a size in the model's name, whether active or not: 30 billion for `Qwen3-30B-A3B`."""
     leaf = _leaf(name)
-    match = None if _PRODUCT.search(leaf) else _SIZE.search(_ACTIVE_SIZE.sub("", leaf))
-    return None if match is None else _size(match)
+    sizes = [_size(match) for match in _SIZE.finditer(leaf) if not match["active"]]
+    return sizes[0] if sizes and not _PRODUCT.search(leaf) else None
 
 
 def count_weights(config: Config) -> WeightCount | None:
@@ -260,16 +252,10 @@ def _mixture_layers(config: Config) -> WeightCount:
     shared_inner = int(config.get("shared_expert_intermediate_size") or 0)
     shared = 3 * width * shared_inner + (width if shared_inner else 0)
     always = _attention(config) + total * width + shared
-    sparse = sum(_is_sparse(config, layer) for layer in range(depth))
+    dense_layers, step = config.get("mlp_only_layers") or (), int(config.get("decoder_sparse_step") or 1)
+    sparse = sum(layer not in dense_layers and (layer + 1) % step == 0 for layer in range(depth))  # Qwen's leave some
     dense = (depth - sparse) * (_attention(config) + 3 * width * _inner(config, "intermediate_size"))
     return WeightCount(dense + sparse * (always + chosen * expert), dense + sparse * (always + total * expert))
-
-
-def _is_sparse(config: Config, layer: int) -> bool:
-    """Whether a layer holds experts: Qwen's configs may leave some layers dense."""
-    if layer in (config.get("mlp_only_layers") or ()):
-        return False
-    return (layer + 1) % int(config.get("decoder_sparse_step") or 1) == 0
 
 
 def _deepseek_layers(config: Config) -> WeightCount:
@@ -325,8 +311,9 @@ _TIED_BY_DEFAULT: Final = frozenset(
 """Families whose output head is the embedding unless the config says otherwise."""
 
 _UNITS: Final = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-_SIZE: Final = re.compile(r"(?:^|[-_.])(?P<number>\d+(?:\.\d+)?)(?P<unit>[kmbt])(?=$|[-_.])", re.IGNORECASE)
-_ACTIVE_SIZE: Final = re.compile(r"(?:^|[-_.])a(?P<number>\d+(?:\.\d+)?)(?P<unit>[kmbt])(?=$|[-_.])", re.IGNORECASE)
+_SIZE: Final = re.compile(
+    r"(?:^|[-_.])(?P<active>a?)(?P<number>\d+(?:\.\d+)?)(?P<unit>[kmbt])(?=$|[-_.])", re.IGNORECASE
+)
 _PRODUCT: Final = re.compile(r"\d+x\d+(?:\.\d+)?[kmbt]", re.IGNORECASE)
 
 
@@ -348,11 +335,13 @@ def _module_weights(module: Any, expert_count: int | None) -> tuple[int, int, bo
 
     A negative second figure says that the weights are packed beyond recognition.
     """
-    if hasattr(module, "base_layer") or _is_embedding(module):
+    is_embedding = hasattr(module, "embedding_dim") or type(module).__name__.endswith("Embedding")
+    if is_embedding or hasattr(module, "base_layer"):
         return 0, 0, False  # an adapter's wrapper repeats the features of the layer it wraps, which is counted itself
     features = _features(module)
     if features is not None:
         return features, 0, False
+    is_convolution = hasattr(module, "kernel_size") and hasattr(module, "in_channels")
     size = other = 0
     stacked = False
     for name, parameter in module.named_parameters(recurse=False):
@@ -362,7 +351,7 @@ def _module_weights(module: Any, expert_count: int | None) -> tuple[int, int, bo
             return 0, -1, False
         if expert_count and parameter.ndim == 3 and parameter.shape[0] == expert_count:
             size, stacked = size + parameter.numel(), True
-        elif _is_convolution(module) or (name == "weight" and parameter.ndim == 2):
+        elif is_convolution or (name == "weight" and parameter.ndim == 2):
             size += parameter.numel()
         elif not name.endswith("bias") and name not in _ELEMENTWISE:
             other += parameter.numel()
@@ -376,11 +365,3 @@ def _features(module: Any) -> int | None:
         if isinstance(left, int) and isinstance(right, int) and not any(True for _ in module.children()):
             return left * right
     return None
-
-
-def _is_embedding(module: Any) -> bool:
-    return hasattr(module, "embedding_dim") or type(module).__name__.endswith("Embedding")
-
-
-def _is_convolution(module: Any) -> bool:
-    return hasattr(module, "kernel_size") and hasattr(module, "in_channels")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from llenergymeasure.builtin_models.store import materialise, packaged_files
@@ -24,7 +24,6 @@ from llenergymeasure.exceptions import BackendError
 from llenergymeasure.resilience import retry_on_error
 from llenergymeasure.security import validate_path
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 CONFIG_FILE: Final = "config.json"
@@ -33,12 +32,10 @@ CLIENT_HOME: Final = Path("~/.cache/huggingface")
 """Home of the Hub client's cache unless the environment says otherwise."""
 
 HUB_TIMEOUT_S: Final = 10.0
-"""How long the Hub may take to tell about one file, in seconds."""
+"""How long the Hub may take to tell about one file."""
 
 PREVIEW_TIMEOUT_S: Final = 5.0
-"""Likewise for a preview."""
 
-DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 MAX_CONFIG_BYTES: Final = 1_000_000
 """Far more than any configuration has."""
 
@@ -64,14 +61,13 @@ class ModelSource:
         """Keyword arguments that every `from_pretrained` of this source needs."""
         if self.revision is None:
             return {}
-        arguments: dict[str, Any] = {"revision": self.revision}
-        if self.cache_dir is not None:
-            arguments["cache_dir"] = self.cache_dir
-        return arguments
+        cache = {} if self.cache_dir is None else {"cache_dir": self.cache_dir}
+        return {"revision": self.revision, **cache}
 
-    def patiently(self, load: Callable[P, T]) -> Callable[P, T]:
-        """`load`, tried once more where it fetches from the Hub and the network fails."""
-        return load if self.revision is None else _patiently(load, self.location)
+    def load(self, from_pretrained: Callable[..., T], /, **arguments: Any) -> T:
+        """Call a `from_pretrained` on this source; once more where it fetches from the Hub and the network fails."""
+        load = from_pretrained if self.revision is None else _patiently(from_pretrained, self.location)
+        return load(self.location, **self.loader_arguments, **arguments)
 
 
 def find_model(
@@ -91,20 +87,21 @@ def find_model(
         revision: Branch, tag or commit on the Hub.
         cache_home: The Hub client's home directory (`HF_HOME`); `None` leaves it to the client.
         what: What it is to the reader of an error: `model`, `lora.adapter_id`.
-        filename: The configuration file that makes it one.
-        download: Fetches from the Hub as `huggingface_hub.hf_hub_download` does; `None`: that function itself.
-        sleep: Waits between attempts, in seconds.
+        download: Fetches from the Hub; `None`: `huggingface_hub.hf_hub_download`.
 
     Raises:
         BackendError: It does not exist, is gated, is not a model, or cannot be reached now.
         ConfigError: There is no built-in model of that name.
     """
     if model.startswith(BUILTIN_MODEL_PREFIX):
-        return find_directory(materialise(model), what, filename)
-    if Path(model).expanduser().is_dir() or _looks_like_a_path(model):
-        return find_directory(Path(model), what, filename)
+        return _in_directory(materialise(model), what, filename)
+    looks_like_a_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+    if looks_like_a_path or Path(model).expanduser().is_dir():
+        return _in_directory(Path(model), what, filename)
+    from huggingface_hub import hf_hub_download
+
     cache_dir = hub_cache_dir(cache_home)
-    fetch = _patiently(download or _hub_download(), f"{filename} of {model}", sleep)
+    fetch = _patiently(download or hf_hub_download, f"{filename} of {model}", sleep)
     try:
         path = Path(fetch(model, filename, revision=revision, cache_dir=cache_dir, etag_timeout=HUB_TIMEOUT_S))
     except Exception as error:  # the client raises some forty types of its own and of its HTTP library
@@ -112,13 +109,7 @@ def find_model(
     return ModelSource(model, revision=path.parent.name, config=read_config(path, what), cache_dir=cache_dir)
 
 
-def find_directory(path: Path, what: str, filename: str = CONFIG_FILE) -> ModelSource:
-    """Find a model (or adapter) in a directory.
-
-    Raises:
-        BackendError: The directory does not exist, or holds no such thing.
-        ConfigError: The path is unsafe to open.
-    """
+def _in_directory(path: Path, what: str, filename: str) -> ModelSource:
     directory = validate_path(path, what=what)
     if not directory.is_dir():
         raise BackendError(f"{what}: no such directory: {path}")
@@ -129,13 +120,9 @@ def find_directory(path: Path, what: str, filename: str = CONFIG_FILE) -> ModelS
 
 
 def find_adapter(lora: LoRAConfig, cache_home: Path | None) -> ModelSource:
-    """Where the adapter's files are.
-
-    Raises:
-        BackendError: See `find_model`.
-    """
+    """Where the adapter's files are; raises what `find_model` does."""
     if lora.adapter_path is not None:
-        return find_directory(Path(lora.adapter_path), "lora.adapter_path", ADAPTER_FILE)
+        return _in_directory(Path(lora.adapter_path), "lora.adapter_path", ADAPTER_FILE)
     return find_model(lora.adapter_id or "", None, cache_home=cache_home, what="lora.adapter_id", filename=ADAPTER_FILE)
 
 
@@ -145,10 +132,7 @@ def model_directory(
     """The directory with a model's files, if they are on this machine: as named, or in the Hub's cache.
 
     The cache's layout is `models--owner--name/{refs/<revision>, snapshots/<commit>}` (huggingface_hub, "Understand
-    caching").
-
-    Raises:
-        ConfigError: There is no built-in model of that name.
+    caching"). Raises `ConfigError` where there is no built-in model of that name.
     """
     if model.startswith(BUILTIN_MODEL_PREFIX):
         return packaged_files(model)
@@ -166,11 +150,7 @@ def model_directory(
 
 
 def read_config(path: Path, what: str = "model") -> Mapping[str, Any]:
-    """Content of a model's or an adapter's configuration file.
-
-    Raises:
-        BackendError: It cannot be read, or holds no mapping.
-    """
+    """Content of a model's or an adapter's configuration file, or `BackendError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -202,8 +182,6 @@ def fetch_model_config(model: str, revision: str | None, environ: Mapping[str, s
     """Ask the Hub for a model's configuration, once and briefly: a preview does not wait for a network that is down.
 
     Args:
-        model: Id on the Hub.
-        revision: Branch, tag or commit; `None`: the Hub's default.
         environ: Says where the Hub is (`HF_ENDPOINT`), with which token (`HF_TOKEN`), and whether it may be asked
             (`HF_HUB_OFFLINE`), as for the Hub's own client.
 
@@ -218,7 +196,7 @@ def fetch_model_config(model: str, revision: str | None, environ: Mapping[str, s
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
-    endpoint = environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    endpoint = environ.get("HF_ENDPOINT") or "https://huggingface.co"
     address = f"{endpoint.rstrip('/')}/{model}/raw/{quote(revision or 'main', safe='')}/{CONFIG_FILE}"
     try:
         request = Request(address, headers={"User-Agent": f"llenergymeasure/{VERSION}"})
@@ -244,18 +222,7 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:2]) if announces else lines[0]}"
 
 
-def _looks_like_a_path(model: str) -> bool:
-    return model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
-
-
-def _hub_download() -> Callable[..., str]:
-    from huggingface_hub import hf_hub_download
-
-    fetch: Callable[..., str] = hf_hub_download
-    return fetch
-
-
-def _patiently(load: Callable[P, T], what: str, sleep: Callable[[float], None] = time.sleep) -> Callable[P, T]:
+def _patiently(load: Callable[..., T], what: str, sleep: Callable[[float], None] = time.sleep) -> Callable[..., T]:
     # Recent clients try again by themselves (huggingface_hub 1.0 on), so one more attempt is enough.
     return retry_on_error(
         max_retries=1,
@@ -292,28 +259,30 @@ _ANSWERS: Final = {
 }
 
 
-def _explain_hub_error(model: str, revision: str | None, filename: str, error: Exception) -> str:
-    """One sentence on why `model` cannot be had from the Hub, with the fix.
+_WRONG_FORMAT: Final = "{model} is on the Hub but has no {filename}: it is not in the format transformers loads."
+_EXPLANATIONS: Final = {
+    "OfflineModeIsEnabled": "{model} is not in the local cache, and HF_HUB_OFFLINE forbids asking the Hub. "
+    "Unset it once to fetch it.",
+    "GatedRepoError": "{model} is gated. Accept its terms on the Hub and set HF_TOKEN to a token of that account.",
+    "RevisionNotFoundError": "{model} has no revision {revision!r}. Name a branch, tag or commit it has, or remove "
+    "revision.",
+    "RepositoryNotFoundError": "{model} is neither a directory here nor on the Hub. Check the spelling; a private one "
+    "needs HF_TOKEN.",
+    "RemoteEntryNotFoundError": _WRONG_FORMAT,
+    "EntryNotFoundError": _WRONG_FORMAT,
+    "HFValidationError": "{model!r} is neither a directory here nor an id of the form owner/name.",
+}
+"""The Hub client's errors by name: the classes moved between its releases, and one stands for several causes."""
 
-    The client's errors go by name: the classes moved between its releases, and one stands for several causes.
-    """
+
+def _explain_hub_error(model: str, revision: str | None, filename: str, error: Exception) -> str:
+    """One sentence on why `model` cannot be had from the Hub, with the fix."""
     names = _class_names(_causes(error))
-    if "OfflineModeIsEnabled" in names:
-        return (
-            f"{model} is not in the local cache, and HF_HUB_OFFLINE forbids asking the Hub. Unset it once to fetch it."
-        )
-    if "GatedRepoError" in names:
-        return f"{model} is gated. Accept its terms on the Hub and set HF_TOKEN to a token of that account."
-    if "RevisionNotFoundError" in names:
-        return f"{model} has no revision {revision!r}. Name a branch, tag or commit it has, or remove revision."
-    if "RepositoryNotFoundError" in names:
-        return f"{model} is neither a directory here nor on the Hub. Check the spelling; a private one needs HF_TOKEN."
-    if "RemoteEntryNotFoundError" in names or (
-        "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names
-    ):
-        return f"{model} is on the Hub but has no {filename}: it is not in the format transformers loads."
-    if "HFValidationError" in names:
-        return f"{model!r} is neither a directory here nor an id of the form owner/name."
+    if "LocalEntryNotFoundError" in names:  # an EntryNotFoundError of its own making: cut off, not missing
+        names.discard("EntryNotFoundError")
+    for name, explanation in _EXPLANATIONS.items():
+        if name in names:
+            return explanation.format(model=model, revision=revision, filename=filename)
     return f"{model} cannot be fetched from the Hub now and is not in the local cache ({first_line(error)})"
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.backends.isolation import engine_output_logged, seeded
 from llenergymeasure.core.backends.protocol import (
     GenerationOutput,
     GenerationRequest,
@@ -21,25 +22,32 @@ from llenergymeasure.core.backends.protocol import (
     MemoryStats,
     RequestOutput,
 )
-from llenergymeasure.core.backends.pytorch.checks import preflight_problems
 from llenergymeasure.core.backends.pytorch.generation import DeviceStepTimer, HostStepTimer, StepTimer, generate_batch
-from llenergymeasure.core.backends.pytorch.loading import LoadedParts, load_parts, section_of
-from llenergymeasure.core.backends.pytorch.placement import placement_here, planned_devices, used_devices
-from llenergymeasure.core.backends.pytorch.readback import MemoryMeter, describe_model
-from llenergymeasure.core.backends.tokenizer import TransformersTokenizer, load_tokenizer
+from llenergymeasure.core.backends.pytorch.loading import LoadedParts, describe_model, gpu_indices, load_parts
+from llenergymeasure.core.backends.pytorch.preflight import (
+    placement_here,
+    planned_devices,
+    preflight_problems,
+    section_of,
+    used_devices,
+)
+from llenergymeasure.core.backends.shared import TransformersTokenizer, engine_output_logged, load_tokenizer, seeded
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.core.model.memory import MB, kv_cache_bytes
 from llenergymeasure.core.model.source import ModelSource, find_model
 from llenergymeasure.exceptions import BackendError
 
 LOGGERS: Final = ("accelerate", "peft", "bitsandbytes")
 """What the libraries behind transformers speak through."""
 
+PROC: Final = Path("/proc/self")
+RESET_PEAK_RSS: Final = "5"
+"""Written to `/proc/self/clear_refs`, it makes the kernel start a new peak of the resident set (proc(5))."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """A loaded experiment."""
-
     batch_size: int
     seed: int
     parts: LoadedParts
@@ -73,8 +81,8 @@ class PyTorchBackend:
 
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
-        with engine_output_logged(LOGGERS):
-            return preflight_problems(config, self._cache_home, self._own_tokenizer)
+        with engine_output_logged(*LOGGERS):
+            return preflight_problems(config, self._cache_home, self._model_source, self._own_tokenizer)
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
@@ -95,10 +103,10 @@ class PyTorchBackend:
             if section.allow_tf32 is not None:
                 self._matmul_precision_before = torch.get_float32_matmul_precision()
                 torch.set_float32_matmul_precision("high" if section.allow_tf32 else "highest")
-            with engine_output_logged(LOGGERS), seeded(config.random_seed):
+            with engine_output_logged(*LOGGERS), seeded(config.random_seed):
                 parts = load_parts(config, self._model_source(config), tokenizer, placement, self._cache_home)
             self._session = _Session(
-                batch_size=section.batch_size or 1,
+                batch_size=section.batch,
                 seed=config.random_seed,
                 parts=parts,
                 memory=MemoryMeter(parts.model),
@@ -111,15 +119,11 @@ class PyTorchBackend:
 
     def devices(self) -> tuple[DeviceId, ...]:
         """The devices that hold the weights."""
-        return used_devices(parameter.device for parameter in self.parts.model.parameters())
+        return used_devices(gpu_indices(self.parts.model.parameters()))
 
     @property
     def parts(self) -> LoadedParts:
-        """The loaded model and its companions, to look at.
-
-        Raises:
-            BackendError: Nothing is loaded.
-        """
+        """The loaded model and its companions, to look at."""
         return self._loaded().parts
 
     @property
@@ -131,7 +135,7 @@ class PyTorchBackend:
         """Generate for `requests`, `batch_size` at a time."""
         session = self._loaded()
         outputs: list[RequestOutput] = []
-        with engine_output_logged(LOGGERS):
+        with engine_output_logged(*LOGGERS):
             for start in range(0, len(requests), session.batch_size):
                 outputs += _generate_batch(session, requests[start : start + session.batch_size])
         return GenerationOutput(tuple(outputs))
@@ -169,7 +173,7 @@ class PyTorchBackend:
 
     def _own_tokenizer(self, config: ExperimentConfig) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
-            with engine_output_logged(LOGGERS):
+            with engine_output_logged(*LOGGERS):
                 self._tokenizer = load_tokenizer(config, self._model_source(config))
         return self._tokenizer
 
@@ -223,3 +227,50 @@ def _explain(error: Exception, batch: Sequence[GenerationRequest]) -> str:
         f"out of memory while generating for a batch of {len(batch)} prompts of up to {longest} tokens with up to "
         f"{output} new ones. Lower pytorch.batch_size, max_input_tokens or max_output_tokens."
     )
+
+
+class MemoryMeter:
+    """Peak memory, weights and key-value cache of one loaded model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        self.gpu_indices = gpu_indices(tensors)
+        self._model_mb = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MB
+        self._config = model.config.to_dict()
+        self._value_bytes = torch.empty((), dtype=model.dtype).element_size()
+        self._peak_is_ours = False
+        self._largest_cache_bytes: float | None = None
+
+    def reset_peak(self) -> None:
+        """Start a new peak; on the CPU only where the kernel lets a process do that."""
+        self._largest_cache_bytes = None
+        for index in self.gpu_indices:
+            torch.cuda.reset_peak_memory_stats(index)
+        if not self.gpu_indices:
+            self._peak_is_ours = False
+            with suppress(OSError):
+                (PROC / "clear_refs").write_text(RESET_PEAK_RSS)
+                self._peak_is_ours = True
+
+    def note_batch(self, rows: int, tokens: int) -> None:
+        """Remember the size of a batch's key-value cache: `rows` with beams, `tokens` of each with padding."""
+        size = kv_cache_bytes(self._config, rows, tokens, self._value_bytes)
+        if size is not None:
+            self._largest_cache_bytes = max(size, self._largest_cache_bytes or 0)
+
+    def stats(self) -> MemoryStats:
+        """The figures since the last reset; on the CPU, the peak is the process's resident memory."""
+        peak_mb = _peak_rss_mb() if self._peak_is_ours else None
+        if self.gpu_indices:
+            peak_mb = float(sum(torch.cuda.max_memory_allocated(index) for index in self.gpu_indices)) / MB
+        cache_mb = None if self._largest_cache_bytes is None else self._largest_cache_bytes / MB
+        return MemoryStats(peak_mb=peak_mb, model_mb=self._model_mb, kv_cache_mb=cache_mb)
+
+
+def _peak_rss_mb() -> float | None:
+    """Highest resident memory of this process in MB since the last reset; `None` where the kernel hides it."""
+    try:
+        match = re.search(r"^VmHWM:\s+(\d+) kB$", (PROC / "status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * 1024 / MB if match else None

@@ -14,13 +14,13 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from llenergymeasure.config.models import DecoderConfig
-from llenergymeasure.core.backends.protocol import FinishReason, GenerationRequest, RequestOutput
+from llenergymeasure.core.backends.protocol import GenerationRequest, RequestOutput
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.exceptions import BackendError
 
@@ -32,7 +32,6 @@ class Decoding:
     Args:
         parameters: `GenerationConfig` fields: decoding, cache and drafting. Token ids and lengths are not among them.
         eos_token_ids: Ids that end a text; empty for a model without one.
-        pad_token_id: Id that fills rows up; never counted.
         context_length: Longest sequence the model takes, in tokens; `None`: unbounded.
         vocab_size: Rows of the model's input embedding.
         generate_arguments: Further keyword arguments of `generate`, e.g. the assistant model.
@@ -117,29 +116,13 @@ def pad_left(
     return input_ids.to(device), attention_mask.to(device)
 
 
-def split_at_end(row: Sequence[int], limit: int, eos_token_ids: Sequence[int]) -> tuple[array[int], FinishReason]:
-    """The ids of `row` that count: up to and including the first EOS, at most `limit` of them.
-
-    What follows is padding, or what the engine made while other rows of the batch went on.
-    """
-    for position, token in enumerate(row[:limit]):
-        if token in eos_token_ids:
-            return array("i", row[: position + 1]), "eos"
-    return array("i", row[:limit]), "length"
-
-
 class StepHook:
     """A stopping criterion of `generate`, which calls it once per step, after the step's tokens exist.
 
-    It times the step, and ends each row at its own limit: `max_new_tokens` is one number for the whole batch.
-
-    Args:
-        limits: Most new tokens of each row.
-        prompt_width: Length of the padded prompts, in tokens.
+    It times the step, and ends each row at its own of `limits`: `max_new_tokens` is one number for the whole batch.
     """
 
     def __init__(self, timer: StepTimer, limits: Sequence[int], prompt_width: int) -> None:
-        self._step = timer.step
         self._timer = timer
         self._limits = limits
         self._shortest = min(limits)
@@ -150,7 +133,7 @@ class StepHook:
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         """Which rows have reached their own limit."""
-        self._step()
+        self._timer.step()
         produced = input_ids.shape[1] - self._prompt_width
         self._produced.append(produced)
         if self._row_limits is None or self._nothing_ends is None:
@@ -168,13 +151,7 @@ class StepHook:
 
 
 class MinimumLengths:
-    """A logits processor that keeps each row from ending before its own least number of new tokens.
-
-    Args:
-        minimums: Least new tokens of each row.
-        prompt_width: Length of the padded prompts, in tokens.
-        eos_token_ids: Ids that must not come up before that.
-    """
+    """A logits processor that keeps each row from ending before its own least number of new tokens."""
 
     def __init__(self, minimums: Sequence[int], prompt_width: int, eos_token_ids: Sequence[int]) -> None:
         self._minimums = minimums
@@ -196,19 +173,6 @@ class MinimumLengths:
         return scores
 
 
-class StepTimer(Protocol):
-    """Times the steps of one batch after another."""
-
-    def start(self) -> float:
-        """Open a batch; returns its first instant on the measurement clock, in seconds."""
-
-    def step(self) -> None:
-        """Note that all work given to the device so far makes up a finished step."""
-
-    def finish(self) -> array[float]:
-        """Instants of the batch's steps on the measurement clock, in seconds; waits for the last one."""
-
-
 class HostStepTimer:
     """Reads the clock at every step: right where the device is the host itself."""
 
@@ -217,7 +181,7 @@ class HostStepTimer:
         self._times_s = array("d")
 
     def start(self) -> float:
-        """Open a batch."""
+        """Open a batch; returns its first instant, in seconds."""
         self._times_s = array("d")
         return self._now()
 
@@ -238,16 +202,11 @@ class DeviceStepTimer:
 
     Args:
         new_event: Makes a timing event, as `torch.cuda.Event(enable_timing=True)` does.
-        stream: The stream that the device's work goes to.
         synchronize: Waits until the device is idle.
     """
 
     def __init__(
-        self,
-        clock: Clock,
-        new_event: Callable[[], Any],
-        stream: object,
-        synchronize: Callable[[], None],
+        self, clock: Clock, new_event: Callable[[], Any], stream: object, synchronize: Callable[[], None]
     ) -> None:
         self._clock = clock
         self._new_event = new_event
@@ -273,11 +232,15 @@ class DeviceStepTimer:
         self._used += 1
 
     def finish(self) -> array[float]:
-        """Wait for the last mark and read all of them."""
+        """Instants of the steps, in seconds; waits for the last mark and reads all of them."""
         first, steps = self._events[0], self._events[1 : self._used]
         if steps:
             steps[-1].synchronize()
         return array("d", (self._start_s + first.elapsed_time(event) / 1000.0 for event in steps))
+
+
+StepTimer = HostStepTimer | DeviceStepTimer
+"""Times the steps of one batch after another: `start`, `step` when all work of a step is given, `finish`."""
 
 
 def _row_values(values: Sequence[int], input_ids: torch.Tensor) -> torch.Tensor:
@@ -311,14 +274,17 @@ def _request_output(
     started_s: float,
     times_s: Sequence[float] | None,
 ) -> RequestOutput:
-    token_ids, finish_reason = split_at_end(row, request.max_new_tokens, eos_token_ids)
+    """What counts of a row ends with its first EOS; then comes padding, or what was made while other rows went on."""
+    row = row[: request.max_new_tokens]
+    length = next((count for count, token in enumerate(row, start=1) if token in eos_token_ids), None)
+    token_ids = array("i", row[:length])
     if not token_ids:
         raise BackendError(f"prompt {request.index}: the model produced no token at all.")
     return RequestOutput(
         index=request.index,
         input_tokens=len(request.token_ids),
         token_ids=token_ids,
-        finish_reason=finish_reason,
+        finish_reason="length" if length is None else "eos",
         started_s=started_s,
         token_times_s=None if times_s is None else times_s[: len(token_ids)],
     )

@@ -1,9 +1,10 @@
-"""From a config to a model in memory: weights, quantisation, adapter, drafter, compilation, all of them checked."""
+"""From a config to a model in memory, all checked; and back: what was really loaded, asked of the model itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,9 +20,10 @@ from transformers import (
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig, LoRAConfig
+from llenergymeasure.core.backends.protocol import LoadedModel
 from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_parameters
-from llenergymeasure.core.backends.pytorch.placement import Placement
-from llenergymeasure.core.model.parameters import context_length
+from llenergymeasure.core.backends.pytorch.preflight import Placement, check_passthrough, section_of
+from llenergymeasure.core.model.parameters import context_length, count_loaded
 from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model, first_line
 from llenergymeasure.exceptions import BackendError
 
@@ -29,17 +31,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-OWNED_ARGUMENTS: Final[Mapping[str, str]] = {
-    "dtype": "precision",
-    "torch_dtype": "precision",
-    "device_map": "pytorch.device and pytorch.device_map",
-    "config": "model",
-    "state_dict": "model",
-    "cache_dir": "output.model_cache_dir of the user config",
-    "output_loading_info": "nothing (it is always on)",
-}
-"""Arguments of `from_pretrained` that passthrough_kwargs may not set, and what sets them instead."""
 
 GENERATION_FIELDS: Final = (
     "use_cache",
@@ -49,6 +40,9 @@ GENERATION_FIELDS: Final = (
     "max_matching_ngram_size",
 )
 """Fields of the pytorch section that are fields of `GenerationConfig` under the same name."""
+
+GENERATION_DEFAULTS: Final = {"use_cache": True, "cache_implementation": "dynamic", "num_beams": 1}
+"""What transformers does where one of them is `None`."""
 
 DRAFTING_FIELDS: Final = ("num_assistant_tokens", "num_assistant_tokens_schedule")
 """Likewise, of the assistant's `GenerationConfig`."""
@@ -64,38 +58,18 @@ QUANTISATION_FIELDS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Assistant:
-    """A smaller model that drafts tokens, with the tokenizer it thinks in."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True)
 class LoadedParts:
-    """A model in memory and what came with it.
-
-    Args:
-        model: The model that generates; adapter layers, if any, are inside it.
-        adapter: The adapter around it; `None` without one, or once it is merged.
-        assistant: What drafts tokens for it.
-    """
+    """A model in memory, with adapter layers inside it; `adapter` is what is around it, unless that was merged."""
 
     source: ModelSource
     model: PreTrainedModel
     adapter: PeftModel | None
-    assistant: Assistant | None
     decoding: Decoding
 
     @property
     def is_compiled(self) -> bool:
         """Whether `torch.compile` was applied to the model."""
         return self.model._compiled_call_impl is not None
-
-
-def section_of(config: ExperimentConfig) -> PyTorchConfig:
-    """The experiment's pytorch section; one of defaults where it is left out."""
-    return config.pytorch or PyTorchConfig()
 
 
 def load_parts(
@@ -105,131 +79,17 @@ def load_parts(
     placement: Placement,
     cache_home: Path | None,
 ) -> LoadedParts:
-    """Load everything that `config` asks for.
-
-    Raises:
-        BackendError: Something cannot be had as asked.
-    """
+    """Load everything that `config` asks for, or raise `BackendError`."""
     section = section_of(config)
-    model = load_weights(config, source, placement)
-    adapter = None
+    model, adapter = _load_weights(config, source, placement), None
     if config.lora is not None:
-        model, adapter = apply_adapter(model, config.lora, find_adapter(config.lora, cache_home))
-    assistant = load_assistant(config, placement, cache_home)
-    decoding = build_decoding(config, model, assistant, tokenizer)
+        model, adapter = _apply_adapter(model, config.lora, find_adapter(config.lora, cache_home))
+    drafting = _load_assistant(config, model, tokenizer, placement, cache_home)
+    decoding = _build_decoding(config, model, tokenizer, drafting)
     model.generation_config = decoding.generation_config()  # the checkpoint's own file must not add to it
     if section.torch_compile:
         model.compile(**compile_arguments(section))
-    return LoadedParts(source, model, adapter, assistant, decoding)
-
-
-def load_weights(config: ExperimentConfig, source: ModelSource, placement: Placement) -> PreTrainedModel:
-    """`from_pretrained` with the settings of `config`; every weight must come from the checkpoint.
-
-    Raises:
-        BackendError: It fails, does not fit, or leaves weights that nothing filled.
-    """
-    check_passthrough(config)
-    try:
-        model, report = source.patiently(AutoModelForCausalLM.from_pretrained)(
-            source.location,
-            **source.loader_arguments,
-            **loader_arguments(config, placement),
-            output_loading_info=True,
-        )
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise BackendError(
-            f"model: {config.model} does not fit into the memory of {placement.device_map} as {config.precision} "
-            f"({first_line(error)}). Use a smaller model, a lower precision, pytorch.load_in_4bit, or more GPUs with "
-            "pytorch.device_map: auto."
-        ) from error
-    except Exception as error:  # loaders of a hundred architectures raise whatever they like
-        hint = _damage_hint(error, source) + _passthrough_hint(config)
-        raise BackendError(f"model: {config.model} cannot be loaded: {first_line(error)}{hint}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise BackendError(
-            f"model: {config.model}'s checkpoint lacks {len(missing)} weights (first: {missing[0]}), which would be "
-            "random numbers. It is incomplete, or of another architecture than its config.json says."
-        )
-    _refuse_offloading(model, placement)
-    return model
-
-
-def apply_adapter(
-    model: PreTrainedModel, lora: LoRAConfig, source: ModelSource
-) -> tuple[PreTrainedModel, PeftModel | None]:
-    """Put the adapter's layers into `model`, or merge its weights into the model's.
-
-    Returns:
-        The model to generate with, and the adapter around it (`None` once merged).
-
-    Raises:
-        BackendError: The adapter was made for another model, or is not of a kind that lives in the model's layers.
-    """
-    from peft import PeftModel
-
-    where = lora.adapter_id or lora.adapter_path
-    misfit = f"lora: {where} does not fit {model.name_or_path}"
-    made_for = f"it was made for {source.config.get('base_model_name_or_path') or 'another model'}."
-    try:
-        # Adapter weights stay in the experiment's precision; peft would train, and so widen, them in fp32.
-        adapter = source.patiently(PeftModel.from_pretrained)(
-            model, source.location, autocast_adapter_dtype=False, **source.loader_arguments
-        )
-    except Exception as error:  # shape mismatches are RuntimeErrors, absent layers ValueErrors, and so on
-        raise BackendError(f"{misfit} ({first_line(error)}); {made_for}") from error
-    if adapter.active_peft_config.is_prompt_learning:
-        raise BackendError(
-            f"lora: {where} is a {adapter.active_peft_config.peft_type.value} adapter, not a low-rank one. "
-            "Adapters that lengthen the prompt are not supported."
-        )
-    odd = _tensors_without_counterpart(adapter, source)
-    if odd:
-        raise BackendError(f"{misfit}: {len(odd)} tensors have no counterpart (first: {odd[0]}); {made_for}")
-    if lora.merge_weights:
-        return adapter.merge_and_unload(), None
-    return adapter.get_base_model(), adapter
-
-
-def load_assistant(config: ExperimentConfig, placement: Placement, cache_home: Path | None) -> Assistant | None:
-    """The model `pytorch.assistant_model` names, in the experiment's precision, where the main model begins.
-
-    Raises:
-        BackendError: It cannot be had.
-    """
-    section = section_of(config)
-    if section.assistant_model is None:
-        return None
-    source = find_model(section.assistant_model, None, cache_home=cache_home, what="pytorch.assistant_model")
-    try:
-        model = source.patiently(AutoModelForCausalLM.from_pretrained)(
-            source.location,
-            dtype=DTYPES[config.precision],
-            device_map="cuda:0" if placement.on_gpu else "cpu",
-            trust_remote_code=config.trust_remote_code,
-            **source.loader_arguments,
-        )
-        tokenizer = source.patiently(AutoTokenizer.from_pretrained)(
-            source.location, trust_remote_code=config.trust_remote_code, **source.loader_arguments
-        )
-    except Exception as error:  # see load_weights
-        raise BackendError(
-            f"pytorch.assistant_model: {section.assistant_model} cannot be loaded: {first_line(error)}"
-        ) from error
-    model.generation_config = GenerationConfig(**_given(section, *DRAFTING_FIELDS))
-    return Assistant(model, tokenizer)
-
-
-def check_passthrough(config: ExperimentConfig) -> None:
-    """Refuse `passthrough_kwargs` that would set what a field of the config sets.
-
-    Raises:
-        BackendError: One of them does.
-    """
-    for key in config.passthrough_kwargs or {}:
-        if key in OWNED_ARGUMENTS:
-            raise BackendError(f"passthrough_kwargs.{key}: set by {OWNED_ARGUMENTS[key]}. Remove it.")
+    return LoadedParts(source, model, adapter, decoding)
 
 
 def loader_arguments(config: ExperimentConfig, placement: Placement) -> dict[str, Any]:
@@ -239,8 +99,8 @@ def loader_arguments(config: ExperimentConfig, placement: Placement) -> dict[str
         "dtype": DTYPES[config.precision],
         "device_map": placement.device_map,
         "trust_remote_code": config.trust_remote_code,
+        **_given(section, "attn_implementation"),
     }
-    arguments |= _given(section, "attn_implementation")
     if section.loading_bits is not None:
         arguments["quantization_config"] = BitsAndBytesConfig(**_given(section, *QUANTISATION_FIELDS))
     return {**arguments, **(config.passthrough_kwargs or {})}
@@ -252,13 +112,101 @@ def compile_arguments(section: PyTorchConfig) -> dict[str, Any]:
     return {name.removeprefix("torch_compile_"): value for name, value in chosen.items()}
 
 
-def build_decoding(
+def _given(section: PyTorchConfig, *names: str) -> dict[str, Any]:
+    """Those of the fields that are set: the engine keeps its own defaults for the others."""
+    return {name: value for name in names if (value := getattr(section, name)) is not None}
+
+
+def _load_weights(config: ExperimentConfig, source: ModelSource, placement: Placement) -> PreTrainedModel:
+    """`from_pretrained` with the settings of `config`; every weight must come from the checkpoint."""
+    check_passthrough(config)
+    try:
+        model, report = source.load(
+            AutoModelForCausalLM.from_pretrained, **loader_arguments(config, placement), output_loading_info=True
+        )
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise BackendError(
+            f"model: {config.model} does not fit into the memory of {placement.device_map} as {config.precision} "
+            f"({first_line(error)}). Use a smaller model, a lower precision, pytorch.load_in_4bit, or more GPUs with "
+            "pytorch.device_map: auto."
+        ) from error
+    except Exception as error:  # loaders of a hundred architectures raise whatever they like
+        raise BackendError(
+            f"model: {config.model} cannot be loaded: {first_line(error)}{_hint(error, source, config)}"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise BackendError(
+            f"model: {config.model}'s checkpoint lacks {len(missing)} weights (first: {missing[0]}), which would be "
+            "random numbers. It is incomplete, or of another architecture than its config.json says."
+        )
+    _refuse_offloading(model, placement)
+    return model
+
+
+def _apply_adapter(
+    model: PreTrainedModel, lora: LoRAConfig, source: ModelSource
+) -> tuple[PreTrainedModel, PeftModel | None]:
+    """The model with the adapter's layers in it and the adapter around it, or (`None`) with its weights merged."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    where = lora.adapter_id or lora.adapter_path
+    misfit = f"lora: {where} does not fit {model.name_or_path}"
+    made_for = f"it was made for {source.config.get('base_model_name_or_path') or 'another model'}."
+    try:
+        # Adapter weights stay in the experiment's precision; peft would train, and so widen, them in fp32.
+        adapter = source.load(partial(PeftModel.from_pretrained, model), autocast_adapter_dtype=False)
+    except Exception as error:  # shape mismatches are RuntimeErrors, absent layers ValueErrors, and so on
+        raise BackendError(f"{misfit} ({first_line(error)}); {made_for}") from error
+    if adapter.active_peft_config.is_prompt_learning:
+        raise BackendError(
+            f"lora: {where} is a {adapter.active_peft_config.peft_type.value} adapter, not a low-rank one. "
+            "Adapters that lengthen the prompt are not supported."
+        )
+    saved = set(source.load(load_peft_weights, device="cpu"))
+    odd = sorted(saved ^ set(get_peft_model_state_dict(adapter)))  # found no layer, or layers that found no tensor
+    if odd:
+        raise BackendError(f"{misfit}: {len(odd)} tensors have no counterpart (first: {odd[0]}); {made_for}")
+    if lora.merge_weights:
+        return adapter.merge_and_unload(), None
+    return adapter.get_base_model(), adapter
+
+
+def _load_assistant(
     config: ExperimentConfig,
     model: PreTrainedModel,
-    assistant: Assistant | None,
     tokenizer: PreTrainedTokenizerBase,
+    placement: Placement,
+    cache_home: Path | None,
+) -> dict[str, Any]:
+    """Arguments with which `generate` drafts by `pytorch.assistant_model`, loaded where the main model begins."""
+    section = section_of(config)
+    if section.assistant_model is None:
+        return {}
+    source = find_model(section.assistant_model, None, cache_home=cache_home, what="pytorch.assistant_model")
+    try:
+        assistant = source.load(
+            AutoModelForCausalLM.from_pretrained,
+            dtype=DTYPES[config.precision],
+            device_map="cuda:0" if placement.on_gpu else "cpu",
+            trust_remote_code=config.trust_remote_code,
+        )
+        its_tokenizer = source.load(AutoTokenizer.from_pretrained, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # as for the model itself
+        raise BackendError(
+            f"pytorch.assistant_model: {section.assistant_model} cannot be loaded: {first_line(error)}"
+        ) from error
+    assistant.generation_config = GenerationConfig(**_given(section, *DRAFTING_FIELDS))
+    arguments: dict[str, Any] = {"assistant_model": assistant}
+    if assistant.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:
+        arguments |= {"tokenizer": tokenizer, "assistant_tokenizer": its_tokenizer}
+    return arguments
+
+
+def _build_decoding(
+    config: ExperimentConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, drafting: dict[str, Any]
 ) -> Decoding:
-    """How `config` wants the loaded model to generate."""
     section = section_of(config)
     parameters = decoder_parameters(config.decoder) | _given(section, *GENERATION_FIELDS)
     if section.torch_compile is not None:
@@ -277,13 +225,8 @@ def build_decoding(
         pad_token_id=pad_token_id,
         context_length=context_length(model.config.to_dict()),
         vocab_size=model.get_input_embeddings().weight.shape[0],
-        generate_arguments=_drafting_arguments(model, assistant, tokenizer),
+        generate_arguments=drafting,
     )
-
-
-def _given(section: PyTorchConfig, *names: str) -> dict[str, Any]:
-    """Those of the fields that are set: the engine keeps its own defaults for the others."""
-    return {name: value for name in names if (value := getattr(section, name)) is not None}
 
 
 def _refuse_offloading(model: PreTrainedModel, placement: Placement) -> None:
@@ -305,34 +248,75 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return ()
 
 
-def _drafting_arguments(
-    model: PreTrainedModel, assistant: Assistant | None, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
-    if assistant is None:
-        return {}
-    arguments: dict[str, Any] = {"assistant_model": assistant.model}
-    if assistant.model.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:
-        arguments |= {"tokenizer": tokenizer, "assistant_tokenizer": assistant.tokenizer}
-    return arguments
+def _hint(error: Exception, source: ModelSource, config: ExperimentConfig) -> str:
+    """What may be behind a failure to load: damaged files, arguments that the model does not take."""
+    hint = ""
+    if type(error).__name__ in ("SafetensorError", "UnpicklingError"):
+        where = source.location if source.revision is None else "the Hub's cache"
+        hint = f". A file of its weights in {where} is damaged: delete it, and fetch or save it anew."
+    if config.passthrough_kwargs:
+        hint += f" (passthrough_kwargs sent along: {', '.join(sorted(config.passthrough_kwargs))})"
+    return hint
 
 
-def _damage_hint(error: Exception, source: ModelSource) -> str:
-    if type(error).__name__ not in ("SafetensorError", "UnpicklingError"):
-        return ""
-    where = source.location if source.revision is None else "the Hub's cache"
-    return f". A file of its weights in {where} is damaged: delete it, and fetch or save it anew."
+def gpu_indices(tensors: Iterable[torch.Tensor]) -> list[int]:
+    """The GPUs that hold `tensors`, by CUDA's index."""
+    return sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
 
 
-def _passthrough_hint(config: ExperimentConfig) -> str:
-    if not config.passthrough_kwargs:
-        return ""
-    return f" (passthrough_kwargs sent along: {', '.join(sorted(config.passthrough_kwargs))})"
+def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
+    """Read everything back from `parts`, which are asked for `batch_size` prompts at a time."""
+    model = parts.model
+    gpus = gpu_indices(model.parameters())
+    return LoadedModel(
+        settings=dict(_settings(parts, batch_size)),
+        revision=parts.source.revision,
+        parameters=count_loaded(model),
+        context_length=parts.decoding.context_length,
+        device_names=tuple(torch.cuda.get_device_name(index) for index in gpus) if gpus else ("CPU",),
+    )
 
 
-def _tensors_without_counterpart(adapter: PeftModel, source: ModelSource) -> list[str]:
-    """Tensors of the adapter that found no layer, and adapter layers that found no tensor."""
-    from peft import get_peft_model_state_dict
-    from peft.utils import load_peft_weights
+def _settings(parts: LoadedParts, batch_size: int) -> Iterator[tuple[str, Any]]:
+    model = parts.model
+    yield "precision", next((name for name, dtype in DTYPES.items() if dtype is model.dtype), str(model.dtype))
+    yield "pytorch.batch_size", batch_size
+    yield "architecture", type(model).__name__
+    yield "pytorch.device", model.device.type
+    device_map = getattr(model, "hf_device_map", {})
+    if len(set(device_map.values())) > 1:
+        yield "pytorch.device_map", {name: str(place) for name, place in device_map.items()}
+    yield "pytorch.attn_implementation", model.config._attn_implementation
+    yield "pytorch.torch_compile", parts.is_compiled
+    if model.device.type == "cuda" and model.dtype is torch.float32:
+        yield "pytorch.allow_tf32", torch.get_float32_matmul_precision() != "highest"
+    yield from _generation_settings(model.generation_config)
+    if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
+        quantisation = quantizer.quantization_config.to_dict()
+        yield "quantization", quantisation.get("quant_method")
+        yield from ((f"pytorch.{name}", quantisation[name]) for name in QUANTISATION_FIELDS if name in quantisation)
+    if parts.adapter is not None:
+        adapter = parts.adapter.active_peft_config
+        yield "lora.type", adapter.peft_type.value
+        yield "lora.rank", getattr(adapter, "r", None)
+        yield "lora.alpha", getattr(adapter, "lora_alpha", None)
+        yield "lora.target_modules", sorted(adapter.target_modules or ())
+    if (assistant := parts.decoding.generate_arguments.get("assistant_model")) is not None:
+        yield "pytorch.assistant_model", assistant.name_or_path
+        yield from _set_fields("pytorch", assistant.generation_config, *DRAFTING_FIELDS)
 
-    saved = set(load_peft_weights(source.location, device="cpu", **source.loader_arguments))
-    return sorted(saved ^ set(get_peft_model_state_dict(adapter)))
+
+def _generation_settings(generation: GenerationConfig) -> Iterator[tuple[str, Any]]:
+    sampling = ("temperature", "top_k", "top_p", "min_p") if generation.do_sample else ()
+    yield from _set_fields("decoder", generation, "do_sample", *sampling, "repetition_penalty")
+    yield from ((f"pytorch.{name}", value) for name, value in GENERATION_DEFAULTS.items())
+    yield from _set_fields("pytorch", generation, *GENERATION_FIELDS)
+    yield "generation.eos_token_id", generation.eos_token_id
+    yield "generation.pad_token_id", generation.pad_token_id
+
+
+def _set_fields(section: str, generation: GenerationConfig, *names: str) -> Iterator[tuple[str, Any]]:
+    for name in names:
+        value = getattr(generation, name, None)
+        if value is not None:
+            yield f"{section}.{name}", value

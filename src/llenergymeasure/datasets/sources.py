@@ -1,10 +1,12 @@
-"""Prompts from the Hugging Face Hub, or from a local directory with a data set in it, through the `datasets` library.
+"""Where the text of prompts is read: a JSON Lines file, the Hub, or a local directory with a data set in it.
 
-    hf:<id>[/<config>][:<split>][@<revision>]      hf:AIEnergyScore/text_generation:train@main
-    hf:<path>[:<split>]                            hf:./my-data:test   (the path starts with . / or ~)
+    path/to/prompts.jsonl                        {"prompt": "…", "max_new_tokens": 128}   (the limit is optional)
+    hf:<id>[/<config>][:<split>][@<revision>]    hf:AIEnergyScore/text_generation:train@main
+    hf:<path>[:<split>]                          hf:./my-data:test   (the path starts with . / or ~)
 
-Rows are streamed, so that only those needed travel. In offline mode (`HF_HUB_OFFLINE=1`) nothing can be streamed: the
-library's cache is read instead.
+All records go through the same checks; every error says where its record stands. Rows of the Hub come through the
+`datasets` library and are streamed, so that only those needed travel. In offline mode (`HF_HUB_OFFLINE=1`) nothing can
+be streamed: the library's cache is read instead.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from llenergymeasure.datasets.jsonl import parse_record, too_few
 from llenergymeasure.datasets.types import DatasetIdentity, DatasetSource, RawPrompt, RawPrompts
 from llenergymeasure.exceptions import DatasetError
 from llenergymeasure.resilience import retry_on_error
@@ -43,6 +44,8 @@ PROMPT_COLUMNS: Final = (
 )
 """Columns that may hold the prompt; the first of them that a data set has as text is taken."""
 
+_LIMIT_KEY: Final = "max_new_tokens"
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _GRAMMAR: Final = "hf:<id>[/<config>][:<split>][@<revision>], or hf:./<directory>[:<split>]"
 _HUB_SPEC: Final = re.compile(
     r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:/(?P<config>[\w.+-]+))?(?::(?P<split>\w+(?:\.\w+)*))?(?:@(?P<revision>[\w./-]+))?"
@@ -56,15 +59,101 @@ _TRANSIENT_TYPES: Final = frozenset(
 Row = Mapping[str, Any]
 
 
+def read_jsonl(path: Path, n: int, *, name: str, source: DatasetSource = "file") -> RawPrompts:
+    """Read the first `n` prompts of a file; every line is checked, so that a bad one shows before anything is measured.
+
+    Blank lines are skipped, a byte order mark is tolerated, keys other than the two above are ignored.
+
+    Args:
+        name: How the configuration names the file; starts every error message.
+
+    Raises:
+        DatasetError: The file cannot be read, a line is bad, there is no prompt in it, or fewer than `n`.
+    """
+    digest = hashlib.sha256()
+    prompts: list[RawPrompt] = []
+    count = 0
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                digest.update(line)
+                text = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+                prompt = _parse_line(text, f"dataset {name}, line {number}")
+                if prompt is not None:
+                    count += 1
+                    if count <= n:
+                        prompts.append(prompt)
+    except OSError as error:
+        raise DatasetError(f"dataset {name}: cannot be read: {error.strerror or error}") from error
+    if count < n:
+        raise too_few(name, count, n)
+    return RawPrompts(tuple(prompts), DatasetIdentity(name, digest.hexdigest(), n, source))
+
+
+def too_few(name: str, available: int, n: int) -> DatasetError:
+    """The error for asking more prompts of a data set than it has."""
+    if available == 0:
+        return DatasetError(f"dataset {name}: it is empty; n = {n} prompts were asked for")
+    return DatasetError(
+        f"dataset {name}: n = {n} prompts were asked for, it has {available}. Set n to at most {available}."
+    )
+
+
+def _parse_line(line: bytes, where: str) -> RawPrompt | None:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{where}: not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}). Save the file as UTF-8."
+        ) from error
+    if not text.strip():
+        return None
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested without end
+        raise DatasetError(f"{where}: not usable JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise DatasetError(f'{where}: must be a JSON object like {{"prompt": "…"}}, got {type(record).__name__}')
+    return _parse_record(record, where, "prompt")
+
+
+def _parse_record(record: Row, where: str, key: str) -> RawPrompt:
+    """Check a record and take the prompt and its optional output limit from it; other keys are left alone."""
+    if key not in record:
+        found = ", ".join(map(repr, record)) or "none"
+        raise DatasetError(f'{where}: no "{key}" key (keys found: {found}). Each prompt needs one.')
+    text, limit = record[key], record.get(_LIMIT_KEY)
+    if not isinstance(text, str):
+        raise DatasetError(f'{where}: "{key}" must be text, got {type(text).__name__} {_shorten(text)}')
+    if not text.strip():
+        raise DatasetError(f'{where}: "{key}" is empty. Remove the line or give it a prompt.')
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DatasetError(
+            f'{where}: "{key}" holds half a character ({text[error.start]!r}, an unpaired surrogate) '
+            f"at position {error.start}"
+        ) from error
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise DatasetError(f'{where}: "{_LIMIT_KEY}" must be a whole number of at least 1, got {_shorten(limit)}')
+    return RawPrompt(text, limit)
+
+
+def _shorten(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:59]}…"
+
+
 @dataclass(frozen=True, slots=True)
 class HubSpec:
     """Where the rows are.
 
     Args:
         location: Id on the Hub, or the absolute path of a directory.
-        is_local: Whether it is a directory.
         config: Configuration (subset) of the data set; `None`: its default.
-        split: Split; `None`: the only one there is, else `train`.
+        split: `None`: the only one there is, else `train`.
         revision: Branch, tag or commit; `None`: the Hub's default.
     """
 
@@ -108,10 +197,8 @@ def load_hub_prompts(
     """Read the first `n` prompts that `dataset` names; blank ones are passed over, as some data sets have them.
 
     Args:
-        dataset: An `hf:` name.
-        n: Prompts to take.
         library: Where the rows come from; `None`: the real one.
-        sleep: Waits between attempts on a failing network, in seconds.
+        sleep: Waits a number of seconds between attempts on a failing network.
 
     Raises:
         DatasetError: The `datasets` package is missing, the data set, configuration, split or column cannot be had, or
@@ -167,7 +254,8 @@ class DatasetsLibrary:
 
     def splits(self, spec: HubSpec, revision: str | None) -> Mapping[str, Iterable[Row]]:
         """Open the data set, streaming unless offline."""
-        if spec.is_local and _was_saved_to_disk(Path(spec.location)):
+        marks = (Path(spec.location, mark) for mark in ("state.json", "dataset_dict.json"))
+        if spec.is_local and any(mark.is_file() for mark in marks):  # made by `save_to_disk`
             found = self._datasets.load_from_disk(spec.location)
             return found if isinstance(found, dict) else {spec.split or "train": found}
         found = self._datasets.load_dataset(
@@ -200,10 +288,6 @@ def _import_library() -> RowLibrary:
         ) from error
 
 
-def _was_saved_to_disk(directory: Path) -> bool:
-    return any((directory / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
-
-
 def _choose_split(dataset: str, splits: Mapping[str, Iterable[Row]], wanted: str | None) -> Iterable[Row]:
     name = wanted or (next(iter(splits)) if len(splits) == 1 else "train")
     if name in splits:
@@ -225,7 +309,7 @@ def _prompts(dataset: str, rows: Iterable[Row]) -> Iterable[RawPrompt]:
         if value is None or (isinstance(value, str) and not value.strip()):
             blank += 1
             continue
-        yield parse_record(row, f"dataset {dataset}, row {number}", prompt_key=column)
+        yield _parse_record(row, f"dataset {dataset}, row {number}", column)
     if blank:
         logger.info("dataset %s: passed over %d rows without a prompt in column '%s'", dataset, blank, column)
 
@@ -238,13 +322,10 @@ def _prompt_column(dataset: str, row: Row) -> str:
     if present:
         kinds = ", ".join(f"'{column}' ({type(row[column]).__name__})" for column in present)
         raise DatasetError(f"dataset {dataset}: no column with prompts as text: {kinds}")
+    columns = ", ".join(f"'{column}'" for column in row) or "no columns"
     raise DatasetError(
-        f"dataset {dataset}: no column with prompts: it has {_listed(row)}; needed: one of {', '.join(PROMPT_COLUMNS)}"
+        f"dataset {dataset}: no column with prompts: it has {columns}; needed: one of {', '.join(PROMPT_COLUMNS)}"
     )
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "no columns"
 
 
 def _is_transient(error: Exception) -> bool:

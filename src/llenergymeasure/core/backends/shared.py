@@ -1,4 +1,4 @@
-"""What an engine does to the process around it, held in: its random numbers and what it says.
+"""What engines share: seeded random numbers, their output in the log, and the model's own tokenizer.
 
 Figures must depend on the seed alone, and the process is left as it was found. An engine's warnings speak to the
 programmer who called it (deprecations, casts, retries), so they are kept in this package's log as information; what
@@ -11,11 +11,17 @@ import logging
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.model.source import ModelSource, first_line
+from llenergymeasure.exceptions import BackendError
 
 logger = logging.getLogger(__name__)
 logger.addHandler(logging.NullHandler())  # without any handler, logging would print warnings to stderr on its own
@@ -29,7 +35,6 @@ def seeded(seed: int, stream: int = 0) -> Iterator[None]:
     """Seed Python's, numpy's (if loaded) and PyTorch's generators, and put their states back afterwards.
 
     Args:
-        seed: The experiment's seed, below 2^32.
         stream: Tells apart the uses of one seed, so that two batches do not draw the same numbers.
     """
     derived = random.Random(f"{seed}/{stream}").getrandbits(32)
@@ -51,7 +56,7 @@ def seeded(seed: int, stream: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def engine_output_logged(engine_loggers: tuple[str, ...] = ()) -> Iterator[None]:
+def engine_output_logged(*engine_loggers: str) -> Iterator[None]:
     """While this is open, an engine's messages, warnings and progress bars go to the log or nowhere.
 
     Args:
@@ -95,3 +100,54 @@ class _ForwardHandler(logging.Handler):
 
 def _log_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
     logger.info("%s: %s", category.__name__, message)
+
+
+TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+"""What tokenizers of all kinds are kept in."""
+
+
+def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer.
+
+    Raises:
+        BackendError: The model comes without one, or it cannot be read.
+    """
+    try:
+        return source.load(AutoTokenizer.from_pretrained, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # what a tokenizer's files can fail with is open-ended
+        is_on_the_hub = source.revision is not None  # where its files are not listed
+        if not is_on_the_hub and not any(any(Path(source.location).glob(pattern)) for pattern in TOKENIZER_FILES):
+            raise BackendError(
+                f"model: {config.model} comes without a tokenizer: {source.location} holds none of its files. "
+                "Put them beside the weights (save_pretrained into the same directory)."
+            ) from error
+        raise BackendError(
+            f"model: the tokenizer of {config.model} cannot be loaded ({first_line(error)}). "
+            f"Fetch or save its files anew; they are looked for in {source.location}."
+        ) from error
+
+
+class TransformersTokenizer:
+    """Encodes prompts with the model's own tokenizer and its own special tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return len(self._tokenizer)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of BOS, EOS, padding and other added control tokens."""
+        control = (token_id for token_id, token in self._tokenizer.added_tokens_decoder.items() if token.special)
+        return frozenset(self._tokenizer.all_special_ids).union(control)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, with what the tokenizer itself puts before and after it."""
+        return list(self._tokenizer(text, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
