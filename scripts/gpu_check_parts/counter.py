@@ -28,6 +28,7 @@ LINES = (
 PHASES = 8
 PHASE_S = 3.0
 DUTY = 0.25
+COUNTER_POLL_S = 0.0005
 SQUARE_PERIOD_S = 0.7
 LENGTHS_S = {"idle": (0.5, 2.0), "constant": (0.5, 2.0, 5.0), "square": (0.5, 2.0, 5.0)}
 REPEATS = 8
@@ -38,24 +39,20 @@ _windows: list[dict[str, Any]] = []
 
 def phases(rig: Any, book: Book) -> None:
     """Pulses in step with the counter, at eight phases. A counter that sees all the time cannot tell them apart."""
-    from llenergymeasure.core.energy.counter import find_counter_steps, last_step, measure_counter_periods
-
-    uuid, driver, handle = rig.gpu.uuid, rig.gpu.driver, rig.gpu.handle
-    readers = {uuid: lambda: driver.total_energy_j(handle)}
-    period = measure_counter_periods(readers, rig.clock, timeout_s=2.5, wanted_steps=20).get(uuid)
-    if period is None:
-        book.judge("counter.phases", None, "the counter did not move")
+    steps_s = _counter_steps_s(rig, 21, timeout_s=2.5)
+    if len(steps_s) < 3:
+        book.judge("counter.phases", None, f"the counter moved {len(steps_s)} times in 2.5 s")
         return
+    period_s = (steps_s[-1] - steps_s[0]) / (len(steps_s) - 1)
     meter, load = rig.meter(), rig.load()
     rows = []
     for number in range(PHASES):
-        step = last_step(find_counter_steps(readers, rig.clock, 0.5)[uuid])
-        phase_s = number / PHASES * period.period_s
-        first_s = (rig.clock.now() if step is None else step.time_s) + 2 * period.period_s + phase_s
-        pulses = Pulses(load, rig.clock, period.period_s, DUTY)
+        (step_s,) = _counter_steps_s(rig, 1, timeout_s=0.5) or (rig.clock.now(),)
+        first_s = step_s + (2 + number / PHASES) * period_s
+        pulses = Pulses(load, rig.clock, period_s, DUTY)
         pulses.start(first_s)
         try:
-            rig.clock.sleep(max(0.0, first_s - rig.clock.now()) + period.period_s)
+            rig.clock.sleep(max(0.0, first_s - rig.clock.now()) + period_s)
             energy = rig.metered(meter, PHASE_S, 0.5)
         finally:
             pulses.stop()
@@ -63,9 +60,9 @@ def phases(rig: Any, book: Book) -> None:
         window = figures_of(energy)
         energy.close()
         _windows.append(window)
-        share = pulses.on_s / (pulses.pulses * period.period_s) if pulses.pulses else math.nan
+        share = pulses.on_s / (pulses.pulses * period_s) if pulses.pulses else math.nan
         rows.append({"phase": number / PHASES, "on_share": share, **window})
-    _judge_phases(book, rows, period.period_s)
+    _judge_phases(book, rows, period_s)
 
 
 def known_loads(rig: Any, book: Book) -> None:
@@ -134,6 +131,21 @@ def zeus_beside(rig: Any, book: Book) -> None:
     off = percent(theirs_w - ours_w, ours_w)
     measured = f"{theirs_w:.2f} W against {ours_w:.2f} W before and after: {off:+.2f} %"
     book.judge("counter.zeus", abs(off) < 2.0, measured, zeus_w=theirs_w, nvml_w=ours_w)
+
+
+def _counter_steps_s(rig: Any, wanted: int, timeout_s: float) -> list[float]:
+    """When the counter moved, until it has moved so often or the time is up."""
+    driver, handle, clock = rig.gpu.driver, rig.gpu.handle, rig.clock
+    steps_s: list[float] = []
+    last_j, until_s = driver.total_energy_j(handle), clock.now() + timeout_s
+    while len(steps_s) < wanted and clock.now() < until_s:
+        clock.sleep(COUNTER_POLL_S)
+        asked_s = clock.now()
+        energy_j = driver.total_energy_j(handle)
+        if energy_j != last_j:
+            steps_s.append(asked_s)
+            last_j = energy_j
+    return steps_s
 
 
 STEPS = (phases, known_loads, repeats, fallbacks, zeus_beside)

@@ -16,8 +16,8 @@ LINES = (
     Line("idle.above", "energy above idle of decoding at batch 1 holds less than 5 % that is the context's own power"),
 )
 
-SETTLING_S = 1.0
-WINDOW_S = 4.0
+SETTLING_S = 0.8
+WINDOW_S = 3.0
 
 _seen_w: dict[str, float] = {}
 """Mean power by state, for the steps that follow."""

@@ -52,13 +52,13 @@ class Part:
 PARTS = (
     Part("sensor", 50, "fields, time stamps, update periods, calibration"),
     Part("counter", 80, "counter against integral on known loads; does the counter see all the time?"),
-    Part("idle", 44, "idle power: bare, with a CUDA context, with a model; the baseline of a second run"),
+    Part("idle", 48, "idle power: bare, with a CUDA context, with a model; the baseline of a second run"),
     Part("harness", 66, "throughput, step times, hooks, sampler, reseeding, first pass against second"),
     Part("compiling", 56, "compiling and graph recording inside the window"),
     Part("devices", 36, "visible devices, memory, out of memory, a study killed in the middle"),
     Part("phases", 36, "prefill and decode joules against separate runs"),
-    Part("floor", 40, "the thermal floor, resident idle power, drift after it"),
-    Part("clocks", 16, "power limit, clocks and throttle reasons"),
+    Part("floor", 38, "the thermal floor, resident idle power, drift after it"),
+    Part("clocks", 14, "power limit, clocks and throttle reasons"),
     Part("board_tests", 20, "the project's own tests that need a GPU"),
     Part("study", 24, "a small study: spread over cycles against the stated intervals", takes_rest=True),
 )

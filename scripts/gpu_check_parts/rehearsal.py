@@ -77,9 +77,6 @@ class RehearsalRig(Rig):
 
         return HostStepTimer(self.clock)
 
-    def cuda_uuids(self) -> None:
-        """There is no CUDA."""
-
     def torch_memory_mb(self) -> tuple[float, float]:
         """Nothing is on a GPU."""
         return 0.0, 0.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import shutil
 import subprocess
 import tarfile
 import time
@@ -52,6 +54,7 @@ def describe_machine(board: Mapping[str, Any], rehearsal: bool) -> dict[str, Any
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
+        "source": _source_digest(),
     }
 
 
@@ -158,8 +161,19 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        return "not a git checkout"
+    done = subprocess.run([git, "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "not a git checkout"
+
+
+def _source_digest() -> str:
+    """SHA-256 of all Python source of the package: a copy without its history is told by it."""
+    digest = hashlib.sha256()
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        digest.update(f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _size(path: Path) -> int:

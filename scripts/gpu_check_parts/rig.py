@@ -8,12 +8,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from gpu_check_parts.wheels import ROOT
+from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.calibrate import Load
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
@@ -59,6 +60,7 @@ class Rig(ABC):
         self.directory = directory
         self.clock = SystemClock()
         self.host = Host()
+        self.baselines = BaselineCache()
         self._ends_s = time.monotonic() + float(os.environ.get(LIMIT_VARIABLE, "600"))
 
     @property
@@ -98,10 +100,6 @@ class Rig(ABC):
     @abstractmethod
     def step_timer(self) -> Any:
         """What the engine times its steps with on this device."""
-
-    @abstractmethod
-    def cuda_uuids(self) -> tuple[str, ...] | None:
-        """UUIDs as PyTorch tells them; `None` where it has no CUDA."""
 
     @abstractmethod
     def torch_memory_mb(self) -> tuple[float, float]:
@@ -161,12 +159,14 @@ class Rig(ABC):
     @contextmanager
     def session(self, config: Any) -> Iterator[Session]:
         """The real engine with `config` loaded."""
-        from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend
-        from llenergymeasure.core.harness import make_requests
+        from llenergymeasure.core.backends.protocol import GenerationRequest
+        from llenergymeasure.core.backends.registry import get_backend
         from llenergymeasure.datasets.loader import load_prompts
 
-        engine = PyTorchBackend(self.clock)
-        requests = make_requests(load_prompts(config, engine.tokenizer(config)), config)
+        engine = get_backend("pytorch", clock=self.clock)
+        prompts = load_prompts(config, engine.tokenizer(config)).prompts
+        length = config.max_output_tokens
+        requests = [GenerationRequest(prompt.index, prompt.token_ids, length, length) for prompt in prompts]
         engine.load(config)
         try:
             yield Session(engine, requests, config)
@@ -174,12 +174,22 @@ class Rig(ABC):
             engine.unload()
 
     def bench(self, config: Any, observer: Callable[[Any], None]) -> Any:
-        """The project's own bench on this board."""
+        """The harness's bench, with meters of this board. Idle power is shared among the runs of a process."""
         from llenergymeasure.config.user_config import UserConfig
-        from llenergymeasure.runners.local import bench_here
+        from llenergymeasure.core.backends.registry import get_backend
+        from llenergymeasure.core.harness import Bench
+        from llenergymeasure.core.host.environment import environment_in_background
+        from llenergymeasure.core.preflight import run_preflight
 
-        bench = bench_here(config, UserConfig(), self.directory, observer=observer)
-        return replace(bench, meter_for=lambda devices: self.meter())
+        return Bench(
+            engine=get_backend("pytorch", clock=self.clock),
+            preflight=partial(run_preflight, machine=UserConfig(), meter_name="auto", host=self.host),
+            meter_for=lambda devices: self.meter(),
+            environment=partial(environment_in_background, self.host),
+            baselines=self.baselines,
+            clock=self.clock,
+            observer=observer,
+        )
 
     def observe(self, config: Any, observer: Callable[[Any], None] = lambda event: None) -> Any:
         """One experiment through the harness: everything that was seen. Its `window.energy` is to be closed."""
@@ -244,14 +254,6 @@ class RealRig(Rig):
 
         stream = torch.cuda.current_stream()
         return DeviceStepTimer(self.clock, lambda: torch.cuda.Event(enable_timing=True), stream, torch.cuda.synchronize)
-
-    def cuda_uuids(self) -> tuple[str, ...]:
-        """As the project asks for them."""
-        import torch
-
-        from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch
-
-        return cuda_uuids_of_torch(torch)
 
     def torch_memory_mb(self) -> tuple[float, float]:
         """On the default device."""

@@ -100,11 +100,10 @@ def compare_on_steady_load(rig: Any, book: Book) -> None:
 def calibrate_board(rig: Any, book: Book) -> None:
     """The project's own calibration, with fewer stretches than usual."""
     from llenergymeasure.core.energy.boards import known_sampling
-    from llenergymeasure.core.energy.calibrate import calibrate, describe, open_board
+    from llenergymeasure.core.energy.calibrate import calibrate, describe
 
-    board = open_board(rig.gpu, rig.clock)
     long, short = 4, rig.count(30, 4)
-    found = calibrate(board, rig.load(), rig.clock, draw=random.Random(2), long_stretches=long, short_stretches=short)
+    found = calibrate(rig.gpu, rig.load(), rig.clock, draw=random.Random(2), long_stretches=long, short_stretches=short)
     published = known_sampling(rig.gpu, found.power_source)
     holds = abs(found.update_s - published.update_s) <= 0.05 * published.update_s
     holds = holds and abs(found.averaging_window_s - published.averaging_window_s) <= 0.6 * published.averaging_window_s
