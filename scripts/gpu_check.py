@@ -27,10 +27,10 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "src")]
 
 from gpu_check_parts.adopt import NotEvidenceError, adopt  # noqa: E402
 from gpu_check_parts.lines import Book  # noqa: E402
-from gpu_check_parts.plan import PARTS, REHEARSAL_FACTOR, TOTAL_S, Part, budget_table, part_named  # noqa: E402
+from gpu_check_parts.plan import ON_REQUEST, PARTS, REHEARSAL_FACTOR, TOTAL_S, Part, budget_table, part_named  # noqa: E402
 from gpu_check_parts.report import describe_machine, write_report  # noqa: E402
 from gpu_check_parts.supervise import ENDED, part_command, run_parts  # noqa: E402
-from gpu_check_parts.wheels import download_command, put_on_path, unpacked  # noqa: E402
+from gpu_check_parts.wheels import download_command, missing_modules, put_on_path, unpacked  # noqa: E402
 
 BOARD_FILE = "board.json"
 
@@ -38,6 +38,9 @@ BOARD_FILE = "board.json"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, rehearse or adopt; returns the exit code: 1 where a part broke, 0 whatever the verdicts say."""
     asked = _parser().parse_args(arguments)
+    if asked.expectations:
+        print("\n".join(f"{line.key:<28} {line.expectation}" for part in (*PARTS, *ON_REQUEST) for line in part.lines))
+        return 0
     if asked.adopt:
         try:
             print(f"filed under {adopt(asked.adopt)}")
@@ -63,6 +66,10 @@ def _run(asked: argparse.Namespace) -> int:
         print(f"{len(names)} wheels from {asked.wheels}: {', '.join(names)}", flush=True)
         put_on_path([work / "packages"])
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(work / "packages"), os.environ.get("PYTHONPATH")]))
+    if missing := missing_modules():
+        print(f"Error: not installed: {', '.join(missing)}. Fetch wheels where there is a network, and pass --wheels:")
+        print(download_command(f"{sys.version_info.major}.{sys.version_info.minor}"))
+        return 2
     (work / "expectations.json").write_text(
         json.dumps({line.key: line.expectation for part in parts for line in part.lines}, indent=1), encoding="utf-8"
     )
@@ -118,11 +125,15 @@ def _board(work: Path) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    epilog = f"Parts and their limits:\n{budget_table(PARTS)}\n\nWheels for a bare machine:\n  {download_command()}"
+    requested = "\n".join(f"  {part.name:<12}{part.limit_s:>5.0f} s   {part.asks}" for part in ON_REQUEST)
+    epilog = (
+        f"Parts and their limits:\n{budget_table(PARTS)}\n\nWith --only alone:\n{requested}\n\n"
+        f"Wheels for a bare machine:\n  {download_command()}"
+    )
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [part.name for part in PARTS]
+    names = [part.name for part in (*PARTS, *ON_REQUEST)]
     parser.add_argument("--out", type=Path, help="directory for the report; default: a new temporary one")
     parser.add_argument(
         "--only", action="append", choices=names, metavar="PART", help="only this part; may be repeated"
@@ -130,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--wheels", type=Path, help="directory of wheels to put on the path")
     parser.add_argument("--rehearse", action="store_true", help="on a scripted board, in a share of the time")
     parser.add_argument("--adopt", type=Path, metavar="DIR", help="file the report in DIR under docs/validation/")
+    parser.add_argument("--expectations", action="store_true", help="print what is expected, and run nothing")
     parser.add_argument("--child", choices=names, help=argparse.SUPPRESS)
     return parser
 

@@ -68,7 +68,7 @@ def phases(rig: Any, book: Book) -> None:
 def known_loads(rig: Any, book: Book) -> None:
     """Windows of several lengths on an idle board, a constant load and a square wave."""
     meter = rig.meter()
-    for name, running in {"idle": _nothing, "constant": _constant, "square": _square}.items():
+    for name, running in LOADS.items():
         found = []
         with running(rig):
             for length_s in LENGTHS_S[name]:
@@ -186,6 +186,10 @@ def _constant(rig: Any) -> Any:
 @contextmanager
 def _square(rig: Any) -> Any:
     yield from _while_running(rig, Pulses(rig.load(), rig.clock, SQUARE_PERIOD_S, 0.5))
+
+
+LOADS = {"idle": _nothing, "constant": _constant, "square": _square}
+"""Known loads, each a context in which it runs."""
 
 
 def _while_running(rig: Any, load: Any) -> Any:

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -193,13 +193,14 @@ def _ours(session: Any) -> float:
 
 
 def _interleaved(
-    ways: dict[str, Callable[[], float]], rounds: int
+    ways: Mapping[str, Callable[[], float]], rounds: int
 ) -> tuple[dict[str, float], list[float], dict[str, float]]:
     """Ratios of throughput to `plain`, plain against plain, and median seconds of each way."""
     for way in ways.values():
         way()  # warm
     ratios: dict[str, list[float]] = {name: [] for name in ways if name != "plain"}
-    control, seconds = [], {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    control = []
     for number in range(rounds):
         before = ways["plain"]()
         names = list(ratios) if number % 2 == 0 else list(reversed(ratios))

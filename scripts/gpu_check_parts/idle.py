@@ -19,6 +19,9 @@ LINES = (
 SETTLING_S = 0.8
 WINDOW_S = 3.0
 
+RESOLVED_W = 1.0
+"""Less than this between two idle windows may be temperature."""
+
 _seen_w: dict[str, float] = {}
 """Mean power by state, for the steps that follow."""
 
@@ -37,7 +40,7 @@ def bare_and_context(rig: Any, book: Book) -> None:
 
 def resident_weights(rig: Any, book: Book) -> None:
     """With the small and the large model loaded and nothing asked of them."""
-    told, largest = [], None
+    told = []
     for name in (rig.models.small, rig.models.large):
         config = rig.config(name, n=2, batch=1, input_len=32, output_len=8)
         with rig.session(config) as session:
@@ -48,8 +51,9 @@ def resident_weights(rig: Any, book: Book) -> None:
         told.append(
             f"{name} ({weights_gb:.2f} GB): {_seen_w[name]:.1f} W, {more_w:+.1f} W, {more_w / weights_gb:+.3f} W/GB"
         )
-        largest = more_w / weights_gb
-        book.judge("idle.weights", largest < 0.02, "; ".join(told), watts=dict(_seen_w))
+        too_much = more_w >= 0.02 * weights_gb
+        holds = None if too_much and abs(more_w) < RESOLVED_W else not too_much
+        book.judge("idle.weights", holds, "; ".join(told), watts=dict(_seen_w))
 
 
 def second_run(rig: Any, book: Book) -> None:

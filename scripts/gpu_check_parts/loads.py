@@ -39,6 +39,7 @@ class Pulses:
         self.on_s = 0.0
         """Seconds for which the load was on since `start`, as far as the host saw."""
         self.pulses = 0
+        self._error: Exception | None = None
 
     def start(self, first_s: float | None = None) -> None:
         """Begin; the first pulse comes at `first_s` on the measurement clock, now by default."""
@@ -49,14 +50,21 @@ class Pulses:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, with the load off."""
+        """End, with the load off; what went wrong on the way is raised here."""
         if self._thread is not None:
             self._ending.set()
             self._thread.join()
             self._thread = None
+        if self._error is not None:
+            raise self._error
 
     def _work(self, begin_s: float) -> None:
-        due_s = begin_s
+        try:
+            self._pulse(begin_s)
+        except Exception as error:  # noqa: BLE001 - a thread has no caller; `stop` passes it on
+            self._error = error
+
+    def _pulse(self, due_s: float) -> None:
         while not self._ending.wait(max(0.0, due_s - self._clock.now())):
             on_s = self._clock.now()
             self._load.start()

@@ -22,6 +22,8 @@ FILE_LIMIT_BYTES = 16_000_000
 """No file that is handed back may be larger."""
 
 TRACES = "traces.tar.gz"
+RAW = (".csv", ".txt", ".json", ".yaml")
+"""What goes into it: readings, logs, and the results of runs."""
 PACKAGES = ("torch", "transformers", "accelerate", "nvidia-ml-py", "pyarrow", "pydantic", "zeus")
 
 
@@ -64,16 +66,17 @@ def pack_traces(out: Path, directories: Sequence[Path]) -> tuple[list[str], list
     Returns:
         Names of the files in it, and of those left out.
     """
-    files = sorted((f for d in directories for f in d.glob("*") if f.suffix in (".csv", ".txt")), key=_size)
+    kept = {file: directory.parent for directory in directories for file in directory.rglob("*") if _is_raw(file)}
+    files = sorted(kept, key=_size)
     left_out: list[str] = []
     while True:
         with tarfile.open(out / TRACES, "w:gz") as archive:
             for file in files:
-                archive.add(file, arcname=f"{file.parent.name}/{file.name}")
+                archive.add(file, arcname=_place(file, kept[file]))
         if _size(out / TRACES) <= FILE_LIMIT_BYTES or not files:
-            return [f"{file.parent.name}/{file.name}" for file in sorted(files)], left_out
+            return [_place(file, kept[file]) for file in sorted(files)], left_out
         largest = files.pop()
-        left_out.append(f"{largest.parent.name}/{largest.name}")
+        left_out.append(_place(largest, kept[largest]))
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
@@ -174,6 +177,14 @@ def _source_digest() -> str:
     for file in sorted((ROOT / "src").rglob("*.py")):
         digest.update(f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def _is_raw(file: Path) -> bool:
+    return file.is_file() and file.suffix in RAW and file.name != "part.json"
+
+
+def _place(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix()
 
 
 def _size(path: Path) -> int:

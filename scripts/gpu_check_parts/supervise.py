@@ -19,8 +19,8 @@ from gpu_check_parts.plan import REPORT_S, Part
 
 ENDED, FAILED, TIMED_OUT, NO_TIME = "ended", "failed", "ran out of time", "no time was left for it"
 
-LOG_TAIL = 1500
-"""So many characters of a failed part's output go into the report."""
+LOG_TAIL = 400
+"""So many characters of the last line that a failed part wrote go into the report; the traces have all of it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ def read_outcome(outcome: Outcome, directory: Path, log_text: str = "") -> Outco
         content = json.loads((directory / "part.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = {"findings": {}, "problems": [], "series": []}
-    problems = [*content["problems"], *([f"it wrote: {log_text[-LOG_TAIL:].strip()}"] if log_text.strip() else [])]
+    problems = list(content["problems"])
+    if last := log_text.strip().splitlines()[-1:]:
+        problems.append(f"its last line: {last[0][-LOG_TAIL:]}")
     findings = {
         line.key: content["findings"].get(line.key) or _missing(line, outcome, problems) for line in outcome.part.lines
     }
@@ -113,7 +115,7 @@ def read_outcome(outcome: Outcome, directory: Path, log_text: str = "") -> Outco
 
 def _missing(line: Line, outcome: Outcome, problems: Sequence[str]) -> dict[str, Any]:
     reasons = [] if outcome.ended == ENDED else [f"the part {outcome.ended}"]
-    reasons += [problem for problem in problems if not problem.startswith("it wrote")]
+    reasons += problems
     return {"verdict": COULD_NOT_TELL, "measured": "; ".join(reasons) or "the part did not get there", "figures": {}}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import zipfile
 from collections.abc import Sequence
+from importlib import util
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,10 @@ CARRIED = (
 """What the project needs beside torch, transformers, accelerate, peft, nvidia-ml-py, pyarrow and pytest."""
 
 
+NEEDED = ("pydantic", "platformdirs", "typer", "yaml", "tqdm", "packaging", "psutil", "pynvml", "pyarrow", "torch")
+"""Modules, looked for before a minute of the board is spent."""
+
+
 def download_command(python: str = "3.12") -> str:
     """How to fetch the wheels, with the versions that the requirements pin, on any machine with a package index."""
     pinned = _pinned_versions()
@@ -45,6 +50,11 @@ def download_command(python: str = "3.12") -> str:
         f"pip download --no-deps --only-binary=:all: --python-version {python} --platform manylinux2014_x86_64 \\\n"
         f"    --dest wheels {wanted}"
     )
+
+
+def missing_modules() -> list[str]:
+    """Modules that this Python lacks and that no part can do without."""
+    return [name for name in NEEDED if util.find_spec(name) is None]
 
 
 def unpacked(wheels: Path, target: Path) -> list[str]:

@@ -49,6 +49,14 @@ def test_a_machine_without_a_board_gets_a_report_that_says_so(tmp_path: Path) ->
     assert {line["verdict"] for line in report["parts"][0]["lines"]} == {"could not tell"}
 
 
+def test_a_python_that_lacks_packages_says_so_before_anything_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", str(SCRIPT), "--rehearse", "--out", str(tmp_path), "--only", "clocks"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 2
+    assert "not installed: pydantic" in done.stdout
+    assert "pip download --no-deps" in done.stdout
+
+
 def test_the_help_names_parts_limits_and_wheels() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True)
     for part in ("sensor", "counter", "pip download --no-deps", "pydantic=="):
