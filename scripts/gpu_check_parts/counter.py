@@ -45,10 +45,10 @@ def phases(rig: Any, book: Book) -> None:
         return
     period_s = (steps_s[-1] - steps_s[0]) / (len(steps_s) - 1)
     meter, load = rig.meter(), rig.load()
-    rows = []
-    for number in range(PHASES):
+    rows, count = [], rig.count(PHASES, 4)
+    for number in range(count):
         (step_s,) = _counter_steps_s(rig, 1, timeout_s=0.5) or (rig.clock.now(),)
-        first_s = step_s + (2 + number / PHASES) * period_s
+        first_s = step_s + (2 + number / count) * period_s
         pulses = Pulses(load, rig.clock, period_s, DUTY)
         pulses.start(first_s)
         try:
@@ -61,7 +61,7 @@ def phases(rig: Any, book: Book) -> None:
         energy.close()
         _windows.append(window)
         share = pulses.on_s / (pulses.pulses * period_s) if pulses.pulses else math.nan
-        rows.append({"phase": number / PHASES, "on_share": share, **window})
+        rows.append({"phase": number / count, "on_share": share, **window})
     _judge_phases(book, rows, period_s)
 
 

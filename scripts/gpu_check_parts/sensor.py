@@ -102,7 +102,7 @@ def calibrate_board(rig: Any, book: Book) -> None:
     from llenergymeasure.core.energy.boards import known_sampling
     from llenergymeasure.core.energy.calibrate import calibrate, describe
 
-    long, short = 4, rig.count(30, 4)
+    long, short = 4, rig.count(30, 12)
     found = calibrate(rig.gpu, rig.load(), rig.clock, draw=random.Random(2), long_stretches=long, short_stretches=short)
     published = known_sampling(rig.gpu, found.power_source)
     holds = abs(found.update_s - published.update_s) <= 0.05 * published.update_s
