@@ -45,6 +45,12 @@ def phases(rig: Any, book: Book) -> None:
         return
     period_s = (steps_s[-1] - steps_s[0]) / (len(steps_s) - 1)
     meter, load = rig.meter(), rig.load()
+    load.start()
+    load.stop()
+    rig.clock.sleep(rig.seconds(0.5))
+    off = rig.metered(meter, 1.0, 0.5)
+    off_w = watts(figures_of(off))
+    off.close()
     rows, count = [], rig.count(PHASES, 4)
     for number in range(count):
         (step_s,) = _counter_steps_s(rig, 1, timeout_s=0.5) or (rig.clock.now(),)
@@ -62,7 +68,7 @@ def phases(rig: Any, book: Book) -> None:
         _windows.append(window)
         share = pulses.on_s / (pulses.pulses * period_s) if pulses.pulses else math.nan
         rows.append({"phase": number / count, "on_share": share, **window})
-    _judge_phases(book, rows, period_s)
+    _judge_phases(book, rows, period_s, off_w)
 
 
 def known_loads(rig: Any, book: Book) -> None:
@@ -151,17 +157,22 @@ def _counter_steps_s(rig: Any, wanted: int, timeout_s: float) -> list[float]:
 STEPS = (phases, known_loads, repeats, fallbacks, zeus_beside)
 
 
-def _judge_phases(book: Book, rows: list[dict[str, Any]], period_s: float) -> None:
+def _judge_phases(book: Book, rows: list[dict[str, Any]], period_s: float, off_w: float) -> None:
+    """`off_w`: power with the load off; what is above it is put in relation to the time that the load was on."""
     counted = [row["fused_j"] or row["counter_j"] for row in rows]  # samples cannot follow this load; no audit here
     if None in counted:
         book.judge("counter.phases", None, "windows without a difference of the counter", rows=rows)
         return
-    powers = [joules / row["seconds"] for joules, row in zip(counted, rows, strict=True)]
+    shares = [row["on_share"] for row in rows]
+    mean_share = math.fsum(shares) / len(shares)
+    powers = [
+        off_w + (joules / row["seconds"] - off_w) * mean_share / row["on_share"]
+        for joules, row in zip(counted, rows, strict=True)
+    ]
     mean_w = math.fsum(powers) / len(powers)
     swing = percent(max(powers) - min(powers), mean_w)
     integrals = [row["integral_j"] / row["seconds"] for row in rows if row["integral_j"] is not None]
     seen = f"{min(integrals):.0f} to {max(integrals):.0f} W" if integrals else "nothing"
-    shares = [row["on_share"] for row in rows]
     measured = (
         f"counter {min(powers):.1f} to {max(powers):.1f} W ({swing:.2f} % of the mean), samples {seen}; "
         f"pulses every {1000 * period_s:.2f} ms, on for {100 * min(shares):.1f} to {100 * max(shares):.1f} %"

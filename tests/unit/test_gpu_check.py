@@ -237,7 +237,7 @@ def test_a_counter_that_sees_a_quarter_of_the_time_is_found_out(tmp_path: Path, 
         }
         for k in range(8)
     ]
-    counter._judge_phases(book, rows, 0.1)
+    counter._judge_phases(book, rows, 0.1, 100.0)
     assert found(book)["counter.phases"]["verdict"] == verdict
 
 

@@ -6,8 +6,7 @@ weight is a sum of four 6-bit numbers (nearly normal) times a power of two, henc
 model loaded in another precision has the same weights. The scales keep every layer's output near unit size and let
 attention choose: the next token hangs on the whole context and greedy text does not run in circles.
 
-Models of real sizes have no weights on disk: their `config.json` carries `weights_seed`, from which the engine makes
-them on the device in seconds (`core.backends.pytorch.in_place`). Their tokenizer is the small model's.
+Models of real sizes have none on disk: the engine makes them (`core.backends.pytorch.in_place`).
 """
 
 from __future__ import annotations
@@ -35,13 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PACKAGE: Final = Path(__file__).parent
 _FOLDERS: Final = {
-    "tiny-llama": _PACKAGE / "tiny_llama",
-    "llama-1b": _PACKAGE / "llama_1b",
-    "llama-8b": _PACKAGE / "llama_8b",
+    name: Path(__file__).parent / name.replace("-", "_") for name in ("tiny-llama", "llama-1b", "llama-8b")
 }
-_TOKENIZER_OF: Final = _FOLDERS["tiny-llama"]
 _WEIGHTS: Final = "model.safetensors"
 _DIGEST: Final = f"{_WEIGHTS}.sha256"
 """The weights' SHA-256 as they were made, in the form that `sha256sum --check` reads."""
@@ -189,7 +184,8 @@ def _made_in_place(source: Path) -> bool:
 
 def _files(source: Path) -> list[Path]:
     """The model's own files, and what it lacks of the small model's: the tokenizer."""
-    files = {file.name: file for folder in (_TOKENIZER_OF, source) for file in folder.iterdir() if file.is_file()}
+    folders = (_FOLDERS["tiny-llama"], source)
+    files = {file.name: file for folder in folders for file in folder.iterdir() if file.is_file()}
     return [files[name] for name in sorted(files)]
 
 
