@@ -66,7 +66,7 @@ def phases(rig: Any, book: Book) -> None:
         window = figures_of(energy)
         energy.close()
         _windows.append(window)
-        share = pulses.on_s / (pulses.pulses * period_s) if pulses.pulses else math.nan
+        share = pulses.share(energy.start_s, energy.end_s)
         rows.append({"phase": number / count, "on_share": share, **window})
     _judge_phases(book, rows, period_s, off_w)
 

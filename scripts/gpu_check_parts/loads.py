@@ -36,15 +36,13 @@ class Pulses:
         self._load, self._clock, self._period_s, self._duty = load, clock, period_s, duty
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
-        self.on_s = 0.0
-        """Seconds for which the load was on since `start`, as far as the host saw."""
-        self.pulses = 0
+        self._spans: list[tuple[float, float]] = []
         self._error: Exception | None = None
 
     def start(self, first_s: float | None = None) -> None:
         """Begin; the first pulse comes at `first_s` on the measurement clock, now by default."""
         self._ending.clear()
-        self.on_s, self.pulses = 0.0, 0
+        self._spans = []
         begin_s = self._clock.now() if first_s is None else first_s
         self._thread = threading.Thread(target=self._work, args=(begin_s,), name="gpu-check-pulses", daemon=True)
         self._thread.start()
@@ -58,6 +56,11 @@ class Pulses:
         if self._error is not None:
             raise self._error
 
+    def share(self, start_s: float, end_s: float) -> float:
+        """Share of a stretch of time that the load was on, 0..1, as far as the host saw."""
+        inside = (min(off_s, end_s) - max(on_s, start_s) for on_s, off_s in self._spans)
+        return sum(seconds for seconds in inside if seconds > 0.0) / (end_s - start_s)
+
     def _work(self, begin_s: float) -> None:
         try:
             self._pulse(begin_s)
@@ -70,6 +73,5 @@ class Pulses:
             self._load.start()
             self._ending.wait(max(0.0, due_s + self._duty * self._period_s - self._clock.now()))
             self._load.stop()
-            self.on_s += self._clock.now() - on_s
-            self.pulses += 1
+            self._spans.append((on_s, self._clock.now()))
             due_s += self._period_s
