@@ -10,8 +10,8 @@ from llenergymeasure.builtin_models import builtin_models, packaged_files
 from llenergymeasure.exceptions import ConfigError
 
 
-def test_the_tiny_llama_is_the_built_in_model() -> None:
-    assert builtin_models() == ("builtin/tiny-llama",)
+def test_there_is_one_small_model_and_two_of_real_sizes() -> None:
+    assert builtin_models() == ("builtin/tiny-llama", "builtin/llama-1b", "builtin/llama-8b")
 
 
 @pytest.mark.parametrize("model", ["builtin/tiny-lama", "builtin/", "builtin/../secrets", "builtin/tiny_llama"])

@@ -5,6 +5,8 @@ own SHAKE-256 stream, named after it, so that neither torch's version nor the pr
 weight is a sum of four 6-bit numbers (nearly normal) times a power of two, hence exact in bf16, fp16 and fp32 alike: a
 model loaded in another precision has the same weights. The scales keep every layer's output near unit size and let
 attention choose: the next token hangs on the whole context and greedy text does not run in circles.
+
+Models of real sizes have none on disk: the engine makes them (`core.backends.pytorch.in_place`).
 """
 
 from __future__ import annotations
@@ -32,10 +34,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FOLDERS: Final = {"tiny-llama": Path(__file__).parent / "tiny_llama"}
+_FOLDERS: Final = {
+    name: Path(__file__).parent / name.replace("-", "_") for name in ("tiny-llama", "llama-1b", "llama-8b")
+}
 _WEIGHTS: Final = "model.safetensors"
 _DIGEST: Final = f"{_WEIGHTS}.sha256"
 """The weights' SHA-256 as they were made, in the form that `sha256sum --check` reads."""
+
+WEIGHTS_SEED: Final = "weights_seed"
+"""Field of a `config.json` whose weights are made where they are used, from this number, and stored nowhere."""
 
 _RECIPE_VERSION: Final = 1
 """Goes up whenever the weights change; part of the name of a model's directory."""
@@ -58,7 +65,7 @@ def builtin_models() -> tuple[str, ...]:
 
 
 def packaged_files(model: str) -> Path:
-    """Directory of the package with the model's `config.json` and tokenizer, but no weights: costs nothing to look at.
+    """Directory of the package with the model's `config.json`, but no weights: costs nothing to look at.
 
     Raises:
         ConfigError: There is no built-in model of that name.
@@ -72,7 +79,7 @@ def packaged_files(model: str) -> Path:
 
 
 def materialise(model: str, cache_dir: Path | None = None) -> Path:
-    """Directory of a built-in model with its weights, ready for `from_pretrained`; made when it is not there yet.
+    """Directory of a built-in model, ready for the engine's loader; made when it is not there yet.
 
     The directory's name carries a hash of its content, so that releases do not get in each other's way. Processes may
     race for it: each builds aside and renames, the first one wins.
@@ -119,7 +126,8 @@ def _ensure(source: Path, target: Path) -> Path:
         made.mkdir()
         for file in _files(source):
             shutil.copyfile(file, made / file.name)
-        _write_weights(made)
+        if not _made_in_place(source):
+            _write_weights(made)
         _move_into_place(source, made, target, damaged=aside / "damaged")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -159,7 +167,9 @@ def _is_whole(source: Path, target: Path) -> bool:
     """Whether every file has the content it was made with: a damaged model would run, and be another model."""
     try:
         copied = all((target / file.name).read_bytes() == file.read_bytes() for file in _files(source))
-        return copied and (target / _DIGEST).read_bytes() == _digest_line((target / _WEIGHTS).read_bytes()).encode()
+        if not copied or _made_in_place(source):
+            return copied
+        return (target / _DIGEST).read_bytes() == _digest_line((target / _WEIGHTS).read_bytes()).encode()
     except OSError:
         return False
 
@@ -168,8 +178,15 @@ def _digest_line(weights: bytes) -> str:
     return f"{hashlib.sha256(weights).hexdigest()}  {_WEIGHTS}\n"
 
 
+def _made_in_place(source: Path) -> bool:
+    return WEIGHTS_SEED in json.loads((source / "config.json").read_text(encoding="utf-8"))
+
+
 def _files(source: Path) -> list[Path]:
-    return sorted(file for file in source.iterdir() if file.is_file())
+    """The model's own files, and what it lacks of the small model's: the tokenizer."""
+    folders = (_FOLDERS["tiny-llama"], source)
+    files = {file.name: file for folder in folders for file in folder.iterdir() if file.is_file()}
+    return [files[name] for name in sorted(files)]
 
 
 def _content_hash(source: Path) -> str:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -22,6 +21,7 @@ from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig, LoRAConfig
 from llenergymeasure.core.backends.protocol import LoadedModel
 from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_parameters
+from llenergymeasure.core.backends.pytorch.in_place import loader_of
 from llenergymeasure.core.backends.pytorch.preflight import Placement, check_passthrough, section_of
 from llenergymeasure.core.model.parameters import context_length, count_loaded
 from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model, first_line
@@ -121,9 +121,7 @@ def _load_weights(config: ExperimentConfig, source: ModelSource, placement: Plac
     """`from_pretrained` with the settings of `config`; every weight must come from the checkpoint."""
     check_passthrough(config)
     try:
-        model, report = source.load(
-            AutoModelForCausalLM.from_pretrained, **loader_arguments(config, placement), output_loading_info=True
-        )
+        model, report = source.load(loader_of(source), **loader_arguments(config, placement), output_loading_info=True)
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise BackendError(
             f"model: {config.model} does not fit into the memory of {placement.device_map} as {config.precision} "
@@ -186,11 +184,12 @@ def _load_assistant(
         return {}
     source = find_model(section.assistant_model, None, cache_home=cache_home, what="pytorch.assistant_model")
     try:
-        assistant = source.load(
-            AutoModelForCausalLM.from_pretrained,
+        assistant, _ = source.load(
+            loader_of(source),
             dtype=DTYPES[config.precision],
             device_map="cuda:0" if placement.on_gpu else "cpu",
             trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
         )
         its_tokenizer = source.load(AutoTokenizer.from_pretrained, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # as for the model itself

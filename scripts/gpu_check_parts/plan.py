@@ -1,0 +1,93 @@
+"""Which parts there are, in what order, and how long each may take."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_check_parts.lines import Line
+
+TOTAL_S = 478.0
+"""The whole check ends before this, in seconds, whatever happens: a board is lent for ten minutes."""
+
+REPORT_S = 10.0
+"""Of it, kept for writing the report."""
+
+REHEARSAL_FACTOR = 4.0
+"""A rehearsal may take so many times as long: its durations are short, and its machine is small and shared."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the check.
+
+    Args:
+        limit_s: Seconds after which it is killed; what it found until then counts.
+        takes_rest: Whether it may use what the parts before it have left.
+    """
+
+    name: str
+    limit_s: float
+    asks: str
+    takes_rest: bool = False
+
+    @property
+    def module(self) -> Any:
+        """Its module."""
+        return importlib.import_module(f"gpu_check_parts.{self.name}")
+
+    @property
+    def lines(self) -> Sequence[Line]:
+        """Its expectations."""
+        return self.module.LINES
+
+    @property
+    def steps(self) -> Sequence[Callable[[Any, Any], None]]:
+        """What finds out."""
+        return self.module.STEPS
+
+
+PARTS = (
+    Part("sensor", 50, "fields, time stamps, update periods, calibration"),
+    Part("counter", 80, "counter against integral on known loads; does the counter see all the time?"),
+    Part("idle", 48, "idle power: bare, with a CUDA context, with a model; the baseline of a second run"),
+    Part("harness", 66, "throughput, step times, hooks, sampler, reseeding, first pass against second"),
+    Part("compiling", 56, "compiling and graph recording inside the window"),
+    Part("devices", 36, "visible devices, memory, out of memory, a study killed in the middle"),
+    Part("phases", 36, "prefill and decode joules against separate runs"),
+    Part("floor", 38, "the thermal floor, resident idle power, drift after it"),
+    Part("clocks", 14, "power limit, clocks and throttle reasons"),
+    Part("board_tests", 20, "the project's own tests that need a GPU"),
+    Part("study", 24, "a small study: spread over cycles against the stated intervals", takes_rest=True),
+)
+"""In the order in which they run."""
+
+ON_REQUEST = (Part("long_windows", 170, "windows of 30 s on known loads; decoding at batch 1, 8, 64"),)
+"""Run with `--only` alone: the others leave no time for them."""
+
+
+def part_named(name: str) -> Part:
+    """The part of this name.
+
+    Raises:
+        KeyError: There is none.
+    """
+    found = {part.name: part for part in (*PARTS, *ON_REQUEST)}
+    if name not in found:
+        raise KeyError(f"no part is called {name!r}; there are {', '.join(found)}")
+    return found[name]
+
+
+def budget_table(parts: Sequence[Part]) -> str:
+    """What each part may take, for people."""
+    rows = [f"  {part.name:<12}{part.limit_s:>5.0f} s   {part.asks}" for part in parts]
+    limits_s = sum(part.limit_s for part in parts)
+    return "\n".join(
+        [
+            *rows,
+            f"  {'report':<12}{REPORT_S:>5.0f} s",
+            f"  {'in all':<12}{limits_s + REPORT_S:>5.0f} s of {TOTAL_S:.0f} s",
+        ]
+    )
