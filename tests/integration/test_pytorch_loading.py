@@ -231,7 +231,7 @@ def test_the_pytorch_backend_conforms_with_the_built_in_model() -> None:
 
 
 class CarelessBackend(PyTorchBackend):
-    """Counts padding as input, forgets minimum lengths, has its own idea of time, and prints."""
+    """Counts padding as input, forgets minimum lengths, has its own idea of time, compiles for ever, and prints."""
 
     def generate(self, requests: list[GenerationRequest]) -> GenerationOutput:
         from dataclasses import replace
@@ -241,7 +241,8 @@ class CarelessBackend(PyTorchBackend):
         width = max(len(request.token_ids) for request in requests)
         output = super().generate([replace(request, max_new_tokens=6, min_new_tokens=0) for request in requests])
         return GenerationOutput(
-            tuple(replace(one, input_tokens=width, started_s=one.started_s - 1000.0) for one in output.requests)
+            tuple(replace(one, input_tokens=width, started_s=one.started_s - 1000.0) for one in output.requests),
+            compilations=1,
         )
 
     def plan_devices(self, config: object) -> tuple[str, ...]:
@@ -254,7 +255,7 @@ def test_a_careless_engine_is_told_everything_it_does_wrong(model: Path) -> None
 
     failures = check_backend(careless, experiment(model, pytorch={"batch_size": 4}))
     found = {failure.check for failure in failures}
-    assert found == {"devices", "outputs", "forced_lengths", "row_limits", "timestamps", "side_effects"}
+    assert found == {"devices", "outputs", "forced_lengths", "row_limits", "timestamps", "shapes", "side_effects"}
     assert any("is padding counted?" in str(failure) for failure in failures)
 
 

@@ -15,6 +15,7 @@ from llenergymeasure.core.energy.uncertainty import IdleEnergy, stated_uncertain
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.core.metrics.flops import estimate_flops
 from llenergymeasure.core.metrics.latency import phase_breakdown, request_timings
+from llenergymeasure.core.metrics.stalls import generation_warnings
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings
 from llenergymeasure.core.warmup import Warmup
@@ -166,6 +167,7 @@ class RecordCollector:
                 seen.warmup.warnings,
                 energy.notes,
                 window_warnings(energy),
+                generation_warnings(window.outputs, window.compilations, (energy.start_s, energy.end_s)),
                 phase_notes,
                 _record_warnings(seen, breakdown),
             ),

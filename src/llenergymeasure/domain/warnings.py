@@ -38,6 +38,8 @@ class WarningCode(str, Enum):
     PROCESSES_NOT_CONCURRENT = "processes_not_concurrent"
     DEVICE_SHARED_BY_PROCESSES = "device_shared_by_processes"
     ENERGY_ATTRIBUTION_UNVERIFIED = "energy_attribution_unverified"
+    COMPILED_IN_WINDOW = "compiled_in_window"
+    GENERATION_STALLED = "generation_stalled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 The harness owns the lifecycle and calls these in this order; an engine never measures anything about energy itself.
 
-    preflight → plan_devices → tokenizer → load → generate (warm-up) … → reset_peak_memory
-              → [synchronize, generate …, synchronize] → memory, describe → unload
+    preflight → plan_devices → tokenizer → load → describe → generate (warm-up) … → reset_peak_memory
+              → [synchronize, generate …, synchronize] → memory → unload
 """
 
 from __future__ import annotations
@@ -67,9 +67,33 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOutput:
-    """What one call of `generate` produced, in the order of its requests."""
+    """What one call of `generate` produced, in the order of its requests.
+
+    Args:
+        compilations: Programs that were compiled and graphs that were recorded during the call; 0 also where the engine
+            does not tell.
+    """
 
     requests: tuple[RequestOutput, ...]
+    compilations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Specialisation:
+    """What of a batch's shape an engine prepares something for, when it first meets it: kernels, programs, graphs.
+
+    Warm-up meets every number of rows, each with its longest prompt, whatever the engine; beyond that:
+
+    Args:
+        every_prompt_length: Each length of a batch's longest prompt is a shape of its own.
+        full_output_length: So is each length that the texts reach, so that short outputs do not meet them all.
+        meetings: Times that a shape is met until nothing is left to prepare: 3 for CUDA graphs (run, record, replay);
+            0 for an engine that prepares nothing.
+    """
+
+    every_prompt_length: bool = False
+    full_output_length: bool = False
+    meetings: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +119,7 @@ class LoadedModel:
         revision: Commit hash of the weights, where the Hub gave one.
         context_length: Longest sequence the model takes, in tokens.
         device_names: Marketing names of the devices in use, for people.
+        specialisation: The shapes that warm-up has to meet, so that no first meeting falls into the window.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +127,7 @@ class LoadedModel:
     parameters: ParameterCount = NOT_COUNTED
     context_length: int | None = None
     device_names: tuple[str, ...] = ()
+    specialisation: Specialisation = Specialisation()
 
 
 @runtime_checkable

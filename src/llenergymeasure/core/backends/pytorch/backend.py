@@ -22,6 +22,7 @@ from llenergymeasure.core.backends.protocol import (
     MemoryStats,
     RequestOutput,
 )
+from llenergymeasure.core.backends.pytorch.compiling import CompilationCounter, may_compile
 from llenergymeasure.core.backends.pytorch.generation import DeviceStepTimer, HostStepTimer, StepTimer, generate_batch
 from llenergymeasure.core.backends.pytorch.loading import LoadedParts, describe_model, gpu_indices, load_parts
 from llenergymeasure.core.backends.pytorch.preflight import (
@@ -53,6 +54,7 @@ class _Session:
     parts: LoadedParts
     memory: MemoryMeter
     timer: StepTimer
+    compilations: CompilationCounter
 
 
 class PyTorchBackend:
@@ -111,6 +113,7 @@ class PyTorchBackend:
                 parts=parts,
                 memory=MemoryMeter(parts.model),
                 timer=_timer_for(parts.model.device, self._clock),
+                compilations=CompilationCounter(parts),
             )
             self.synchronize()
         except BaseException:
@@ -135,10 +138,11 @@ class PyTorchBackend:
         """Generate for `requests`, `batch_size` at a time."""
         session = self._loaded()
         outputs: list[RequestOutput] = []
+        before = session.compilations.count
         with engine_output_logged(*LOGGERS):
             for start in range(0, len(requests), session.batch_size):
                 outputs += _generate_batch(session, requests[start : start + session.batch_size])
-        return GenerationOutput(tuple(outputs))
+        return GenerationOutput(tuple(outputs), session.compilations.count - before)
 
     def synchronize(self) -> None:
         """Wait for every GPU that holds a part of the model."""
@@ -160,7 +164,9 @@ class PyTorchBackend:
 
     def unload(self) -> None:
         """Free the model and its memory."""
-        compiled = self._session is not None and self._session.parts.is_compiled
+        compiled = self._session is not None and may_compile(self._session.parts)
+        if self._session is not None:
+            self._session.compilations.stop()
         self._session = None
         if self._matmul_precision_before is not None:
             torch.set_float32_matmul_precision(self._matmul_precision_before)

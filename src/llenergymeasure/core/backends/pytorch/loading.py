@@ -21,6 +21,7 @@ from transformers import (
 from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig, LoRAConfig
 from llenergymeasure.core.backends.protocol import LoadedModel
+from llenergymeasure.core.backends.pytorch.compiling import STATIC_CACHES, specialisation_of
 from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_parameters
 from llenergymeasure.core.backends.pytorch.preflight import Placement, check_passthrough, section_of
 from llenergymeasure.core.model.parameters import context_length, count_loaded
@@ -211,7 +212,7 @@ def _build_decoding(
     parameters = decoder_parameters(config.decoder) | _given(section, *GENERATION_FIELDS)
     if section.torch_compile is not None:
         parameters["disable_compile"] = True  # generate's own choice; what was asked for is compiled here, or nothing
-    if section.cache_implementation in ("static", "offloaded_static"):
+    if section.cache_implementation in STATIC_CACHES:
         # One size for all batches: a cache made to measure for each would mean a compilation for each.
         parameters["max_cache_len"] = config.max_input_tokens + config.max_output_tokens
     eos_token_ids = _eos_token_ids(model, tokenizer)
@@ -274,6 +275,7 @@ def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
         parameters=count_loaded(model),
         context_length=parts.decoding.context_length,
         device_names=tuple(torch.cuda.get_device_name(index) for index in gpus) if gpus else ("CPU",),
+        specialisation=specialisation_of(parts),
     )
 
 
