@@ -95,7 +95,7 @@ class RecordCollector:
         warmed_up = counted.methodology != "total"
         tokens, energy = counted.tokens, counted.energy
         name, version = seen.engine
-        flops = estimate_flops(seen.model.parameters, tokens.input_tokens + tokens.output_tokens, seen.config.precision)
+        flops = estimate_flops(seen.model.parameters, tokens, seen.config.precision, seen.model.passes)
         phases, phase_notes = phase_breakdown(window.outputs, energy)
         baseline = _fitting_baseline(seen.baseline, energy)
         breakdown = _breakdown(energy, baseline)

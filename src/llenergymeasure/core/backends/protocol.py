@@ -111,12 +111,28 @@ class MemoryStats:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenPasses:
+    """How often tokens go through the loaded model, with the way of generating that was asked for.
+
+    Args:
+        rows_per_prompt: Sequences computed for each prompt, such as beams.
+        recomputes_text: Nothing is kept between steps: each one computes the whole text so far.
+        drafted_by: What drafts tokens; how many of them are computed and rejected is not known. `None`: nothing does.
+    """
+
+    rows_per_prompt: int = 1
+    recomputes_text: bool = False
+    drafted_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """What was really loaded, read back from the engine.
 
     Args:
         settings: The engine's resolved settings by config field (`pytorch.attn_implementation` → `sdpa`), JSON-ready.
         revision: Commit hash of the weights, where the Hub gave one.
+        passes: What generating does with each token, for the count of operations.
         context_length: Longest sequence the model takes, in tokens.
         device_names: Marketing names of the devices in use, for people.
         specialisation: The shapes that warm-up has to meet, so that no first meeting falls into the window.
@@ -125,6 +141,7 @@ class LoadedModel:
     settings: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
     parameters: ParameterCount = NOT_COUNTED
+    passes: TokenPasses = TokenPasses()
     context_length: int | None = None
     device_names: tuple[str, ...] = ()
     specialisation: Specialisation = Specialisation()

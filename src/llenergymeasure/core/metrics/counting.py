@@ -17,11 +17,13 @@ class TokenCounts:
     Args:
         input_tokens: Ids processed as input, after truncation.
         output_tokens: Ids produced, each EOS included.
+        texts_so_far: Tokens of the text before each output token, added up: what is computed where nothing is kept.
     """
 
     input_tokens: int
     output_tokens: int
     requests: int
+    texts_so_far: int = 0
 
 
 def count_tokens(outputs: Sequence[RequestOutput]) -> TokenCounts:
@@ -34,6 +36,7 @@ def count_tokens(outputs: Sequence[RequestOutput]) -> TokenCounts:
         input_tokens=sum(output.input_tokens for output in outputs),
         output_tokens=sum(output.output_tokens for output in outputs),
         requests=len(outputs),
+        texts_so_far=sum(_texts_before(output, 0, output.output_tokens) for output in outputs),
     )
     if counts.output_tokens == 0:
         raise ExperimentError("the model produced no output tokens; there is nothing to relate its energy to")
@@ -49,7 +52,7 @@ def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s
     Raises:
         ExperimentError: The engine gives no token timestamps, or nothing was produced in between.
     """
-    input_tokens = output_tokens = answered = 0
+    input_tokens = output_tokens = answered = texts_so_far = 0
     for output in outputs:
         times_s = output.token_times_s
         if times_s is None:
@@ -57,7 +60,9 @@ def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s
                 "a part of the generation cannot be measured: this engine, with these settings, gives no token "
                 "timestamps. Remove measurement.skip_first_seconds, skip_last_seconds and full_batch_only."
             )
-        output_tokens += bisect_right(times_s, end_s) - bisect_right(times_s, start_s)
+        before, until = bisect_right(times_s, start_s), bisect_right(times_s, end_s)
+        output_tokens += until - before
+        texts_so_far += _texts_before(output, before, until)
         input_tokens += output.input_tokens if start_s < times_s[0] <= end_s else 0
         answered += start_s < times_s[-1] <= end_s
     if output_tokens == 0:
@@ -66,7 +71,12 @@ def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s
             "measurement.skip_first_seconds, skip_last_seconds and full_batch_only; measure for longer "
             "(n, measurement.min_duration_seconds) or skip less."
         )
-    return TokenCounts(input_tokens, output_tokens, answered)
+    return TokenCounts(input_tokens, output_tokens, answered, texts_so_far)
+
+
+def _texts_before(output: RequestOutput, first: int, end: int) -> int:
+    """Lengths of the text before the output tokens `first` to `end` (exclusive), added up."""
+    return (end - first) * output.input_tokens + (end * (end - 1) - first * (first - 1)) // 2
 
 
 def full_batch_interval(outputs: Sequence[RequestOutput]) -> tuple[float, float]:

@@ -8,7 +8,7 @@ experts of a mixture that a token is not sent to. Norms and biases, below 0.1 % 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -62,7 +62,7 @@ def count_loaded(model: Any) -> ParameterCount:
     share = Fraction(routed[1], routed[0]) if routed else None
     active = Fraction(0)
     unclassified = total = 0
-    for name, module in model.named_modules():
+    for name, module in _text_modules(model):
         size, other, is_stack = _module_weights(module, routed[0] if routed else None)
         if other < 0:
             return count_from_config(config)
@@ -79,6 +79,17 @@ def count_loaded(model: Any) -> ParameterCount:
     if not sure:
         note += f"; {unclassified} parameters of unknown use left out"
     return ParameterCount(int(active), "high" if sure else "medium", note)
+
+
+def _text_modules(model: Any) -> Iterator[tuple[str, Any]]:
+    """The modules that a text goes through, by name: no towers for images or sound, and no layer that was replaced."""
+    config, text = model.config.to_dict(), None
+    if text_part(config) is not config:
+        parts = (model.get_decoder(), model.get_output_embeddings())
+        text = {id(module) for part in parts if part is not None for module in part.modules()}
+    for name, module in model.named_modules():
+        if _REPLACED not in name.split(".") and (text is None or id(module) in text):
+            yield name, module
 
 
 def count_from_config(config: Config) -> ParameterCount:
@@ -324,6 +335,9 @@ def _leaf(name: str) -> str:
 def _size(match: re.Match[str]) -> int:
     return round(float(match["number"]) * _UNITS[match["unit"].lower()])
 
+
+_REPLACED: Final = "original_module"
+"""Where peft keeps a layer of which an adapter brings its own copy (`modules_to_save`)."""
 
 _EXPERT_IN_LIST: Final = re.compile(r"(?:^|\.)experts\.\d+(?:\.|$)")
 _ELEMENTWISE: Final = frozenset({"A_log"})

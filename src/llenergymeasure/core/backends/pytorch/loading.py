@@ -20,7 +20,7 @@ from transformers import (
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig, LoRAConfig
-from llenergymeasure.core.backends.protocol import LoadedModel
+from llenergymeasure.core.backends.protocol import LoadedModel, TokenPasses
 from llenergymeasure.core.backends.pytorch.compiling import STATIC_CACHES, specialisation_of
 from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_parameters
 from llenergymeasure.core.backends.pytorch.preflight import Placement, check_passthrough, section_of
@@ -273,9 +273,20 @@ def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
         settings=dict(_settings(parts, batch_size)),
         revision=parts.source.revision,
         parameters=count_loaded(model),
+        passes=_passes(parts.decoding),
         context_length=parts.decoding.context_length,
         device_names=tuple(torch.cuda.get_device_name(index) for index in gpus) if gpus else ("CPU",),
         specialisation=specialisation_of(parts),
+    )
+
+
+def _passes(decoding: Decoding) -> TokenPasses:
+    assistant = decoding.generate_arguments.get("assistant_model")
+    looks_up = decoding.parameters.get("prompt_lookup_num_tokens") is not None
+    return TokenPasses(
+        rows_per_prompt=decoding.num_beams,
+        recomputes_text=decoding.parameters.get("use_cache") is False,
+        drafted_by=assistant.name_or_path if assistant is not None else "prompt lookup" if looks_up else None,
     )
 
 
