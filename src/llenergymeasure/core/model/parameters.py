@@ -126,6 +126,14 @@ def total_from_name(name: str) -> int | None:
     return sizes[0] if sizes and not _PRODUCT.search(leaf) else None
 
 
+def bits_from_name(name: str) -> int | None:
+    """Bits of a weight by what a name says of its quantisation: `7B-AWQ`, `8b-bnb-4bit`, `70B-FP8`; `None`: nothing."""
+    match = min(_QUANTISED.finditer(_leaf(name)), key=lambda match: match["method"] is not None, default=None)
+    if match is None:
+        return None
+    return int(match["bits"] or match["first"] or _USUAL_BITS[match["method"].lower()])
+
+
 def count_weights(config: Config) -> WeightCount | None:
     """Work out all matrix weights; `None` where the config does not hold the numbers that are needed."""
     text = text_part(config)
@@ -192,7 +200,7 @@ def attention_heads(config: Config) -> tuple[int, int, int]:
     one_for_all = config.get("multi_query", config.get("model_type") in _MULTI_QUERY_BY_DEFAULT)
     if one_for_all and not config.get("new_decoder_architecture"):
         kv_heads = 1
-    return heads, kv_heads, first_int(config, "head_dim") or model_width(config) // heads
+    return heads, kv_heads, first_int(config, "head_dim", "attention_head_dim") or model_width(config) // heads
 
 
 def _get(config: Config, *names: str) -> int:
@@ -324,6 +332,12 @@ _TIED_BY_DEFAULT: Final = frozenset(
 _UNITS: Final = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _SIZE: Final = re.compile(
     r"(?:^|[-_.])(?P<active>a?)(?P<number>\d+(?:\.\d+)?)(?P<unit>[kmbt])(?=$|[-_.])", re.IGNORECASE
+)
+_USUAL_BITS: Final = {"awq": 4, "gptq": 4}
+_QUANTISED: Final = re.compile(
+    r"(?:^|[-_.])(?:(?:nv|mx)?(?:fp|int|nf|w|q)(?P<bits>[2348])(?:a\d+|_k\w*|_\d)?"
+    r"|(?P<first>[2348])-?bits?|(?P<method>awq|gptq))(?=$|[-_.])",
+    re.IGNORECASE,
 )
 _PRODUCT: Final = re.compile(r"\d+x\d+(?:\.\d+)?[kmbt]", re.IGNORECASE)
 
