@@ -18,6 +18,7 @@ from llenergymeasure.core.backends.conformance import check_backend  # noqa: E40
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, InferenceBackend  # noqa: E402
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
+from llenergymeasure.domain.warnings import WarningCode  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
 from pytorch_models import EOS, experiment, ids, loaded, requests, save_model  # noqa: E402
 
@@ -263,3 +264,38 @@ def test_an_engine_that_cannot_load_is_reported_not_raised(tmp_path: Path) -> No
     (save_model(tmp_path) / "model.safetensors").write_bytes(b"not a tensor")
     failures = check_backend(backend, experiment(tmp_path))
     assert [failure.check for failure in failures] == ["load"]
+
+
+# --- models that are not what is measured here -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "electra"])
+def test_a_model_that_sees_the_whole_text_is_refused_before_anything_is_loaded(tmp_path: Path, family: str) -> None:
+    save_model(tmp_path, model_type=family, num_key_value_heads=None)
+    (problem,) = backend().preflight(experiment(tmp_path))
+    assert "encoder-only model" in problem
+    edit_config(tmp_path, is_decoder=True)
+    assert list(backend().preflight(experiment(tmp_path))) == []
+
+
+def test_an_encoder_is_told_by_its_head_too(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    edit_config(tmp_path, architectures=["LlamaForSequenceClassification"])
+    assert "(LlamaForSequenceClassification) is an encoder-only" in backend().preflight(experiment(tmp_path))[0]
+
+
+def test_a_family_whose_rows_depend_on_each_other_is_warned_about_in_batches(tmp_path: Path) -> None:
+    save_model(tmp_path, model_type="rwkv", attention_hidden_size=64)
+    with loaded(experiment(tmp_path, pytorch={"batch_size": 2})) as engine:
+        (warning,) = engine.describe().warnings
+        assert warning.code is WarningCode.BATCH_CHANGES_TEXTS
+        assert "pytorch.batch_size: 1" in warning.message
+    with loaded(experiment(tmp_path)) as engine:
+        assert engine.describe().warnings == ()
+
+
+def edit_config(directory: Path, **fields: object) -> None:
+    """Change fields of a saved model's `config.json`; `None` removes one."""
+    path = directory / "config.json"
+    content = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))

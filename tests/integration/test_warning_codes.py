@@ -31,7 +31,7 @@ from fakes import StepEngine, VirtualClock
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
-from llenergymeasure.domain.warnings import WarningCode
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.results.persistence import load_result
 from result_samples import make_record
@@ -234,6 +234,14 @@ class StallingEngine(StepEngine):
         return output
 
 
+class BatchDependentEngine(StepEngine):
+    """Says of its model that rows reach into each other."""
+
+    def describe(self):  # type: ignore[no-untyped-def]
+        warning = MeasurementWarning(WarningCode.BATCH_CHANGES_TEXTS, "rows reach into each other")
+        return replace(super().describe(), warnings=(warning,))
+
+
 def on_engine(directory: Path, kind: type[StepEngine]) -> set[str]:
     clock = VirtualClock()
     engine = kind(clock, step_s=0.1)
@@ -244,6 +252,7 @@ ELSEWHERE: Mapping[WarningCode, Callable[[Path], set[str]]] = {
     WarningCode.THERMAL_FLOOR_DISABLED: lambda path: virtual(path, warmup={"thermal_floor_seconds": 0}),
     WarningCode.WARMUP_NOT_CONVERGED: warmup_that_does_not_settle,
     WarningCode.COMPILED_IN_WINDOW: lambda path: on_engine(path, UnsettledEngine),
+    WarningCode.BATCH_CHANGES_TEXTS: lambda path: on_engine(path, BatchDependentEngine),
     WarningCode.GENERATION_STALLED: lambda path: on_engine(path, StallingEngine),
     WarningCode.PROMPTS_TRUNCATED: lambda path: virtual(path, max_input_tokens=3),
     WarningCode.ENERGY_IS_ESTIMATED: estimate_of_a_model,

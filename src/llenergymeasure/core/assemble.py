@@ -13,6 +13,7 @@ from llenergymeasure.core.baseline import Baseline
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import IdleEnergy, stated_uncertainty
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.core.metrics.device_memory import device_memory_mb
 from llenergymeasure.core.metrics.flops import estimate_flops
 from llenergymeasure.core.metrics.latency import phase_breakdown, request_timings
 from llenergymeasure.core.metrics.stalls import generation_warnings
@@ -126,6 +127,7 @@ class RecordCollector:
                 flops_total=flops.value if flops else None,
                 flops_per_token=flops.value / (tokens.input_tokens + tokens.output_tokens) if flops else None,
                 peak_memory_mb=seen.memory.peak_mb,
+                device_memory_mb=device_memory_mb(window.energy.telemetry, window.energy.start_s, window.energy.end_s),
                 model_memory_mb=seen.memory.model_mb,
                 flops_method=flops.method if flops else None,
                 flops_confidence=flops.confidence if flops else None,
@@ -163,6 +165,7 @@ class RecordCollector:
             warmup_excluded_samples=seen.warmup.prompts_run if warmed_up else None,
             warnings=_texts(
                 seen.preflight_warnings,
+                seen.model.warnings,
                 baseline.warnings,
                 seen.warmup.warnings,
                 energy.notes,

@@ -79,4 +79,47 @@ def _has_a_decoder(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
         yield f"model: {config.model} is an encoder-decoder model. Only decoder-only language models are supported."
 
 
-CHECKS: Final[tuple[Check, ...]] = (_context_is_long_enough, _revision_has_an_effect, _has_a_decoder)
+def _sees_only_the_past(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
+    """An encoder reads the whole text at once: it can be made to produce tokens, which are no continuation."""
+    if host.source is None:
+        return
+    content, family = host.source.config, str(host.source.config.get("model_type"))
+    architectures = [str(name) for name in content.get("architectures") or ()]
+    fills_gaps = any(name.endswith(_HEADS_OF_ENCODERS) for name in architectures)
+    is_encoder = family in ENCODERS
+    if (fills_gaps or is_encoder) and not (content.get("is_decoder") or content.get("causal")):
+        yield (
+            f"model: {config.model} ({architectures[0] if architectures else family}) is an encoder-only model, which "
+            "does not generate text. Use a decoder-only language model."
+        )
+
+
+ENCODERS: Final = frozenset(
+    {
+        *(
+            "albert",
+            "bert",
+            "bert-generation",
+            "big_bird",
+            "camembert",
+            "convbert",
+            "data2vec",
+            "deberta",
+            "deberta-v2",
+        ),
+        *("distilbert", "electra", "ernie", "esm", "eurobert", "flaubert", "funnel", "ibert", "longformer", "luke"),
+        *("megatron-bert", "mobilebert", "modernbert", "mpnet", "nomic_bert", "nystromformer", "reformer", "rembert"),
+        *("roberta", "roberta-prelayernorm", "roc_bert", "roformer", "squeezebert", "xlm", "xlm-roberta"),
+        *("xlm-roberta-xl", "xmod", "yoso"),
+    }
+)
+"""Families of transformers that see the whole text unless their config says `is_decoder` (or `causal`)."""
+
+_HEADS_OF_ENCODERS: Final = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForPreTraining")
+
+CHECKS: Final[tuple[Check, ...]] = (
+    _context_is_long_enough,
+    _revision_has_an_effect,
+    _has_a_decoder,
+    _sees_only_the_past,
+)

@@ -16,6 +16,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.parameters import ParameterCount
 from llenergymeasure.datasets.types import PromptTokenizer
+from llenergymeasure.domain.warnings import MeasurementWarning
 
 FinishReason = Literal["eos", "length"]
 
@@ -101,7 +102,8 @@ class MemoryStats:
     """Device memory in MB (10^6 bytes); `None` where the engine does not tell.
 
     Args:
-        peak_mb: Highest allocation since `reset_peak_memory`, summed over the engine's devices.
+        peak_mb: Highest allocation since `reset_peak_memory`, summed over the engine's devices; what is not the engine's
+            own allocation (the CUDA context, graphs, libraries) need not be in it.
         kv_cache_mb: Key-value cache: reserved (vLLM, TensorRT-LLM) or largest (PyTorch).
     """
 
@@ -136,6 +138,7 @@ class LoadedModel:
         context_length: Longest sequence the model takes, in tokens.
         device_names: Marketing names of the devices in use, for people.
         specialisation: The shapes that warm-up has to meet, so that no first meeting falls into the window.
+        warnings: What a reader of the figures must know about this model on this engine.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -145,6 +148,7 @@ class LoadedModel:
     context_length: int | None = None
     device_names: tuple[str, ...] = ()
     specialisation: Specialisation = Specialisation()
+    warnings: tuple[MeasurementWarning, ...] = ()
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_p
 from llenergymeasure.core.backends.pytorch.preflight import Placement, check_passthrough, section_of
 from llenergymeasure.core.model.parameters import context_length, count_loaded
 from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model, first_line
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import BackendError
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ GENERATION_FIELDS: Final = (
 
 GENERATION_DEFAULTS: Final = {"use_cache": True, "cache_implementation": "dynamic", "num_beams": 1}
 """What transformers does where one of them is `None`."""
+
+BATCH_DEPENDENT: Final = frozenset({"rwkv"})
+"""Families whose rows are not independent of each other in transformers: states of one row reach into the others."""
 
 DRAFTING_FIELDS: Final = ("num_assistant_tokens", "num_assistant_tokens_schedule")
 """Likewise, of the assistant's `GenerationConfig`."""
@@ -277,7 +281,18 @@ def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
         context_length=parts.decoding.context_length,
         device_names=tuple(torch.cuda.get_device_name(index) for index in gpus) if gpus else ("CPU",),
         specialisation=specialisation_of(parts),
+        warnings=tuple(_warnings(model, batch_size)),
     )
+
+
+def _warnings(model: PreTrainedModel, batch_size: int) -> Iterator[MeasurementWarning]:
+    family = model.config.model_type
+    if family in BATCH_DEPENDENT and batch_size > 1:
+        yield MeasurementWarning(
+            WarningCode.BATCH_CHANGES_TEXTS,
+            f"transformers' {family} gives other texts in a batch of {batch_size} than alone, and so other lengths "
+            "where texts end by themselves; use pytorch.batch_size: 1, or compare runs of one batch size only",
+        )
 
 
 def _passes(decoding: Decoding) -> TokenPasses:
