@@ -102,7 +102,7 @@ class MemoryStats:
     """Device memory in MB (10^6 bytes); `None` where the engine does not tell.
 
     Args:
-        peak_mb: Highest allocation since `reset_peak_memory`, summed over the engine's devices; what is not the engine's
+        peak_mb: Highest allocation since `reset_peak_memory`, summed over its devices; what is not the engine's
             own allocation (the CUDA context, graphs, libraries) need not be in it.
         kv_cache_mb: Key-value cache: reserved (vLLM, TensorRT-LLM) or largest (PyTorch).
     """
