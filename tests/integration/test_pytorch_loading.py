@@ -110,6 +110,18 @@ def test_an_adapter_that_lengthens_the_prompt_is_refused(model: Path, tmp_path: 
         backend().load(experiment(model, lora={"adapter_path": str(tmp_path)}))
 
 
+@pytest.mark.parametrize("vocabulary", [258, 260])
+def test_an_adapter_that_carries_embeddings_is_loaded_with_them(model: Path, tmp_path: Path, vocabulary: int) -> None:
+    base = AutoModelForCausalLM.from_pretrained(model)
+    base.resize_token_embeddings(vocabulary)
+    torch.nn.init.normal_(base.get_input_embeddings().weight)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapted.save_pretrained(tmp_path, save_embedding_layers=True)
+    with loaded(experiment(model, lora={"adapter_path": str(tmp_path)})) as engine:
+        assert torch.equal(engine.parts.model.get_input_embeddings().weight, base.get_input_embeddings().weight)
+        assert ids(engine.generate(requests(*TEXTS)))
+
+
 def test_an_adapter_directory_without_an_adapter_is_found_before_loading(model: Path, tmp_path: Path) -> None:
     (found,) = backend().preflight(experiment(model, lora={"adapter_path": str(tmp_path)}))
     assert found.startswith(f"lora.adapter_path: {tmp_path} holds no adapter_config.json")
@@ -127,6 +139,59 @@ def test_weights_missing_from_the_checkpoint_are_not_made_up(tmp_path: Path) -> 
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BackendError, match=r"lacks 1 weights \(first: model.layers.1.mlp.up_proj.weight\)"):
         backend().load(experiment(tmp_path))
+
+
+def test_weights_that_the_config_leaves_no_place_for_are_named(tmp_path: Path) -> None:
+    save_model(tmp_path, num_hidden_layers=3)
+    edit_config(tmp_path, num_hidden_layers=2)
+    with pytest.raises(BackendError, match=r"holds 9 weights .*does not use \(model.layers.2.input_layernorm.weight, "):
+        backend().load(experiment(tmp_path))
+    whole = save_model(tmp_path / "whole")
+    drafting = {"pytorch": {"assistant_model": str(tmp_path)}}
+    with pytest.raises(BackendError, match=r"pytorch.assistant_model: .* holds 9 weights"):
+        backend().load(experiment(whole, **drafting))
+
+
+def test_masks_that_older_releases_saved_are_no_weights(tmp_path: Path) -> None:
+    save_model(tmp_path, model_type="gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=256)
+    file = tmp_path / "model.safetensors"
+    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9), "transformer.h.0.attn.masked_bias": torch.ones(1)}
+    save_file({**load_file(file), **masks}, file, metadata={"format": "pt"})
+    with loaded(experiment(tmp_path)) as engine:
+        assert ids(engine.generate(requests("abc", limits=[2])))
+
+
+@pytest.mark.parametrize("pad", [-1, 258, 32_000])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_padding_id_outside_the_vocabulary_is_replaced_since_padding_is_masked(
+    model: Path, tmp_path: Path, pad: int, file: str
+) -> None:
+    save_model(tmp_path)
+    edit_config(tmp_path, file, pad_token_id=pad)
+    batch = {"pytorch": {"batch_size": 2}}
+    with loaded(experiment(model, **batch)) as plain, loaded(experiment(tmp_path, **batch)) as engine:
+        assert engine.parts.decoding.pad_token_id == EOS
+        assert ids(engine.generate(requests(*TEXTS))) == ids(plain.generate(requests(*TEXTS)))
+
+
+def test_an_end_token_outside_the_vocabulary_ends_nothing(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    edit_config(tmp_path, "generation_config.json", eos_token_id=[EOS, -1, 32_000])
+    with loaded(experiment(tmp_path)) as engine:
+        assert engine.parts.decoding.eos_token_ids == (EOS,)
+        (text,) = ids(engine.generate(requests("abc", limits=[6], minimum=6)))
+        assert len(text) == 6
+
+
+def test_a_context_that_yarn_stretches_is_as_long_as_it_is_stretched(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "rope_theta": 10_000.0}
+    edit_config(tmp_path, rope_parameters=None, rope_scaling=scaling)
+    config = experiment(tmp_path, max_input_tokens=600, max_output_tokens=16)
+    assert list(backend().preflight(config)) == []
+    with loaded(config) as engine:
+        assert engine.describe().context_length == 1024
+        assert ids(engine.generate(requests("x" * 500, limits=[2])))
 
 
 def test_a_model_without_a_tokenizer_is_named(tmp_path: Path) -> None:
@@ -294,8 +359,8 @@ def test_a_family_whose_rows_depend_on_each_other_is_warned_about_in_batches(tmp
         assert engine.describe().warnings == ()
 
 
-def edit_config(directory: Path, **fields: object) -> None:
-    """Change fields of a saved model's `config.json`; `None` removes one."""
-    path = directory / "config.json"
+def edit_config(directory: Path, file: str = "config.json", **fields: object) -> None:
+    """Change fields of a saved model's configuration; `None` removes one."""
+    path = directory / file
     content = {**json.loads(path.read_text()), **fields}
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))

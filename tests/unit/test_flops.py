@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from llenergymeasure.core.backends.protocol import TokenPasses
 from llenergymeasure.core.metrics.counting import TokenCounts
 from llenergymeasure.core.metrics.flops import estimate_flops
-from llenergymeasure.core.model.parameters import ParameterCount, count_from_config, count_from_name, count_weights
+from llenergymeasure.core.model.parameters import (
+    ParameterCount,
+    context_length,
+    count_from_config,
+    count_from_name,
+    count_weights,
+)
 
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
 LLAMA2_7B = {
@@ -184,3 +190,38 @@ def test_twice_the_layers_are_twice_the_weights_beside_the_head(
     assert once is not None
     assert twice is not None
     assert twice - head == 2 * (once - head)
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 32768}, 32768),
+        ({"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 131072),
+        (
+            {
+                "max_position_embeddings": 163840,
+                "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096},
+            },
+            163840,
+        ),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, 8192),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
+            },
+            131072,
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "max_position_embeddings": 131072,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            131072,
+        ),
+        ({"hidden_size": 64}, None),
+    ],
+)
+def test_scaled_positions_stretch_the_context(config: dict[str, Any], length: int | None) -> None:
+    assert context_length(config) == length

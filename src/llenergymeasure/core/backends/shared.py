@@ -115,8 +115,7 @@ def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedT
     try:
         return source.load(AutoTokenizer.from_pretrained, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # what a tokenizer's files can fail with is open-ended
-        is_on_the_hub = source.revision is not None  # where its files are not listed
-        if not is_on_the_hub and not any(any(Path(source.location).glob(pattern)) for pattern in TOKENIZER_FILES):
+        if source.is_here and not any(any(Path(source.location).glob(pattern)) for pattern in TOKENIZER_FILES):
             raise BackendError(
                 f"model: {config.model} comes without a tokenizer: {source.location} holds none of its files. "
                 "Put them beside the weights (save_pretrained into the same directory)."
