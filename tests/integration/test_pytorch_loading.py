@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ peft = pytest.importorskip("peft")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
+from llenergymeasure.core.backends.checks import EngineHost  # noqa: E402
 from llenergymeasure.core.backends.conformance import check_backend  # noqa: E402
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, InferenceBackend  # noqa: E402
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
+from llenergymeasure.core.backends.pytorch.model_checks import architecture_is_loadable  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
+from llenergymeasure.core.model.source import ModelSource  # noqa: E402
 from llenergymeasure.domain.warnings import WarningCode  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
-from pytorch_models import EOS, experiment, ids, loaded, requests, save_model  # noqa: E402
+from pytorch_models import EOS, byte_tokenizer, experiment, ids, loaded, requests, save_model  # noqa: E402
 
 TEXTS = ("the quick brown fox", "why?")
 
@@ -250,10 +254,10 @@ def test_an_unknown_built_in_model_is_found_in_preflight() -> None:
 
 
 def test_preflight_gives_every_reason_at_once(tmp_path: Path) -> None:
-    section = {"allow_tf32": True, "attn_implementation": "flash_attention_2", "cache_implementation": "offloaded"}
+    section = {"allow_tf32": True, "cache_implementation": "offloaded"}
     config = experiment(tmp_path / "gone", pytorch=section, lora={"adapter_path": str(tmp_path / "lost")})
     found = backend().preflight(config)
-    for start in ("model:", "lora.adapter_path:", "pytorch.allow_tf32:", "pytorch.attn_implementation:"):
+    for start in ("model:", "lora.adapter_path:", "pytorch.allow_tf32:"):
         assert [problem for problem in found if problem.startswith(start)], start
     assert any(problem.startswith("pytorch.cache_implementation:") for problem in found)
 
@@ -341,6 +345,86 @@ def test_a_model_that_sees_the_whole_text_is_refused_before_anything_is_loaded(t
     assert "encoder-only model" in problem
     edit_config(tmp_path, is_decoder=True)
     assert list(backend().preflight(experiment(tmp_path))) == []
+
+
+def bare(directory: Path, **config: object) -> Path:
+    """A directory with a tokenizer and a `config.json`, and no weights: pre-flight must not need them."""
+    byte_tokenizer().save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_code_of_a_models_own_needs_leave_before_anything_is_loaded(tmp_path: Path) -> None:
+    code = {"AutoConfig": "configuration_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.Mine"}
+    bare(tmp_path, model_type="mine", auto_map=code)
+    problems = backend().preflight(experiment(tmp_path))
+    assert any("brings code of its own (modeling_mine.Mine)" in problem for problem in problems)
+    assert all("set trust_remote_code: true" in problem for problem in problems)
+    host = EngineHost(ModelSource(str(tmp_path), config={"model_type": "mine", "auto_map": code}), on_gpu=False)
+    assert list(architecture_is_loadable(experiment(tmp_path, trust_remote_code=True), host)) == []
+
+
+def test_code_of_its_own_is_not_needed_for_an_architecture_that_transformers_has(tmp_path: Path) -> None:
+    bare(tmp_path, model_type="llama", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"}, vocab_size=258)
+    assert list(backend().preflight(experiment(tmp_path))) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "vision_config": {}},
+            "multimodal",
+        ),
+        ({"model_type": "qwen2_audio", "audio_config": {}}, "multimodal"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "(ViTModel) is a 'vit' model"),
+        ({"model_type": "of-tomorrow"}, "is a 'of-tomorrow' model, which transformers"),
+        ({}, "names no model_type"),
+    ],
+)
+def test_a_model_that_is_no_language_model_is_refused_by_its_config(
+    tmp_path: Path, config: dict[str, object], reason: str
+) -> None:
+    assert any(reason in problem for problem in backend().preflight(experiment(bare(tmp_path, **config))))
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "reason"),
+    [
+        ({"quant_method": "awq", "bits": 4}, r"quantised \(awq\), .*gptqmodel"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}}, r"quantised \(compressed-tensors\)"),
+        ({"quant_method": "secret"}, r"quantised \(secret\), .*Unknown quantization type"),
+    ],
+)
+def test_quantised_weights_need_what_reads_them_before_they_are_read(
+    tmp_path: Path, quantisation: dict[str, object], reason: str
+) -> None:
+    bare(tmp_path, model_type="llama", vocab_size=258, quantization_config=quantisation)
+    (problem,) = backend().preflight(experiment(tmp_path))
+    assert re.search(reason, problem)
+    assert "Install what is missing" in problem
+
+
+def test_a_package_that_is_there_and_broken_is_named_with_its_reason(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "optimum").mkdir()
+    (tmp_path / "optimum" / "__init__.py").write_text("raise OSError('libquanto.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (problem,) = backend().preflight(experiment(model, pytorch={"cache_implementation": "quantized"}))
+    assert "optimum is installed, and breaks when it is imported (OSError: libquanto.so" in problem
+
+
+def test_sizes_that_the_4_bit_kernel_of_a_processor_does_not_take_are_named(tmp_path: Path) -> None:
+    functional = pytest.importorskip("bitsandbytes").functional
+    model = save_model(tmp_path, intermediate_size=144)
+    problems = list(backend().preflight(experiment(model, pytorch={"load_in_4bit": True})))
+    if functional.has_avx512bf16():
+        assert "model.layers.0.mlp.gate_proj is 64 to 144" in problems[0]
+        assert "load_in_8bit" in problems[0]
+    else:
+        assert problems == []
+    assert list(backend().preflight(experiment(model, pytorch={"load_in_8bit": True}))) == []
 
 
 def test_an_encoder_is_told_by_its_head_too(tmp_path: Path) -> None:

@@ -120,6 +120,11 @@ def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedT
                 f"model: {config.model} comes without a tokenizer: {source.location} holds none of its files. "
                 "Put them beside the weights (save_pretrained into the same directory)."
             ) from error
+        if "trust_remote_code" in str(error):
+            raise BackendError(
+                f"trust_remote_code: the tokenizer of {config.model} is code of its own, which is run only where that "
+                "is allowed. Read it, then set trust_remote_code: true."
+            ) from error
         raise BackendError(
             f"model: the tokenizer of {config.model} cannot be loaded ({first_line(error)}). "
             f"Fetch or save its files anew; they are looked for in {source.location}."
