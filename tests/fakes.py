@@ -14,11 +14,13 @@ from llenergymeasure.core.backends.protocol import (
     LoadedModel,
     MemoryStats,
     RequestOutput,
+    Specialisation,
 )
 from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.core.model.parameters import ParameterCount
 
+PREPARES_NOTHING = Specialisation(meetings=0)
 EPOCH = datetime(2026, 2, 18, 14, 30, 5, tzinfo=timezone.utc)
 
 
@@ -85,6 +87,7 @@ class StepEngine:
         step_s: Seconds per generated token.
         batch_size: Requests it takes at once.
         used_devices: The devices it uses.
+        specialisation: What it says of itself; it really prepares nothing.
     """
 
     clock: VirtualClock
@@ -94,6 +97,7 @@ class StepEngine:
     planned_devices: tuple[DeviceId, ...] | None = None
     fail_on: Callable[[Sequence[GenerationRequest]], Exception | None] = lambda _: None
     name: str = "pytorch"
+    specialisation: Specialisation = PREPARES_NOTHING
     calls: list[str] = field(default_factory=list)
     batches: list[list[GenerationRequest]] = field(default_factory=list)
 
@@ -148,7 +152,11 @@ class StepEngine:
         return MemoryStats(peak_mb=100.0, model_mb=50.0)
 
     def describe(self) -> LoadedModel:
-        return LoadedModel(parameters=ParameterCount(1_000_000, "high", ""), device_names=("Fake GPU",))
+        return LoadedModel(
+            parameters=ParameterCount(1_000_000, "high", ""),
+            device_names=("Fake GPU",),
+            specialisation=self.specialisation,
+        )
 
     def unload(self) -> None:
         self.calls.append("unload")

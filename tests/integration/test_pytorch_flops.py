@@ -154,3 +154,25 @@ def test_state_space_matrices_that_multiply_nothing_are_left_out() -> None:
     layer = width * 2 * inner + inner * 4 + inner * (4 + 2 * 4) + 4 * inner + inner * width
     assert count.params == 2 * layer + 100 * 64
     assert count.confidence == "high"
+
+
+def test_towers_for_images_are_not_part_of_what_a_text_costs() -> None:
+    text = {**SMALL, **GQA, "head_dim": 16}
+    tower = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.AutoConfig.for_model("gemma3", text_config=text, vision_config={**tower, "image_size": 28})
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert any("vision" in name for name, _ in model.named_parameters())
+    counted = count_loaded(model)
+    assert counted.params == count_loaded(build("gemma3_text", **GQA, head_dim=16)).params
+    assert counted.params == count_weights(model.config.to_dict()).active  # type: ignore[union-attr]
+
+
+def test_a_layer_that_an_adapter_replaces_counts_once() -> None:
+    peft = pytest.importorskip("peft")
+    config = transformers.AutoConfig.for_model("llama", **{**SMALL, **GQA})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    expected = count_loaded(model).params
+    lora = peft.LoraConfig(r=1, target_modules=["q_proj"], modules_to_save=["lm_head", "down_proj"])
+    adapted = peft.get_peft_model(model, lora).get_base_model()
+    assert count_loaded(adapted).params == expected + 3 * (64 + 64)  # rank 1 beside each q_proj

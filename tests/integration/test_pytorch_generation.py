@@ -10,6 +10,7 @@ import sys
 import weakref
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from fakes import VirtualClock  # noqa: E402
-from llenergymeasure.core.backends.protocol import GenerationRequest  # noqa: E402
+from llenergymeasure.core.backends.protocol import GenerationRequest, TokenPasses  # noqa: E402
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
@@ -304,3 +305,39 @@ def test_warnings_of_the_engine_are_logged_as_information(
         handle.remove()
     (record,) = (record for record in caplog.records if "odd weather" in record.message)
     assert record.levelno == logging.INFO
+
+
+def held_mb(model: Path, text: str, count: int = 1, **fields: Any) -> float | None:
+    with loaded(experiment(model, **fields)) as engine:
+        engine.reset_peak_memory()
+        engine.generate(requests(*[text] * count, limits=[8], minimum=8))
+        return engine.memory().kv_cache_mb
+
+
+def test_the_cache_is_what_transformers_holds(tmp_path: Path) -> None:
+    sliding = {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 4, "num_hidden_layers": 3}
+    model = save_model(tmp_path / "sliding", **sliding, layer_types=["sliding_attention"] * 2 + ["full_attention"])
+    per_token = 2 * 2 * 16 * 4  # keys and values, 2 heads of 16, 4 bytes
+    text = "twelve bytes"
+    assert held_mb(model, text) == pytest.approx(
+        per_token * (2 * 3 + 12 + 7) / 1e6
+    )  # a window keeps one less than it is
+    assert held_mb(model, text, pytorch={"use_cache": False}) is None
+    static = held_mb(model, text, pytorch={"cache_implementation": "static"})
+    assert static == pytest.approx(per_token * (2 * 4 + 64 + 16) / 1e6)  # reserved for the longest text allowed
+    assert held_mb(model, text, 2, pytorch={"num_beams": 3, "batch_size": 2}) == pytest.approx(
+        6 * per_token * (2 * 3 + 12 + 7) / 1e6
+    )
+
+
+def test_what_generating_does_with_each_token_is_told_for_the_count_of_operations(tmp_path: Path) -> None:
+    model = save_model(tmp_path)
+    for section, passes in (
+        ({}, TokenPasses()),
+        ({"num_beams": 4}, TokenPasses(rows_per_prompt=4)),
+        ({"use_cache": False}, TokenPasses(recomputes_text=True)),
+        ({"prompt_lookup_num_tokens": 2}, TokenPasses(drafted_by="prompt lookup")),
+        ({"assistant_model": str(model)}, TokenPasses(drafted_by=str(model))),
+    ):
+        with loaded(experiment(model, pytorch=section)) as engine:
+            assert engine.describe().passes == passes

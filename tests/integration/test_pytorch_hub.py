@@ -139,11 +139,58 @@ def test_the_clients_own_default_is_left_to_the_client(tmp_path: Path) -> None:
     assert hub_cache_dir(tmp_path) == str(tmp_path / "hub")
 
 
-def test_a_cached_model_runs_offline_at_its_commit_and_an_uncached_one_says_why_not(tmp_path: Path) -> None:
-    repository = tmp_path / "home" / "hub" / "models--owner--name"
-    shutil.copytree(save_model(tmp_path / "saved"), repository / "snapshots" / COMMIT)
+def cached(directory: Path) -> Path:
+    """A home of the Hub's client that holds `owner/name`, all of it; returns it."""
+    repository = directory / "home" / "hub" / "models--owner--name"
+    shutil.copytree(save_model(directory / "saved"), repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
+    return directory / "home"
+
+
+def connection_refused(address: str, timeout: float) -> None:
+    raise ConnectionRefusedError(111, "Connection refused")
+
+
+def test_a_cached_model_is_taken_from_its_directory_where_the_hub_cannot_be_asked(tmp_path: Path) -> None:
+    source = find_model("owner/name", None, cache_home=cached(tmp_path), ask=connection_refused)
+    assert source.location == str(tmp_path / "home" / "hub" / "models--owner--name" / "snapshots" / COMMIT)
+    assert (source.revision, source.loader_arguments) == (COMMIT, {})
+
+
+def test_a_cached_model_is_asked_for_where_the_hub_answers(hub: Any, tmp_path: Path) -> None:
+    cached(tmp_path).rename(tmp_path / "hf")
+    source = hub("owner/name", None, ask=lambda address, timeout: None)
+    assert source.location == "owner/name"
+    assert source.loader_arguments == {"revision": COMMIT, "cache_dir": str(tmp_path / "hf" / "hub")}
+
+
+def test_a_refusal_is_an_answer(hub: Any, tmp_path: Path) -> None:
+    class RefusalError(ConnectionError):
+        response = "403"
+
+    def refuse(address: str, timeout: float) -> None:
+        raise RefusalError
+
+    cached(tmp_path).rename(tmp_path / "hf")
+    assert hub("owner/name", None, ask=refuse).location == "owner/name"
+
+
+@pytest.mark.parametrize(
+    ("offline", "reason"),
+    [
+        (
+            {"HF_HUB_OFFLINE": "1"},
+            "is not in the local cache, and HF_HUB_OFFLINE forbids asking the Hub. Unset it once to fetch it.",
+        ),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, None),  # nobody listens there
+    ],
+    ids=["forbidden", "cut off"],
+)
+def test_a_cached_model_runs_offline_at_its_commit_and_an_uncached_one_says_why_not(
+    tmp_path: Path, offline: dict[str, str], reason: str | None
+) -> None:
+    cached(tmp_path)
     code = """
 import json, sys
 from pathlib import Path
@@ -154,22 +201,19 @@ config = experiment("owner/name")
 problems = list(engine.preflight(config))
 engine.load(config)
 tokens = ids(engine.generate(requests("ab", limits=[2])))
-elsewhere = list(get_backend("pytorch").preflight(config))
+elsewhere = list(get_backend("pytorch").preflight(config)) if sys.argv[2] else []
 print(json.dumps([problems, engine.describe().revision, len(tokens[0]), elsewhere]))
 """
     environment = {
-        "HF_HUB_OFFLINE": "1",
+        **offline,
         "HF_HOME": str(tmp_path / "empty"),
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    command = [sys.executable, "-c", code, str(tmp_path / "home")]
+    command = [sys.executable, "-c", code, str(tmp_path / "home"), reason or ""]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [
         [],
         COMMIT,
         2,
-        [
-            "model: owner/name is not in the local cache, and HF_HUB_OFFLINE forbids asking the Hub. "
-            "Unset it once to fetch it."
-        ],
+        [f"model: owner/name {reason}"] if reason is not None else [],
     ]

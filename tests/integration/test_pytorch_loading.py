@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,16 @@ peft = pytest.importorskip("peft")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
+from llenergymeasure.core.backends.checks import EngineHost  # noqa: E402
 from llenergymeasure.core.backends.conformance import check_backend  # noqa: E402
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, InferenceBackend  # noqa: E402
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
+from llenergymeasure.core.backends.pytorch.model_checks import architecture_is_loadable  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
+from llenergymeasure.core.model.source import ModelSource  # noqa: E402
+from llenergymeasure.domain.warnings import WarningCode  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
-from pytorch_models import EOS, experiment, ids, loaded, requests, save_model  # noqa: E402
+from pytorch_models import EOS, byte_tokenizer, experiment, ids, loaded, requests, save_model  # noqa: E402
 
 TEXTS = ("the quick brown fox", "why?")
 
@@ -109,6 +114,18 @@ def test_an_adapter_that_lengthens_the_prompt_is_refused(model: Path, tmp_path: 
         backend().load(experiment(model, lora={"adapter_path": str(tmp_path)}))
 
 
+@pytest.mark.parametrize("vocabulary", [258, 260])
+def test_an_adapter_that_carries_embeddings_is_loaded_with_them(model: Path, tmp_path: Path, vocabulary: int) -> None:
+    base = AutoModelForCausalLM.from_pretrained(model)
+    base.resize_token_embeddings(vocabulary)
+    torch.nn.init.normal_(base.get_input_embeddings().weight)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapted.save_pretrained(tmp_path, save_embedding_layers=True)
+    with loaded(experiment(model, lora={"adapter_path": str(tmp_path)})) as engine:
+        assert torch.equal(engine.parts.model.get_input_embeddings().weight, base.get_input_embeddings().weight)
+        assert ids(engine.generate(requests(*TEXTS)))
+
+
 def test_an_adapter_directory_without_an_adapter_is_found_before_loading(model: Path, tmp_path: Path) -> None:
     (found,) = backend().preflight(experiment(model, lora={"adapter_path": str(tmp_path)}))
     assert found.startswith(f"lora.adapter_path: {tmp_path} holds no adapter_config.json")
@@ -126,6 +143,59 @@ def test_weights_missing_from_the_checkpoint_are_not_made_up(tmp_path: Path) -> 
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BackendError, match=r"lacks 1 weights \(first: model.layers.1.mlp.up_proj.weight\)"):
         backend().load(experiment(tmp_path))
+
+
+def test_weights_that_the_config_leaves_no_place_for_are_named(tmp_path: Path) -> None:
+    save_model(tmp_path, num_hidden_layers=3)
+    edit_config(tmp_path, num_hidden_layers=2)
+    with pytest.raises(BackendError, match=r"holds 9 weights .*does not use \(model.layers.2.input_layernorm.weight, "):
+        backend().load(experiment(tmp_path))
+    whole = save_model(tmp_path / "whole")
+    drafting = {"pytorch": {"assistant_model": str(tmp_path)}}
+    with pytest.raises(BackendError, match=r"pytorch.assistant_model: .* holds 9 weights"):
+        backend().load(experiment(whole, **drafting))
+
+
+def test_masks_that_older_releases_saved_are_no_weights(tmp_path: Path) -> None:
+    save_model(tmp_path, model_type="gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=256)
+    file = tmp_path / "model.safetensors"
+    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9), "transformer.h.0.attn.masked_bias": torch.ones(1)}
+    save_file({**load_file(file), **masks}, file, metadata={"format": "pt"})
+    with loaded(experiment(tmp_path)) as engine:
+        assert ids(engine.generate(requests("abc", limits=[2])))
+
+
+@pytest.mark.parametrize("pad", [-1, 258, 32_000])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_padding_id_outside_the_vocabulary_is_replaced_since_padding_is_masked(
+    model: Path, tmp_path: Path, pad: int, file: str
+) -> None:
+    save_model(tmp_path)
+    edit_config(tmp_path, file, pad_token_id=pad)
+    batch = {"pytorch": {"batch_size": 2}}
+    with loaded(experiment(model, **batch)) as plain, loaded(experiment(tmp_path, **batch)) as engine:
+        assert engine.parts.decoding.pad_token_id == EOS
+        assert ids(engine.generate(requests(*TEXTS))) == ids(plain.generate(requests(*TEXTS)))
+
+
+def test_an_end_token_outside_the_vocabulary_ends_nothing(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    edit_config(tmp_path, "generation_config.json", eos_token_id=[EOS, -1, 32_000])
+    with loaded(experiment(tmp_path)) as engine:
+        assert engine.parts.decoding.eos_token_ids == (EOS,)
+        (text,) = ids(engine.generate(requests("abc", limits=[6], minimum=6)))
+        assert len(text) == 6
+
+
+def test_a_context_that_yarn_stretches_is_as_long_as_it_is_stretched(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "rope_theta": 10_000.0}
+    edit_config(tmp_path, rope_parameters=None, rope_scaling=scaling)
+    config = experiment(tmp_path, max_input_tokens=600, max_output_tokens=16)
+    assert list(backend().preflight(config)) == []
+    with loaded(config) as engine:
+        assert engine.describe().context_length == 1024
+        assert ids(engine.generate(requests("x" * 500, limits=[2])))
 
 
 def test_a_model_without_a_tokenizer_is_named(tmp_path: Path) -> None:
@@ -184,10 +254,10 @@ def test_an_unknown_built_in_model_is_found_in_preflight() -> None:
 
 
 def test_preflight_gives_every_reason_at_once(tmp_path: Path) -> None:
-    section = {"allow_tf32": True, "attn_implementation": "flash_attention_2", "cache_implementation": "offloaded"}
+    section = {"allow_tf32": True, "cache_implementation": "offloaded"}
     config = experiment(tmp_path / "gone", pytorch=section, lora={"adapter_path": str(tmp_path / "lost")})
     found = backend().preflight(config)
-    for start in ("model:", "lora.adapter_path:", "pytorch.allow_tf32:", "pytorch.attn_implementation:"):
+    for start in ("model:", "lora.adapter_path:", "pytorch.allow_tf32:"):
         assert [problem for problem in found if problem.startswith(start)], start
     assert any(problem.startswith("pytorch.cache_implementation:") for problem in found)
 
@@ -231,7 +301,7 @@ def test_the_pytorch_backend_conforms_with_the_built_in_model() -> None:
 
 
 class CarelessBackend(PyTorchBackend):
-    """Counts padding as input, forgets minimum lengths, has its own idea of time, and prints."""
+    """Counts padding as input, forgets minimum lengths, has its own idea of time, compiles for ever, and prints."""
 
     def generate(self, requests: list[GenerationRequest]) -> GenerationOutput:
         from dataclasses import replace
@@ -241,7 +311,8 @@ class CarelessBackend(PyTorchBackend):
         width = max(len(request.token_ids) for request in requests)
         output = super().generate([replace(request, max_new_tokens=6, min_new_tokens=0) for request in requests])
         return GenerationOutput(
-            tuple(replace(one, input_tokens=width, started_s=one.started_s - 1000.0) for one in output.requests)
+            tuple(replace(one, input_tokens=width, started_s=one.started_s - 1000.0) for one in output.requests),
+            compilations=1,
         )
 
     def plan_devices(self, config: object) -> tuple[str, ...]:
@@ -254,7 +325,7 @@ def test_a_careless_engine_is_told_everything_it_does_wrong(model: Path) -> None
 
     failures = check_backend(careless, experiment(model, pytorch={"batch_size": 4}))
     found = {failure.check for failure in failures}
-    assert found == {"devices", "outputs", "forced_lengths", "row_limits", "timestamps", "side_effects"}
+    assert found == {"devices", "outputs", "forced_lengths", "row_limits", "timestamps", "shapes", "side_effects"}
     assert any("is padding counted?" in str(failure) for failure in failures)
 
 
@@ -262,3 +333,118 @@ def test_an_engine_that_cannot_load_is_reported_not_raised(tmp_path: Path) -> No
     (save_model(tmp_path) / "model.safetensors").write_bytes(b"not a tensor")
     failures = check_backend(backend, experiment(tmp_path))
     assert [failure.check for failure in failures] == ["load"]
+
+
+# --- models that are not what is measured here -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "electra"])
+def test_a_model_that_sees_the_whole_text_is_refused_before_anything_is_loaded(tmp_path: Path, family: str) -> None:
+    save_model(tmp_path, model_type=family, num_key_value_heads=None)
+    (problem,) = backend().preflight(experiment(tmp_path))
+    assert "encoder-only model" in problem
+    edit_config(tmp_path, is_decoder=True)
+    assert list(backend().preflight(experiment(tmp_path))) == []
+
+
+def bare(directory: Path, **config: object) -> Path:
+    """A directory with a tokenizer and a `config.json`, and no weights: pre-flight must not need them."""
+    byte_tokenizer().save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_code_of_a_models_own_needs_leave_before_anything_is_loaded(tmp_path: Path) -> None:
+    code = {"AutoConfig": "configuration_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.Mine"}
+    bare(tmp_path, model_type="mine", auto_map=code)
+    problems = backend().preflight(experiment(tmp_path))
+    assert any("brings code of its own (modeling_mine.Mine)" in problem for problem in problems)
+    assert all("set trust_remote_code: true" in problem for problem in problems)
+    host = EngineHost(ModelSource(str(tmp_path), config={"model_type": "mine", "auto_map": code}), on_gpu=False)
+    assert list(architecture_is_loadable(experiment(tmp_path, trust_remote_code=True), host)) == []
+
+
+def test_code_of_its_own_is_not_needed_for_an_architecture_that_transformers_has(tmp_path: Path) -> None:
+    bare(tmp_path, model_type="llama", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"}, vocab_size=258)
+    assert list(backend().preflight(experiment(tmp_path))) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "vision_config": {}},
+            "multimodal",
+        ),
+        ({"model_type": "qwen2_audio", "audio_config": {}}, "multimodal"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "(ViTModel) is a 'vit' model"),
+        ({"model_type": "of-tomorrow"}, "is a 'of-tomorrow' model, which transformers"),
+        ({}, "names no model_type"),
+    ],
+)
+def test_a_model_that_is_no_language_model_is_refused_by_its_config(
+    tmp_path: Path, config: dict[str, object], reason: str
+) -> None:
+    assert any(reason in problem for problem in backend().preflight(experiment(bare(tmp_path, **config))))
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "reason"),
+    [
+        ({"quant_method": "awq", "bits": 4}, r"quantised \(awq\), .*gptqmodel"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}}, r"quantised \(compressed-tensors\)"),
+        ({"quant_method": "secret"}, r"quantised \(secret\), .*Unknown quantization type"),
+    ],
+)
+def test_quantised_weights_need_what_reads_them_before_they_are_read(
+    tmp_path: Path, quantisation: dict[str, object], reason: str
+) -> None:
+    bare(tmp_path, model_type="llama", vocab_size=258, quantization_config=quantisation)
+    (problem,) = backend().preflight(experiment(tmp_path))
+    assert re.search(reason, problem)
+    assert "Install what is missing" in problem
+
+
+def test_a_package_that_is_there_and_broken_is_named_with_its_reason(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "optimum").mkdir()
+    (tmp_path / "optimum" / "__init__.py").write_text("raise OSError('libquanto.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (problem,) = backend().preflight(experiment(model, pytorch={"cache_implementation": "quantized"}))
+    assert "optimum is installed, and breaks when it is imported (OSError: libquanto.so" in problem
+
+
+def test_sizes_that_the_4_bit_kernel_of_a_processor_does_not_take_are_named(tmp_path: Path) -> None:
+    functional = pytest.importorskip("bitsandbytes").functional
+    model = save_model(tmp_path, intermediate_size=144)
+    problems = list(backend().preflight(experiment(model, pytorch={"load_in_4bit": True})))
+    if functional.has_avx512bf16():
+        assert "model.layers.0.mlp.gate_proj is 64 to 144" in problems[0]
+        assert "load_in_8bit" in problems[0]
+    else:
+        assert problems == []
+    assert list(backend().preflight(experiment(model, pytorch={"load_in_8bit": True}))) == []
+
+
+def test_an_encoder_is_told_by_its_head_too(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    edit_config(tmp_path, architectures=["LlamaForSequenceClassification"])
+    assert "(LlamaForSequenceClassification) is an encoder-only" in backend().preflight(experiment(tmp_path))[0]
+
+
+def test_a_family_whose_rows_depend_on_each_other_is_warned_about_in_batches(tmp_path: Path) -> None:
+    save_model(tmp_path, model_type="rwkv", attention_hidden_size=64)
+    with loaded(experiment(tmp_path, pytorch={"batch_size": 2})) as engine:
+        (warning,) = engine.describe().warnings
+        assert warning.code is WarningCode.BATCH_CHANGES_TEXTS
+        assert "pytorch.batch_size: 1" in warning.message
+    with loaded(experiment(tmp_path)) as engine:
+        assert engine.describe().warnings == ()
+
+
+def edit_config(directory: Path, file: str = "config.json", **fields: object) -> None:
+    """Change fields of a saved model's configuration; `None` removes one."""
+    path = directory / file
+    content = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))

@@ -81,7 +81,7 @@ def test_warm_up_goes_on_until_latencies_agree_and_is_in_no_figure(bench: Bench)
     assert 4 <= warmup.iterations_completed <= 6
     assert warmup.final_cv is not None
     assert warmup.converged == (warmup.final_cv <= 0.5)
-    assert result.warmup_excluded_samples == 2 * warmup.iterations_completed  # prompts: batches of two
+    assert result.warmup_excluded_samples == 2 * (1 + warmup.iterations_completed)  # batches of two, one rehearsed
     assert result.output_tokens == 4 * 16
     without = bench.run(warmup={"enabled": False})
     assert without.measurement_methodology == "total"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ from fakes import StepEngine, VirtualClock
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
-from llenergymeasure.domain.warnings import WarningCode
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.results.persistence import load_result
 from result_samples import make_record
@@ -215,9 +215,45 @@ def study_on_another_driver(directory: Path) -> set[str]:
     return study_with(stage)
 
 
+class UnsettledEngine(StepEngine):
+    """Something is compiled in every batch."""
+
+    def generate(self, requests):  # type: ignore[no-untyped-def]
+        return replace(super().generate(requests), compilations=1)
+
+
+class StallingEngine(StepEngine):
+    """Stands still in the middle of each text."""
+
+    def generate(self, requests):  # type: ignore[no-untyped-def]
+        output = super().generate(requests)
+        self.clock.sleep(self.step_s * 100)
+        for request in output.requests:
+            for i in range(len(request.token_times_s) // 2, len(request.token_times_s)):
+                request.token_times_s[i] += self.step_s * 100
+        return output
+
+
+class BatchDependentEngine(StepEngine):
+    """Says of its model that rows reach into each other."""
+
+    def describe(self):  # type: ignore[no-untyped-def]
+        warning = MeasurementWarning(WarningCode.BATCH_CHANGES_TEXTS, "rows reach into each other")
+        return replace(super().describe(), warnings=(warning,))
+
+
+def on_engine(directory: Path, kind: type[StepEngine]) -> set[str]:
+    clock = VirtualClock()
+    engine = kind(clock, step_s=0.1)
+    return codes_of(run_virtual_experiment(directory, engine=engine, clock=clock, **LONG_ENOUGH))
+
+
 ELSEWHERE: Mapping[WarningCode, Callable[[Path], set[str]]] = {
     WarningCode.THERMAL_FLOOR_DISABLED: lambda path: virtual(path, warmup={"thermal_floor_seconds": 0}),
     WarningCode.WARMUP_NOT_CONVERGED: warmup_that_does_not_settle,
+    WarningCode.COMPILED_IN_WINDOW: lambda path: on_engine(path, UnsettledEngine),
+    WarningCode.BATCH_CHANGES_TEXTS: lambda path: on_engine(path, BatchDependentEngine),
+    WarningCode.GENERATION_STALLED: lambda path: on_engine(path, StallingEngine),
     WarningCode.PROMPTS_TRUNCATED: lambda path: virtual(path, max_input_tokens=3),
     WarningCode.ENERGY_IS_ESTIMATED: estimate_of_a_model,
     WarningCode.ENVIRONMENT_CHANGED: study_on_another_driver,

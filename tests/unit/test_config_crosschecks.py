@@ -162,3 +162,11 @@ def test_a_setting_that_would_be_ignored_or_contradicted_is_refused(
 )
 def test_settings_that_go_together_are_accepted(backend: str, section: dict[str, Any]) -> None:
     assert ExperimentConfig.model_validate({"model": "m", "backend": backend, backend: section})
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_in_fp32_is_an_error_of_the_config(kernel: str) -> None:
+    section = {"attn_implementation": kernel}
+    with pytest.raises(ValidationError, match=f"{kernel} has no fp32 kernels"):
+        ExperimentConfig.model_validate({"model": "m", "precision": "fp32", "pytorch": section})
+    assert ExperimentConfig.model_validate({"model": "m", "precision": "bf16", "pytorch": section})

@@ -66,3 +66,9 @@ def test_the_batch_is_full_from_its_last_place_taken_to_its_first_that_stays_emp
     spans = [(0.0, 4.0), (1.0, 5.0), (2.0, 6.0), (4.0, 8.0), (5.0, 7.0)]
     outputs = [answered(start_s, [end_s], index=i) for i, (start_s, end_s) in enumerate(spans)]
     assert full_batch_interval(outputs) == (2.0, 6.0)
+
+
+def test_texts_before_each_token_are_what_a_run_without_cache_computes() -> None:
+    five = RequestOutput(0, 10, [7] * 5, "length", 0.0, [1.0, 2.0, 3.0, 4.0, 5.0])
+    assert count_tokens([five]).texts_so_far == 10 + 11 + 12 + 13 + 14
+    assert count_tokens_between([five], 1.5, 4.0).texts_so_far == 11 + 12 + 13

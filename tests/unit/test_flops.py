@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llenergymeasure.core.metrics.counting import estimate_flops
-from llenergymeasure.core.model.parameters import ParameterCount, count_from_config, count_from_name, count_weights
+from llenergymeasure.core.backends.protocol import TokenPasses
+from llenergymeasure.core.metrics.counting import TokenCounts
+from llenergymeasure.core.metrics.flops import estimate_flops
+from llenergymeasure.core.model.parameters import (
+    ParameterCount,
+    context_length,
+    count_from_config,
+    count_from_name,
+    count_weights,
+)
 
 GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
 LLAMA2_7B = {
@@ -116,7 +124,9 @@ def test_a_name_tells_a_size_or_nothing(name: str, params: int | None) -> None:
 
 
 def test_operations_are_two_per_parameter_and_token() -> None:
-    flops = estimate_flops(ParameterCount(7_504_658_432, "medium", "counted"), 512 + 128, "bf16")
+    flops = estimate_flops(
+        ParameterCount(7_504_658_432, "medium", "counted"), TokenCounts(512, 128, 1), "bf16", TokenPasses()
+    )
     assert flops is not None
     assert flops.value == 2 * 7_504_658_432 * 640
     assert (flops.method, flops.confidence, flops.precision) == ("palm_formula", "medium", "bf16")
@@ -125,8 +135,38 @@ def test_operations_are_two_per_parameter_and_token() -> None:
     assert "7,504,658,432" in flops.notes
 
 
+COUNTED = ParameterCount(1000, "high", "counted")
+
+
+def test_without_a_cache_each_step_computes_the_text_so_far() -> None:
+    tokens = TokenCounts(100, 20, 1, texts_so_far=20 * 100 + 190)
+    kept, recomputed = (
+        estimate_flops(COUNTED, tokens, "bf16", TokenPasses(recomputes_text=again)) for again in (False, True)
+    )
+    assert kept is not None
+    assert recomputed is not None
+    assert (kept.value, recomputed.value) == (2 * 1000 * 120, 2 * 1000 * 2190)
+    assert recomputed.notes is not None
+    assert "nothing is kept between steps" in recomputed.notes
+
+
+def test_beams_are_rows_of_their_own() -> None:
+    flops = estimate_flops(COUNTED, TokenCounts(100, 20, 1), "bf16", TokenPasses(rows_per_prompt=4))
+    assert flops is not None
+    assert flops.value == 4 * 2 * 1000 * 120
+    assert flops.confidence == "high"
+
+
+def test_drafts_that_are_rejected_lower_the_confidence_and_are_named() -> None:
+    flops = estimate_flops(COUNTED, TokenCounts(100, 20, 1), "bf16", TokenPasses(drafted_by="tiny"))
+    assert flops is not None
+    assert flops.confidence == "low"
+    assert flops.notes is not None
+    assert "drafted by tiny" in flops.notes
+
+
 def test_without_a_count_there_are_no_operations_rather_than_zero() -> None:
-    assert estimate_flops(ParameterCount(None, "low", ""), 100, "bf16") is None
+    assert estimate_flops(ParameterCount(None, "low", ""), TokenCounts(50, 50, 1), "bf16", TokenPasses()) is None
 
 
 DIMENSION = st.integers(1, 64)
@@ -150,3 +190,38 @@ def test_twice_the_layers_are_twice_the_weights_beside_the_head(
     assert once is not None
     assert twice is not None
     assert twice - head == 2 * (once - head)
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 32768}, 32768),
+        ({"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 131072),
+        (
+            {
+                "max_position_embeddings": 163840,
+                "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096},
+            },
+            163840,
+        ),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, 8192),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
+            },
+            131072,
+        ),
+        (
+            {
+                "model_type": "gemma3_text",
+                "max_position_embeddings": 131072,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            131072,
+        ),
+        ({"hidden_size": 64}, None),
+    ],
+)
+def test_scaled_positions_stretch_the_context(config: dict[str, Any], length: int | None) -> None:
+    assert context_length(config) == length

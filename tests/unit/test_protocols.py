@@ -34,7 +34,9 @@ def test_the_parts_of_the_harness_play_their_roles(tmp_path: Path) -> None:
 
 def test_a_batched_engine_tells_of_each_batch_and_returns_all_outputs_in_order() -> None:
     told: list[int] = []
-    engine = BatchedEngine(StepEngine(VirtualClock(), batch_size=2), lambda outputs: told.append(len(outputs)))
+    engine = BatchedEngine(
+        StepEngine(VirtualClock(), batch_size=2), lambda produced: told.append(len(produced.requests))
+    )
     assert [output.index for output in engine.run(requests(5)).requests] == [0, 1, 2, 3, 4]
     assert told == [2, 2, 1]
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.model.memory import estimate_vram, kv_cache_bytes, read_model_files
+from llenergymeasure.core.model.kv_cache import kv_cache_bytes
+from llenergymeasure.core.model.memory import estimate_vram, memory_text, read_model_files
 from llenergymeasure.core.model.source import model_directory
 
 LLAMA3_8B: dict[str, Any] = {
@@ -154,6 +155,9 @@ def test_all_experts_of_a_mixture_must_fit_though_few_of_them_work() -> None:
         ({"quant_method": "awq", "bits": 4}, 4),
         ({"quant_method": "fp8"}, 8),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 4),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}, 4),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, 4),
+        ({"quant_method": "quanto", "weights": "int8"}, 8),
         ({"quant_method": "secret"}, None),
         ("odd", None),
     ],
@@ -185,3 +189,60 @@ def test_what_cannot_be_known_is_none_and_says_why(tmp_path: Path) -> None:
     bare = estimate_vram(experiment(tmp_path / "bare"))
     assert bare.total_mb is None
     assert "lacks" in bare.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("TheBloke/Model-7B-AWQ", 4),
+        ("owner/Model-7B-GPTQ-Int8", 8),
+        ("unsloth/model-7b-bnb-4bit", 4),
+        ("owner/Model-7B-FP8-dynamic", 8),
+        ("owner/Model-7B.w8a8", 8),
+        ("nvidia/Model-7B-NVFP4", 4),
+    ],
+)
+def test_a_quantised_model_that_is_not_here_is_not_taken_for_a_plain_one(name: str, bits: int) -> None:
+    estimate = estimate_vram(experiment(name), environ={"HF_HOME": "gone"})
+    assert estimate.weights_mb == pytest.approx(7_000 * (bits + 0.5) / 8)
+    assert f"{bits} bits" in estimate.notes[0]
+
+
+def test_weights_that_are_quantised_while_loading_are_estimated_so_before_they_are_here() -> None:
+    estimate = estimate_vram(experiment("owner/Model-7B", pytorch={"load_in_4bit": True}), environ={"HF_HOME": "gone"})
+    assert estimate.weights_mb == pytest.approx(7_000 * 4.5 / 8)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_only_the_files_that_are_loaded_count(tmp_path: Path, index: bool) -> None:
+    write_model(tmp_path, LLAMA3_8B)
+    write_safetensors(tmp_path / "consolidated.safetensors", {"a": [30, 10]})
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] if index else ["model.safetensors"]
+    for name in names:
+        write_safetensors(tmp_path / name, {name: [10, 10]})
+    if index:
+        weight_map = {name: name for name in names}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    files = read_model_files(tmp_path)
+    assert files is not None
+    assert files.stored_weights == 100 * len(names)
+    assert files.weight_bytes == sum((tmp_path / name).stat().st_size for name in names)
+
+
+def test_a_file_in_a_format_that_is_not_loaded_counts_nothing(tmp_path: Path) -> None:
+    write_model(tmp_path, LLAMA3_8B)
+    write_safetensors(tmp_path / "consolidated.safetensors", {"a": [30, 10]})
+    assert read_model_files(tmp_path).stored_weights is None  # type: ignore[union-attr]
+
+
+def test_without_a_cache_none_is_needed(tmp_path: Path) -> None:
+    write_model(tmp_path, LLAMA3_8B)
+    assert estimate_vram(experiment(tmp_path, pytorch={"use_cache": False})).kv_cache_mb == 0.0
+
+
+def test_models_without_attention_keep_no_keys_and_values() -> None:
+    assert kv_cache_bytes({"model_type": "mamba2", "num_heads": 8, "head_dim": 64, "hidden_size": 64}, 1, 9, 2) == 0.0
+
+
+def test_small_amounts_of_memory_are_told_in_small_units() -> None:
+    assert [memory_text(megabytes) for megabytes in (12_345.0, 30.25, 0.4)] == ["12.3 GB", "30.2 MB", "0.4 MB"]

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from fakes import ConstantMeter, StepEngine, VirtualClock, requests
+from llenergymeasure.core.backends.protocol import split_into_batches
 from llenergymeasure.core.progress import ignore_events
-from llenergymeasure.core.window import OPENING_LEAD_S, Window, measure_window, split_into_batches
+from llenergymeasure.core.window import OPENING_LEAD_S, Window, measure_window
 from llenergymeasure.exceptions import BackendError
 
 

@@ -15,7 +15,7 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, free_memory_mb
 from llenergymeasure.core.host.host import Host
-from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_vram
+from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_vram, memory_text
 from llenergymeasure.core.model.source import fetch_model_config
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.sources import HUB_PREFIX, parse_hub_spec
@@ -144,11 +144,6 @@ def render_study_preview(
     return "\n".join(lines)
 
 
-def gigabytes(megabytes: float) -> str:
-    """An amount of memory: `4.2 GB`, in MB below a tenth of a gigabyte."""
-    return f"{megabytes / 1000:.1f} GB" if megabytes >= 100 else f"{megabytes:.1f} MB"
-
-
 def _engine(backend: str, versions_of: Callable[[str], Mapping[str, str]]) -> str:
     try:
         return ", ".join(f"{package} {version}" for package, version in versions_of(backend).items())
@@ -202,13 +197,13 @@ def _memory(report: DryRunReport) -> Iterator[str]:
     vram = report.vram
     if vram.total_mb is not None and vram.weights_mb is not None and vram.kv_cache_mb is not None:
         yield (
-            f"about {gigabytes(vram.total_mb)}: weights {gigabytes(vram.weights_mb)}, "
-            f"key-value cache {gigabytes(vram.kv_cache_mb)}, "
+            f"about {memory_text(vram.total_mb)}: weights {memory_text(vram.weights_mb)}, "
+            f"key-value cache {memory_text(vram.kv_cache_mb)}, "
             f"and {OVERHEAD:.0%} in reserve{memory_verdict(vram.total_mb, report.config, report.gpus)}"
         )
     elif vram.weights_mb is not None:
         verdict = memory_verdict(vram.weights_mb, report.config, report.gpus)
-        yield f"at least {gigabytes(vram.weights_mb)} for the weights{verdict}"
+        yield f"at least {memory_text(vram.weights_mb)} for the weights{verdict}"
     yield from vram.notes
 
 
@@ -218,7 +213,7 @@ def memory_verdict(needed_mb: float, config: ExperimentConfig, gpus: Sequence[Gp
     if free_mb is None:
         return ""
     names = ", ".join(dict.fromkeys(gpu.name for gpu in gpus))
-    return f"; {'fits' if needed_mb <= free_mb else 'DOES NOT FIT'} in the {gigabytes(free_mb)} free on {names}"
+    return f"; {'fits' if needed_mb <= free_mb else 'DOES NOT FIT'} in the {memory_text(free_mb)} free on {names}"
 
 
 def _energy(backend: str | None) -> str:
@@ -256,7 +251,7 @@ def _memory_needed(config: ExperimentConfig, machine: UserConfig, gpus: Sequence
     if vram.total_mb is None:
         return ""
     used = gpus[: config.backend_config.gpu_count(len(gpus))] if gpus else ()
-    return f"  (GPU memory ≈ {gigabytes(vram.total_mb)}{memory_verdict(vram.total_mb, config, used)})"
+    return f"  (GPU memory ≈ {memory_text(vram.total_mb)}{memory_verdict(vram.total_mb, config, used)})"
 
 
 def _limited(lines: Iterator[str], total: int, most: int) -> Iterator[str]:

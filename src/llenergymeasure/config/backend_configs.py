@@ -121,6 +121,11 @@ class PyTorchConfig(BackendConfig):
         return self.num_beams or 1
 
     @property
+    def keeps_cache(self) -> bool:
+        """`use_cache`."""
+        return self.use_cache is not False
+
+    @property
     def processes(self) -> int:
         """Data-parallel copies."""
         return self.num_processes or 1

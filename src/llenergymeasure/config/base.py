@@ -254,6 +254,11 @@ class BackendConfig(RuledConfig):
         return 1
 
     @property
+    def keeps_cache(self) -> bool:
+        """Whether keys and values are kept between steps."""
+        return True
+
+    @property
     def processes(self) -> int:
         """Copies of the model, each in a process and on a GPU of its own."""
         return 1

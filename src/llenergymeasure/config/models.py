@@ -272,6 +272,16 @@ def _tf32_needs_fp32(config: ExperimentConfig) -> Iterator[Problem]:
         )
 
 
+def _flash_attention_needs_half_precision(config: ExperimentConfig) -> Iterator[Problem]:
+    """FlashAttention has no fp32 kernels."""
+    kernel = config.pytorch.attn_implementation if config.pytorch is not None else None
+    if config.precision == "fp32" and kernel is not None and kernel.startswith("flash_attention"):
+        yield Problem(
+            "pytorch.attn_implementation",
+            f"pytorch.attn_implementation: {kernel} has no fp32 kernels. Use sdpa, or precision: bf16.",
+        )
+
+
 CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
     _section_matches_backend,
     _precision_is_supported,
@@ -285,6 +295,7 @@ CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
     _full_batch_needs_continuous_batching,
     _trace_needs_energy,
     _tf32_needs_fp32,
+    _flash_attention_needs_half_precision,
 )
 """Every rule across fields; the first line of each docstring says it in words."""
 

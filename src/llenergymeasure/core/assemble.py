@@ -13,8 +13,10 @@ from llenergymeasure.core.baseline import Baseline
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import IdleEnergy, stated_uncertainty
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
-from llenergymeasure.core.metrics.counting import estimate_flops
+from llenergymeasure.core.metrics.device_memory import device_memory_mb
+from llenergymeasure.core.metrics.flops import estimate_flops
 from llenergymeasure.core.metrics.latency import phase_breakdown, request_timings
+from llenergymeasure.core.metrics.stalls import generation_warnings
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings
 from llenergymeasure.core.warmup import Warmup
@@ -94,7 +96,7 @@ class RecordCollector:
         warmed_up = counted.methodology != "total"
         tokens, energy = counted.tokens, counted.energy
         name, version = seen.engine
-        flops = estimate_flops(seen.model.parameters, tokens.input_tokens + tokens.output_tokens, seen.config.precision)
+        flops = estimate_flops(seen.model.parameters, tokens, seen.config.precision, seen.model.passes)
         phases, phase_notes = phase_breakdown(window.outputs, energy)
         baseline = _fitting_baseline(seen.baseline, energy)
         breakdown = _breakdown(energy, baseline)
@@ -125,6 +127,7 @@ class RecordCollector:
                 flops_total=flops.value if flops else None,
                 flops_per_token=flops.value / (tokens.input_tokens + tokens.output_tokens) if flops else None,
                 peak_memory_mb=seen.memory.peak_mb,
+                device_memory_mb=device_memory_mb(window.energy.telemetry, window.energy.start_s, window.energy.end_s),
                 model_memory_mb=seen.memory.model_mb,
                 flops_method=flops.method if flops else None,
                 flops_confidence=flops.confidence if flops else None,
@@ -162,10 +165,12 @@ class RecordCollector:
             warmup_excluded_samples=seen.warmup.prompts_run if warmed_up else None,
             warnings=_texts(
                 seen.preflight_warnings,
+                seen.model.warnings,
                 baseline.warnings,
                 seen.warmup.warnings,
                 energy.notes,
                 window_warnings(energy),
+                generation_warnings(window.outputs, window.compilations, (energy.start_s, energy.end_s)),
                 phase_notes,
                 _record_warnings(seen, breakdown),
             ),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.assemble import MetricsCollector, Observations, RecordCollector
-from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
+from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend, LoadedModel
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.types import EnergyBackend
@@ -108,10 +108,11 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
     requests = _requests(prompts, config)
     if bench.wait_for_others is not None:
         bench.wait_for_others(0.0)  # one process's loading must not be in another's idle power
-    with _loaded(engine, config, observer) as devices:
+    with _loaded(engine, config, observer) as model:
+        devices = engine.devices()
         if set(devices) != set(planned):
             meter, baseline = bench.meter_for(devices), baseline.restricted_to(devices)
-        warmup = warm_up(engine, requests, config.warmup, meter, clock, observer)
+        warmup = warm_up(engine, requests, config.warmup, model.specialisation, meter, clock, observer)
         window = measure_window(
             engine,
             requests,
@@ -121,7 +122,7 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
             min_duration_s=config.measurement.min_duration_seconds or 0.0,
             wait_for_others=bench.wait_for_others,
         )
-        model, memory = engine.describe(), engine.memory()
+        memory = engine.memory()
     return Observations(
         config=config,
         engine=(engine.name, engine.version()),
@@ -151,15 +152,15 @@ def _requests(prompts: PromptSet, config: ExperimentConfig) -> list[GenerationRe
 
 
 @contextmanager
-def _loaded(engine: InferenceBackend, config: ExperimentConfig, observer: Observer) -> Iterator[tuple[DeviceId, ...]]:
-    """Load the model for the length of a `with` block; yields the devices it really uses."""
+def _loaded(engine: InferenceBackend, config: ExperimentConfig, observer: Observer) -> Iterator[LoadedModel]:
+    """Load the model for the length of a `with` block; yields what was really loaded."""
     observer(StepStarted("load"))
     try:
         engine.load(config)
-        devices = engine.devices()
-        names = ", ".join(dict.fromkeys(engine.describe().device_names)) or ", ".join(devices)
+        model = engine.describe()
+        names = ", ".join(dict.fromkeys(model.device_names or engine.devices()))
         observer(StepFinished("load", f"{config.model} on {names}"))
-        yield devices
+        yield model
     finally:
         try:
             engine.unload()

@@ -23,7 +23,7 @@ from llenergymeasure.core.energy.select import BackendName, select_energy_backen
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus, free_memory_mb
 from llenergymeasure.core.host.host import Host
-from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram
+from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram, memory_text
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.types import RawPrompts
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -206,13 +206,13 @@ def check_memory(case: Case) -> Iterator[Finding]:
     where = ", ".join(dict.fromkeys(gpu.name for gpu in case.gpus))
     if needed_mb > free_mb:
         yield Failure(
-            f"GPU memory: the model needs at least {needed_mb / 1000:.1f} GB and {free_mb / 1000:.1f} GB are free on "
+            f"GPU memory: the model needs at least {memory_text(needed_mb)} and {memory_text(free_mb)} are free on "
             f"{where} ({'; '.join(estimate.notes)}). Use a smaller model or batch, quantise it, or free the GPU."
         )
     elif needed_mb * (1 + OVERHEAD) > free_mb:
         yield LoggedWarning(
-            f"GPU memory may not suffice: about {needed_mb * (1 + OVERHEAD) / 1000:.1f} GB with a reserve of "
-            f"{OVERHEAD:.0%}, and {free_mb / 1000:.1f} GB are free on {where}."
+            f"GPU memory may not suffice: about {memory_text(needed_mb * (1 + OVERHEAD))} with a reserve of "
+            f"{OVERHEAD:.0%}, and {memory_text(free_mb)} are free on {where}."
         )
 
 

@@ -1,7 +1,8 @@
 """Warm-up: run the model until caches, clocks and compilers have settled, outside every figure.
 
-Fixed mode runs `n_warmup` iterations; convergence mode goes on until the last latencies agree. Then the thermal floor:
-a wait in which the device cools to a repeatable state, which also tells the idle power with the model in memory.
+The rehearsal comes first, also where warm-up is off: every shape of the window is met (core/backends/rehearsal.py). Fixed mode
+then runs `n_warmup` iterations; convergence mode goes on until the last latencies agree. Then the thermal floor: a wait
+in which the device cools to a repeatable state, which also tells the idle power with the model in memory.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llenergymeasure.config.models import WarmupConfig
-from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
+from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, InferenceBackend, Specialisation
+from llenergymeasure.core.backends.rehearsal import Batch, rehearse, rehearsed_batches, shortened
 from llenergymeasure.core.baseline import Baseline, measure_idle_power
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.meter import NoEnergyBackend
@@ -20,9 +22,6 @@ from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, wait
 from llenergymeasure.domain.metrics import WarmupResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-
-WARMUP_OUTPUT_TOKENS = 16
-"""Most output tokens of a warm-up prompt: enough decode steps to reach the steady kernel mix, still short."""
 
 MIN_RESIDENT_IDLE_S = 5.0
 """Shortest thermal-floor wait from which a resident idle power is taken; the settling after warm-up needs its time."""
@@ -48,49 +47,60 @@ def warm_up(
     engine: InferenceBackend,
     requests: Sequence[GenerationRequest],
     config: WarmupConfig,
+    specialisation: Specialisation,
     meter: EnergyBackend,
     clock: Clock,
     observer: Observer,
 ) -> Warmup:
-    """Warm `engine` up on the experiment's own prompts, then hold the thermal floor.
+    """Rehearse the window's shapes, warm `engine` up on the experiment's own prompts, then hold the thermal floor.
 
-    Every iteration is one batch of the experiment's size, so that the shapes of the measurement are the ones warmed.
+    Every iteration is one batch of the experiment's size with short outputs.
 
     Args:
-        requests: Gone through in order, again from the start when they end, with short outputs.
+        requests: Those of the window; iterations go through them in order, again from the start when they end.
+        specialisation: What the engine says it prepares for a shape.
         meter: Measures the thermal floor's wait.
     """
+    rehearsed = rehearsed_batches(requests, engine.batch_size, specialisation)
+    if not (config.enabled or rehearsed):
+        return Warmup(result=None)
+    wanted = config.max_prompts if config.convergence_detection else config.n_warmup
+    planned = len(rehearsed) * specialisation.meetings + (wanted if config.enabled else 0)
+    batches = prompts = 0
+    started_s = clock.now()
+    observer(StepStarted("warmup", planned))
+
+    def generate(batch: Batch) -> GenerationOutput:
+        nonlocal batches, prompts
+        output = engine.generate(batch)
+        engine.synchronize()
+        batches, prompts = batches + 1, prompts + len(batch)
+        observer(PromptsDone("warmup", batches, max(planned, batches), 0, clock.now() - started_s))
+        return output
+
+    rehearse(rehearsed, generate, specialisation.meetings)
     if not config.enabled:
+        observer(StepFinished("warmup", f"off; {len(rehearsed)} shapes rehearsed"))
         return Warmup(result=None)
     size = min(engine.batch_size or 1, len(requests))
-    short = itertools.cycle([_shortened(request) for request in requests])
-    iterations = 0
-    started_s = clock.now()
-    total = config.max_prompts if config.convergence_detection else config.n_warmup
-    observer(StepStarted("warmup", total))
+    short = itertools.cycle([shortened(request) for request in requests])
 
     def run_one() -> float:
         """Latency of one iteration in milliseconds."""
-        nonlocal iterations
-        batch = list(itertools.islice(short, size))
-        iterations += 1
         before_s = clock.now()
-        engine.generate(batch)
-        engine.synchronize()
-        after_s = clock.now()
-        observer(PromptsDone("warmup", iterations, total, 0, after_s - started_s))
-        return (after_s - before_s) * 1000.0
+        generate(list(itertools.islice(short, size)))
+        return (clock.now() - before_s) * 1000.0
 
     result = warmup_until_converged(run_one, config)
     floor_s, resident = config.thermal_floor_seconds, None
     floor = f", then {floor_s:g} s thermal floor" if floor_s > 0 else ""
-    observer(StepFinished("warmup", f"{result.iterations_completed}/{total} prompts{floor}"))
+    observer(StepFinished("warmup", f"{result.iterations_completed}/{wanted} prompts{floor}"))
     if floor_s > 0:
         waited_s, resident = _hold_thermal_floor(floor_s, meter, clock, observer)
         result = result.model_copy(update={"thermal_floor_wait_s": waited_s})
         run_one()  # wakes clocks that went to sleep during the wait
     idle_w = None if resident is None else resident.power_w
-    return Warmup(result, iterations * size, idle_w, tuple(_warnings(result, config, resident)))
+    return Warmup(result, prompts, idle_w, tuple(_warnings(result, config, resident)))
 
 
 def warmup_until_converged(run_one: Callable[[], float], config: WarmupConfig) -> WarmupResult:
@@ -174,11 +184,3 @@ def _warnings(result: WarmupResult, config: WarmupConfig, resident: Baseline | N
         yield MeasurementWarning(
             WarningCode.TELEMETRY_UNAVAILABLE, f"no idle power with the model in memory: {reasons}"
         )
-
-
-def _shortened(request: GenerationRequest) -> GenerationRequest:
-    return replace(
-        request,
-        max_new_tokens=min(request.max_new_tokens, WARMUP_OUTPUT_TOKENS),
-        min_new_tokens=min(request.min_new_tokens, WARMUP_OUTPUT_TOKENS),
-    )

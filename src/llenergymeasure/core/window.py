@@ -20,6 +20,7 @@ from llenergymeasure.core.backends.protocol import (
     GenerationRequest,
     InferenceBackend,
     RequestOutput,
+    split_into_batches,
 )
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.integrate import Span, energy_between
@@ -40,12 +41,17 @@ enough, and all go on at the same instant; 0, and each goes on as soon as it hea
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What happened in the measurement window, one output per request and pass; its edges on the wall clock (UTC)."""
+    """What happened in the measurement window, one output per request and pass; its edges on the wall clock (UTC).
+
+    Args:
+        compilations: Programs compiled and graphs recorded in it, as far as the engine tells.
+    """
 
     outputs: tuple[RequestOutput, ...]
     energy: EnergyMeasurement
     started_at: datetime
     ended_at: datetime
+    compilations: int = 0
 
 
 def measure_window(
@@ -69,13 +75,14 @@ def measure_window(
         BackendError: The engine failed; the meter has been stopped.
     """
     outputs: list[RequestOutput] = []
-    output_tokens = 0
+    output_tokens = compilations = 0
 
-    def add(produced: Sequence[RequestOutput]) -> None:
-        nonlocal output_tokens
+    def add(produced: GenerationOutput) -> None:
+        nonlocal output_tokens, compilations
         planned = (len(outputs) // len(requests) + 1) * len(requests)
-        outputs.extend(produced)
-        output_tokens += sum(request.output_tokens for request in produced)
+        outputs.extend(produced.requests)
+        output_tokens += sum(request.output_tokens for request in produced.requests)
+        compilations += produced.compilations
         observer(PromptsDone("measure", len(outputs), planned, output_tokens, clock.now() - handle.start_s))
 
     batched = BatchedEngine(engine, add)
@@ -99,7 +106,7 @@ def measure_window(
     ended_at = clock.wall()
     took = f"[{clock_face(energy.duration_sec)}, {output_tokens / energy.duration_sec:.0f} tok/s]"
     observer(StepFinished("measure", f"{len(outputs)}/{len(outputs)} prompts  {took}"))
-    return Window(tuple(outputs), energy, started_at, ended_at)
+    return Window(tuple(outputs), energy, started_at, ended_at, compilations)
 
 
 class BatchedEngine:
@@ -109,7 +116,7 @@ class BatchedEngine:
         on_batch: Called with each batch's outputs, between two batches: it must be quick.
     """
 
-    def __init__(self, backend: InferenceBackend, on_batch: Callable[[Sequence[RequestOutput]], None]) -> None:
+    def __init__(self, backend: InferenceBackend, on_batch: Callable[[GenerationOutput], None]) -> None:
         self._backend = backend
         self._on_batch = on_batch
 
@@ -120,19 +127,13 @@ class BatchedEngine:
             BackendError: The engine failed.
         """
         outputs: list[RequestOutput] = []
+        compilations = 0
         for batch in split_into_batches(requests, self._backend.batch_size):
-            produced = self._backend.generate(batch).requests
-            outputs.extend(produced)
+            produced = self._backend.generate(batch)
+            outputs.extend(produced.requests)
+            compilations += produced.compilations
             self._on_batch(produced)
-        return GenerationOutput(tuple(outputs))
-
-
-def split_into_batches(
-    requests: Sequence[GenerationRequest], batch_size: int | None
-) -> list[Sequence[GenerationRequest]]:
-    """The requests in order, `batch_size` at a time; all at once for `None`, where the engine batches by itself."""
-    size = batch_size or len(requests)
-    return [requests[start : start + size] for start in range(0, len(requests), size)]
+        return GenerationOutput(tuple(outputs), compilations)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,9 @@ class WarningCode(str, Enum):
     PROCESSES_NOT_CONCURRENT = "processes_not_concurrent"
     DEVICE_SHARED_BY_PROCESSES = "device_shared_by_processes"
     ENERGY_ATTRIBUTION_UNVERIFIED = "energy_attribution_unverified"
+    COMPILED_IN_WINDOW = "compiled_in_window"
+    BATCH_CHANGES_TEXTS = "batch_changes_texts"
+    GENERATION_STALLED = "generation_stalled"
 
 
 def codes_of(warnings: Iterable[str]) -> list[str]:

@@ -5,6 +5,7 @@ A check is a function that yields problems, each one sentence with its fix. An e
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import util
@@ -12,10 +13,21 @@ from typing import Final, TypeVar
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.model.parameters import context_length
-from llenergymeasure.core.model.source import ModelSource
+from llenergymeasure.core.model.source import ModelSource, first_line
 from llenergymeasure.exceptions import BackendError, ConfigError
 
 T = TypeVar("T")
+
+
+def import_failure(package: str) -> str | None:
+    """Why a package that is installed cannot be imported; `None`: it can, or is not there at all."""
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        return None if error.name == package else first_line(error)
+    except Exception as error:  # noqa: BLE001 (a broken package raises what it likes)
+        return first_line(error)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +37,13 @@ class EngineHost:
     Args:
         source: The model's files; `None` when they cannot be had.
         on_gpu: Whether the model goes to GPUs; `None` when there is no place for it.
+        import_failure: Why an installed package cannot be imported; `None`: it can.
     """
 
     source: ModelSource | None
     on_gpu: bool | None
     is_installed: Callable[[str], bool] = lambda package: util.find_spec(package) is not None
+    import_failure: Callable[[str], str | None] = import_failure
 
 
 Check = Callable[[ExperimentConfig, EngineHost], Iterator[str]]
@@ -47,6 +61,21 @@ def attempt(find: Callable[[], T], problems: list[str]) -> T | None:
 def combination_problems(config: ExperimentConfig, host: EngineHost, engine_checks: Sequence[Check]) -> list[str]:
     """Settings of `config` that cannot work with what is there: for any engine, then for this one."""
     return [problem for check in (*CHECKS, *engine_checks) for problem in check(config, host)]
+
+
+def needs_package(host: EngineHost, setting: str, packages: Sequence[str], how: str) -> Iterator[str]:
+    """One of `packages` must be there, and work.
+
+    Args:
+        how: What to do where none is.
+    """
+    present = [package for package in packages if host.is_installed(package)]
+    failures = [(package, failure) for package in present if (failure := host.import_failure(package)) is not None]
+    if not present:
+        yield f"{setting}: needs {' or '.join(packages)}, which is not installed. {how}"
+    elif len(failures) == len(present):
+        package, failure = failures[0]
+        yield f"{setting}: {package} is installed, and breaks when it is imported ({failure}). Reinstall it. {how}"
 
 
 def quantised_already(config: ExperimentConfig, host: EngineHost, setting: str) -> Iterator[str]:
@@ -79,4 +108,47 @@ def _has_a_decoder(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
         yield f"model: {config.model} is an encoder-decoder model. Only decoder-only language models are supported."
 
 
-CHECKS: Final[tuple[Check, ...]] = (_context_is_long_enough, _revision_has_an_effect, _has_a_decoder)
+def _sees_only_the_past(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
+    """An encoder reads the whole text at once: it can be made to produce tokens, which are no continuation."""
+    if host.source is None:
+        return
+    content, family = host.source.config, str(host.source.config.get("model_type"))
+    architectures = [str(name) for name in content.get("architectures") or ()]
+    fills_gaps = any(name.endswith(_HEADS_OF_ENCODERS) for name in architectures)
+    is_encoder = family in ENCODERS
+    if (fills_gaps or is_encoder) and not (content.get("is_decoder") or content.get("causal")):
+        yield (
+            f"model: {config.model} ({architectures[0] if architectures else family}) is an encoder-only model, which "
+            "does not generate text. Use a decoder-only language model."
+        )
+
+
+ENCODERS: Final = frozenset(
+    {
+        *(
+            "albert",
+            "bert",
+            "bert-generation",
+            "big_bird",
+            "camembert",
+            "convbert",
+            "data2vec",
+            "deberta",
+            "deberta-v2",
+        ),
+        *("distilbert", "electra", "ernie", "esm", "eurobert", "flaubert", "funnel", "ibert", "longformer", "luke"),
+        *("megatron-bert", "mobilebert", "modernbert", "mpnet", "nomic_bert", "nystromformer", "reformer", "rembert"),
+        *("roberta", "roberta-prelayernorm", "roc_bert", "roformer", "squeezebert", "xlm", "xlm-roberta"),
+        *("xlm-roberta-xl", "xmod", "yoso"),
+    }
+)
+"""Families of transformers that see the whole text unless their config says `is_decoder` (or `causal`)."""
+
+_HEADS_OF_ENCODERS: Final = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForPreTraining")
+
+CHECKS: Final[tuple[Check, ...]] = (
+    _context_is_long_enough,
+    _revision_has_an_effect,
+    _has_a_decoder,
+    _sees_only_the_past,
+)

@@ -21,6 +21,7 @@ from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend, RequestOutput
+from llenergymeasure.core.backends.rehearsal import MAX_MEETINGS
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.exceptions import BackendError
 
@@ -201,6 +202,18 @@ def _greedy_decoding_repeats(subject: _Subject) -> Iterator[str]:
             yield f"prompt {one.index}: greedy decoding gave two texts"
 
 
+def _shapes_are_prepared_once(subject: _Subject) -> Iterator[str]:
+    """What an engine compiles for a shape must come to an end, or warm-up could not keep it out of the window."""
+    batch = subject.requests(forced=True)[: subject.engine.batch_size]
+    for _ in range(MAX_MEETINGS):
+        compilations = subject.engine.generate(batch).compilations
+        if compilations < 0:
+            yield f"generate() tells {compilations} compilations"
+        if compilations <= 0:
+            return
+    yield f"generate() still compiles when it meets a shape for the {MAX_MEETINGS}th time"
+
+
 def _process_is_left_alone(subject: _Subject) -> Iterator[str]:
     before = _random_states()
     printed = io.StringIO()
@@ -251,6 +264,7 @@ _CHECKS: Final[dict[str, Callable[[_Subject], Iterator[str]]]] = {
     "row_limits": _rows_end_on_their_own,
     "timestamps": _tokens_are_timed_truly,
     "determinism": _greedy_decoding_repeats,
+    "shapes": _shapes_are_prepared_once,
     "side_effects": _process_is_left_alone,
     "figures": _figures_are_plausible,
     "unload": _unloads_for_good,

@@ -2,8 +2,8 @@
 
 The harness owns the lifecycle and calls these in this order; an engine never measures anything about energy itself.
 
-    preflight → plan_devices → tokenizer → load → generate (warm-up) … → reset_peak_memory
-              → [synchronize, generate …, synchronize] → memory, describe → unload
+    preflight → plan_devices → tokenizer → load → describe → generate (warm-up) … → reset_peak_memory
+              → [synchronize, generate …, synchronize] → memory → unload
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.parameters import ParameterCount
 from llenergymeasure.datasets.types import PromptTokenizer
+from llenergymeasure.domain.warnings import MeasurementWarning
 
 FinishReason = Literal["eos", "length"]
 
@@ -67,9 +68,33 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOutput:
-    """What one call of `generate` produced, in the order of its requests."""
+    """What one call of `generate` produced, in the order of its requests.
+
+    Args:
+        compilations: Programs that were compiled and graphs that were recorded during the call; 0 also where the engine
+            does not tell.
+    """
 
     requests: tuple[RequestOutput, ...]
+    compilations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Specialisation:
+    """What of a batch's shape an engine prepares something for, when it first meets it: kernels, programs, graphs.
+
+    Warm-up meets every number of rows, each with its longest prompt, whatever the engine; beyond that:
+
+    Args:
+        every_prompt_length: Each length of a batch's longest prompt is a shape of its own.
+        full_output_length: So is each length that the texts reach, so that short outputs do not meet them all.
+        meetings: Times that a shape is met until nothing is left to prepare: 3 for CUDA graphs (run, record, replay);
+            0 for an engine that prepares nothing.
+    """
+
+    every_prompt_length: bool = False
+    full_output_length: bool = False
+    meetings: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +102,8 @@ class MemoryStats:
     """Device memory in MB (10^6 bytes); `None` where the engine does not tell.
 
     Args:
-        peak_mb: Highest allocation since `reset_peak_memory`, summed over the engine's devices.
+        peak_mb: Highest allocation since `reset_peak_memory`, summed over its devices; what is not the engine's
+            own allocation (the CUDA context, graphs, libraries) need not be in it.
         kv_cache_mb: Key-value cache: reserved (vLLM, TensorRT-LLM) or largest (PyTorch).
     """
 
@@ -87,21 +113,42 @@ class MemoryStats:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenPasses:
+    """How often tokens go through the loaded model, with the way of generating that was asked for.
+
+    Args:
+        rows_per_prompt: Sequences computed for each prompt, such as beams.
+        recomputes_text: Nothing is kept between steps: each one computes the whole text so far.
+        drafted_by: What drafts tokens; how many of them are computed and rejected is not known. `None`: nothing does.
+    """
+
+    rows_per_prompt: int = 1
+    recomputes_text: bool = False
+    drafted_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
     """What was really loaded, read back from the engine.
 
     Args:
         settings: The engine's resolved settings by config field (`pytorch.attn_implementation` → `sdpa`), JSON-ready.
         revision: Commit hash of the weights, where the Hub gave one.
+        passes: What generating does with each token, for the count of operations.
         context_length: Longest sequence the model takes, in tokens.
         device_names: Marketing names of the devices in use, for people.
+        specialisation: The shapes that warm-up has to meet, so that no first meeting falls into the window.
+        warnings: What a reader of the figures must know about this model on this engine.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
     parameters: ParameterCount = NOT_COUNTED
+    passes: TokenPasses = TokenPasses()
     context_length: int | None = None
     device_names: tuple[str, ...] = ()
+    specialisation: Specialisation = Specialisation()
+    warnings: tuple[MeasurementWarning, ...] = ()
 
 
 @runtime_checkable
@@ -176,3 +223,11 @@ class InferenceBackend(ModelLoader, Protocol):
 
     def unload(self) -> None:
         """Free the model and its device memory; safe to call twice."""
+
+
+def split_into_batches(
+    requests: Sequence[GenerationRequest], batch_size: int | None
+) -> list[Sequence[GenerationRequest]]:
+    """The requests in order, `batch_size` at a time; all at once for `None`, where the engine batches by itself."""
+    size = batch_size or len(requests)
+    return [requests[start : start + size] for start in range(0, len(requests), size)]

@@ -90,9 +90,9 @@ class Registry:
         self.package_versions(name)
         try:
             factory = provider.load()
-        except ImportError as error:
+        except Exception as error:  # a broken package may raise anything
             raise BackendError(
-                f"the {name} backend is installed but cannot be imported ({error}). "
+                f"the {name} backend is installed but cannot be imported ({type(error).__name__}: {error}). "
                 f'Reinstall it with: pip install --force-reinstall "llenergymeasure[{provider.extra}]"'
             ) from error
         return factory(clock or SystemClock(), model_cache_dir)

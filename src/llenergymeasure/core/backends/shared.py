@@ -115,11 +115,15 @@ def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedT
     try:
         return source.load(AutoTokenizer.from_pretrained, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # what a tokenizer's files can fail with is open-ended
-        is_on_the_hub = source.revision is not None  # where its files are not listed
-        if not is_on_the_hub and not any(any(Path(source.location).glob(pattern)) for pattern in TOKENIZER_FILES):
+        if source.is_here and not any(any(Path(source.location).glob(pattern)) for pattern in TOKENIZER_FILES):
             raise BackendError(
                 f"model: {config.model} comes without a tokenizer: {source.location} holds none of its files. "
                 "Put them beside the weights (save_pretrained into the same directory)."
+            ) from error
+        if "trust_remote_code" in str(error):
+            raise BackendError(
+                f"trust_remote_code: the tokenizer of {config.model} is code of its own, which is run only where that "
+                "is allowed. Read it, then set trust_remote_code: true."
             ) from error
         raise BackendError(
             f"model: the tokenizer of {config.model} cannot be loaded ({first_line(error)}). "

@@ -1,38 +1,30 @@
-"""How many tokens a window holds, and the floating-point operations that they cost, as reference metadata.
-
-Counts are of ids; nothing is ever tokenised again to count it. Each token, of the input as of the output, is multiplied
-once with each of the N weights that take part in matrix products: one multiplication and one addition per weight
-(Chowdhery et al. 2022, "PaLM", appendix B; Kaplan et al. 2020, section 2.1). N leaves out embedding look-ups, which
-multiply nothing, and the experts a token is not sent to.
-"""
+"""How many tokens a window holds. Counts are of ids; nothing is ever tokenised again to count it."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.model.parameters import ParameterCount
-from llenergymeasure.domain.metrics import FlopsResult
 from llenergymeasure.domain.readable import duration
 from llenergymeasure.exceptions import ExperimentError
-
-METHOD: Final = "palm_formula"
-ATTENTION_NOTE: Final = (
-    "2 x N x (input + output tokens). The attention term, which grows with the sequence, is left out: it matters "
-    "beyond about 2,048 tokens."
-)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Tokens and requests of a window: ids processed as input after truncation, ids produced with each EOS."""
+    """Tokens and requests of a window.
+
+    Args:
+        input_tokens: Ids processed as input, after truncation.
+        output_tokens: Ids produced, each EOS included.
+        texts_so_far: Tokens of the text before each output token, added up: what is computed where nothing is kept.
+    """
 
     input_tokens: int
     output_tokens: int
     requests: int
+    texts_so_far: int = 0
 
 
 def count_tokens(outputs: Sequence[RequestOutput]) -> TokenCounts:
@@ -41,10 +33,15 @@ def count_tokens(outputs: Sequence[RequestOutput]) -> TokenCounts:
     Raises:
         ExperimentError: Not one output token; energy per token would be a division by zero.
     """
-    output_tokens = sum(output.output_tokens for output in outputs)
-    if output_tokens == 0:
+    counts = TokenCounts(
+        input_tokens=sum(output.input_tokens for output in outputs),
+        output_tokens=sum(output.output_tokens for output in outputs),
+        requests=len(outputs),
+        texts_so_far=sum(_texts_before(output, 0, output.output_tokens) for output in outputs),
+    )
+    if counts.output_tokens == 0:
         raise ExperimentError("the model produced no output tokens; there is nothing to relate its energy to")
-    return TokenCounts(sum(output.input_tokens for output in outputs), output_tokens, requests=len(outputs))
+    return counts
 
 
 def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s: float) -> TokenCounts:
@@ -56,7 +53,7 @@ def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s
     Raises:
         ExperimentError: The engine gives no token timestamps, or nothing was produced in between.
     """
-    input_tokens = output_tokens = answered = 0
+    input_tokens = output_tokens = answered = texts_so_far = 0
     for output in outputs:
         times_s = output.token_times_s
         if times_s is None:
@@ -64,7 +61,9 @@ def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s
                 "a part of the generation cannot be measured: this engine, with these settings, gives no token "
                 "timestamps. Remove measurement.skip_first_seconds, skip_last_seconds and full_batch_only."
             )
-        output_tokens += bisect_right(times_s, end_s) - bisect_right(times_s, start_s)
+        before, until = bisect_right(times_s, start_s), bisect_right(times_s, end_s)
+        output_tokens += until - before
+        texts_so_far += _texts_before(output, before, until)
         input_tokens += output.input_tokens if start_s < times_s[0] <= end_s else 0
         answered += start_s < times_s[-1] <= end_s
     if output_tokens == 0:
@@ -73,7 +72,12 @@ def count_tokens_between(outputs: Sequence[RequestOutput], start_s: float, end_s
             "measurement.skip_first_seconds, skip_last_seconds and full_batch_only; measure for longer "
             "(n, measurement.min_duration_seconds) or skip less."
         )
-    return TokenCounts(input_tokens, output_tokens, answered)
+    return TokenCounts(input_tokens, output_tokens, answered, texts_so_far)
+
+
+def _texts_before(output: RequestOutput, first: int, end: int) -> int:
+    """Lengths of the text before the output tokens `first` to `end` (exclusive), added up."""
+    return (end - first) * output.input_tokens + (end * (end - 1) - first * (first - 1)) // 2
 
 
 def full_batch_interval(outputs: Sequence[RequestOutput]) -> tuple[float, float]:
@@ -98,24 +102,3 @@ def full_batch_interval(outputs: Sequence[RequestOutput]) -> tuple[float, float]
     capacity = max(count for _, count in running)
     full_s = next(start_s for start_s, count in running if count == capacity)
     return full_s, ends_s[bisect_right(ends_s, starts_s[-1])]
-
-
-def estimate_flops(parameters: ParameterCount, tokens: int, precision: str) -> FlopsResult | None:
-    """Operations that `tokens` cost on a model of so many active parameters.
-
-    Args:
-        tokens: Input and output tokens of the window; warm-up is not in it.
-        precision: Number format of the arithmetic.
-
-    Returns:
-        `None` where the parameters could not be counted.
-    """
-    if parameters.params is None:
-        return None
-    return FlopsResult(
-        value=2.0 * parameters.params * tokens,
-        method=METHOD,
-        confidence=parameters.confidence,
-        precision=precision,
-        notes=f"N = {parameters.params:,} ({parameters.note}). {ATTENTION_NOTE}",
-    )

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.model.kv_cache import kv_cache_bytes
 from llenergymeasure.core.model.parameters import (
-    attention_heads,
+    bits_from_name,
     count_weights,
     first_int,
-    layer_count,
     model_width,
     text_part,
     total_from_name,
@@ -45,6 +45,9 @@ OVERHEAD: Final = 0.15
 
 BYTES_PER_WEIGHT: Final = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 """Width of a weight, and of a cached key or value, by precision."""
+
+SCALE_BITS: Final = 0.5
+"""What the scales of quantised weights take, in bits per weight."""
 
 _MAX_HEADER_BYTES: Final = 100 * MB
 """Limit of a safetensors header, from the format's documentation."""
@@ -86,6 +89,11 @@ class ModelFiles:
     weight_bytes: int | None = None
 
 
+def memory_text(megabytes: float) -> str:
+    """An amount of memory for a reader: `4.2 GB`, in MB below a tenth of a gigabyte."""
+    return f"{megabytes / 1000:.1f} GB" if megabytes >= 100 else f"{megabytes:.1f} MB"
+
+
 def estimate_vram(
     config: ExperimentConfig,
     *,
@@ -113,6 +121,8 @@ def estimate_vram(
     section = config.backend_config
     rows = min(section.batch, config.n) * section.rows_per_prompt
     tokens = config.max_input_tokens + config.max_output_tokens
+    if not section.keeps_cache:
+        return VramEstimate(weights_mb, 0.0, (how, "no key-value cache"))
     cache = kv_cache_bytes(files.config, rows, tokens, BYTES_PER_WEIGHT[config.precision])
     if cache is None:
         return VramEstimate(
@@ -122,28 +132,14 @@ def estimate_vram(
     return VramEstimate(weights_mb, cache / MB, (how, f"key-value cache of {size}"))
 
 
-def kv_cache_bytes(config: Mapping[str, Any], rows: int, tokens: int, bytes_per_value: float) -> float | None:
-    """Size in bytes of a key-value cache of `rows` sequences; `None` where the config lacks the dimensions.
-
-    2 (keys and values) × layers × key-value heads × head width × tokens × rows × bytes per value. Layers with a sliding
-    window hold no more than the window; layers without attention (state-space, linear) hold none that grows.
-    """
-    text = text_part(config)
-    try:
-        return _values_per_token(text) * _cached_positions(text, tokens) * rows * bytes_per_value
-    except KeyError:
-        return None
-
-
 def read_model_files(directory: Path) -> ModelFiles | None:
     """Read `config.json` and the headers of the weight files; `None` where there is no readable config."""
     try:
         config = read_config(directory / CONFIG_FILE)
     except BackendError:
         return None
-    shards = sorted(directory.glob("*.safetensors"))
-    expected = _expected_shards(directory)
-    if not shards or (expected is not None and not expected <= {shard.name for shard in shards}):
+    shards = [directory / name for name in sorted(_weight_files(directory))]
+    if not all(shard.is_file() for shard in shards):
         return ModelFiles(config)
     return ModelFiles(config, _count_safetensors(shards), sum(shard.stat().st_size for shard in shards))
 
@@ -174,8 +170,13 @@ def _checkpoint_bits(quantisation: Any) -> int | None:
         return None
     if quantisation.get("load_in_4bit") or quantisation.get("load_in_8bit"):
         return 4 if quantisation.get("load_in_4bit") else 8
-    bits = first_int(quantisation, "bits", "w_bit")
-    return bits or {"fp8": 8, "fbgemm_fp8": 8, "mxfp4": 4}.get(str(quantisation.get("quant_method")))
+    groups = quantisation.get("config_groups")  # compressed-tensors
+    if isinstance(groups, Mapping) and groups:
+        widths = [_checkpoint_bits(group.get("weights")) for group in groups.values() if isinstance(group, Mapping)]
+        return max((width for width in widths if width is not None), default=None)
+    bits = first_int(quantisation, "bits", "w_bit", "num_bits", "nbits")
+    named = (str(quantisation.get(name)) for name in ("quant_algo", "weights", "quant_type", "quant_method"))
+    return bits or next((width for name in named if (width := bits_from_name(name)) is not None), None)
 
 
 def _quantised_bytes(config: Mapping[str, Any], stored: int, bits: int, bytes_per_weight: float) -> float:
@@ -185,44 +186,29 @@ def _quantised_bytes(config: Mapping[str, Any], stored: int, bits: int, bytes_pe
         ends = min(stored, 2 * (first_int(text, "vocab_size") or 0) * model_width(text))
     except KeyError:
         ends = 0
-    return ends * bytes_per_weight + (stored - ends) * (bits + 0.5) / 8
+    return ends * bytes_per_weight + (stored - ends) * (bits + SCALE_BITS) / 8
 
 
 def _from_name(config: ExperimentConfig, reason: str) -> VramEstimate:
     total = total_from_name(config.model)
     if total is None:
         return VramEstimate(None, None, (f"not known: {reason}",))
-    weights_mb = total * BYTES_PER_WEIGHT[config.precision] / MB
-    how = f"weights by the model's name ({total / 1e9:g} billion parameters), as {config.precision}"
+    bits = config.backend_config.loading_bits or bits_from_name(config.model)
+    if bits is None:
+        weights_mb, width = total * BYTES_PER_WEIGHT[config.precision] / MB, str(config.precision)
+    else:
+        weights_mb, width = total * (bits + SCALE_BITS) / 8 / MB, f"{bits} bits"
+    how = f"weights by the model's name ({total / 1e9:g} billion parameters), as {width}"
     return VramEstimate(weights_mb, None, (how, f"key-value cache not known: {reason}"))
 
 
-def _values_per_token(text: Mapping[str, Any]) -> int:
-    """Numbers that one layer caches for one token; `KeyError` where the config lacks the dimensions."""
-    heads, kv_heads, head_dim = attention_heads(text)
-    if first_int(text, "kv_lora_rank") is not None:  # latent attention, cached after expansion by transformers
-        key = (first_int(text, "qk_nope_head_dim") or 0) + (first_int(text, "qk_rope_head_dim") or 0)
-        return heads * (key + (first_int(text, "v_head_dim") or key))
-    return 2 * kv_heads * head_dim
-
-
-def _cached_positions(text: Mapping[str, Any], tokens: int) -> int:
-    """Positions that all layers together hold of one sequence of `tokens`; `KeyError` as above."""
-    layers, kinds, window = layer_count(text), text.get("layer_types"), text.get("sliding_window")
-    windowed = min(tokens, int(window)) if window else tokens
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        return layers * (windowed if text.get("use_sliding_window", True) else tokens)
-    growing = [kind for kind in kinds if kind not in ("linear_attention", "mamba", "recurrent", "conv")]
-    return sum(windowed if kind == "sliding_attention" else tokens for kind in growing)
-
-
-def _expected_shards(directory: Path) -> set[str] | None:
-    """Weight files that the index names; `None` where there is no index, and so a single file."""
+def _weight_files(directory: Path) -> set[str]:
+    """The files that are loaded: those that the index names, else the single one; what else lies there is not."""
     try:
         index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
         return set(index["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return {"model.safetensors"}
 
 
 def _count_safetensors(paths: Sequence[Path]) -> int | None:

@@ -8,7 +8,7 @@ experts of a mixture that a token is not sent to. Norms and biases, below 0.1 % 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -62,7 +62,7 @@ def count_loaded(model: Any) -> ParameterCount:
     share = Fraction(routed[1], routed[0]) if routed else None
     active = Fraction(0)
     unclassified = total = 0
-    for name, module in model.named_modules():
+    for name, module in _text_modules(model):
         size, other, is_stack = _module_weights(module, routed[0] if routed else None)
         if other < 0:
             return count_from_config(config)
@@ -79,6 +79,17 @@ def count_loaded(model: Any) -> ParameterCount:
     if not sure:
         note += f"; {unclassified} parameters of unknown use left out"
     return ParameterCount(int(active), "high" if sure else "medium", note)
+
+
+def _text_modules(model: Any) -> Iterator[tuple[str, Any]]:
+    """The modules that a text goes through, by name: no towers for images or sound, and no layer that was replaced."""
+    config, text = model.config.to_dict(), None
+    if text_part(config) is not config:
+        parts = (model.get_decoder(), model.get_output_embeddings())
+        text = {id(module) for part in parts if part is not None for module in part.modules()}
+    for name, module in model.named_modules():
+        if _REPLACED not in name.split(".") and (text is None or id(module) in text):
+            yield name, module
 
 
 def count_from_config(config: Config) -> ParameterCount:
@@ -115,6 +126,14 @@ def total_from_name(name: str) -> int | None:
     return sizes[0] if sizes and not _PRODUCT.search(leaf) else None
 
 
+def bits_from_name(name: str) -> int | None:
+    """Bits of a weight by what a name says of its quantisation: `7B-AWQ`, `8b-bnb-4bit`, `70B-FP8`; `None`: nothing."""
+    match = min(_QUANTISED.finditer(_leaf(name)), key=lambda match: match["method"] is not None, default=None)
+    if match is None:
+        return None
+    return int(match["bits"] or match["first"] or _USUAL_BITS[match["method"].lower()])
+
+
 def count_weights(config: Config) -> WeightCount | None:
     """Work out all matrix weights; `None` where the config does not hold the numbers that are needed."""
     text = text_part(config)
@@ -141,8 +160,21 @@ def text_part(config: Config) -> Config:
 def context_length(config: Config) -> int | None:
     """Longest sequence a model takes, in tokens; `None`: it sets no bound."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
-    lengths = (first_int(part, name) for part in (text_part(config), config) for name in names)
-    return next((length for length in lengths if length is not None and length > 0), None)
+    parts = (text_part(config), config)
+    found = ((first_int(part, name), part) for part in parts for name in names)
+    return next((_stretched(length, part) for length, part in found if length is not None and length > 0), None)
+
+
+def _stretched(length: int, config: Config) -> int:
+    """`length`, or what the scaling of its rotary positions makes of it, where the config gives the length before."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters")
+    if not isinstance(scaling, Mapping) or str(config.get("model_type")).startswith(_LENGTH_IS_SCALED):
+        return length
+    kind, factor = scaling.get("rope_type", scaling.get("type")), scaling.get("factor")
+    if kind not in ("yarn", "linear", "dynamic") or not isinstance(factor, int | float):
+        return length
+    before = first_int(scaling, "original_max_position_embeddings") or length
+    return max(length, int(before * factor))
 
 
 def experts(config: Config) -> tuple[int, int] | None:
@@ -181,7 +213,7 @@ def attention_heads(config: Config) -> tuple[int, int, int]:
     one_for_all = config.get("multi_query", config.get("model_type") in _MULTI_QUERY_BY_DEFAULT)
     if one_for_all and not config.get("new_decoder_architecture"):
         kv_heads = 1
-    return heads, kv_heads, first_int(config, "head_dim") or model_width(config) // heads
+    return heads, kv_heads, first_int(config, "head_dim", "attention_head_dim") or model_width(config) // heads
 
 
 def _get(config: Config, *names: str) -> int:
@@ -314,6 +346,12 @@ _UNITS: Final = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _SIZE: Final = re.compile(
     r"(?:^|[-_.])(?P<active>a?)(?P<number>\d+(?:\.\d+)?)(?P<unit>[kmbt])(?=$|[-_.])", re.IGNORECASE
 )
+_USUAL_BITS: Final = {"awq": 4, "gptq": 4}
+_QUANTISED: Final = re.compile(
+    r"(?:^|[-_.])(?:(?:nv|mx)?(?:fp|int|nf|w|q)(?P<bits>[2348])(?:a\d+|_k\w*|_\d)?"
+    r"|(?P<first>[2348])-?bits?|(?P<method>awq|gptq))(?=$|[-_.])",
+    re.IGNORECASE,
+)
 _PRODUCT: Final = re.compile(r"\d+x\d+(?:\.\d+)?[kmbt]", re.IGNORECASE)
 
 
@@ -324,6 +362,12 @@ def _leaf(name: str) -> str:
 def _size(match: re.Match[str]) -> int:
     return round(float(match["number"]) * _UNITS[match["unit"].lower()])
 
+
+_LENGTH_IS_SCALED: Final = "gemma3"
+"""Families that give the scaled length although they scale linearly."""
+
+_REPLACED: Final = "original_module"
+"""Where peft keeps a layer of which an adapter brings its own copy (`modules_to_save`)."""
 
 _EXPERT_IN_LIST: Final = re.compile(r"(?:^|\.)experts\.\d+(?:\.|$)")
 _ELEMENTWISE: Final = frozenset({"A_log"})

@@ -45,8 +45,9 @@ class ModelSource:
     """A model (or adapter) that was found.
 
     Args:
-        location: What the engine's loader gets: a directory, or an id on the Hub.
-        revision: Commit on the Hub; `None` for a directory.
+        location: What the engine's loader gets: a directory, or an id on the Hub. Of a model in the Hub's cache, its
+            directory there where the Hub does not answer: loaders would ask it for every optional file, for minutes.
+        revision: Commit on the Hub; `None` for a model that is not from there.
         config: Content of its configuration file.
         cache_dir: Cache that holds, or will hold, its files; `None`: the Hub client's own.
     """
@@ -57,16 +58,21 @@ class ModelSource:
     cache_dir: str | None = None
 
     @property
+    def is_here(self) -> bool:
+        """Whether its location is a directory, so that nothing is asked of the Hub."""
+        return self.revision is None or Path(self.location).is_absolute()
+
+    @property
     def loader_arguments(self) -> dict[str, Any]:
         """Keyword arguments that every `from_pretrained` of this source needs."""
-        if self.revision is None:
+        if self.is_here:
             return {}
         cache = {} if self.cache_dir is None else {"cache_dir": self.cache_dir}
         return {"revision": self.revision, **cache}
 
     def load(self, from_pretrained: Callable[..., T], /, **arguments: Any) -> T:
         """Call a `from_pretrained` on this source; once more where it fetches from the Hub and the network fails."""
-        load = from_pretrained if self.revision is None else _patiently(from_pretrained, self.location)
+        load = from_pretrained if self.is_here else _patiently(from_pretrained, self.location)
         return load(self.location, **self.loader_arguments, **arguments)
 
 
@@ -78,6 +84,7 @@ def find_model(
     what: str = "model",
     filename: str = CONFIG_FILE,
     download: Callable[..., str] | None = None,
+    ask: Callable[..., object] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ModelSource:
     """Find a model's configuration, and with it the place and commit of everything else.
@@ -88,6 +95,7 @@ def find_model(
         cache_home: The Hub client's home directory (`HF_HOME`); `None` leaves it to the client.
         what: What it is to the reader of an error: `model`, `lora.adapter_id`.
         download: Fetches from the Hub; `None`: `huggingface_hub.hf_hub_download`.
+        ask: Asks the Hub about the file at an address; `None`: `huggingface_hub.get_hf_file_metadata`.
 
     Raises:
         BackendError: It does not exist, is gated, is not a model, or cannot be reached now.
@@ -98,15 +106,32 @@ def find_model(
     looks_like_a_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
     if looks_like_a_path or Path(model).expanduser().is_dir():
         return _in_directory(Path(model), what, filename)
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     cache_dir = hub_cache_dir(cache_home)
+    kept = model_directory(model, revision, os.environ, cache_home, filename)
+    if kept is not None:
+        address = hf_hub_url(model, filename, revision=revision)
+        if _is_cut_off(lambda: (ask or get_hf_file_metadata)(address, timeout=PREVIEW_TIMEOUT_S)):
+            return ModelSource(str(kept.absolute()), revision=kept.name, config=read_config(kept / filename, what))
     fetch = _patiently(download or hf_hub_download, f"{filename} of {model}", sleep)
     try:
         path = Path(fetch(model, filename, revision=revision, cache_dir=cache_dir, etag_timeout=HUB_TIMEOUT_S))
     except Exception as error:  # the client raises some forty types of its own and of its HTTP library
         raise BackendError(f"{what}: {_explain_hub_error(model, revision, filename, error)}") from error
     return ModelSource(model, revision=path.parent.name, config=read_config(path, what), cache_dir=cache_dir)
+
+
+def _is_cut_off(ask: Callable[[], object]) -> bool:
+    """Whether the Hub cannot be asked: no network, no answer, or forbidden. A refusal is an answer."""
+    try:
+        ask()
+    except Exception as error:  # noqa: BLE001 (the client's errors, as for the download)
+        causes = _causes(error)
+        names = _class_names(causes)
+        answered = any(getattr(cause, "response", None) is not None for cause in causes)
+        return not answered and bool(names & {*_NETWORK_ERRORS, "OfflineModeIsEnabled", "gaierror"})
+    return False
 
 
 def _in_directory(path: Path, what: str, filename: str) -> ModelSource:
@@ -127,7 +152,11 @@ def find_adapter(lora: LoRAConfig, cache_home: Path | None) -> ModelSource:
 
 
 def model_directory(
-    model: str, revision: str | None, environ: Mapping[str, str] = os.environ, cache_home: Path | None = None
+    model: str,
+    revision: str | None,
+    environ: Mapping[str, str] = os.environ,
+    cache_home: Path | None = None,
+    filename: str = CONFIG_FILE,
 ) -> Path | None:
     """The directory with a model's files, if they are on this machine: as named, or in the Hub's cache.
 
@@ -137,7 +166,7 @@ def model_directory(
     if model.startswith(BUILTIN_MODEL_PREFIX):
         return packaged_files(model)
     directory = Path(model).expanduser()
-    if (directory / CONFIG_FILE).is_file():
+    if (directory / filename).is_file():
         return directory
     cache = hub_cache_dir(cache_home) or environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
     hub = Path(cache).expanduser() if cache else _client_home(environ) / "hub"
@@ -146,7 +175,7 @@ def model_directory(
     reference = repository / "refs" / name
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else name
     snapshot = repository / "snapshots" / commit
-    return snapshot if (snapshot / CONFIG_FILE).is_file() else None
+    return snapshot if (snapshot / filename).is_file() else None
 
 
 def read_config(path: Path, what: str = "model") -> Mapping[str, Any]:

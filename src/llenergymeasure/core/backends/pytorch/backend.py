@@ -22,6 +22,7 @@ from llenergymeasure.core.backends.protocol import (
     MemoryStats,
     RequestOutput,
 )
+from llenergymeasure.core.backends.pytorch.compiling import CompilationCounter, may_compile
 from llenergymeasure.core.backends.pytorch.generation import DeviceStepTimer, HostStepTimer, StepTimer, generate_batch
 from llenergymeasure.core.backends.pytorch.loading import LoadedParts, describe_model, gpu_indices, load_parts
 from llenergymeasure.core.backends.pytorch.preflight import (
@@ -34,7 +35,7 @@ from llenergymeasure.core.backends.pytorch.preflight import (
 from llenergymeasure.core.backends.shared import TransformersTokenizer, engine_output_logged, load_tokenizer, seeded
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.core.model.memory import MB, kv_cache_bytes
+from llenergymeasure.core.model.memory import MB
 from llenergymeasure.core.model.source import ModelSource, find_model
 from llenergymeasure.exceptions import BackendError
 
@@ -53,6 +54,7 @@ class _Session:
     parts: LoadedParts
     memory: MemoryMeter
     timer: StepTimer
+    compilations: CompilationCounter
 
 
 class PyTorchBackend:
@@ -111,6 +113,7 @@ class PyTorchBackend:
                 parts=parts,
                 memory=MemoryMeter(parts.model),
                 timer=_timer_for(parts.model.device, self._clock),
+                compilations=CompilationCounter(parts),
             )
             self.synchronize()
         except BaseException:
@@ -135,10 +138,11 @@ class PyTorchBackend:
         """Generate for `requests`, `batch_size` at a time."""
         session = self._loaded()
         outputs: list[RequestOutput] = []
+        before = session.compilations.count
         with engine_output_logged(*LOGGERS):
             for start in range(0, len(requests), session.batch_size):
                 outputs += _generate_batch(session, requests[start : start + session.batch_size])
-        return GenerationOutput(tuple(outputs))
+        return GenerationOutput(tuple(outputs), session.compilations.count - before)
 
     def synchronize(self) -> None:
         """Wait for every GPU that holds a part of the model."""
@@ -160,7 +164,9 @@ class PyTorchBackend:
 
     def unload(self) -> None:
         """Free the model and its memory."""
-        compiled = self._session is not None and self._session.parts.is_compiled
+        compiled = self._session is not None and may_compile(self._session.parts)
+        if self._session is not None:
+            self._session.compilations.stop()
         self._session = None
         if self._matmul_precision_before is not None:
             torch.set_float32_matmul_precision(self._matmul_precision_before)
@@ -204,15 +210,13 @@ def _generate_batch(session: _Session, batch: Sequence[GenerationRequest]) -> li
     parts = session.parts
     try:
         with seeded(session.seed, stream=batch[0].index):
-            outputs = generate_batch(parts.model, batch, parts.decoding, session.timer)
+            generated = generate_batch(parts.model, batch, parts.decoding, session.timer)
     except BackendError:
         raise
     except Exception as error:  # a hundred architectures, and remote code
         raise BackendError(_explain(error, batch)) from error
-    width = max(len(request.token_ids) for request in batch)
-    longest_output = max(output.output_tokens for output in outputs)
-    session.memory.note_batch(len(batch) * parts.decoding.num_beams, width + longest_output - 1)
-    return outputs
+    session.memory.note_cache(generated.cache_bytes)
+    return generated.outputs
 
 
 def _explain(error: Exception, batch: Sequence[GenerationRequest]) -> str:
@@ -236,14 +240,12 @@ class MemoryMeter:
         tensors = [*model.parameters(), *model.buffers()]
         self.gpu_indices = gpu_indices(tensors)
         self._model_mb = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MB
-        self._config = model.config.to_dict()
-        self._value_bytes = torch.empty((), dtype=model.dtype).element_size()
         self._peak_is_ours = False
-        self._largest_cache_bytes: float | None = None
+        self._largest_cache_bytes = 0
 
     def reset_peak(self) -> None:
         """Start a new peak; on the CPU only where the kernel lets a process do that."""
-        self._largest_cache_bytes = None
+        self._largest_cache_bytes = 0
         for index in self.gpu_indices:
             torch.cuda.reset_peak_memory_stats(index)
         if not self.gpu_indices:
@@ -252,19 +254,16 @@ class MemoryMeter:
                 (PROC / "clear_refs").write_text(RESET_PEAK_RSS)
                 self._peak_is_ours = True
 
-    def note_batch(self, rows: int, tokens: int) -> None:
-        """Remember the size of a batch's key-value cache: `rows` with beams, `tokens` of each with padding."""
-        size = kv_cache_bytes(self._config, rows, tokens, self._value_bytes)
-        if size is not None:
-            self._largest_cache_bytes = max(size, self._largest_cache_bytes or 0)
+    def note_cache(self, cache_bytes: int | None) -> None:
+        """Remember what the cache of a batch held in the end."""
+        self._largest_cache_bytes = max(self._largest_cache_bytes, cache_bytes or 0)
 
     def stats(self) -> MemoryStats:
         """The figures since the last reset; on the CPU, the peak is the process's resident memory."""
         peak_mb = _peak_rss_mb() if self._peak_is_ours else None
         if self.gpu_indices:
             peak_mb = float(sum(torch.cuda.max_memory_allocated(index) for index in self.gpu_indices)) / MB
-        cache_mb = None if self._largest_cache_bytes is None else self._largest_cache_bytes / MB
-        return MemoryStats(peak_mb=peak_mb, model_mb=self._model_mb, kv_cache_mb=cache_mb)
+        return MemoryStats(peak_mb, self._model_mb, self._largest_cache_bytes / MB or None)
 
 
 def _peak_rss_mb() -> float | None:

@@ -56,7 +56,16 @@ class Decoding:
             max_new_tokens=max_new_tokens,
             eos_token_id=list(self.eos_token_ids) or None,
             pad_token_id=self.pad_token_id,
+            return_dict_in_generate=True,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedBatch:
+    """The outputs of one batch, and the bytes that its cache held in the end; `None`: there was none to see."""
+
+    outputs: list[RequestOutput]
+    cache_bytes: int | None
 
 
 def decoder_parameters(decoder: DecoderConfig) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def decoder_parameters(decoder: DecoderConfig) -> dict[str, Any]:
 
 def generate_batch(
     model: PreTrainedModel, requests: Sequence[GenerationRequest], decoding: Decoding, timer: StepTimer
-) -> list[RequestOutput]:
+) -> GeneratedBatch:
     """Generate for `requests`, of which there is at least one, as one batch; `timer` times the model's device.
 
     Raises:
@@ -88,7 +97,7 @@ def generate_batch(
     least, eos = [request.min_new_tokens for request in requests], decoding.eos_token_ids
     steps = StepHook(timer, limits, width)
     with torch.inference_mode():
-        sequences = model.generate(
+        generated = model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             generation_config=decoding.generation_config(max(limits)),
@@ -96,10 +105,23 @@ def generate_batch(
             logits_processor=[MinimumLengths(least, width, eos)] if any(least) and eos else None,
             **decoding.generate_arguments,
         )
-    rows = sequences[:, width:].tolist()
+    rows = generated.sequences[:, width:].tolist()
     # A slice of a memoryview is no copy. With beams, the text that won need not have grown step by step.
     times_s: Sequence[float] | None = memoryview(steps.token_times_s()) if decoding.num_beams == 1 else None
-    return [_request_output(request, row, eos, started_s, times_s) for request, row in zip(requests, rows, strict=True)]
+    outputs = [
+        _request_output(request, row, eos, started_s, times_s) for request, row in zip(requests, rows, strict=True)
+    ]
+    return GeneratedBatch(outputs, cache_bytes(getattr(generated, "past_key_values", None), model.device.type))
+
+
+def cache_bytes(cache: Any, device_type: str) -> int | None:
+    """Bytes that a `Cache` of transformers holds on devices of a type; `None` without one, or where it is packed."""
+    layers = getattr(cache, "layers", None)
+    if not layers or any(hasattr(layer, "_quantized_keys") for layer in layers):
+        return None
+    tensors = (value for layer in layers for value in vars(layer).values() if isinstance(value, torch.Tensor))
+    held = (tensor for tensor in tensors if tensor.ndim > 0 and tensor.device.type == device_type)
+    return sum(tensor.numel() * tensor.element_size() for tensor in held) or None
 
 
 def pad_left(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,13 +18,16 @@ from transformers import (
 )
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
-from llenergymeasure.config.models import ExperimentConfig, LoRAConfig
-from llenergymeasure.core.backends.protocol import LoadedModel
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.protocol import LoadedModel, TokenPasses
+from llenergymeasure.core.backends.pytorch.adapters import apply_adapter
+from llenergymeasure.core.backends.pytorch.compiling import STATIC_CACHES, specialisation_of
 from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_parameters
 from llenergymeasure.core.backends.pytorch.in_place import loader_of
 from llenergymeasure.core.backends.pytorch.preflight import Placement, check_passthrough, section_of
 from llenergymeasure.core.model.parameters import context_length, count_loaded
 from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model, first_line
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import BackendError
 
 if TYPE_CHECKING:
@@ -43,6 +46,17 @@ GENERATION_FIELDS: Final = (
 
 GENERATION_DEFAULTS: Final = {"use_cache": True, "cache_implementation": "dynamic", "num_beams": 1}
 """What transformers does where one of them is `None`."""
+
+MAX_NAMES: Final = 3
+"""Most names of weights that an error lists."""
+
+_CONSTANT: Final = re.compile(
+    r"(?:inv_freq|position_ids|masked_bias|attn(?:\.attention)?\.bias|attn\.embed_positions)$"
+)
+"""Masks and position tables that older releases saved with the weights, and newer ones compute."""
+
+BATCH_DEPENDENT: Final = frozenset({"rwkv"})
+"""Families whose rows are not independent of each other in transformers: states of one row reach into the others."""
 
 DRAFTING_FIELDS: Final = ("num_assistant_tokens", "num_assistant_tokens_schedule")
 """Likewise, of the assistant's `GenerationConfig`."""
@@ -83,7 +97,7 @@ def load_parts(
     section = section_of(config)
     model, adapter = _load_weights(config, source, placement), None
     if config.lora is not None:
-        model, adapter = _apply_adapter(model, config.lora, find_adapter(config.lora, cache_home))
+        model, adapter = apply_adapter(model, config.lora, find_adapter(config.lora, cache_home))
     drafting = _load_assistant(config, model, tokenizer, placement, cache_home)
     decoding = _build_decoding(config, model, tokenizer, drafting)
     model.generation_config = decoding.generation_config()  # the checkpoint's own file must not add to it
@@ -121,7 +135,12 @@ def _load_weights(config: ExperimentConfig, source: ModelSource, placement: Plac
     """`from_pretrained` with the settings of `config`; every weight must come from the checkpoint."""
     check_passthrough(config)
     try:
-        model, report = source.load(loader_of(source), **loader_arguments(config, placement), output_loading_info=True)
+        model, report = source.load(
+            loader_of(source),
+            **_without_bad_padding(source.config),
+            **loader_arguments(config, placement),
+            output_loading_info=True,
+        )
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise BackendError(
             f"model: {config.model} does not fit into the memory of {placement.device_map} as {config.precision} "
@@ -132,43 +151,34 @@ def _load_weights(config: ExperimentConfig, source: ModelSource, placement: Plac
         raise BackendError(
             f"model: {config.model} cannot be loaded: {first_line(error)}{_hint(error, source, config)}"
         ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise BackendError(
-            f"model: {config.model}'s checkpoint lacks {len(missing)} weights (first: {missing[0]}), which would be "
-            "random numbers. It is incomplete, or of another architecture than its config.json says."
-        )
+    _check_completeness(report, f"model: {config.model}")
     _refuse_offloading(model, placement)
     return model
 
 
-def _apply_adapter(
-    model: PreTrainedModel, lora: LoRAConfig, source: ModelSource
-) -> tuple[PreTrainedModel, PeftModel | None]:
-    """The model with the adapter's layers in it and the adapter around it, or (`None`) with its weights merged."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
+def _without_bad_padding(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that take a padding id outside the vocabulary away: an embedding refuses to be made with one."""
+    pad, vocabulary = content.get("pad_token_id"), content.get("vocab_size")
+    bad = isinstance(pad, int) and (pad < 0 or (isinstance(vocabulary, int) and pad >= vocabulary))
+    return {"pad_token_id": None} if bad else {}
 
-    where = lora.adapter_id or lora.adapter_path
-    misfit = f"lora: {where} does not fit {model.name_or_path}"
-    made_for = f"it was made for {source.config.get('base_model_name_or_path') or 'another model'}."
-    try:
-        # Adapter weights stay in the experiment's precision; peft would train, and so widen, them in fp32.
-        adapter = source.load(partial(PeftModel.from_pretrained, model), autocast_adapter_dtype=False)
-    except Exception as error:  # shape mismatches are RuntimeErrors, absent layers ValueErrors, and so on
-        raise BackendError(f"{misfit} ({first_line(error)}); {made_for}") from error
-    if adapter.active_peft_config.is_prompt_learning:
+
+def _check_completeness(report: Mapping[str, Any], what: str) -> None:
+    """Refuse a checkpoint whose weights and the model made from its config are not the same set (`BackendError`)."""
+    missing = sorted(report["missing_keys"])
+    unused = sorted(name for name in report["unexpected_keys"] if _CONSTANT.search(name) is None)
+    if missing:
         raise BackendError(
-            f"lora: {where} is a {adapter.active_peft_config.peft_type.value} adapter, not a low-rank one. "
-            "Adapters that lengthen the prompt are not supported."
+            f"{what}'s checkpoint lacks {len(missing)} weights (first: {missing[0]}), which would be random numbers. "
+            "It is incomplete, or of another architecture than its config.json says."
         )
-    saved = set(source.load(load_peft_weights, device="cpu"))
-    odd = sorted(saved ^ set(get_peft_model_state_dict(adapter)))  # found no layer, or layers that found no tensor
-    if odd:
-        raise BackendError(f"{misfit}: {len(odd)} tensors have no counterpart (first: {odd[0]}); {made_for}")
-    if lora.merge_weights:
-        return adapter.merge_and_unload(), None
-    return adapter.get_base_model(), adapter
+    if unused:
+        shown = ", ".join(unused[:MAX_NAMES]) + (", …" if len(unused) > MAX_NAMES else "")
+        raise BackendError(
+            f"{what}'s checkpoint holds {len(unused)} weights that the model of its config.json does not use "
+            f"({shown}): another model than the named one would be measured. Correct config.json, e.g. its number of "
+            "layers, or save the model anew."
+        )
 
 
 def _load_assistant(
@@ -184,18 +194,20 @@ def _load_assistant(
         return {}
     source = find_model(section.assistant_model, None, cache_home=cache_home, what="pytorch.assistant_model")
     try:
-        assistant, _ = source.load(
+        assistant, report = source.load(
             loader_of(source),
+            **_without_bad_padding(source.config),
+            output_loading_info=True,
             dtype=DTYPES[config.precision],
             device_map="cuda:0" if placement.on_gpu else "cpu",
             trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
         )
         its_tokenizer = source.load(AutoTokenizer.from_pretrained, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # as for the model itself
         raise BackendError(
             f"pytorch.assistant_model: {section.assistant_model} cannot be loaded: {first_line(error)}"
         ) from error
+    _check_completeness(report, f"pytorch.assistant_model: {section.assistant_model}")
     assistant.generation_config = GenerationConfig(**_given(section, *DRAFTING_FIELDS))
     arguments: dict[str, Any] = {"assistant_model": assistant}
     if assistant.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:
@@ -210,20 +222,19 @@ def _build_decoding(
     parameters = decoder_parameters(config.decoder) | _given(section, *GENERATION_FIELDS)
     if section.torch_compile is not None:
         parameters["disable_compile"] = True  # generate's own choice; what was asked for is compiled here, or nothing
-    if section.cache_implementation in ("static", "offloaded_static"):
+    if section.cache_implementation in STATIC_CACHES:
         # One size for all batches: a cache made to measure for each would mean a compilation for each.
         parameters["max_cache_len"] = config.max_input_tokens + config.max_output_tokens
-    eos_token_ids = _eos_token_ids(model, tokenizer)
-    pad_token_id = next(
-        (token for token in (model.generation_config.pad_token_id, tokenizer.pad_token_id) if token is not None),
-        eos_token_ids[0] if eos_token_ids else 0,
-    )
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    eos_token_ids = tuple(token for token in _eos_token_ids(model, tokenizer) if 0 <= token < vocab_size)
+    pads = (model.generation_config.pad_token_id, tokenizer.pad_token_id, *eos_token_ids, 0)
+    pad_token_id = next(token for token in pads if token is not None and 0 <= token < vocab_size)  # masked: any will do
     return Decoding(
         parameters=parameters,
         eos_token_ids=eos_token_ids,
         pad_token_id=pad_token_id,
         context_length=context_length(model.config.to_dict()),
-        vocab_size=model.get_input_embeddings().weight.shape[0],
+        vocab_size=vocab_size,
         generate_arguments=drafting,
     )
 
@@ -251,7 +262,7 @@ def _hint(error: Exception, source: ModelSource, config: ExperimentConfig) -> st
     """What may be behind a failure to load: damaged files, arguments that the model does not take."""
     hint = ""
     if type(error).__name__ in ("SafetensorError", "UnpicklingError"):
-        where = source.location if source.revision is None else "the Hub's cache"
+        where = source.location if source.is_here else "the Hub's cache"
         hint = f". A file of its weights in {where} is damaged: delete it, and fetch or save it anew."
     if config.passthrough_kwargs:
         hint += f" (passthrough_kwargs sent along: {', '.join(sorted(config.passthrough_kwargs))})"
@@ -271,8 +282,31 @@ def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
         settings=dict(_settings(parts, batch_size)),
         revision=parts.source.revision,
         parameters=count_loaded(model),
+        passes=_passes(parts.decoding),
         context_length=parts.decoding.context_length,
         device_names=tuple(torch.cuda.get_device_name(index) for index in gpus) if gpus else ("CPU",),
+        specialisation=specialisation_of(parts),
+        warnings=tuple(_warnings(model, batch_size)),
+    )
+
+
+def _warnings(model: PreTrainedModel, batch_size: int) -> Iterator[MeasurementWarning]:
+    family = model.config.model_type
+    if family in BATCH_DEPENDENT and batch_size > 1:
+        yield MeasurementWarning(
+            WarningCode.BATCH_CHANGES_TEXTS,
+            f"transformers' {family} gives other texts in a batch of {batch_size} than alone, and so other lengths "
+            "where texts end by themselves; use pytorch.batch_size: 1, or compare runs of one batch size only",
+        )
+
+
+def _passes(decoding: Decoding) -> TokenPasses:
+    assistant = decoding.generate_arguments.get("assistant_model")
+    looks_up = decoding.parameters.get("prompt_lookup_num_tokens") is not None
+    return TokenPasses(
+        rows_per_prompt=decoding.num_beams,
+        recomputes_text=decoding.parameters.get("use_cache") is False,
+        drafted_by=assistant.name_or_path if assistant is not None else "prompt lookup" if looks_up else None,
     )
 
 

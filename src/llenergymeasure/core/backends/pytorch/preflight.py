@@ -12,7 +12,15 @@ import torch
 
 from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.backends.checks import Check, EngineHost, attempt, combination_problems, quantised_already
+from llenergymeasure.core.backends.checks import (
+    Check,
+    EngineHost,
+    attempt,
+    combination_problems,
+    needs_package,
+    quantised_already,
+)
+from llenergymeasure.core.backends.pytorch.model_checks import MODEL_CHECKS
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
@@ -162,8 +170,8 @@ def check_passthrough(config: ExperimentConfig) -> None:
 
 
 def _adapter_can_be_loaded(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
-    if config.lora is not None and not host.is_installed("peft"):
-        yield 'lora: needs peft, which is not installed. Install it with: pip install "llenergymeasure[pytorch]"'
+    if config.lora is not None:
+        yield from needs_package(host, "lora", ("peft",), 'Install it with: pip install "llenergymeasure[pytorch]"')
 
 
 def _quantisation_is_possible(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
@@ -171,8 +179,8 @@ def _quantisation_is_possible(config: ExperimentConfig, host: EngineHost) -> Ite
     if bits is None:
         return
     name = f"load_in_{bits}bit"
-    if not host.is_installed("bitsandbytes"):
-        yield f"pytorch.{name}: needs bitsandbytes, which is not installed. Install it with: pip install bitsandbytes"
+    how = "Install it with: pip install bitsandbytes"
+    yield from needs_package(host, f"pytorch.{name}", ("bitsandbytes",), how)
     yield from quantised_already(config, host, name)
 
 
@@ -183,13 +191,7 @@ def _attention_kernel_is_there(config: ExperimentConfig, host: EngineHost) -> It
         return
     if host.on_gpu is False:
         yield f"pytorch.attn_implementation: {kernel} needs a CUDA GPU. Use sdpa or eager."
-    if not any(host.is_installed(package) for package in packages):
-        yield (
-            f"pytorch.attn_implementation: {kernel} needs {' or '.join(packages)}, which is not installed. "
-            f"Install it, or use sdpa."
-        )
-    if config.precision == "fp32":
-        yield f"pytorch.attn_implementation: {kernel} has no fp32 kernels. Use sdpa, or precision: bf16."
+    yield from needs_package(host, f"pytorch.attn_implementation: {kernel}", packages, "Install it, or use sdpa.")
 
 
 def _compiler_does_as_told(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
@@ -207,11 +209,9 @@ def _cache_kind_is_possible(config: ExperimentConfig, host: EngineHost) -> Itera
     kind = section_of(config).cache_implementation
     if kind in ("offloaded", "offloaded_static") and host.on_gpu is False:
         yield f"pytorch.cache_implementation: {kind} moves keys and values off a GPU, and there is none. Remove it."
-    if kind == "quantized" and not host.is_installed("optimum"):
-        yield (
-            "pytorch.cache_implementation: quantized needs optimum-quanto, which is not installed. "
-            "Install it with: pip install optimum-quanto"
-        )
+    if kind == "quantized":
+        how = "Install it with: pip install optimum-quanto"
+        yield from needs_package(host, "pytorch.cache_implementation: quantized", ("optimum",), how)
 
 
 def _tf32_has_an_effect(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
@@ -226,4 +226,5 @@ CHECKS: Final[tuple[Check, ...]] = (
     _compiler_does_as_told,
     _cache_kind_is_possible,
     _tf32_has_an_effect,
+    *MODEL_CHECKS,
 )
