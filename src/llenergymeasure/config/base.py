@@ -117,6 +117,27 @@ def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str,
     return merged
 
 
+def portable_data(config: BaseModel) -> dict[str, Any]:
+    """All values of a model in what JSON has, so that it reads back as the same: left out is only an unset `None`.
+
+    A `None` that is no default says something (`energy.backend: null`), and so does one inside a free mapping.
+    """
+    return _portable(config, config.model_dump(mode="json"))
+
+
+def _portable(model: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
+    data = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            data[name] = _portable(value, dumped[name])
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            data[name] = [_portable(item, of_item) for item, of_item in zip(value, dumped[name], strict=True)]
+        elif value is not None or field.default is not None:
+            data[name] = dumped[name]
+    return data
+
+
 def unwrap_dataset(data: Mapping[str, Any]) -> dict[str, Any]:
     """`dataset: {synthetic: {…}}` in its flat form, so that two sources of it can be merged."""
     dataset = data.get("dataset")

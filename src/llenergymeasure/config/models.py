@@ -221,8 +221,9 @@ def _passthrough_is_portable(config: ExperimentConfig) -> Iterator[Problem]:
     """Passed-through values are what JSON can hold: the config is hashed, written and sent to children as JSON."""
     for key, value in (config.passthrough_kwargs or {}).items():
         try:
-            portable = json.loads(json.dumps(value, allow_nan=False)) == value
-        except (TypeError, ValueError):
+            written = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+            portable = json.loads(written) == value
+        except (TypeError, ValueError, RecursionError):  # ValueError: also half a character, and very long numbers
             portable = False
         if not portable:
             yield Problem(
