@@ -10,12 +10,14 @@ only where an output directory was named.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from llenergymeasure.config.grid import describe_skipped
 from llenergymeasure.config.loader import load_experiment_config, load_study_config, with_overrides
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
@@ -28,6 +30,8 @@ from llenergymeasure.security import validate_path
 if TYPE_CHECKING:
     from llenergymeasure.runners.job import MeasuredRun
     from llenergymeasure.study.execute import StudyPlace
+
+logger = logging.getLogger(__name__)
 
 OnResult = Callable[[ExperimentResult], None]
 
@@ -126,6 +130,8 @@ def run_study(
     """
     study = config if isinstance(config, StudyConfig) else load_study_config(config)
     machine = load_user_config()
+    for skipped in describe_skipped(study.skipped_configs):
+        logger.warning("Skipped, because not valid: %s", skipped)
     from llenergymeasure.study.execute import StudyPlace
 
     parent = _place(output_dir) if output_dir is not None else study_parent(study, machine)

@@ -218,6 +218,7 @@ def study_on_another_driver(directory: Path) -> set[str]:
 ELSEWHERE: Mapping[WarningCode, Callable[[Path], set[str]]] = {
     WarningCode.THERMAL_FLOOR_DISABLED: lambda path: virtual(path, warmup={"thermal_floor_seconds": 0}),
     WarningCode.WARMUP_NOT_CONVERGED: warmup_that_does_not_settle,
+    WarningCode.PARTIAL_LAST_BATCH: lambda path: virtual(path, pytorch={"batch_size": 3}),
     WarningCode.PROMPTS_TRUNCATED: lambda path: virtual(path, max_input_tokens=3),
     WarningCode.ENERGY_IS_ESTIMATED: estimate_of_a_model,
     WarningCode.ENVIRONMENT_CHANGED: study_on_another_driver,

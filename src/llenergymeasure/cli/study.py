@@ -58,6 +58,10 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
 
         print_result(render_study_preview(study, machine, list_all=request.verbose))
         return EXIT_OK
+    if study.skipped_configs and not request.quiet:
+        from llenergymeasure.cli.dry_run import skipped_lines
+
+        sys.stderr.write("\n".join(["Skipped points of the grid, because not valid:", *skipped_lines(study), ""]))
     place = StudyPlace(parent=parent, resume=resume, export_csv=request.export_csv, interactive=asks)
     return _run(study, place, request, machine)
 

@@ -6,8 +6,8 @@ and ranges are those of transformers 5, vLLM (0.30 to 0.33) and TensorRT-LLM (0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Final, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -85,6 +85,15 @@ class PyTorchConfig(BackendConfig):
     section: ClassVar[str] = "pytorch"
     default_batch: ClassVar[int] = 1
     fills_memory: ClassVar[bool] = False
+    null_means: ClassVar[Mapping[str, Any]] = {
+        "batch_size": 1,
+        "num_processes": 1,
+        "num_beams": 1,
+        "use_cache": True,
+        "cache_implementation": "dynamic",
+        "load_in_4bit": False,
+        "load_in_8bit": False,
+    }
     rules: ClassVar[tuple[Rule, ...]] = (
         Needs("torch_compile_mode", when("torch_compile", True)),
         Needs("torch_compile_backend", when("torch_compile", True)),
@@ -134,6 +143,11 @@ class PyTorchConfig(BackendConfig):
     def loading_bits(self) -> int | None:
         """By bitsandbytes."""
         return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
+    def resolved(self, n: int) -> dict[str, Any]:
+        """As of every engine; and a batch holds no more prompts than a process gets."""
+        settings = super().resolved(n)
+        return {**settings, "batch_size": min(self.batch, -(-n // self.processes))}
 
     def gpu_count(self, available: int) -> int:
         """One per process; all for a device map."""
@@ -240,6 +254,7 @@ class VLLMConfig(BackendConfig):
     """Speculative decoding."""
     section: ClassVar[str] = "vllm"
     default_batch: ClassVar[int] = 256
+    null_means: ClassVar[Mapping[str, Any]] = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
     rules: ClassVar[tuple[Rule, ...]] = (
         Excludes(when("enforce_eager", True), given("max_cudagraph_capture_size"), "eager mode captures no graphs"),
     )
@@ -342,6 +357,7 @@ class TensorRTConfig(BackendConfig):
     """Speculative decoding."""
     section: ClassVar[str] = "tensorrt"
     default_batch: ClassVar[int] = 256
+    null_means: ClassVar[Mapping[str, Any]] = {"tp_size": 1, "pp_size": 1}
     rules: ClassVar[tuple[Rule, ...]] = (
         Needs("cuda_graph_max_batch_size", unless("cuda_graph", False)),
         Needs("cuda_graph_enable_padding", unless("cuda_graph", False)),

@@ -79,10 +79,10 @@ def try_values(*values: float) -> dict[str, JsonValue]:
 
 def nested_model(annotation: Any) -> type[BaseModel] | None:
     """The model in an annotation such as `Model | None`, or `None` if it holds plain values."""
+    if get_origin(annotation) in (list, dict):  # asked first: Python 3.10 takes `list[str]` for a class
+        return None
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (list, dict):
-        return None
     return next((model for arg in get_args(annotation) if (model := nested_model(arg)) is not None), None)
 
 
@@ -126,7 +126,7 @@ def portable_data(config: BaseModel) -> dict[str, Any]:
 
 
 def _portable(model: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
-    data = {}
+    data: dict[str, Any] = {}
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
@@ -263,6 +263,8 @@ class BackendConfig(RuledConfig):
     """Sequences in flight where nobody said: the engine's own default."""
     fills_memory: ClassVar[bool] = True
     """Whether its key-value cache takes the memory that is left, rather than what the batch needs."""
+    null_means: ClassVar[Mapping[str, Any]] = {}
+    """What the engine does where a field is `None`, as far as that is the same for every model and machine."""
 
     @property
     def batch(self) -> int:
@@ -288,6 +290,13 @@ class BackendConfig(RuledConfig):
     def loading_bits(self) -> int | None:
         """Bits of a weight that is quantised while it is loaded; `None`: weights stay as they are."""
         return None
+
+    def resolved(self, n: int) -> dict[str, Any]:
+        """What the settings come to for `n` prompts, the same for sections that make the engine do the same."""
+        return {
+            name: self.null_means.get(name) if value is None else value
+            for name, value in self.model_dump(mode="json").items()
+        }
 
     def gpu_count(self, available: int) -> int:
         """GPUs that the settings ask for, of so many that are `available` to those that take them all."""

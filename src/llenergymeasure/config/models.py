@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -292,21 +293,33 @@ CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
 
 def ineffective_settings(config: ExperimentConfig) -> list[str]:
     """Every setting that is not at its default and has no effect, with the switch that would give it one."""
-    changeable = set(WarmupConfig.model_fields) - {"enabled"}
-    settling = {"cv_threshold", "max_prompts", "window_size", "min_prompts"}
+    return [
+        f"{path} is set and has no effect while {switch}"
+        for path, switch in without_effect(config).items()
+        if attrgetter(path)(config) != _default_of(config, path)
+    ]
+
+
+def without_effect(config: ExperimentConfig) -> dict[str, str]:
+    """Every setting that changes nothing, by path, with the switch that would give it an effect."""
+    changeable = tuple(name for name in WarmupConfig.model_fields if name != "enabled")
+    settling = ("cv_threshold", "max_prompts", "window_size", "min_prompts")
     effects = (
         (not config.warmup.enabled, "warmup", changeable, "warmup.enabled is false"),
         (not config.warmup.convergence_detection, "warmup", settling, "warmup.convergence_detection is false"),
-        (not config.baseline.enabled, "baseline", {"duration_seconds"}, "baseline.enabled is false"),
-        (config.energy.backend is None, "baseline", {"duration_seconds"}, "energy.backend is null"),
+        (not config.baseline.enabled, "baseline", ("duration_seconds",), "baseline.enabled is false"),
+        (config.energy.backend is None, "baseline", ("duration_seconds",), "energy.backend is null"),
     )
     found: dict[str, str] = {}
     for is_off, section, names, switch in effects:
-        model = getattr(config, section)
-        for name, field in type(model).model_fields.items():
-            if is_off and name in names and getattr(model, name) != field.default:
-                found.setdefault(f"{section}.{name}", switch)
-    return [f"{path} is set and has no effect while {switch}" for path, switch in found.items()]
+        for name in names if is_off else ():
+            found.setdefault(f"{section}.{name}", switch)
+    return found
+
+
+def _default_of(config: ExperimentConfig, path: str) -> Any:
+    section, name = path.split(".")
+    return type(getattr(config, section)).model_fields[name].default
 
 
 def model_short_name(model: str) -> str:
