@@ -50,6 +50,8 @@ def test_no_command_shows_the_help(llem: CommandLine) -> None:
         (["--batch-size", "x"], ["'--batch-size'", "must be a whole number, got 'x'"]),
         (["--batch-size", "0"], ["--batch-size: pytorch.batch_size: must be at least 1, got 0"]),
         (["--precision", "int8"], ["--precision: precision: must be one of fp32, fp16, bf16, got 'int8'"]),
+        (["--device", "gpu"], ["--device: pytorch.device: must be one of", "Did you mean 'cuda'?"]),
+        (["--precision", "float16"], ["--precision: precision: must be one of", "Did you mean 'fp16'?"]),
         (["--backend", "vlm"], ["--backend: backend: must be one of", "got 'vlm'", "Did you mean 'vllm'?"]),
         (["--device", "gpu"], ["--device: pytorch.device: must be one of auto, cuda, cpu, got 'gpu'"]),
         (["--backend", "vllm", "--device", "cpu"], ["--device: pytorch: config section provided but backend='vllm'"]),
@@ -84,6 +86,7 @@ def test_a_flag_beats_the_file_and_only_what_is_wrong_is_blamed(llem: CommandLin
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("num_input_prompts: 5\n", ["unknown field 'num_input_prompts'. Did you mean 'n'?"]),
         ("modle: gpt2\n", ["q.yaml, line 3: unknown field 'modle'. Did you mean 'model'?"]),
         ("decoder: {temprature: 1}\n", ["line 3: unknown field 'decoder.temprature'. Did you mean 'decoder.temp"]),
         ("dataset: {synthetic: {n: 2, len: 3}}\n", ["line 3: unknown field 'dataset.synthetic.len'"]),

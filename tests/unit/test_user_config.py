@@ -71,6 +71,12 @@ def test_settings_come_from_the_file(tmp_path: Path) -> None:
     assert config.advanced.nvml_poll_interval_ms == 10
 
 
+def test_empty_sections_mean_their_defaults(tmp_path: Path) -> None:
+    path = _file(tmp_path, "".join(f"{section}:\n" for section in UserConfig.model_fields))
+    assert load_user_config(path, environ={}) == UserConfig()
+    assert load_user_config(path, environ={"LLEM_DATACENTER_PUE": "1.4"}).measurement.datacenter_pue == 1.4
+
+
 def test_environment_variables_beat_the_file(tmp_path: Path) -> None:
     path = _file(
         tmp_path,

@@ -21,6 +21,9 @@ from llenergymeasure.exceptions import ConfigError
 COMBINATION_ERROR: Final = "config_combination"
 """Pydantic error type of values that are fine one by one but not together."""
 
+NOT_A_SECTION: Final = "not_a_section"
+"""Pydantic error type of a plain value where a section belongs."""
+
 NonBlankStr = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -48,6 +51,41 @@ class ConfigModel(BaseModel):
         protected_namespaces=(),
         use_attribute_docstrings=True,
     )
+    switched_off: ClassVar[str] = ""
+    """How a section is written that is switched off, where it can be: `enabled: false`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        """An empty section (`warmup:`) means its defaults; a plain value in its place is told how to be written."""
+        if isinstance(data, Mapping):
+            empty = {name for name, value in data.items() if value is None} & _section_names(cls)
+            return {name: value for name, value in data.items() if name not in empty} if empty else data
+        if isinstance(data, cls):
+            return data
+        raise PydanticCustomError(NOT_A_SECTION, "must be a mapping of its fields{hint}", {"hint": cls._meant(data)})
+
+    @classmethod
+    def _meant(cls, value: Any) -> str:
+        if value is False and cls.switched_off:
+            return f". Write {{{cls.switched_off}}}"
+        fields = (name for name, field in cls.model_fields.items() if value in _choices(field.annotation))
+        field = next(fields, None) if isinstance(value, str) else None
+        return f". Write {{{field}: {value}}}" if field is not None else ""
+
+
+@cache
+def _section_names(model: type[BaseModel]) -> frozenset[str]:
+    """The fields that are sections which are always there."""
+    sections = {name: field.annotation for name, field in model.model_fields.items()}
+    return frozenset(name for name, kind in sections.items() if isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a `Literal`, also inside a union."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(choice for arg in get_args(annotation) for choice in _choices(arg))
 
 
 class CheckedConfig(ConfigModel):

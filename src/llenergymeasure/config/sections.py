@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -51,6 +51,7 @@ class DecoderConfig(ConfigModel):
 class WarmupConfig(CheckedConfig):
     """What runs before the measurement window and stays out of it."""
 
+    switched_off: ClassVar[str] = "enabled: false"
     enabled: bool = True
     """Warm up and exclude it; false measures from the first token on."""
     n_warmup: int = Field(default=5, ge=1)
@@ -88,6 +89,7 @@ class WarmupConfig(CheckedConfig):
 class BaselineConfig(ConfigModel):
     """Idle power before the model is loaded, subtracted to give adjusted energy."""
 
+    switched_off: ClassVar[str] = "enabled: false"
     enabled: bool = True
     """Measure idle power first; false leaves adjusted energy unknown."""
     duration_seconds: float = Field(default=30.0, ge=5.0, le=120.0)
@@ -114,6 +116,7 @@ class MeasurementConfig(ConfigModel):
 class EnergyConfig(ConfigModel):
     """What measures the joules."""
 
+    switched_off: ClassVar[str] = "backend: null"
     backend: Literal["auto", "nvml", "zeus", "codecarbon", "rapl"] | None = "auto"
     """Energy backend; auto takes the best one there is, null measures no energy at all."""
 

@@ -48,3 +48,44 @@ DECODER_PRESETS: Final[dict[str, dict[str, float | bool]]] = {
     "factual": {"temperature": 0.3},
 }
 """Decoder fields that each `decoder.preset` fills where the user left them out."""
+
+OTHER_NAMES: Final[dict[str, str]] = {
+    "num_input_prompts": "n",
+    "num_prompts": "n",
+    "n_prompts": "n",
+    "num_samples": "n",
+    "num_requests": "n",
+    "prompts": "n",
+    "max_new_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "seed": "random_seed",
+    "dtype": "precision",
+    "torch_dtype": "precision",
+    "fp_precision": "precision",
+    "model_name": "model",
+    "model_id": "model",
+    "engine": "backend",
+    "framework": "backend",
+    "greedy": "decoder.do_sample",
+}
+"""What other tools call some of the fields; for suggestions only, nobody may write them."""
+
+OTHER_VALUES: Final[dict[str, str]] = {
+    "gpu": "cuda",
+    "half": "fp16",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float": "fp32",
+    "float32": "fp32",
+    "transformers": "pytorch",
+    "huggingface": "pytorch",
+    "hf": "pytorch",
+    "torch": "pytorch",
+    "trt": "tensorrt",
+    "trtllm": "tensorrt",
+    "tensorrt-llm": "tensorrt",
+    "tensorrt_llm": "tensorrt",
+    "flash_attention": "flash_attention_2",
+    "flash": "flash_attention_2",
+}
+"""Likewise, what they call some of the values."""

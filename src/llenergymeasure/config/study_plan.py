@@ -258,7 +258,7 @@ class _Reader:
     def _check_sections(self, fixed: Mapping[str, Any], overrides: Mapping[str, Any], used: set[str]) -> None:
         """A section of the fixed part that no experiment would use."""
         listed = ", ".join(sorted(used))
-        for name in BACKENDS:
+        for name in BACKENDS if used else ():
             if fixed.get(name) is not None and name not in used:
                 self._problem(
                     (name,),
