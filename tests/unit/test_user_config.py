@@ -117,8 +117,8 @@ def test_no_prompt_is_a_switch(text: str, prompt: bool) -> None:
         ("LLEM_CARBON_INTENSITY", "nan", "must be a finite number"),
         ("LLEM_DATACENTER_PUE", "0.9", "must be at least 1"),
         ("LLEM_NO_PROMPT", "perhaps", "must be 1 or 0, got 'perhaps'"),
-        ("LLEM_RUNNER_VLLM", "dokcer:x", r"must be local or docker:<image>, got 'dokcer:x'"),
-        ("LLEM_RUNNER_VLLM", "docker:", "must be local or docker:<image>"),
+        ("LLEM_RUNNER_VLLM", "dokcer:x", r"must be local \(docker:<image> is for a later release\), got 'dokcer:x'"),
+        ("LLEM_RUNNER_VLLM", "docker:", r"must be local \(docker:<image> is for a later release\)"),
         ("LLEM_RUNNER_PYTORCH", "singularity:/x.sif", "Singularity is not supported yet"),
     ],
 )

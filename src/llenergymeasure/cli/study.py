@@ -22,6 +22,7 @@ from llenergymeasure.config.models import ExecutionConfig, StudyConfig
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
+from llenergymeasure.security import user_path
 from llenergymeasure.study.events import StudyEvent, StudyStarted
 from llenergymeasure.study.execute import StudyPlace
 from llenergymeasure.study.lock import find_unfinished
@@ -148,7 +149,7 @@ def _complete(named: StudyConfig | None, resume: Path | None, request: RunReques
 def _parent(study: StudyConfig | None, request: RunRequest, machine: UserConfig) -> Path:
     if request.output is not None:
         return request.output
-    return Path(machine.output.results_dir) if study is None else study_parent(study, machine)
+    return user_path(machine.output.results_dir) if study is None else study_parent(study, machine)
 
 
 def _offer_to_resume(study: StudyConfig, parent: Path) -> Path | None:

@@ -15,7 +15,7 @@ from llenergymeasure.config.base import (
     BackendConfig,
     Excludes,
     Needs,
-    NonBlankStr,
+    PathStr,
     Problem,
     Rule,
     RuledConfig,
@@ -64,7 +64,7 @@ class PyTorchConfig(BackendConfig):
     """Tokens to draft per step from n-grams of the text so far; needs batch_size 1."""
     max_matching_ngram_size: Count | None = None
     """Longest n-gram prompt lookup matches; needs prompt_lookup_num_tokens."""
-    assistant_model: NonBlankStr | None = None
+    assistant_model: PathStr | None = None
     """Smaller model that drafts tokens (speculative decoding); needs batch_size 1."""
     num_assistant_tokens: Count | None = None
     """Tokens the assistant drafts per step; needs assistant_model."""
@@ -161,7 +161,7 @@ class VLLMSpeculativeConfig(RuledConfig):
         None
     )
     """How tokens are drafted; null lets vLLM tell it from the draft model."""
-    model: NonBlankStr | None = None
+    model: PathStr | None = None
     """Draft model, EAGLE head or other draft weights."""
     num_speculative_tokens: Count | None = None
     """Tokens drafted per step."""
@@ -292,7 +292,7 @@ class TensorRTSpeculativeConfig(RuledConfig):
     """How tokens are drafted."""
     max_draft_len: Count | None = None
     """Most tokens drafted per step."""
-    speculative_model: NonBlankStr | None = None
+    speculative_model: PathStr | None = None
     """Draft model or EAGLE head; needed by Draft_Target and Eagle3."""
     max_matching_ngram_size: Count | None = None
     """Longest n-gram to match; needs decoding_type NGram."""
@@ -331,7 +331,7 @@ class TensorRTConfig(BackendConfig):
     """GPUs a mixture of experts is split over by expert."""
     quantization: Literal["int8_sq", "int4_awq", "fp8"] | None = None
     """Weight (and for int8_sq and fp8 activation) quantisation."""
-    engine_path: NonBlankStr | None = None
+    engine_path: PathStr | None = None
     """Directory of an engine that is built already; build settings are then refused."""
     kv_cache_config: TensorRTKVCacheConfig | None = None
     """Key-value cache."""
@@ -370,6 +370,13 @@ class TensorRTConfig(BackendConfig):
     def gpu_count(self, available: int) -> int:
         """Those of one engine."""
         return (self.tp_size or 1) * (self.pp_size or 1)
+
+
+class OtherEngineConfig(BackendConfig):
+    """What is said of an engine of another package, which has no section: its settings are `passthrough_kwargs`."""
+
+    section: ClassVar[str] = "passthrough_kwargs"
+    default_batch: ClassVar[int] = 1
 
 
 SECTIONS: Final[dict[str, type[BackendConfig]]] = {

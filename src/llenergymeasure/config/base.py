@@ -6,12 +6,13 @@ A section lists its rules; validation applies them and introspection tells them.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -25,6 +26,14 @@ NOT_A_SECTION: Final = "not_a_section"
 """Pydantic error type of a plain value where a section belongs."""
 
 NonBlankStr = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+PathStr = Annotated[NonBlankStr, BeforeValidator(_as_text)]
+"""Text that may name a place on disk; Python code may give a `pathlib.Path`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +316,13 @@ class BackendConfig(RuledConfig):
     @property
     def batch(self) -> int:
         """Most prompts in flight at once."""
-        return getattr(self, BATCH_SIZE_FIELD[self.section].partition(".")[2]) or self.default_batch
+        return self.given_batch or self.default_batch
+
+    @property
+    def given_batch(self) -> int | None:
+        """`batch`, where it is set."""
+        field = BATCH_SIZE_FIELD.get(self.section)
+        return None if field is None else getattr(self, field.partition(".")[2])
 
     @property
     def rows_per_prompt(self) -> int:

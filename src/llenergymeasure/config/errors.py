@@ -259,10 +259,14 @@ def did_you_mean(value: Any, choices: Sequence[str]) -> str:
 
 def shown_value(value: Any) -> str:
     """A value and its kind, short enough for one line."""
-    text = repr(value)
-    text = text if len(text) <= 60 else f"{text[:57]}..."
     kind = {str: " (text)", bool: " (a switch)", list: " (a list)", dict: " (a mapping)"}.get(type(value), "")
-    return f"{text}{kind}"
+    return f"{quoted(value)}{kind}"
+
+
+def quoted(value: Any) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 _EXPLANATIONS: Final[Mapping[str, str]] = {

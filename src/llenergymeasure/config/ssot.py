@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 BACKENDS: Final[list[str]] = ["pytorch", "vllm", "tensorrt"]
-"""Inference engines a config may name; each has a section of the same name."""
+"""Inference engines that have a section of the same name in a config."""
+
+ENGINES_HERE: Final[list[str]] = ["pytorch"]
+"""Those of them that this release can run; advice names no other."""
+
+BACKENDS_GROUP: Final = "llenergymeasure.backends"
+"""Entry-point group in which an installed package registers an engine under the name that configs use."""
 
 PRECISION_SUPPORT: Final[dict[str, list[str]]] = {
     "pytorch": ["fp32", "fp16", "bf16"],

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from llenergymeasure.config.base import deep_merge, set_dotted, unwrap_dataset
+from llenergymeasure.config.engines import known_backends, no_batch_setting
 from llenergymeasure.config.errors import Path as KeyPath
-from llenergymeasure.config.errors import leads_nowhere, shown_value, unknown_keys
+from llenergymeasure.config.errors import did_you_mean, leads_nowhere, quoted, unknown_keys
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, BATCH_SIZE_FIELD, BATCH_SIZE_OVERRIDE
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
 from llenergymeasure.exceptions import ConfigError
+from llenergymeasure.security import user_path
 
 _STUDY_KEYS: Final = ("version", "name", "base", "sweep", "experiments", "execution")
 _DEFAULT_BACKEND: Final[str] = ExperimentConfig.model_fields["backend"].default
@@ -123,7 +125,7 @@ class _Reader:
 
         def lying_over(backend: str) -> dict[str, Any]:
             own = _without_others(overrides, backend)
-            if BATCH_SIZE_OVERRIDE not in self.given:
+            if BATCH_SIZE_OVERRIDE not in self.given or backend not in BATCH_SIZE_FIELD:
                 return own
             section, leaf = BATCH_SIZE_FIELD[backend].split(".")
             return deep_merge(own, {section: {leaf: self.given[BATCH_SIZE_OVERRIDE]}})
@@ -137,7 +139,7 @@ class _Reader:
                 spanned = tuple(axis for axis in own_axes if axis.alternatives)
                 blocks.append(Block(lying_under(backend), lying_over(backend), spanned))
         for backend, entry in self._entries(backends):
-            known = backend if backend in BACKENDS else _DEFAULT_BACKEND
+            known = backend if backend in known_backends() else _DEFAULT_BACKEND
             used.add(known)
             fixed_and_own = deep_merge(lying_under(backend), unwrap_dataset(entry))
             blocks.append(Block(fixed_and_own, lying_over(known), entry=entry))
@@ -165,7 +167,7 @@ class _Reader:
             return {}
         folder = self.document.path.parent if self.document else Path()
         try:
-            document = load_document(folder / name)
+            document = load_document(folder / user_path(name))
         except ConfigError as error:
             self._problem(("base",), f"base: {error}")
             return {}
@@ -203,12 +205,17 @@ class _Reader:
         if swept is not None:
             names = [value for ((_, value),) in swept.alternatives]
         if not names:
-            self._problem(("backend",), f"backend: the list is empty. Give it some of: {', '.join(BACKENDS)}.")
+            self._problem(("backend",), f"backend: the list is empty. Give it some of: {', '.join(known_backends())}.")
         at = ("sweep", "backend") if swept is not None else ("backend",)
+        here = known_backends()
         for name in names:
-            if name not in BACKENDS:
-                self._problem(at, f"backend: {name!r} is unknown. Use: {', '.join(BACKENDS)}.")
-        known = tuple(dict.fromkeys(name for name in names if name in BACKENDS))
+            if name not in here:
+                self._problem(
+                    at, f"backend: {quoted(name)} is unknown. Use: {', '.join(here)}{did_you_mean(name, here)}."
+                )
+            elif name not in BACKENDS and BATCH_SIZE_OVERRIDE in self.given:
+                self.problems.append(no_batch_setting(name))
+        known = tuple(dict.fromkeys(name for name in names if name in here))
         return known, swept is not None or "backend" in fixed or "backend" in self.given
 
     def _entries(self, backends: Iterable[str]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
@@ -324,7 +331,7 @@ def _axis_problems(key: str, values: Any) -> Iterator[str]:
     if isinstance(values, Mapping) and values:
         yield f"must be a list of values. To sweep a nested field write `{key}.{next(iter(values))}: […]`."
     elif not isinstance(values, list):
-        yield f"must be a list of values, got {shown_value(values)}. Write `{key}: [{values}]`."
+        yield f"must be a list of values, got {quoted(values)}. Write `{key}: [{values}]`."
     elif not values:
         yield "the list is empty. Give it values, or remove the key."
     else:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import yaml
 
 from llenergymeasure.exceptions import ConfigError
-from llenergymeasure.security import validate_path
+from llenergymeasure.security import user_path, validate_path
 
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
 _MAX_DEPTH: Final = 100
@@ -64,7 +64,7 @@ def load_document(path: str | Path, *, empty_is_fine: bool = False) -> LoadedDoc
         ConfigError: The path is unsafe to open, the file cannot be read or parsed (with line and column), has a
             duplicate key, or is no mapping.
     """
-    path = Path(path)
+    path = user_path(path)
     validate_path(path, what="configuration file")
     text = _read_text(path)
     if path.suffix.lower() == ".json":

@@ -166,7 +166,7 @@ def check_engine(case: Case) -> Iterator[Finding]:
 
 def check_runner(case: Case) -> Iterator[Finding]:
     """The runner must be one that this version has."""
-    runner = str(getattr(case.machine.runners, case.config.backend))
+    runner = case.machine.runners.of(case.config.backend)
     if runner != "local":
         kind, name = runner.partition(":")[0], case.config.backend
         variable = f"LLEM_RUNNER_{name.upper()}"

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from llenergymeasure.atomic import write_bytes_atomically
 from llenergymeasure.domain.base import as_utc, columns_in
 from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.security import user_path
 
 if TYPE_CHECKING:
     import pyarrow
@@ -55,7 +56,7 @@ def to_csv(results: Iterable[ExperimentResult], path: str | Path) -> Path:
     Raises:
         PersistenceError: The file cannot be written; names the path.
     """
-    path = Path(path)
+    path = user_path(path)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow([column.name for column in FLAT_COLUMNS])
