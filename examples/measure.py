@@ -25,7 +25,7 @@ results = {size: llem.run_experiment(base, **{"pytorch.batch_size": size}) for s
 print(f"{'batch':>5}  {'J/token':>9}  {'tok/s':>7}  {'TTFT ms':>8}  measured by")
 for size, result in results.items():
     energy = "-" if result.avg_energy_per_token_j is None else f"{result.avg_energy_per_token_j:.4f}"
-    ttft = result.latency_stats.ttft_ms.mean
+    ttft = result.latency_stats.ttft_ms.mean if result.latency_stats and result.latency_stats.ttft_ms else float("nan")
     meter = result.energy_breakdown.meter if result.energy_breakdown else "nothing"
     print(f"{size:>5}  {energy:>9}  {result.avg_tokens_per_second:>7.0f}  {ttft:>8.1f}  {meter}")
 

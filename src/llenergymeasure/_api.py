@@ -10,12 +10,16 @@ only where an output directory was named.
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, overload
 
+from llenergymeasure.config.grid import describe_skipped
 from llenergymeasure.config.loader import load_experiment_config, load_study_config, with_overrides
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
@@ -23,10 +27,12 @@ from llenergymeasure.core.progress import Observer, ignore_events
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import MeasurementProtocol, StudyResult, StudySummary
 from llenergymeasure.exceptions import ConfigError, PersistenceError
-from llenergymeasure.security import validate_path
+from llenergymeasure.security import user_path, validate_path
 
 if TYPE_CHECKING:
     from llenergymeasure.study.execute import StudyPlace
+
+logger = logging.getLogger(__name__)
 
 OnResult = Callable[[ExperimentResult], None]
 
@@ -56,6 +62,7 @@ def run_experiment(config: str | Path | ExperimentConfig | None = None, **kwargs
         The result. Energy figures are `None` where nothing could measure them; `measurement_warnings` says why.
 
     Raises:
+        TypeError: `config` is something else.
         ConfigError: The file is missing, does not parse, or has unknown keys; or there is neither file nor `model`.
         pydantic.ValidationError: A value is wrong.
         PreFlightError: The experiment cannot run on this machine; lists every reason.
@@ -74,11 +81,24 @@ def resolve_experiment(config: str | Path | ExperimentConfig | None, overrides: 
         ConfigError: See `run_experiment`.
         pydantic.ValidationError: A value is wrong.
     """
+    if not isinstance(config, (str, os.PathLike, ExperimentConfig, NoneType)):
+        raise _wrong_type("run_experiment", "an ExperimentConfig", config)
     if config is None and "model" not in overrides:
         raise ConfigError('nothing to run: give a config, or at least a model: run_experiment(model="gpt2")')
     if isinstance(config, ExperimentConfig):
         return with_overrides(config, overrides)
-    return load_experiment_config(None if config is None else Path(config), overrides)
+    return load_experiment_config(config, overrides)
+
+
+def _wrong_type(function: str, model: str, config: object) -> TypeError:
+    fixes: dict[tuple[str, type], str] = {
+        ("run_experiment", dict): " Give its fields as keywords: run_experiment(**fields).",
+        ("run_experiment", StudyConfig): " A study is run with run_study.",
+        ("run_study", dict): " Write it to a YAML file, or make a StudyConfig(experiments=[…]).",
+        ("run_study", ExperimentConfig): " Run it with run_experiment, or as StudyConfig(experiments=[config]).",
+    }
+    kind = type(config)
+    return TypeError(f"{function} takes a file or {model}, not {kind.__name__}.{fixes.get((function, kind), '')}")
 
 
 def with_default_backend(config: ExperimentConfig) -> ExperimentConfig:
@@ -117,18 +137,23 @@ def run_study(
         What the study yielded. Runs that failed are in `failed`, and do not raise.
 
     Raises:
+        TypeError: `config` is something else.
         ConfigError: The file is missing, does not parse, has unknown keys, or yields no valid experiment.
         pydantic.ValidationError: A value under `execution:` is wrong.
         PreFlightError: The study cannot run on this machine.
         StudyError: It cannot be resumed, or gave up because experiment after experiment failed.
         PersistenceError: Nothing can be written.
     """
+    if not isinstance(config, (str, os.PathLike, StudyConfig)):
+        raise _wrong_type("run_study", "a StudyConfig", config)
     study = config if isinstance(config, StudyConfig) else load_study_config(config)
     machine = load_user_config()
+    for skipped in describe_skipped(study.skipped_configs):
+        logger.warning("Skipped, because not valid: %s", skipped)
     from llenergymeasure.study.execute import StudyPlace
 
     parent = _place(output_dir) if output_dir is not None else study_parent(study, machine)
-    place = StudyPlace(parent=parent, resume=None if resume is None else Path(resume))
+    place = StudyPlace(parent=parent, resume=None if resume is None else user_path(resume))
     return _run(study, lambda result: None, machine=machine, place=place)
 
 
@@ -155,7 +180,7 @@ def _place(directory: str | Path) -> Path:
         ConfigError: It cannot be the name of one.
     """
     validate_path(directory, what="output_dir")
-    return Path(directory).expanduser()
+    return user_path(directory)
 
 
 def _run(

@@ -61,6 +61,11 @@ def validate_path(
     return resolved
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as its user means it: `~` is the home directory, also where no shell has expanded it."""
+    return Path(os.path.expanduser(path))
+
+
 def is_safe_path(base_dir: str | os.PathLike[str], target_path: str | os.PathLike[str]) -> bool:
     """Whether `target_path`, links and `..` resolved, is `base_dir` or lies below it.
 

@@ -85,3 +85,11 @@ def test_reading_the_bundled_prompts_does_not_import_the_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_limits_that_a_table_holds_as_numbers_with_gaps_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = {"prompt": TEXTS, "max_new_tokens": [16.0, None, float("nan")]}
+    datasets.Dataset.from_dict(rows).to_parquet(folder / "train.parquet")
+    assert [prompt.max_new_tokens for prompt in load_raw_prompts(f"hf:{folder}", 3).prompts] == [16, None, None]

@@ -22,3 +22,10 @@ def test_the_script_prints_a_row_per_batch_size_and_writes_nothing(tmp_path: Pat
     assert all(float(row[2].replace(",", "")) > 0 for row in rows)
     assert "Throughput" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_passes_a_strict_type_check(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(SCRIPT)]
+    checked = subprocess.run(command, cwd=SCRIPT.parents[1], capture_output=True, text=True, timeout=240)
+    assert checked.returncode == 0, checked.stdout

@@ -254,6 +254,7 @@ ELSEWHERE: Mapping[WarningCode, Callable[[Path], set[str]]] = {
     WarningCode.COMPILED_IN_WINDOW: lambda path: on_engine(path, UnsettledEngine),
     WarningCode.BATCH_CHANGES_TEXTS: lambda path: on_engine(path, BatchDependentEngine),
     WarningCode.GENERATION_STALLED: lambda path: on_engine(path, StallingEngine),
+    WarningCode.PARTIAL_LAST_BATCH: lambda path: virtual(path, pytorch={"batch_size": 3}),
     WarningCode.PROMPTS_TRUNCATED: lambda path: virtual(path, max_input_tokens=3),
     WarningCode.ENERGY_IS_ESTIMATED: estimate_of_a_model,
     WarningCode.ENVIRONMENT_CHANGED: study_on_another_driver,

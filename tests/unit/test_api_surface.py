@@ -7,6 +7,7 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,8 +15,10 @@ from pydantic import ValidationError
 import llenergymeasure
 from llenergymeasure import ExperimentConfig, StudyConfig
 from llenergymeasure._api import resolve_experiment, study_parent
+from llenergymeasure.config.loader import load_study_config
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.exceptions import ConfigError
+from result_samples import make_result
 
 HEAVY = ("numpy", "pandas", "pyarrow", "pydantic", "torch", "tqdm", "transformers", "typer", "vllm", "yaml", "zeus")
 
@@ -152,3 +155,58 @@ def test_a_studys_place_in_the_home_directory_may_be_written_with_a_tilde(
 def test_a_place_that_cannot_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="output_dir"):
         llenergymeasure.run_experiment(model="gpt2", output_dir="results\x00")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model": "gpt2"}, "not dict. Give its fields as keywords: run_experiment(**fields)."),
+        (42, "run_experiment takes a file or an ExperimentConfig, not int."),
+        ([], "not list."),
+        (StudyConfig(experiments=[ExperimentConfig(model="gpt2")]), "A study is run with run_study."),
+    ],
+)
+def test_an_experiment_of_the_wrong_type_is_a_type_error_with_the_way_out(config: Any, said: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        llenergymeasure.run_experiment(config)
+    assert str(caught.value).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (42, "run_study takes a file or a StudyConfig, not int."),
+        (None, "not NoneType."),
+        ({"sweep": {}}, "not dict. Write it to a YAML file, or make a StudyConfig(experiments=[…])."),
+        (ExperimentConfig(model="gpt2"), "Run it with run_experiment, or as StudyConfig(experiments=[config])."),
+    ],
+)
+def test_a_study_of_the_wrong_type_is_a_type_error_with_the_way_out(config: Any, said: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        llenergymeasure.run_study(config)
+    assert str(caught.value).endswith(said)
+
+
+def test_places_may_be_paths_in_the_config_and_as_keywords(tmp_path: Path) -> None:
+    places = {"model": tmp_path / "model", "dataset": tmp_path / "prompts.jsonl", "output_dir": tmp_path / "out"}
+    texts = {name: str(path) for name, path in places.items()}
+    expected = ExperimentConfig(**texts)
+    assert ExperimentConfig(**places) == expected
+    assert resolve_experiment(None, dict(places)) == expected
+    assert resolve_experiment(ExperimentConfig(model="m"), dict(places)) == expected
+    assert expected.model_dump(mode="json")["output_dir"] == str(tmp_path / "out")
+    assert ExperimentConfig(model="m", lora={"adapter_path": tmp_path}).lora.adapter_path == str(tmp_path)
+
+
+def test_a_tilde_is_the_home_directory_in_python_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("model: gpt2\nn: 7\n")
+    (tmp_path / "study.yaml").write_text("base: ~/base.yaml\nsweep: {precision: [fp16]}\noutput_dir: ~/results\n")
+    assert resolve_experiment("~/base.yaml", {}).n == 7
+    study = load_study_config("~/study.yaml")
+    assert study.experiments[0].n == 7
+    assert study_parent(study, UserConfig()) == tmp_path / "results"
+    result = make_result()
+    assert result.save("~/saved").is_relative_to(tmp_path / "saved")
+    result.to_json("~/one.json")
+    assert llenergymeasure.ExperimentResult.from_json("~/one.json") == result

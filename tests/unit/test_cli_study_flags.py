@@ -108,13 +108,21 @@ def test_a_preview_tells_the_grid_what_is_skipped_and_why_the_order_and_the_time
         "     2  b / pytorch / bf16 / decoder.top_p=1.0",
         "",
         "Skipped points of the grid, because not valid: 1",
-        "  ✗ decoder.top_p: must be a finite number, got nan",
+        "  ✗ decoder.top_p=nan: decoder.top_p: must be a finite number, got nan",
         "",
         "Order          1 2 1 2 1 2",
         "Time           at least 19 m 30 s: 13 m 00 s of gaps, 6 m 30 s of waits",
         "               loading and generating come on top; how long they take is not known before a first run",
         "Nothing was run.",
     ]
+
+
+def test_skipped_points_are_told_before_a_real_run_unless_it_is_quiet(llem: CommandLine) -> None:
+    grid = llem.file("s.yaml", "{model: a/b, sweep: {decoder.top_p: [0.5, 2.0], n: [1, 2]}}\n")
+    taken = llem.file("taken", "")  # no place for a study: it ends before its first run
+    told = "decoder.top_p=2.0 (2 points): decoder.top_p: must be at most 1, got 2.0"
+    assert told in llem("run", grid, "-o", taken).err
+    assert told not in llem("run", grid, "-o", taken, "--quiet").err
 
 
 def test_a_baseline_that_all_runs_share_counts_once() -> None:

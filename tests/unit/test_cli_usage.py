@@ -5,6 +5,7 @@ Nothing here reaches an engine.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def test_no_command_shows_the_help(llem: CommandLine) -> None:
         (["--batch-size", "x"], ["'--batch-size'", "must be a whole number, got 'x'"]),
         (["--batch-size", "0"], ["--batch-size: pytorch.batch_size: must be at least 1, got 0"]),
         (["--precision", "int8"], ["--precision: precision: must be one of fp32, fp16, bf16, got 'int8'"]),
+        (["--device", "gpu"], ["--device: pytorch.device: must be one of", "Did you mean 'cuda'?"]),
+        (["--precision", "float16"], ["--precision: precision: must be one of", "Did you mean 'fp16'?"]),
         (["--backend", "vlm"], ["--backend: backend: must be one of", "got 'vlm'", "Did you mean 'vllm'?"]),
         (["--device", "gpu"], ["--device: pytorch.device: must be one of auto, cuda, cpu, got 'gpu'"]),
         (["--backend", "vllm", "--device", "cpu"], ["--device: pytorch: config section provided but backend='vllm'"]),
@@ -84,6 +87,7 @@ def test_a_flag_beats_the_file_and_only_what_is_wrong_is_blamed(llem: CommandLin
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("num_input_prompts: 5\n", ["unknown field 'num_input_prompts'. Did you mean 'n'?"]),
         ("modle: gpt2\n", ["q.yaml, line 3: unknown field 'modle'. Did you mean 'model'?"]),
         ("decoder: {temprature: 1}\n", ["line 3: unknown field 'decoder.temprature'. Did you mean 'decoder.temp"]),
         ("dataset: {synthetic: {n: 2, len: 3}}\n", ["line 3: unknown field 'dataset.synthetic.len'"]),
@@ -140,7 +144,10 @@ def test_a_directory_in_place_of_a_file_is_told(llem: CommandLine) -> None:
         ("output: {results: x}\n", "line 1: unknown field 'output.results'. Did you mean 'output.results_dir'?"),
         ("ui:\n  verbosity: loud\n", "line 2: ui.verbosity: must be one of quiet, standard, verbose, got 'loud'"),
         ("output: [\n", "line 2, column 1: invalid YAML"),
-        ("runners: {pytorch: 'podman:x'}\n", "runners.pytorch: must be local or docker:<image>, got 'podman:x'"),
+        (
+            "runners: {pytorch: 'podman:x'}\n",
+            "runners.pytorch: must be local (docker:<image> is for a later release), got 'podman:x'",
+        ),
     ],
 )
 def test_a_broken_user_config_is_named_with_the_line_at_fault(llem: CommandLine, text: str, said: str) -> None:
@@ -156,9 +163,13 @@ def test_a_broken_user_config_is_named_with_the_line_at_fault(llem: CommandLine,
         ("LLEM_DATACENTER_PUE", "0.5", "must be at least 1, got 0.5"),
         ("LLEM_DATACENTER_PUE", "nan", "must be a finite number"),
         ("LLEM_NO_PROMPT", "maybe", "must be 1 or 0, got 'maybe'"),
-        ("LLEM_RUNNER_PYTORCH", "podman", "must be local or docker:<image>, got 'podman'"),
-        ("LLEM_RUNNER_VLLM", "docker:", "must be local or docker:<image>, got 'docker:'"),
-        ("LLEM_RUNNER_TENSORRT", "singularity:", "must be local or docker:<image>, got 'singularity:'"),
+        ("LLEM_RUNNER_PYTORCH", "podman", "must be local (docker:<image> is for a later release), got 'podman'"),
+        ("LLEM_RUNNER_VLLM", "docker:", "must be local (docker:<image> is for a later release), got 'docker:'"),
+        (
+            "LLEM_RUNNER_TENSORRT",
+            "singularity:",
+            "must be local (docker:<image> is for a later release), got 'singularity:'",
+        ),
     ],
 )
 def test_a_variable_that_does_not_parse_is_named(
@@ -204,3 +215,39 @@ def test_help_names_every_documented_flag(llem: CommandLine) -> None:
 
 def test_the_version_flag_prints_the_version_alone(llem: CommandLine) -> None:
     assert llem("--version").out == "llem 2.0.0\n"
+
+
+@pytest.mark.parametrize("flag", ["-o", "--output", "--resume"])
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_place_is_refused(llem: CommandLine, flag: str, text: str) -> None:
+    assert_refused(llem("run", "-m", "builtin/tiny-llama", flag, text), "must not be empty")
+    assert_refused(llem("run", text), "'CONFIG': must not be empty")
+
+
+def test_a_tilde_is_the_home_directory_wherever_no_shell_expands_it(
+    llem: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = llem.directory / "home"
+    llem.file("home/e.yaml", "model: builtin/tiny-llama\nn: 3\npytorch: {device: cpu}\n")
+    monkeypatch.setenv("HOME", str(home))
+    spoken = llem("run", "~/e.yaml", "-o", "~/results", "--dry-run")
+    assert spoken.code == 0
+    assert f"Results      {home}/results" in spoken.out
+    assert f"{home}/nowhere" in llem("run", "--resume", "~/nowhere").err
+
+
+def test_a_config_comes_through_a_pipe(llem: CommandLine) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"model: builtin/tiny-llama\nn: 3\npytorch: {device: cpu}\n")
+    os.close(writing)
+    spoken = llem("run", f"/dev/fd/{reading}", "--dry-run")
+    os.close(reading)
+    assert (spoken.code, "Prompts      3 of aienergyscore" in spoken.out) == (0, True)
+
+
+def test_a_fault_in_a_pipe_is_told_with_its_line(llem: CommandLine) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"model: builtin/tiny-llama\nn: 0\n")
+    os.close(writing)
+    assert_refused(llem("run", f"/dev/fd/{reading}"), f"/dev/fd/{reading}, line 2: n: must be at least 1, got 0")
+    os.close(reading)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from llenergymeasure.config.backend_configs import PyTorchConfig, TensorRTConfig, VLLMConfig
-from llenergymeasure.config.base import set_dotted
+from llenergymeasure.config.base import field_paths, set_dotted
+from llenergymeasure.config.errors import describe_validation_error, unknown_keys
 from llenergymeasure.config.introspection import get_params_from_model
 from llenergymeasure.config.models import (
     BaselineConfig,
@@ -26,6 +27,9 @@ from llenergymeasure.config.models import (
     SyntheticDatasetConfig,
     WarmupConfig,
 )
+from llenergymeasure.config.ssot import OTHER_NAMES, OTHER_VALUES
+
+_NAMED_VALUES = ("precision", "backend", "pytorch.device", "pytorch.attn_implementation")
 
 
 def test_defaults_are_those_of_the_specification() -> None:
@@ -84,7 +88,6 @@ def test_unknown_keys_are_refused(model: type[BaseModel]) -> None:
         ("random_seed", 2**32),
         ("dataset", 5),
         ("dataset", None),
-        ("decoder", None),
     ],
 )
 def test_nothing_is_coerced_into_place(field: str, value: Any) -> None:
@@ -261,3 +264,56 @@ def test_any_valid_config_survives_a_round_trip(document: dict[str, Any]) -> Non
     assert ExperimentConfig.model_validate(config.model_dump()) == config
     assert ExperimentConfig.model_validate(config.model_dump(mode="json", exclude_unset=True)) == config
     assert _reads_back(config)
+
+
+@pytest.mark.parametrize("section", ["decoder", "warmup", "baseline", "energy", "measurement"])
+def test_an_empty_section_means_its_defaults(section: str) -> None:
+    plain = ExperimentConfig.model_validate({"model": "gpt2"})
+    assert ExperimentConfig.model_validate({"model": "gpt2", section: None}) == plain
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "advice"),
+    [
+        ("warmup", False, "{enabled: false}"),
+        ("baseline", False, "{enabled: false}"),
+        ("energy", False, "{backend: null}"),
+        ("energy", "nvml", "{backend: nvml}"),
+        ("decoder", "deterministic", "{preset: deterministic}"),
+    ],
+)
+def test_a_plain_value_in_place_of_a_section_is_told_how_to_be_written(section: str, value: Any, advice: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ExperimentConfig.model_validate({"model": "gpt2", section: value})
+    (told,) = describe_validation_error(caught.value)
+    assert told.startswith(f"{section}: must be a mapping of its fields, got {value!r}")
+    assert told.endswith(f". Write {advice}")
+
+
+@pytest.mark.parametrize(("section", "value"), [("warmup", True), ("warmup", 5), ("lora", "x"), ("pytorch", False)])
+def test_where_nothing_is_meant_for_sure_nothing_is_advised(section: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ExperimentConfig.model_validate({"model": "gpt2", section: value})
+    (told,) = describe_validation_error(caught.value)
+    assert "Write" not in told
+
+
+@pytest.mark.parametrize("path", sorted(OTHER_NAMES.items()), ids=str)
+def test_what_other_tools_call_a_field_is_no_field_of_ours_and_suggests_one(path: tuple[str, str]) -> None:
+    theirs, ours = path
+    (unknown,) = unknown_keys({theirs: 1}, ExperimentConfig)
+    assert unknown.suggestions[0] == ours
+    assert ours in field_paths(ExperimentConfig)
+
+
+@pytest.mark.parametrize("meant", ["cuda", "fp16", "bf16", "fp32", "pytorch", "tensorrt", "flash_attention_2"])
+def test_what_other_tools_call_a_value_suggests_ours(meant: str) -> None:
+    params = get_params_from_model(ExperimentConfig).values()
+    (path,) = [p["path"] for p in params if p["path"] in _NAMED_VALUES and meant in (p["options"] or ())]
+    for theirs in [name for name, ours in OTHER_VALUES.items() if ours == meant]:
+        fields: dict[str, Any] = {"model": "gpt2"}
+        set_dotted(fields, path, theirs)
+        with pytest.raises(ValidationError) as caught:
+            ExperimentConfig.model_validate(fields)
+        (told,) = describe_validation_error(caught.value)
+        assert told.endswith(f"Did you mean {meant!r}?")

@@ -208,3 +208,21 @@ _JSON = st.recursive(
 def test_json_reads_back_as_it_was_written(folder: Path, data: dict[str, Any]) -> None:
     (folder / "round.json").write_text(json.dumps(data))
     assert load_document(folder / "round.json").data == data
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("model: a\ndecoder:\n\ttop_k: 1\n", 3),
+        ("model: a\n\tn: 1\n", 2),
+        ("decoder:\n  top_k: 1\n \ttop_p: 1\n", 3),
+        ("sweep:\n\t- 1\n", 2),
+    ],
+)
+def test_a_tab_is_called_a_tab(folder: Path, text: str, line: int) -> None:
+    with pytest.raises(ConfigError, match=rf"line {line}: indented with a tab, which YAML does not allow\. Use spaces"):
+        _load(folder, text)
+
+
+def test_a_tab_that_does_no_harm_is_let_be(folder: Path) -> None:
+    assert _load(folder, "model:\ta\nn:\t5\t# five\n") == {"model": "a", "n": 5}

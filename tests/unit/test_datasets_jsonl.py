@@ -107,3 +107,16 @@ def test_no_bytes_make_the_reader_fail_otherwise(tmp_path_factory: pytest.TempPa
     path.write_bytes(content)
     with contextlib.suppress(DatasetError):
         assert len(read(path)) == 1
+
+
+@pytest.mark.parametrize(("written", "limit"), [("16", 16), ("16.0", 16), ("1.6e1", 16), ("null", None), ("NaN", None)])
+def test_a_limit_may_be_written_as_tables_write_numbers(tmp_path: Path, written: str, limit: int | None) -> None:
+    path = write(tmp_path, f'{{"prompt": "a", "max_new_tokens": {written}}}\n')
+    assert read_jsonl(path, 1, name="d").prompts[0].max_new_tokens == limit
+
+
+@pytest.mark.parametrize("written", ["16.5", "0.0", "-16.0", "Infinity", "1e400", '"16"', "false"])
+def test_a_limit_that_is_no_number_of_tokens_is_refused(tmp_path: Path, written: str) -> None:
+    path = write(tmp_path, f'{{"prompt": "a", "max_new_tokens": {written}}}\n')
+    with pytest.raises(DatasetError, match=r"line 1: .*must be a whole number of at least 1"):
+        read_jsonl(path, 1, name="d")

@@ -16,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llenergymeasure.config.grid import SkippedConfig, compute_study_design_hash, expand_grid, resolve_study
+from llenergymeasure.config.grid import (
+    SkippedConfig,
+    compute_study_design_hash,
+    describe_skipped,
+    expand_grid,
+    resolve_study,
+)
 from llenergymeasure.config.loader import load_study_config
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.ssot import BATCH_SIZE_FIELD
@@ -171,7 +177,7 @@ def test_the_description_is_not_changed() -> None:
 
 
 _AXES = {
-    "n": st.integers(1, 50),
+    "n": st.integers(9, 50),  # no batch is larger: those would be the same work
     "random_seed": st.integers(0, 50),
     "decoder.top_k": st.integers(0, 50),
     "decoder.temperature": st.sampled_from([0.1, 0.2, 0.5, 1.0]),
@@ -207,7 +213,7 @@ def test_ten_thousand_points_expand_to_ten_thousand_experiments() -> None:
     experiments = _expand(
         sweep={
             "precision": ["fp16", "bf16"],
-            "n": list(range(1, 51)),
+            "n": list(range(10, 60)),
             "decoder.temperature": [i / 10 for i in range(1, 11)],
             "pytorch.batch_size": list(range(1, 11)),
         }
@@ -265,6 +271,136 @@ def test_a_sweep_beyond_all_reason_is_refused_before_it_is_spanned() -> None:
     values = list(range(1, 1002))
     message = _config_error({"sweep": {"n": values, "random_seed": values}})
     assert "1,002,001 points" in message
+
+
+_SAME_WORK: list[dict[str, Any]] = [
+    {"sweep": {"pytorch.batch_size": [None, 1]}},
+    {"experiments": [{}, {"pytorch": {}}, {"pytorch": None}, {"pytorch": {"batch_size": 1, "num_processes": 1}}]},
+    {"n": 1, "sweep": {"pytorch.batch_size": [1, 2, 3]}},
+    {"n": 5, "pytorch": {"num_processes": 2}, "sweep": {"pytorch.batch_size": [3, 4, 100]}},
+    {"sweep": {"pytorch.use_cache": [None, True], "pytorch.num_beams": [None, 1]}},
+    {"decoder": {"temperature": 0.0}, "sweep": {"decoder.do_sample": [True, False]}},
+    {"sweep": {"decoder": [{"preset": "deterministic"}, {"temperature": 0.0, "do_sample": False}]}},
+    {"warmup": {"enabled": False}, "sweep": {"warmup.n_warmup": [1, 5]}},
+    {"sweep": {"warmup.max_prompts": [10, 20]}},
+    {"energy": {"backend": None}, "sweep": {"baseline.duration_seconds": [10.0, 30.0]}},
+    {"n": 4, "sweep": {"dataset": [{"n": 4, "input_len": 8}, {"n": 9, "input_len": 8}]}},
+    {"sweep": {"passthrough_kwargs": [None, {}]}},
+    {"backend": "vllm", "sweep": {"vllm.tensor_parallel_size": [None, 1]}},
+]
+
+
+@pytest.mark.parametrize("study", _SAME_WORK, ids=str)
+def test_points_that_do_the_same_work_run_once_however_they_are_written(study: dict[str, Any]) -> None:
+    assert len(_expand(**study)) == 1
+
+
+_OTHER_WORK: list[dict[str, Any]] = [
+    {"n": 4, "sweep": {"pytorch.batch_size": [3, 4]}},
+    {"n": 1, "backend": "vllm", "sweep": {"vllm.max_num_seqs": [1, 2]}},
+    {"sweep": {"pytorch.torch_compile": [None, False]}},
+    {"sweep": {"measurement.skip_first_seconds": [None, 0.0]}},
+    {"sweep": {"passthrough_kwargs": [None, {"x": None}]}},
+    {"sweep": {"energy.backend": [None, "auto"]}},
+    {"n": 4, "sweep": {"dataset": [{"n": 4, "seed": 1}, {"n": 4, "seed": 2}]}},
+]
+
+
+@pytest.mark.parametrize("study", _OTHER_WORK, ids=str)
+def test_points_that_do_other_work_are_kept_apart(study: dict[str, Any]) -> None:
+    assert len(_expand(**study)) == 2
+
+
+# Fields that go together
+
+
+def test_a_group_spans_its_alternatives_and_nothing_between_them() -> None:
+    modes: list[Any] = ["default", "reduce-overhead"]
+    compiled = [{"pytorch.torch_compile": True, "pytorch.torch_compile_mode": mode} for mode in modes]
+    experiments = _expand(sweep={"compile": [{}, *compiled], "pytorch.batch_size": [1, 4]})
+    seen = [
+        (e.backend_config.torch_compile, e.backend_config.torch_compile_mode, e.backend_config.batch)  # type: ignore[attr-defined]
+        for e in experiments
+    ]
+    assert seen == [(on, mode, b) for on, mode in [(None, None), *((True, m) for m in modes)] for b in (1, 4)]
+
+
+@pytest.mark.parametrize(
+    "alternative",
+    [
+        {"decoder.temperature": 0.5, "n": 7},
+        {"decoder": {"temperature": 0.5}, "n": 7},
+        {"decoder": {"temperature": 0.5, "top_k": 3}, "n": 7, "dataset.synthetic.input_len": 9},
+    ],
+)
+def test_a_group_sets_nested_fields_in_either_form(alternative: dict[str, Any]) -> None:
+    fixed = {"dataset": {"synthetic": {"n": 50}}} if len(alternative) == 3 else {}
+    plain, changed = _expand(**fixed, decoder={"top_p": 0.9}, sweep={"kind": [None, alternative]})
+    assert (plain.decoder.temperature, changed.decoder.temperature, changed.decoder.top_p) == (1.0, 0.5, 0.9)
+    assert changed.n == 7
+    assert changed.max_input_tokens == (9 if fixed else 512)
+
+
+def test_what_a_group_sets_in_a_section_is_for_the_points_of_that_backend() -> None:
+    experiments = _expand(
+        backend=["pytorch", "vllm"],
+        sweep={"mode": [{}, {"pytorch.torch_compile": True}, {"vllm.enforce_eager": True, "precision": "fp16"}]},
+    )
+    assert [(e.backend, e.precision, e.pytorch is not None, e.vllm is not None) for e in experiments] == [
+        ("pytorch", "bf16", False, False),
+        ("pytorch", "bf16", True, False),
+        ("vllm", "bf16", False, False),
+        ("vllm", "fp16", False, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ([{}, {}], "none of its alternatives sets a field"),
+        ([{}, {"pytorch.torch_compil": True}], "unknown field 'pytorch.torch_compil'. Did you mean"),
+        ([{"precision.x": 1}], "unknown field; its beginning holds a plain value"),
+        ([{"backend": "vllm"}], "backend: cannot be part of a group"),
+        ([{"vllm.enforce_eager": True}], "'vllm' is not among the study's backends (pytorch)"),
+        ([{"decoder": {"top_k": 1}, "decoder.top_p": 0.5}], "decoder and decoder.top_p overlap"),
+        ([{"n": 1}], "sweep.n: overlaps with sweep.kind"),
+    ],
+)
+def test_a_group_that_cannot_be_meant_is_refused(group: list[Any], message: str) -> None:
+    refusal = _config_error({"sweep": {"n": [1, 2], "kind": group}})
+    assert "sweep." in refusal
+    assert message in refusal
+
+
+def test_a_flag_may_not_contradict_a_group(tmp_path: Path) -> None:
+    path = _study(tmp_path, "model: gpt2\nsweep: {kind: [{}, {precision: fp16}]}\n")
+    with pytest.raises(ConfigError, match=r"override 'precision' contradicts sweep\.kind"):
+        load_study_config(path, {"precision": "fp32"})
+
+
+# How skipped points are told
+
+
+def test_skipped_points_are_told_with_point_and_reason_and_alike_ones_folded() -> None:
+    _, skipped = expand_grid(
+        {
+            "model": "gpt2",
+            "backend": ["pytorch", "vllm"],
+            "sweep": {"precision": ["fp32", "fp16"], "n": [10, 20], "decoder.temperature": [0.5, 3.0]},
+            "experiments": [{"n": 0}],
+        }
+    )
+    told = describe_skipped([dataclasses.asdict(point) for point in skipped])
+    assert told[0] == "decoder.temperature=3.0 (8 points): decoder.temperature: must be at most 2, got 3.0"
+    assert told[1].startswith("backend=vllm, decoder.temperature=0.5, precision=fp32 (2 points): precision: 'fp32' is")
+    assert told[-1] == "n=0 (2 points): n: must be at least 1, got 0"
+    assert sum(int(line.split("(")[1].split()[0]) if "points)" in line else 1 for line in told) == len(skipped)
+
+
+def test_a_skipped_point_of_an_older_manifest_is_told_too() -> None:
+    assert describe_skipped([{"raw_config": {"model": "gpt2", "n": 0}, "reason": "n: wrong"}]) == [
+        "model=gpt2, n=0: n: wrong"
+    ]
 
 
 # What is refused
@@ -451,7 +587,7 @@ def test_a_study_keeps_name_execution_hash_and_skipped_points(tmp_path: Path) ->
 
     assert (study.name, study.execution.n_cycles, study.execution.cycle_order) == ("mine", 5, "interleaved")
     assert study.study_design_hash == compute_study_design_hash(study.experiments)
-    assert [set(point) for point in study.skipped_configs] == [{"raw_config", "reason", "errors"}]
+    assert [set(point) for point in study.skipped_configs] == [{"raw_config", "reason", "errors", "point"}]
     assert StudyConfig.model_validate_json(study.model_dump_json()) == study
 
 

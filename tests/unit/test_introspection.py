@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -29,7 +29,8 @@ from llenergymeasure.config.introspection import (
 )
 from llenergymeasure.config.loader import load_experiment_config
 from llenergymeasure.config.models import DecoderConfig, ExperimentConfig
-from llenergymeasure.config.ssot import BACKENDS, DECODER_PARAM_SUPPORT, PRECISION_SUPPORT
+from llenergymeasure.config.ssot import BACKENDS, DECODER_PARAM_SUPPORT, ENGINES_HERE, PRECISION_SUPPORT
+from llenergymeasure.core.backends.registry import registry
 from llenergymeasure.exceptions import ConfigError
 
 PARAMS = get_params_from_model(ExperimentConfig)
@@ -273,4 +274,5 @@ def test_the_schema_is_the_models_own() -> None:
 
 
 def test_backends_are_the_ones_an_experiment_may_name() -> None:
-    assert list(get_args(ExperimentConfig.model_fields["backend"].annotation)) == BACKENDS
+    assert get_param_options("backend") == BACKENDS
+    assert set(ENGINES_HERE) == set(registry.names()) & set(BACKENDS)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config_strategies import configs
 from fakes import EPOCH, VirtualClock
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
@@ -26,7 +27,7 @@ from llenergymeasure.study.manifest import (
     read_journal,
 )
 from llenergymeasure.study.plan import plan_runs
-from llenergymeasure.study.resume import locked
+from llenergymeasure.study.resume import load_resumable_study, locked
 
 
 def study_of(models: int = 2, cycles: int = 2, **execution: object) -> StudyConfig:
@@ -262,3 +263,18 @@ def test_shuffled_cycles_each_hold_every_experiment_once() -> None:
 def test_experiment_given_twice_runs_once() -> None:
     twice = StudyConfig(experiments=[ExperimentConfig(model="a"), ExperimentConfig(model="a", output_dir="elsewhere")])
     assert len(plan_runs(twice)) == 1
+
+
+@settings(deadline=None, max_examples=100)
+@given(experiments=st.lists(configs(), min_size=1, max_size=3))
+def test_any_study_reads_back_from_its_manifest_as_it_was_given(
+    experiments: list[ExperimentConfig], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.getbasetemp()
+    study = StudyConfig(experiments=experiments, execution=ExecutionConfig(config_gap_seconds=None))
+    ManifestWriter(study, directory).mark_study_completed()
+    read_back = load_resumable_study(directory)
+    assert read_back == study
+    assert [compute_measurement_config_hash(config) for config in read_back.experiments] == [
+        compute_measurement_config_hash(config) for config in experiments
+    ]

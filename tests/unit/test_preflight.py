@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +144,16 @@ def test_a_runner_that_this_version_lacks_is_refused_with_the_way_out(tmp_path: 
 
     assert "the docker runner is not supported yet" in failure
     assert f"LLEM_RUNNER_{backend.upper()}=local" in failure
+
+
+def test_a_runner_that_a_variable_chose_is_told_with_the_variable(tmp_path: Path) -> None:
+    machine = UserConfig.model_validate({"runners": {"pytorch": "docker:llem:2"}})
+    here = replace(host(tmp_path), environ={"LLEM_RUNNER_PYTORCH": "docker:llem:2"})
+
+    (failure,) = failures_of(config(), engine(), here, machine=machine)
+
+    assert failure.startswith("environment variable LLEM_RUNNER_PYTORCH: 'docker:llem:2'")
+    assert "user config" not in failure
 
 
 def test_the_runner_of_another_backend_does_not_matter(tmp_path: Path) -> None:

@@ -64,8 +64,7 @@ def test_a_missing_engine_is_told_with_the_command_that_installs_it() -> None:
     with pytest.raises(BackendError) as caught:
         registry_with({}).get_backend("vllm")
     assert str(caught.value) == (
-        "the vllm backend needs vllm>=0.30,<0.34 (none installed). "
-        'Install it with: pip install "llenergymeasure[vllm]", or run it in Docker: LLEM_RUNNER_VLLM=docker:<image>'
+        'the vllm backend needs vllm>=0.30,<0.34 (none installed). Install it with: pip install "llenergymeasure[vllm]"'
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llenergymeasure.config.models import ExperimentConfig, StudyConfig
+from llenergymeasure.config.models import EnergyConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.domain.environment import DatasetInfo
 from llenergymeasure.domain.experiment import ExperimentResult
@@ -80,6 +80,16 @@ def test_resume_runs_what_is_left_and_touches_nothing_that_is_done(stage: Stage,
     result = load_study(stage.directory)
     assert (result.summary.completed, result.summary.total_experiments) == (6, 6)
     assert load_manifest(stage.directory).status == "completed"
+
+
+def test_what_is_switched_off_stays_off_whether_the_study_is_finished_or_not(stage: Stage) -> None:
+    switched_off = {"energy": EnergyConfig(backend=None), "passthrough_kwargs": {"x": None}}
+    study = StudyConfig(experiments=[ExperimentConfig(model=model, **switched_off) for model in ("a", "b")])
+    interrupted_at(stage, study, "b")
+    again = resume(stage.directory)
+    assert [job.config for job in again.launcher.jobs] == study.experiments[1:]
+    assert ran(resume(stage.directory, study)) == []
+    assert ran(resume(stage.directory)) == []
 
 
 def test_failed_runs_are_tried_again(stage: Stage) -> None:

@@ -71,6 +71,12 @@ def test_settings_come_from_the_file(tmp_path: Path) -> None:
     assert config.advanced.nvml_poll_interval_ms == 10
 
 
+def test_empty_sections_mean_their_defaults(tmp_path: Path) -> None:
+    path = _file(tmp_path, "".join(f"{section}:\n" for section in UserConfig.model_fields))
+    assert load_user_config(path, environ={}) == UserConfig()
+    assert load_user_config(path, environ={"LLEM_DATACENTER_PUE": "1.4"}).measurement.datacenter_pue == 1.4
+
+
 def test_environment_variables_beat_the_file(tmp_path: Path) -> None:
     path = _file(
         tmp_path,
@@ -116,9 +122,9 @@ def test_a_singularity_runner_may_be_named_as_a_docker_one_may() -> None:
         ("LLEM_CARBON_INTENSITY", "nan", "must be a finite number"),
         ("LLEM_DATACENTER_PUE", "0.9", "must be at least 1"),
         ("LLEM_NO_PROMPT", "perhaps", "must be 1 or 0, got 'perhaps'"),
-        ("LLEM_RUNNER_VLLM", "dokcer:x", r"must be local or docker:<image>, got 'dokcer:x'"),
-        ("LLEM_RUNNER_VLLM", "docker:", "must be local or docker:<image>"),
-        ("LLEM_RUNNER_VLLM", "singularity:", "must be local or docker:<image>"),
+        ("LLEM_RUNNER_VLLM", "dokcer:x", r"must be local \(docker:<image> is for a later release\), got 'dokcer:x'"),
+        ("LLEM_RUNNER_VLLM", "docker:", r"must be local \(docker:<image> is for a later release\)"),
+        ("LLEM_RUNNER_VLLM", "singularity:", r"must be local \(docker:<image> is for a later release\)"),
     ],
 )
 def test_a_variable_that_does_not_parse_is_named(variable: str, value: str, message: str) -> None:
@@ -138,7 +144,10 @@ def test_a_variable_that_does_not_parse_is_named(variable: str, value: str, mess
         ("measurement:\n  datacenter_pue: 0.5\n", r"line 2: measurement.datacenter_pue: must be at least 1, got 0.5"),
         ("advanced:\n  nvml_poll_interval_ms: 5\n", r"line 2: advanced.nvml_poll_interval_ms: must be at least 10"),
         ("advanced:\n  nvml_poll_interval_ms: 10001\n", r"advanced.nvml_poll_interval_ms: must be at most 10000"),
-        ("runners:\n  vllm: podman:x\n", r"line 2: runners.vllm: must be local or docker:<image>, got 'podman:x'"),
+        (
+            "runners:\n  vllm: podman:x\n",
+            r"line 2: runners.vllm: must be local \(docker:<image> is for a later release\), got 'podman:x'",
+        ),
         (
             'output: {results_dir: "a\\0b"}\n',
             r"line 1: output.results_dir: cannot be used: .*holds a control character",

@@ -10,7 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from llenergymeasure.config.grid import describe_skipped
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title, study_titles
+from llenergymeasure.config.same_work import partial_batch
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, free_memory_mb
@@ -107,6 +109,7 @@ def render_dry_run(report: DryRunReport) -> str:
         "Config": ["valid"],
         "Engine": [report.engine],
         "Prompts": [report.prompts],
+        "Batches": list(filter(None, [partial_batch(config)])),
         "Tokens": [_tokens(config)],
         "Memory" if on_cpu else "GPU memory": _memory(report),
         "Device": [] if report.device_note is None else [report.device_note],
@@ -138,10 +141,21 @@ def render_study_preview(
     ]
     if study.skipped_configs:
         lines += ["", f"Skipped points of the grid, because not valid: {len(study.skipped_configs)}"]
-        reasons = (f"  ✗ {point.get('reason', 'not valid')}" for point in study.skipped_configs[:most])
-        lines += _limited(reasons, len(study.skipped_configs), most)
+        lines += skipped_lines(study, most)
+    if partial := list(dict.fromkeys(filter(None, map(partial_batch, study.experiments)))):
+        lines += [
+            "",
+            "Batches that are not filled",
+            *_limited((f"  {told}" for told in partial[:most]), len(partial), most),
+        ]
     lines += ["", f"Order          {_order(study, runs)}", *_study_time(study, runs, machine), "Nothing was run."]
     return "\n".join(lines)
+
+
+def skipped_lines(study: StudyConfig, most: int = MAX_LISTED) -> list[str]:
+    """The points of a study that are not valid and why, alike ones in one line."""
+    told = describe_skipped(study.skipped_configs)
+    return list(_limited((f"  ✗ {line}" for line in told[:most]), len(told), most))
 
 
 def _engine(backend: str, versions_of: Callable[[str], Mapping[str, str]]) -> str:

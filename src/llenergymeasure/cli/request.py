@@ -17,6 +17,7 @@ from typing import Any, Final, get_type_hints
 import typer
 
 from llenergymeasure.config.ssot import BATCH_SIZE_FIELD, BATCH_SIZE_OVERRIDE
+from llenergymeasure.security import user_path
 
 SHORTEST_RUN: Final = "llem run --model builtin/tiny-llama --device cpu -n 20"
 """The shortest command that works on any machine; shown to whoever typed too little."""
@@ -46,9 +47,21 @@ def _whole_number(text: str) -> int:
         raise typer.BadParameter(f"must be a whole number, got {text!r}.") from error
 
 
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise typer.BadParameter("must not be empty. Name a place, or leave it out.")
+    return user_path(text)
+
+
 def _text(*names: str, says: str, sets: tuple[str, ...] = (), study_only: bool = False) -> Any:
     """A row of a flag with a value; `says` is its line in the help."""
     return _row(typer.Option(None, *names, help=says), Flag(names[0], sets, None, study_only))
+
+
+def _place(*names: str, says: str, sets: tuple[str, ...] = (), study_only: bool = False) -> Any:
+    """A row of a flag with a path."""
+    option = typer.Option(None, *names, help=says, parser=_path, metavar="<path>")
+    return _row(option, Flag(names[0], sets, None, study_only))
 
 
 def _number(name: str, *, says: str, sets: tuple[str, ...], study_only: bool = False) -> Any:
@@ -74,6 +87,7 @@ class RunRequest:
         typer.Argument(
             None,
             metavar="CONFIG",
+            parser=_path,
             help="YAML or JSON file of an experiment, or of a study (with sweep: or experiments:).",
         )
     )
@@ -94,7 +108,7 @@ class RunRequest:
         "--batch-size", sets=(BATCH_SIZE_OVERRIDE,), says="Batch setting of the chosen backend."
     )
     precision: str | None = _text("--precision", sets=("precision",), says="fp32, fp16 or bf16.")
-    output: Path | None = _text("--output", "-o", sets=("output_dir",), says="Directory for results.")
+    output: Path | None = _place("--output", "-o", sets=("output_dir",), says="Directory for results.")
     dry_run: bool = _switch("--dry-run", says="Validate and estimate; run nothing.")
     quiet: bool = _switch("--quiet", "-q", says="No progress, only the summary.")
     verbose: bool = _switch("--verbose", "-v", says="Log messages and tracebacks too.")
@@ -119,7 +133,7 @@ class RunRequest:
         study_only=True,
         says="Study: no thermal gaps between runs.",
     )
-    resume: Path | None = _text("--resume", study_only=True, says="Study: go on with the study in this directory.")
+    resume: Path | None = _place("--resume", study_only=True, says="Study: go on with the study in this directory.")
 
     def contradictions(self) -> list[str]:
         """What cannot be meant, found before any file is read."""

@@ -24,6 +24,7 @@ from llenergymeasure.config.yaml_io import LoadedDocument
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
+from llenergymeasure.security import user_path
 from llenergymeasure.study.execute import StudyPlace
 from llenergymeasure.study.plan import StudyEvent, StudyStarted
 from llenergymeasure.study.resume import find_unfinished, load_resumable_study
@@ -46,7 +47,7 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
         document: The study file; `None` for `--resume` alone.
     """
     asks = machine.ui.prompt and not request.dry_run and sys.stdin.isatty() and sys.stderr.isatty()
-    parent, resume = request.output or Path(machine.output.results_dir), request.resume
+    parent, resume = request.output or user_path(machine.output.results_dir), request.resume
     if document is not None:
         study = _named(document, request)
         parent = request.output or study_parent(study, machine)
@@ -62,6 +63,10 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
 
         print_result(render_study_preview(study, machine, list_all=request.verbose))
         return EXIT_OK
+    if study.skipped_configs and not request.quiet:
+        from llenergymeasure.cli.dry_run import skipped_lines
+
+        sys.stderr.write("\n".join(["Skipped points of the grid, because not valid:", *skipped_lines(study), ""]))
     place = StudyPlace(parent=parent, resume=resume, export_csv=request.export_csv, interactive=asks)
     return _run(study, place, request, machine)
 

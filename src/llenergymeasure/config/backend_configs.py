@@ -6,8 +6,8 @@ and ranges are those of transformers 5, vLLM (0.30 to 0.33) and TensorRT-LLM (0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Final, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from llenergymeasure.config.base import (
     BackendConfig,
     Excludes,
     Needs,
-    NonBlankStr,
+    PathStr,
     Problem,
     Rule,
     RuledConfig,
@@ -64,7 +64,7 @@ class PyTorchConfig(BackendConfig):
     """Tokens to draft per step from n-grams of the text so far; needs batch_size 1."""
     max_matching_ngram_size: Count | None = None
     """Longest n-gram prompt lookup matches; needs prompt_lookup_num_tokens."""
-    assistant_model: NonBlankStr | None = None
+    assistant_model: PathStr | None = None
     """Smaller model that drafts tokens (speculative decoding); needs batch_size 1."""
     num_assistant_tokens: Count | None = None
     """Tokens the assistant drafts per step; needs assistant_model."""
@@ -85,6 +85,15 @@ class PyTorchConfig(BackendConfig):
     section: ClassVar[str] = "pytorch"
     default_batch: ClassVar[int] = 1
     fills_memory: ClassVar[bool] = False
+    null_means: ClassVar[Mapping[str, Any]] = {
+        "batch_size": 1,
+        "num_processes": 1,
+        "num_beams": 1,
+        "use_cache": True,
+        "cache_implementation": "dynamic",
+        "load_in_4bit": False,
+        "load_in_8bit": False,
+    }
     rules: ClassVar[tuple[Rule, ...]] = (
         Needs("torch_compile_mode", when("torch_compile", True)),
         Needs("torch_compile_backend", when("torch_compile", True)),
@@ -140,6 +149,11 @@ class PyTorchConfig(BackendConfig):
         """By bitsandbytes."""
         return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
 
+    def resolved(self, n: int) -> dict[str, Any]:
+        """As of every engine; and a batch holds no more prompts than a process gets."""
+        settings = super().resolved(n)
+        return {**settings, "batch_size": min(self.batch, -(-n // self.processes))}
+
     def gpu_count(self, available: int) -> int:
         """One per process; all for a device map."""
         return available if self.device_map is not None else self.processes
@@ -152,7 +166,7 @@ class VLLMSpeculativeConfig(RuledConfig):
         None
     )
     """How tokens are drafted; null lets vLLM tell it from the draft model."""
-    model: NonBlankStr | None = None
+    model: PathStr | None = None
     """Draft model, EAGLE head or other draft weights."""
     num_speculative_tokens: Count | None = None
     """Tokens drafted per step."""
@@ -245,6 +259,7 @@ class VLLMConfig(BackendConfig):
     """Speculative decoding."""
     section: ClassVar[str] = "vllm"
     default_batch: ClassVar[int] = 256
+    null_means: ClassVar[Mapping[str, Any]] = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
     rules: ClassVar[tuple[Rule, ...]] = (
         Excludes(when("enforce_eager", True), given("max_cudagraph_capture_size"), "eager mode captures no graphs"),
     )
@@ -282,7 +297,7 @@ class TensorRTSpeculativeConfig(RuledConfig):
     """How tokens are drafted."""
     max_draft_len: Count | None = None
     """Most tokens drafted per step."""
-    speculative_model: NonBlankStr | None = None
+    speculative_model: PathStr | None = None
     """Draft model or EAGLE head; needed by Draft_Target and Eagle3."""
     max_matching_ngram_size: Count | None = None
     """Longest n-gram to match; needs decoding_type NGram."""
@@ -321,7 +336,7 @@ class TensorRTConfig(BackendConfig):
     """GPUs a mixture of experts is split over by expert."""
     quantization: Literal["int8_sq", "int4_awq", "fp8"] | None = None
     """Weight (and for int8_sq and fp8 activation) quantisation."""
-    engine_path: NonBlankStr | None = None
+    engine_path: PathStr | None = None
     """Directory of an engine that is built already; build settings are then refused."""
     kv_cache_config: TensorRTKVCacheConfig | None = None
     """Key-value cache."""
@@ -347,6 +362,7 @@ class TensorRTConfig(BackendConfig):
     """Speculative decoding."""
     section: ClassVar[str] = "tensorrt"
     default_batch: ClassVar[int] = 256
+    null_means: ClassVar[Mapping[str, Any]] = {"tp_size": 1, "pp_size": 1}
     rules: ClassVar[tuple[Rule, ...]] = (
         Needs("cuda_graph_max_batch_size", unless("cuda_graph", False)),
         Needs("cuda_graph_enable_padding", unless("cuda_graph", False)),
@@ -359,6 +375,13 @@ class TensorRTConfig(BackendConfig):
     def gpu_count(self, available: int) -> int:
         """Those of one engine."""
         return (self.tp_size or 1) * (self.pp_size or 1)
+
+
+class OtherEngineConfig(BackendConfig):
+    """What is said of an engine of another package, which has no section: its settings are `passthrough_kwargs`."""
+
+    section: ClassVar[str] = "passthrough_kwargs"
+    default_batch: ClassVar[int] = 1
 
 
 SECTIONS: Final[dict[str, type[BackendConfig]]] = {

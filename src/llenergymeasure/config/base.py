@@ -6,12 +6,13 @@ A section lists its rules; validation applies them and introspection tells them.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -21,7 +22,18 @@ from llenergymeasure.exceptions import ConfigError
 COMBINATION_ERROR: Final = "config_combination"
 """Pydantic error type of values that are fine one by one but not together."""
 
+NOT_A_SECTION: Final = "not_a_section"
+"""Pydantic error type of a plain value where a section belongs."""
+
 NonBlankStr = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def _as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+PathStr = Annotated[NonBlankStr, BeforeValidator(_as_text)]
+"""Text that may name a place on disk; Python code may give a `pathlib.Path`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,41 @@ class ConfigModel(BaseModel):
         protected_namespaces=(),
         use_attribute_docstrings=True,
     )
+    switched_off: ClassVar[str] = ""
+    """How a section is written that is switched off, where it can be: `enabled: false`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        """An empty section (`warmup:`) means its defaults; a plain value in its place is told how to be written."""
+        if isinstance(data, Mapping):
+            empty = {name for name, value in data.items() if value is None} & _section_names(cls)
+            return {name: value for name, value in data.items() if name not in empty} if empty else data
+        if isinstance(data, cls):
+            return data
+        raise PydanticCustomError(NOT_A_SECTION, "must be a mapping of its fields{hint}", {"hint": cls._meant(data)})
+
+    @classmethod
+    def _meant(cls, value: Any) -> str:
+        if value is False and cls.switched_off:
+            return f". Write {{{cls.switched_off}}}"
+        fields = (name for name, field in cls.model_fields.items() if value in _choices(field.annotation))
+        field = next(fields, None) if isinstance(value, str) else None
+        return f". Write {{{field}: {value}}}" if field is not None else ""
+
+
+@cache
+def _section_names(model: type[BaseModel]) -> frozenset[str]:
+    """The fields that are sections which are always there."""
+    sections = {name: field.annotation for name, field in model.model_fields.items()}
+    return frozenset(name for name, kind in sections.items() if isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a `Literal`, also inside a union."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(choice for arg in get_args(annotation) for choice in _choices(arg))
 
 
 class CheckedConfig(ConfigModel):
@@ -79,10 +126,10 @@ def try_values(*values: float) -> dict[str, JsonValue]:
 
 def nested_model(annotation: Any) -> type[BaseModel] | None:
     """The model in an annotation such as `Model | None`, or `None` if it holds plain values."""
+    if get_origin(annotation) in (list, dict):  # asked first: Python 3.10 takes `list[str]` for a class
+        return None
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (list, dict):
-        return None
     return next((model for arg in get_args(annotation) if (model := nested_model(arg)) is not None), None)
 
 
@@ -115,6 +162,27 @@ def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str,
         else:
             merged[key] = copy.deepcopy(value)
     return merged
+
+
+def portable_data(config: BaseModel) -> dict[str, Any]:
+    """All values of a model in what JSON has, so that it reads back as the same: left out is only an unset `None`.
+
+    A `None` that is no default says something (`energy.backend: null`), and so does one inside a free mapping.
+    """
+    return _portable(config, config.model_dump(mode="json"))
+
+
+def _portable(model: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            data[name] = _portable(value, dumped[name])
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            data[name] = [_portable(item, of_item) for item, of_item in zip(value, dumped[name], strict=True)]
+        elif value is not None or field.default is not None:
+            data[name] = dumped[name]
+    return data
 
 
 def unwrap_dataset(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,11 +310,19 @@ class BackendConfig(RuledConfig):
     """Sequences in flight where nobody said: the engine's own default."""
     fills_memory: ClassVar[bool] = True
     """Whether its key-value cache takes the memory that is left, rather than what the batch needs."""
+    null_means: ClassVar[Mapping[str, Any]] = {}
+    """What the engine does where a field is `None`, as far as that is the same for every model and machine."""
 
     @property
     def batch(self) -> int:
         """Most prompts in flight at once."""
-        return getattr(self, BATCH_SIZE_FIELD[self.section].partition(".")[2]) or self.default_batch
+        return self.given_batch or self.default_batch
+
+    @property
+    def given_batch(self) -> int | None:
+        """`batch`, where it is set."""
+        field = BATCH_SIZE_FIELD.get(self.section)
+        return None if field is None else getattr(self, field.partition(".")[2])
 
     @property
     def rows_per_prompt(self) -> int:
@@ -272,6 +348,13 @@ class BackendConfig(RuledConfig):
     def loading_bits(self) -> int | None:
         """Bits of a weight that is quantised while it is loaded; `None`: weights stay as they are."""
         return None
+
+    def resolved(self, n: int) -> dict[str, Any]:
+        """What the settings come to for `n` prompts, the same for sections that make the engine do the same."""
+        return {
+            name: self.null_means.get(name) if value is None else value
+            for name, value in self.model_dump(mode="json").items()
+        }
 
     def gpu_count(self, available: int) -> int:
         """GPUs that the settings ask for, of so many that are `available` to those that take them all."""

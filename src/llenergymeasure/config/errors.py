@@ -14,7 +14,8 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llenergymeasure.config.base import COMBINATION_ERROR, field_paths
+from llenergymeasure.config.base import COMBINATION_ERROR, NOT_A_SECTION, field_paths
+from llenergymeasure.config.ssot import OTHER_NAMES, OTHER_VALUES
 from llenergymeasure.config.yaml_io import LoadedDocument
 from llenergymeasure.exceptions import ConfigError
 
@@ -194,6 +195,8 @@ def _suggest(key: str, model: type[BaseModel], section: str, shown: Path) -> tup
     by_leaf = _paths_by_leaf(model)
     leaf = wanted.rpartition(".")[2]
     elsewhere = [path for path in by_leaf.get(leaf, ()) if path.endswith(wanted)]
+    if OTHER_NAMES.get(leaf) in field_paths(model):
+        elsewhere.insert(0, OTHER_NAMES[leaf])
     if elsewhere:
         return tuple(elsewhere[:_MAX_SUGGESTIONS])
     here = difflib.get_close_matches(wanted, siblings, n=1, cutoff=_CLOSE)
@@ -238,21 +241,32 @@ def _explain(details: ErrorDetails) -> str:
     shown = shown_value(value)
     if details["type"] == "literal_error":
         choices = details["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        close = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
-        hint = f". Did you mean {close[0]!r}?" if close else ""
-        return f"must be one of {', '.join(choices)}, got {shown}{hint}"
+        return f"must be one of {', '.join(choices)}, got {shown}{did_you_mean(value, choices)}"
     explanation = _EXPLANATIONS.get(details["type"])
     if explanation is None:
         return f"{details['msg']}, got {shown}"
     return explanation.format(shown=shown, **details.get("ctx", {}))
 
 
+def did_you_mean(value: Any, choices: Sequence[str]) -> str:
+    """The choice that `value` may have been meant to be, as the end of a sentence; nothing where none is like it."""
+    if not isinstance(value, str):
+        return ""
+    known = OTHER_VALUES.get(value.lower())
+    close = [known] if known in choices else difflib.get_close_matches(value.lower(), choices, n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""
+
+
 def shown_value(value: Any) -> str:
     """A value and its kind, short enough for one line."""
-    text = repr(value)
-    text = text if len(text) <= 60 else f"{text[:57]}..."
     kind = {str: " (text)", bool: " (a switch)", list: " (a list)", dict: " (a mapping)"}.get(type(value), "")
-    return f"{text}{kind}"
+    return f"{quoted(value)}{kind}"
+
+
+def quoted(value: Any) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 _EXPLANATIONS: Final[Mapping[str, str]] = {
@@ -272,7 +286,6 @@ _EXPLANATIONS: Final[Mapping[str, str]] = {
     "list_type": "must be a list, got {shown}",
     "too_short": "must not be empty",
     "dict_type": "must be a mapping, got {shown}",
-    "model_type": "must be a mapping of its fields, got {shown}",
-    "model_attributes_type": "must be a mapping of its fields, got {shown}",
+    NOT_A_SECTION: "must be a mapping of its fields, got {shown}{hint}",
 }
 """What Pydantic's types of error mean; the names are those of its contexts."""

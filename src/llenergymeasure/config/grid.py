@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -20,10 +20,11 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from llenergymeasure.config.base import deep_merge
+from llenergymeasure.config.base import by_dotted_path, deep_merge
 from llenergymeasure.config.errors import describe_validation_error
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
-from llenergymeasure.config.study_plan import Axis, StudyPlan, plan_study
+from llenergymeasure.config.same_work import same_work_key
+from llenergymeasure.config.study_plan import Setting, StudyPlan, plan_study
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap
 from llenergymeasure.exceptions import ConfigError
 
@@ -45,12 +46,21 @@ class CycleOrder(str, Enum):
 class SkippedConfig:
     """A point of a study, as it was spanned, that is not a valid experiment; all of it ready for JSON.
 
-    Each error has its location, type and message.
+    Each error has its location, type and message; `point` is what sets it apart: the swept fields, or its own entry.
     """
 
     raw_config: dict[str, Any]
     reason: str
     errors: list[dict[str, Any]] = field(default_factory=list)
+    point: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One experiment as it was spanned, not validated yet, and the fields that set it apart."""
+
+    raw: dict[str, Any]
+    shown: Mapping[str, Any]
 
 
 def resolve_study(document: LoadedDocument, overrides: Mapping[str, Any]) -> StudyConfig:
@@ -94,6 +104,26 @@ def expand_grid(
     if study_yaml_path is not None:
         document = LoadedDocument(dict(raw_study), SourceMap(), Path(study_yaml_path))
     return _resolve(plan_study(raw_study, document, {}))
+
+
+def describe_skipped(points: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line for each reason why points of a study are skipped: what they have in common, how many they are, and why.
+
+    Args:
+        points: As a `StudyConfig` holds them.
+    """
+    by_reason: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for point in points:
+        settings = by_dotted_path(point.get("point") or point.get("raw_config") or {})
+        shown = {path: value if isinstance(value, str) else json.dumps(value) for path, value in settings}
+        by_reason[str(point.get("reason", "not valid"))].append(shown)
+    lines = []
+    for reason, alike in by_reason.items():
+        common = sorted(set.intersection(*(set(settings.items()) for settings in alike)))
+        named = ", ".join(f"{path}={value}" for path, value in common)
+        count = f"({len(alike)} points)" if len(alike) > 1 else ""
+        lines.append(f"{' '.join(filter(None, (named, count))) or 'the experiment'}: {reason}")
+    return lines
 
 
 def apply_cycles(
@@ -147,12 +177,12 @@ def _resolve(plan: StudyPlan) -> tuple[list[ExperimentConfig], list[SkippedConfi
     valid = 0
     for point in _points(plan):
         try:
-            config = ExperimentConfig.model_validate(point)
+            config = ExperimentConfig.model_validate(point.raw)
         except ValidationError as error:
             skipped.append(_skipped(point, error))
             continue
         valid += 1
-        unique.setdefault(_canonical(config), config)
+        unique.setdefault(same_work_key(config), config)
     if not unique:
         raise ConfigError(_nothing_valid(plan, skipped))
     if len(unique) < valid:
@@ -160,21 +190,23 @@ def _resolve(plan: StudyPlan) -> tuple[list[ExperimentConfig], list[SkippedConfi
     return list(unique.values()), skipped
 
 
-def _points(plan: StudyPlan) -> Iterator[dict[str, Any]]:
+def _points(plan: StudyPlan) -> Iterator[Point]:
     for block in plan.blocks:
-        for values in itertools.product(*(axis.values for axis in block.axes)):
-            point = _with_values(block.fixed, block.axes, values)
-            yield deep_merge(point, block.overrides) if block.overrides else point
+        for alternatives in itertools.product(*(axis.alternatives for axis in block.axes)):
+            settings = tuple(itertools.chain.from_iterable(alternatives))
+            raw = _with_settings(block.fixed, settings)
+            point = deep_merge(raw, block.overrides) if block.overrides else raw
+            yield Point(point, block.entry or {".".join(parts): value for parts, value in settings})
 
 
-def _with_values(fixed: Mapping[str, Any], axes: Sequence[Axis], values: Sequence[Any]) -> dict[str, Any]:
-    """`fixed` with one value per axis. Only the mappings on the way are copied: there may be very many points."""
+def _with_settings(fixed: Mapping[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:
+    """`fixed` with some fields set. Only the mappings on the way are copied: there may be very many points."""
     point = dict(fixed)
-    for axis, value in zip(axes, values, strict=True):
+    for parts, value in settings:
         target = point
-        for part in axis.parts[:-1]:
+        for part in parts[:-1]:
             target[part] = target = dict(target.get(part) or {})
-        leaf = axis.parts[-1]
+        leaf = parts[-1]
         under = target.get(leaf)
         if isinstance(value, Mapping) and isinstance(under, Mapping):
             target[leaf] = deep_merge(under, value)
@@ -193,12 +225,14 @@ def _shuffled(count: int, seed: int | str, cycle: int) -> list[int]:
     return sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}:{cycle}:{index}".encode()).digest())
 
 
-def _skipped(point: Mapping[str, Any], error: ValidationError) -> SkippedConfig:
+def _skipped(point: Point, error: ValidationError) -> SkippedConfig:
     errors = [
         {"loc": list(details["loc"]), "type": details["type"], "msg": details["msg"]}
         for details in error.errors(include_url=False, include_input=False, include_context=False)
     ]
-    return SkippedConfig(_json_ready(point), "; ".join(describe_validation_error(error)), errors)
+    reason = "; ".join(describe_validation_error(error))
+    shown = {**({"backend": point.raw["backend"]} if "backend" in point.raw else {}), **point.shown}
+    return SkippedConfig(_json_ready(point.raw), reason, errors, _json_ready(shown))
 
 
 def _json_ready(value: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llenergymeasure.config.base import deep_merge, set_dotted, unwrap_dataset
+from llenergymeasure.config.engines import no_batch_setting
 from llenergymeasure.config.errors import experiment_data, reject_unknown, unknown_keys
 from llenergymeasure.config.grid import resolve_study
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
@@ -103,8 +104,7 @@ def _nested(overrides: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, 
     if BATCH_SIZE_OVERRIDE in given:
         backend = given.get("backend", data.get("backend", ExperimentConfig.model_fields["backend"].default))
         if not isinstance(backend, str) or backend not in BATCH_SIZE_FIELD:
-            known = ", ".join(BATCH_SIZE_FIELD)
-            raise ConfigError(f"batch_size: backend {backend!r} is unknown. Use one of: {known}.")
+            raise ConfigError(no_batch_setting(backend))
         given[BATCH_SIZE_FIELD[backend]] = given.pop(BATCH_SIZE_OVERRIDE)
     nested: dict[str, Any] = {}
     for name, value in given.items():

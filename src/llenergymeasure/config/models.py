@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
 
@@ -31,6 +32,7 @@ from llenergymeasure.config.ssot import (
     CONTINUOUS_BATCHING,
     DECODER_PARAM_SUPPORT,
     DECODING_SUPPORT,
+    ENGINES_HERE,
     LORA_SUPPORT,
     PRECISION_SUPPORT,
 )
@@ -51,6 +53,11 @@ __all__ = [
 
 class ExperimentConfig(ExperimentFields):
     """One model on one backend with one set of settings, to be measured once."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None:
+            """Sections may be mappings, and places paths: more than the fields' types tell a type checker."""
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ExperimentConfig:
@@ -93,6 +100,11 @@ class ExecutionConfig(ConfigModel):
 class StudyConfig(ConfigModel):
     """The unique, resolved experiments of a study in order, and how to execute them."""
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None:
+            """As of an experiment."""
+
     experiments: list[ExperimentConfig] = Field(min_length=1)
     """Unique experiments in order."""
     name: NonBlankStr | None = None
@@ -110,6 +122,12 @@ def _changed_decoder_params(config: ExperimentConfig) -> list[tuple[str, object]
     return [(name, value) for name, value in values if value != DecoderConfig.model_fields[name].default]
 
 
+def _or_another(backends: Iterable[str]) -> str:
+    """The end of an advice: to take another backend, of those that this release can run."""
+    here = [backend for backend in backends if backend in ENGINES_HERE]
+    return f", or use backend: {' or '.join(here)}" if here else ""
+
+
 def _section_matches_backend(config: ExperimentConfig) -> Iterator[Problem]:
     """A section belongs to the backend of its name."""
     for name in BACKENDS:
@@ -123,8 +141,8 @@ def _section_matches_backend(config: ExperimentConfig) -> Iterator[Problem]:
 
 def _precision_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
     """The backend computes in this precision."""
-    valid = PRECISION_SUPPORT[config.backend]
-    if config.precision not in valid:
+    valid = PRECISION_SUPPORT.get(config.backend)
+    if valid is not None and config.precision not in valid:
         yield Problem(
             "precision",
             f"precision: {config.precision!r} is not supported by backend={config.backend!r}. "
@@ -135,21 +153,20 @@ def _precision_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
 def _decoding_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
     """The backend knows the decoding strategy and every decoder parameter that is not at its default."""
     strategy = "greedy" if config.decoder.is_deterministic else "sampling"
-    valid = DECODING_SUPPORT[config.backend]
-    if strategy not in valid:
+    valid = DECODING_SUPPORT.get(config.backend)
+    if valid is not None and strategy not in valid:
         yield Problem(
             "decoder.do_sample",
             f"decoder: {strategy} decoding is not supported by backend={config.backend!r}. "
             f"Supported: {', '.join(valid)}.",
         )
-    supported = DECODER_PARAM_SUPPORT[config.backend]
+    supported = DECODER_PARAM_SUPPORT.get(config.backend)
     for name, value in _changed_decoder_params(config):
-        if name not in supported:
-            others = [backend for backend in BACKENDS if name in DECODER_PARAM_SUPPORT[backend]]
+        if supported is not None and name not in supported:
+            others = _or_another(backend for backend in BACKENDS if name in DECODER_PARAM_SUPPORT[backend])
             yield Problem(
                 f"decoder.{name}",
-                f"decoder.{name}: {value!r} is not supported by backend={config.backend!r}. "
-                f"Remove it or use backend: {' or '.join(others)}.",
+                f"decoder.{name}: {value!r} is not supported by backend={config.backend!r}. Remove it{others}.",
             )
 
 
@@ -221,8 +238,9 @@ def _passthrough_is_portable(config: ExperimentConfig) -> Iterator[Problem]:
     """Passed-through values are what JSON can hold: the config is hashed, written and sent to children as JSON."""
     for key, value in (config.passthrough_kwargs or {}).items():
         try:
-            portable = json.loads(json.dumps(value, allow_nan=False)) == value
-        except (TypeError, ValueError):
+            written = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+            portable = json.loads(written) == value
+        except (TypeError, ValueError, RecursionError):  # ValueError: also half a character, and very long numbers
             portable = False
         if not portable:
             yield Problem(
@@ -234,7 +252,7 @@ def _passthrough_is_portable(config: ExperimentConfig) -> Iterator[Problem]:
 
 def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
     """The backend can load an adapter beside the weights."""
-    if config.lora is not None and config.backend not in LORA_SUPPORT:
+    if config.lora is not None and config.backend in BACKENDS and config.backend not in LORA_SUPPORT:
         yield Problem(
             "lora",
             f"lora: not supported with backend={config.backend!r}. Merge the adapter into the weights first "
@@ -244,12 +262,13 @@ def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
 
 def _full_batch_needs_continuous_batching(config: ExperimentConfig) -> Iterator[Problem]:
     """Only an engine that batches continuously has a time in which its batch is full."""
-    if config.measurement.full_batch_only and config.backend not in CONTINUOUS_BATCHING:
+    fixed_batches = config.backend in BACKENDS and config.backend not in CONTINUOUS_BATCHING
+    if config.measurement.full_batch_only and fixed_batches:
+        others = _or_another(CONTINUOUS_BATCHING)
         yield Problem(
             "measurement.full_batch_only",
             f"measurement.full_batch_only: True has no meaning with backend={config.backend!r}, which runs fixed "
-            "batches. Use measurement.skip_first_seconds and skip_last_seconds, or "
-            f"backend: {' or '.join(CONTINUOUS_BATCHING)}.",
+            f"batches. Use measurement.skip_first_seconds and skip_last_seconds{others}.",
         )
 
 
@@ -302,21 +321,33 @@ CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
 
 def ineffective_settings(config: ExperimentConfig) -> list[str]:
     """Every setting that is not at its default and has no effect, with the switch that would give it one."""
-    changeable = set(WarmupConfig.model_fields) - {"enabled"}
-    settling = {"cv_threshold", "max_prompts", "window_size", "min_prompts"}
+    return [
+        f"{path} is set and has no effect while {switch}"
+        for path, switch in without_effect(config).items()
+        if attrgetter(path)(config) != _default_of(config, path)
+    ]
+
+
+def without_effect(config: ExperimentConfig) -> dict[str, str]:
+    """Every setting that changes nothing, by path, with the switch that would give it an effect."""
+    changeable = tuple(name for name in WarmupConfig.model_fields if name != "enabled")
+    settling = ("cv_threshold", "max_prompts", "window_size", "min_prompts")
     effects = (
         (not config.warmup.enabled, "warmup", changeable, "warmup.enabled is false"),
         (not config.warmup.convergence_detection, "warmup", settling, "warmup.convergence_detection is false"),
-        (not config.baseline.enabled, "baseline", {"duration_seconds"}, "baseline.enabled is false"),
-        (config.energy.backend is None, "baseline", {"duration_seconds"}, "energy.backend is null"),
+        (not config.baseline.enabled, "baseline", ("duration_seconds",), "baseline.enabled is false"),
+        (config.energy.backend is None, "baseline", ("duration_seconds",), "energy.backend is null"),
     )
     found: dict[str, str] = {}
     for is_off, section, names, switch in effects:
-        model = getattr(config, section)
-        for name, field in type(model).model_fields.items():
-            if is_off and name in names and getattr(model, name) != field.default:
-                found.setdefault(f"{section}.{name}", switch)
-    return [f"{path} is set and has no effect while {switch}" for path, switch in found.items()]
+        for name in names if is_off else ():
+            found.setdefault(f"{section}.{name}", switch)
+    return found
+
+
+def _default_of(config: ExperimentConfig, path: str) -> Any:
+    section, name = path.split(".")
+    return type(getattr(config, section)).model_fields[name].default
 
 
 def model_short_name(model: str) -> str:
@@ -327,7 +358,7 @@ def model_short_name(model: str) -> str:
 def experiment_title(config: ExperimentConfig) -> str:
     """One line that tells an experiment from its neighbours: `qwen2.5-0.5b / pytorch / bf16 / batch 8`."""
     parts = [model_short_name(config.model), config.backend, config.precision]
-    batch = getattr(config.backend_config, BATCH_SIZE_FIELD[config.backend].split(".")[1])
+    batch = config.backend_config.given_batch
     if batch is not None:
         parts.append(f"batch {batch}")
     return " / ".join(parts)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from llenergymeasure.config.backend_configs import SECTIONS, PyTorchConfig, TensorRTConfig, VLLMConfig
-from llenergymeasure.config.base import BackendConfig, CheckedConfig, ConfigModel, NonBlankStr, Problem, try_values
+from llenergymeasure.config.backend_configs import (
+    SECTIONS,
+    OtherEngineConfig,
+    PyTorchConfig,
+    TensorRTConfig,
+    VLLMConfig,
+)
+from llenergymeasure.config.base import (
+    BackendConfig,
+    CheckedConfig,
+    ConfigModel,
+    NonBlankStr,
+    PathStr,
+    Problem,
+    try_values,
+)
+from llenergymeasure.config.engines import BackendName
 from llenergymeasure.config.ssot import DECODER_PRESETS
 
 
@@ -51,6 +66,7 @@ class DecoderConfig(ConfigModel):
 class WarmupConfig(CheckedConfig):
     """What runs before the measurement window and stays out of it."""
 
+    switched_off: ClassVar[str] = "enabled: false"
     enabled: bool = True
     """Warm up and exclude it; false measures from the first token on."""
     n_warmup: int = Field(default=5, ge=1)
@@ -88,6 +104,7 @@ class WarmupConfig(CheckedConfig):
 class BaselineConfig(ConfigModel):
     """Idle power before the model is loaded, subtracted to give adjusted energy."""
 
+    switched_off: ClassVar[str] = "enabled: false"
     enabled: bool = True
     """Measure idle power first; false leaves adjusted energy unknown."""
     duration_seconds: float = Field(default=30.0, ge=5.0, le=120.0)
@@ -114,6 +131,7 @@ class MeasurementConfig(ConfigModel):
 class EnergyConfig(ConfigModel):
     """What measures the joules."""
 
+    switched_off: ClassVar[str] = "backend: null"
     backend: Literal["auto", "nvml", "zeus", "codecarbon", "rapl"] | None = "auto"
     """Energy backend; auto takes the best one there is, null measures no energy at all."""
 
@@ -136,7 +154,7 @@ class LoRAConfig(CheckedConfig):
 
     adapter_id: NonBlankStr | None = None
     """Hub id of the adapter."""
-    adapter_path: NonBlankStr | None = None
+    adapter_path: PathStr | None = None
     """Local directory of the adapter."""
     merge_weights: bool = False
     """Merge the adapter into the weights before measuring, so that it costs nothing."""
@@ -158,7 +176,7 @@ def _dataset_kind(value: Any) -> str:
 
 
 Dataset = Annotated[
-    Annotated[NonBlankStr, Tag("name")] | Annotated[SyntheticDatasetConfig, Tag("synthetic")],
+    Annotated[PathStr, Tag("name")] | Annotated[SyntheticDatasetConfig, Tag("synthetic")],
     Discriminator(_dataset_kind),
 ]
 """A data set's name, or how to make one; told apart by shape, so that an error speaks of the form that was used."""
@@ -167,10 +185,10 @@ Dataset = Annotated[
 class ExperimentFields(CheckedConfig):
     """Everything that is said of an experiment; `models.ExperimentConfig` adds what must hold between the fields."""
 
-    model: NonBlankStr
+    model: PathStr
     """Hub model id, local directory, or builtin/<name>."""
-    backend: Literal["pytorch", "vllm", "tensorrt"] = "pytorch"
-    """Inference engine."""
+    backend: BackendName = "pytorch"
+    """Inference engine; also one that an installed package registers."""
     n: int = Field(default=100, ge=1, json_schema_extra=try_values(10, 100, 500))
     """Prompts taken from the data set."""
     dataset: Dataset = "aienergyscore"
@@ -207,7 +225,7 @@ class ExperimentFields(CheckedConfig):
     """Low-rank adapter."""
     passthrough_kwargs: dict[str, Any] | None = None
     """Keyword arguments handed to the engine's constructor untouched."""
-    output_dir: NonBlankStr | None = None
+    output_dir: PathStr | None = None
     """Directory this experiment's result goes to."""
 
     @model_validator(mode="before")
@@ -218,6 +236,8 @@ class ExperimentFields(CheckedConfig):
     @property
     def backend_config(self) -> BackendConfig:
         """The section of this experiment's backend; one of defaults where it is left out."""
+        if self.backend not in SECTIONS:
+            return OtherEngineConfig()
         section: BackendConfig | None = getattr(self, self.backend)
         return SECTIONS[self.backend]() if section is None else section
 

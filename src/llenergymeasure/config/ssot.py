@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 BACKENDS: Final[list[str]] = ["pytorch", "vllm", "tensorrt"]
-"""Inference engines a config may name; each has a section of the same name."""
+"""Inference engines that have a section of the same name in a config."""
+
+ENGINES_HERE: Final[list[str]] = ["pytorch"]
+"""Those of them that this release can run; advice names no other."""
+
+BACKENDS_GROUP: Final = "llenergymeasure.backends"
+"""Entry-point group in which an installed package registers an engine under the name that configs use."""
 
 PRECISION_SUPPORT: Final[dict[str, list[str]]] = {
     "pytorch": ["fp32", "fp16", "bf16"],
@@ -48,3 +54,44 @@ DECODER_PRESETS: Final[dict[str, dict[str, float | bool]]] = {
     "factual": {"temperature": 0.3},
 }
 """Decoder fields that each `decoder.preset` fills where the user left them out."""
+
+OTHER_NAMES: Final[dict[str, str]] = {
+    "num_input_prompts": "n",
+    "num_prompts": "n",
+    "n_prompts": "n",
+    "num_samples": "n",
+    "num_requests": "n",
+    "prompts": "n",
+    "max_new_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "seed": "random_seed",
+    "dtype": "precision",
+    "torch_dtype": "precision",
+    "fp_precision": "precision",
+    "model_name": "model",
+    "model_id": "model",
+    "engine": "backend",
+    "framework": "backend",
+    "greedy": "decoder.do_sample",
+}
+"""What other tools call some of the fields; for suggestions only, nobody may write them."""
+
+OTHER_VALUES: Final[dict[str, str]] = {
+    "gpu": "cuda",
+    "half": "fp16",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float": "fp32",
+    "float32": "fp32",
+    "transformers": "pytorch",
+    "huggingface": "pytorch",
+    "hf": "pytorch",
+    "torch": "pytorch",
+    "trt": "tensorrt",
+    "trtllm": "tensorrt",
+    "tensorrt-llm": "tensorrt",
+    "tensorrt_llm": "tensorrt",
+    "flash_attention": "flash_attention_2",
+    "flash": "flash_attention_2",
+}
+"""Likewise, what they call some of the values."""

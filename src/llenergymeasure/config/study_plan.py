@@ -5,36 +5,53 @@ Everything wrong with the keys is collected and reported at once, before a singl
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from llenergymeasure.config.base import deep_merge, set_dotted, unwrap_dataset
+from llenergymeasure.config.engines import known_backends, no_batch_setting
 from llenergymeasure.config.errors import Path as KeyPath
-from llenergymeasure.config.errors import leads_nowhere, unknown_keys
+from llenergymeasure.config.errors import did_you_mean, leads_nowhere, quoted, unknown_keys
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, BATCH_SIZE_FIELD, BATCH_SIZE_OVERRIDE
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
 from llenergymeasure.exceptions import ConfigError
+from llenergymeasure.security import user_path
 
 _STUDY_KEYS: Final = ("version", "name", "base", "sweep", "experiments", "execution")
 _DEFAULT_BACKEND: Final[str] = ExperimentConfig.model_fields["backend"].default
 
 
+Setting = tuple[tuple[str, ...], Any]
+"""A field by the parts of its path, and its value."""
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One sweep key, as written and in parts, and the values it takes in order."""
+    """One sweep key and the alternatives it spans in order: values of one field, or fields that are set together."""
 
     key: str
-    parts: tuple[str, ...]
-    values: tuple[Any, ...]
+    alternatives: tuple[tuple[Setting, ...], ...]
 
     @property
-    def backend(self) -> str | None:
-        """The backend it belongs to; `None` if it is for all."""
-        return self.parts[0] if self.parts[0] in BACKENDS else None
+    def paths(self) -> set[tuple[str, ...]]:
+        """Every field that any of the alternatives sets."""
+        return {parts for alternative in self.alternatives for parts, _ in alternative}
+
+    @property
+    def backends(self) -> set[str]:
+        """The backends whose sections it sets fields in."""
+        return {parts[0] for parts in self.paths} & set(BACKENDS)
+
+    def on(self, backend: str) -> Axis:
+        """Its alternatives for one backend: those that set nothing of another's."""
+        others = set(BACKENDS) - {backend}
+        own = (settings for settings in self.alternatives if not {parts[0] for parts, _ in settings} & others)
+        return Axis(self.key, tuple(own))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,8 @@ class Block:
     overrides: dict[str, Any]
     """What flags lay over every point, nested."""
     axes: tuple[Axis, ...] = ()
+    entry: Mapping[str, Any] = field(default_factory=dict)
+    """The explicit experiment as it was written; empty for a grid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +79,7 @@ class StudyPlan:
     @property
     def n_points(self) -> int:
         """Points to validate, grid and entries together."""
-        return sum(math.prod(len(axis.values) for axis in block.axes) for block in self.blocks)
+        return sum(math.prod(len(axis.alternatives) for axis in block.axes) for block in self.blocks)
 
 
 def plan_study(raw: Mapping[str, Any], document: LoadedDocument | None, overrides: Mapping[str, Any]) -> StudyPlan:
@@ -106,7 +125,7 @@ class _Reader:
 
         def lying_over(backend: str) -> dict[str, Any]:
             own = _without_others(overrides, backend)
-            if BATCH_SIZE_OVERRIDE not in self.given:
+            if BATCH_SIZE_OVERRIDE not in self.given or backend not in BATCH_SIZE_FIELD:
                 return own
             section, leaf = BATCH_SIZE_FIELD[backend].split(".")
             return deep_merge(own, {section: {leaf: self.given[BATCH_SIZE_OVERRIDE]}})
@@ -116,12 +135,14 @@ class _Reader:
         if "sweep" in self.raw or "experiments" not in self.raw:
             used.update(backends)
             for backend in backends:
-                own_axes = tuple(axis for axis in axes if axis.backend in (None, backend))
-                blocks.append(Block(lying_under(backend), lying_over(backend), own_axes))
+                own_axes = (axis.on(backend) for axis in axes)
+                spanned = tuple(axis for axis in own_axes if axis.alternatives)
+                blocks.append(Block(lying_under(backend), lying_over(backend), spanned))
         for backend, entry in self._entries(backends):
-            known = backend if backend in BACKENDS else _DEFAULT_BACKEND
+            known = backend if backend in known_backends() else _DEFAULT_BACKEND
             used.add(known)
-            blocks.append(Block(deep_merge(lying_under(backend), unwrap_dataset(entry)), lying_over(known)))
+            fixed_and_own = deep_merge(lying_under(backend), unwrap_dataset(entry))
+            blocks.append(Block(fixed_and_own, lying_over(known), entry=entry))
         study_fields = self._study_fields(study_overrides)
         self._check_axes(axes, fixed, backends)
         self._check_sections(fixed, overrides, used)
@@ -146,7 +167,7 @@ class _Reader:
             return {}
         folder = self.document.path.parent if self.document else Path()
         try:
-            document = load_document(folder / name)
+            document = load_document(folder / user_path(name))
         except ConfigError as error:
             self._problem(("base",), f"base: {error}")
             return {}
@@ -164,12 +185,13 @@ class _Reader:
             self._problem(("sweep",), "sweep: must map fields to lists of values, e.g. `precision: [fp16, bf16]`.")
             return
         for key, values in sweep.items():
-            parts = tuple(part for part in str(key).split(".") if part != "synthetic")
-            problems = list(_axis_problems(str(key), parts, values))
+            is_group = _is_group(key, values)
+            problems = list(_group_problems(values) if is_group else _axis_problems(key, values))
             for problem in problems:
-                self._problem(("sweep", str(key)), f"sweep.{key}: {problem}")
+                self._problem(("sweep", key), f"sweep.{key}: {problem}")
             if not problems:
-                yield Axis(str(key), parts, tuple(values))
+                alternatives = values if is_group else [{key: value} for value in values]
+                yield Axis(key, tuple(tuple(_settings(alternative)) for alternative in alternatives))
 
     def _backends(self, fixed: Mapping[str, Any], axes: Iterable[Axis]) -> tuple[tuple[str, ...], bool]:
         """The backends, each of which spans a grid of its own, and whether the description or a flag names any."""
@@ -179,14 +201,21 @@ class _Reader:
             self._problem(("sweep", "backend"), "sweep.backend: backend: is a list already. Keep one of the two.")
         if swept is None and "backend" in self.given and not isinstance(named, list):
             named = self.given["backend"]
-        names = list(swept.values) if swept is not None else named if isinstance(named, list) else [named]
+        names = named if isinstance(named, list) else [named]
+        if swept is not None:
+            names = [value for ((_, value),) in swept.alternatives]
         if not names:
-            self._problem(("backend",), f"backend: the list is empty. Give it some of: {', '.join(BACKENDS)}.")
+            self._problem(("backend",), f"backend: the list is empty. Give it some of: {', '.join(known_backends())}.")
         at = ("sweep", "backend") if swept is not None else ("backend",)
+        here = known_backends()
         for name in names:
-            if name not in BACKENDS:
-                self._problem(at, f"backend: {name!r} is unknown. Use: {', '.join(BACKENDS)}.")
-        known = tuple(dict.fromkeys(name for name in names if name in BACKENDS))
+            if name not in here:
+                self._problem(
+                    at, f"backend: {quoted(name)} is unknown. Use: {', '.join(here)}{did_you_mean(name, here)}."
+                )
+            elif name not in BACKENDS and BATCH_SIZE_OVERRIDE in self.given:
+                self.problems.append(no_batch_setting(name))
+        known = tuple(dict.fromkeys(name for name in names if name in here))
         return known, swept is not None or "backend" in fixed or "backend" in self.given
 
     def _entries(self, backends: Iterable[str]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
@@ -212,28 +241,31 @@ class _Reader:
                 self._problem(unknown.path, unknown.message)
         return fields
 
-    def _check_axes(self, axes: Iterable[Axis], fixed: Mapping[str, Any], backends: Iterable[str]) -> None:
+    def _check_axes(self, axes: Sequence[Axis], fixed: Mapping[str, Any], backends: Iterable[str]) -> None:
         for axis in axes:
             at = ("sweep", axis.key)
-            if axis.backend is not None and axis.backend not in backends:
+            for backend in sorted(axis.backends - set(backends)):
                 self._problem(
                     at,
-                    f"sweep.{axis.key}: {axis.backend!r} is not among the study's backends "
+                    f"sweep.{axis.key}: {backend!r} is not among the study's backends "
                     f"({', '.join(backends)}). Add it to backend: or remove the key.",
                 )
-            blocked = _blocking_value(fixed, axis.parts)
-            if blocked is not None:
+            for parts in sorted(axis.paths):
+                blocked = _blocking_value(fixed, parts)
+                if blocked is not None:
+                    self._problem(
+                        at, f"sweep.{axis.key}: the fixed part sets {blocked[0]}: {blocked[1]!r}. Keep one of them."
+                    )
+        for axis, other in itertools.combinations(axes, 2):
+            if any(_overlap(left, right) for left in axis.paths for right in other.paths):
                 self._problem(
-                    at, f"sweep.{axis.key}: the fixed part sets {blocked[0]}: {blocked[1]!r}. Keep one of them."
+                    ("sweep", axis.key), f"sweep.{axis.key}: overlaps with sweep.{other.key}. Keep one of the two."
                 )
-            for other in axes:
-                if other.parts != axis.parts and other.parts[: len(axis.parts)] == axis.parts:
-                    self._problem(at, f"sweep.{axis.key}: overlaps with sweep.{other.key}. Keep one of the two.")
 
     def _check_sections(self, fixed: Mapping[str, Any], overrides: Mapping[str, Any], used: set[str]) -> None:
         """A section of the fixed part that no experiment would use."""
         listed = ", ".join(sorted(used))
-        for name in BACKENDS:
+        for name in BACKENDS if used else ():
             if fixed.get(name) is not None and name not in used:
                 self._problem(
                     (name,),
@@ -244,7 +276,7 @@ class _Reader:
                 self.problems.append(f"override of {name}.* applies to no experiment: the backends are {listed}.")
 
     def _check_overrides(self, axes: Iterable[Axis]) -> None:
-        swept = {axis.parts: f"sweep.{axis.key}" for axis in axes}
+        swept = {parts: f"sweep.{axis.key}" for axis in axes for parts in axis.paths}
         sweep = self.raw.get("sweep")
         if isinstance(self.raw.get("backend"), list) or (isinstance(sweep, Mapping) and "backend" in sweep):
             swept[("backend",)] = "the list of backends"
@@ -262,23 +294,61 @@ def _without_others(data: Mapping[str, Any], backend: str) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key not in BACKENDS or key == backend}
 
 
-def _axis_problems(key: str, parts: tuple[str, ...], values: Any) -> Iterator[str]:
-    """What is wrong with a sweep key, its list of values, and the keys inside them."""
+def _is_group(key: str, values: Any) -> bool:
+    """Whether a sweep key names alternatives, each a mapping of fields that go together, instead of a field."""
+    if "." in key or key in ExperimentConfig.model_fields or not isinstance(values, list):
+        return False
+    return any(isinstance(value, Mapping) for value in values) and all(
+        value is None or isinstance(value, Mapping) for value in values
+    )
+
+
+def _settings(alternative: Mapping[str, Any] | None) -> Iterator[Setting]:
+    for key, value in (alternative or {}).items():
+        yield tuple(part for part in key.split(".") if part != "synthetic"), value
+
+
+def _group_problems(alternatives: Sequence[Mapping[str, Any] | None]) -> Iterator[str]:
+    """What is wrong with the alternatives of a group, and with the fields they set."""
+    if not any(alternatives):
+        yield "none of its alternatives sets a field. Give at least one a field, or remove the key."
+    for alternative in alternatives:
+        settings = list(_settings(alternative))
+        if any(parts == ("backend",) for parts, _ in settings):
+            yield (
+                "backend: cannot be part of a group. List the backends under backend: (what sets a field of one "
+                "backend's section is left out for the others), or use experiments:."
+            )
+        clashing = [(a, b) for (a, _), (b, _) in itertools.combinations(settings, 2) if _overlap(a, b)]
+        for left, right in clashing:
+            yield f"{'.'.join(left)} and {'.'.join(right)} overlap in one alternative. Keep one of the two."
+        if not clashing:
+            yield from _field_problems(settings)
+
+
+def _axis_problems(key: str, values: Any) -> Iterator[str]:
+    """What is wrong with a sweep key that names a field, and with its list of values."""
     if isinstance(values, Mapping) and values:
         yield f"must be a list of values. To sweep a nested field write `{key}.{next(iter(values))}: […]`."
     elif not isinstance(values, list):
-        yield f"must be a list of values, got {values!r}. Write `{key}: [{values}]`."
+        yield f"must be a list of values, got {quoted(values)}. Write `{key}: [{values}]`."
     elif not values:
         yield "the list is empty. Give it values, or remove the key."
     else:
-        found = {}
-        for value in values:
-            nested: dict[str, Any] = {}
-            set_dotted(nested, ".".join(parts), value)
-            found.update({unknown.path: unknown.message for unknown in unknown_keys(nested, ExperimentConfig)})
-        yield from found.values()
-        if not found and leads_nowhere(parts, values[0], ExperimentConfig):
-            yield "unknown field; its beginning holds a plain value."
+        yield from _field_problems([setting for value in values for setting in _settings({key: value})])
+
+
+def _field_problems(settings: Iterable[Setting]) -> Iterator[str]:
+    """What is wrong with the names of fields that are to be set, and with the keys inside their values."""
+    told = set()
+    for parts, value in settings:
+        nested: dict[str, Any] = {}
+        set_dotted(nested, ".".join(parts), value)
+        found = [unknown.message for unknown in unknown_keys(nested, ExperimentConfig)]
+        if not found and leads_nowhere(parts, value, ExperimentConfig):
+            found = ["unknown field; its beginning holds a plain value."]
+        yield from (message for message in found if message not in told)
+        told.update(found)
 
 
 def _overlap(left: tuple[str, ...], right: tuple[str, ...]) -> bool:

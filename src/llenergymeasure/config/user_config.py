@@ -14,12 +14,12 @@ from typing import Annotated, Any, Final, Literal
 import platformdirs
 from pydantic import AfterValidator, Field, ValidationError
 
-from llenergymeasure.config.base import ConfigModel, NonBlankStr, deep_merge, set_dotted
+from llenergymeasure.config.base import ConfigModel, NonBlankStr, PathStr, deep_merge, set_dotted
 from llenergymeasure.config.errors import describe_validation_error, reject_unknown, unknown_keys
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap, load_document
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.exceptions import ConfigError
-from llenergymeasure.security import validate_path
+from llenergymeasure.security import user_path, validate_path
 
 
 def _check_path(value: str) -> str:
@@ -37,7 +37,7 @@ _CONTAINERS: Final = ("docker", "singularity")
 def _check_runner(value: str) -> str:
     kind, _, target = value.partition(":")
     if value != "local" and not (kind in _CONTAINERS and target.strip()):
-        raise ValueError("must be local or docker:<image>")
+        raise ValueError("must be local (docker:<image> is for a later release)")
     return value
 
 
@@ -50,7 +50,7 @@ def _check_url(value: str) -> str:
 NOT_USED_YET: Final = ("cluster.address", "cluster.hardware")
 """Settings that a file may hold already and that this release does not act on; whoever sets one is told."""
 
-Directory = Annotated[NonBlankStr, AfterValidator(_check_path)]
+Directory = Annotated[PathStr, AfterValidator(_check_path)]
 Runner = Annotated[NonBlankStr, AfterValidator(_check_runner)]
 HttpUrl = Annotated[NonBlankStr, AfterValidator(_check_url)]
 
@@ -75,6 +75,10 @@ class RunnerSettings(ConfigModel):
     """Runner of the vllm backend."""
     tensorrt: Runner = "local"
     """Runner of the tensorrt backend."""
+
+    def of(self, backend: str) -> str:
+        """The runner of a backend; engines of other packages run locally."""
+        return str(getattr(self, backend)) if backend in type(self).model_fields else "local"
 
 
 class MeasurementSettings(ConfigModel):
@@ -157,7 +161,7 @@ def load_user_config(config_path: str | Path | None = None, environ: Mapping[str
     Raises:
         ConfigError: The file does not parse or a setting is wrong; names the file and field, or the variable.
     """
-    document = _read(Path(config_path) if config_path is not None else get_user_config_path())
+    document = _read(user_path(config_path) if config_path is not None else get_user_config_path())
     reject_unknown(unknown_keys(document.data, UserConfig), document)
     from_environment, sources = environment_settings(os.environ if environ is None else environ)
     try:

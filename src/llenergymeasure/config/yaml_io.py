@@ -16,7 +16,7 @@ from typing import Any, Final
 import yaml
 
 from llenergymeasure.exceptions import ConfigError
-from llenergymeasure.security import validate_path
+from llenergymeasure.security import user_path, validate_path
 
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
 _MAX_DEPTH: Final = 100
@@ -64,7 +64,7 @@ def load_document(path: str | Path, *, empty_is_fine: bool = False) -> LoadedDoc
         ConfigError: The path is unsafe to open, the file cannot be read or parsed (with line and column), has a
             duplicate key, or is no mapping.
     """
-    path = Path(path)
+    path = user_path(path)
     validate_path(path, what="configuration file")
     text = _read_text(path)
     if path.suffix.lower() == ".json":
@@ -146,12 +146,24 @@ def _compose(text: str, path: Path) -> yaml.Node | None:
         node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if mark and (tabbed := _line_indented_with_tab(text, mark.line)) is not None:
+            raise ConfigError(
+                f"{path}, line {tabbed}: indented with a tab, which YAML does not allow. Use spaces."
+            ) from error
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         detail = " ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{path}{place}: invalid YAML: {detail}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: invalid YAML: {str(error).splitlines()[0]}.") from error
     return node
+
+
+def _line_indented_with_tab(text: str, index: int) -> int | None:
+    """Number, from 1, of the line at `index` or the one before it if there is a tab before its text."""
+    for number, line in list(enumerate(text.splitlines(), start=1))[max(index - 1, 0) : index + 1]:
+        if "\t" in line[: len(line) - len(line.lstrip())]:
+            return number
+    return None
 
 
 def _check_depth(text: str, path: Path) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Final, Protocol, runtime_checkable
 
 from llenergymeasure.config.models import ExperimentConfig, experiment_title
+from llenergymeasure.config.same_work import partial_batch
 from llenergymeasure.core.backends.protocol import LoadedModel, MemoryStats
 from llenergymeasure.core.baseline import Baseline
 from llenergymeasure.core.energy.types import EnergyMeasurement
@@ -304,6 +305,9 @@ def _record_warnings(seen: Observations, breakdown: EnergyBreakdown | None) -> I
             WarningCode.PROMPTS_TRUNCATED,
             f"{cut} of {total} prompts were longer than max_input_tokens = {seen.config.max_input_tokens} and were cut",
         )
+    partial = partial_batch(seen.config)
+    if partial is not None:
+        yield MeasurementWarning(WarningCode.PARTIAL_LAST_BATCH, partial)
     if seen.config.measurement.save_trace and seen.window.energy.telemetry is None:
         yield MeasurementWarning(
             WarningCode.TELEMETRY_UNAVAILABLE,

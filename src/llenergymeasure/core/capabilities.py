@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from llenergymeasure.config.ssot import BACKENDS
+from llenergymeasure.config.engines import known_backends
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.energy.select import CPU_PRIORITY, GPU_PRIORITY, describe_energy_backends
 from llenergymeasure.core.energy.types import MeterOptions
@@ -69,7 +69,7 @@ def collect_capabilities(
         cpu=read_cpu(host.root),
         container=detect_container(host.environ, host.root),
         docker=_tried("docker", partial(docker_version, host.environ)),
-        engines=tuple(_tried(name, partial(versions, name)) for name in BACKENDS),
+        engines=tuple(_tried(name, partial(versions, name)) for name in known_backends()),
         meters=_with_absent(read_meters(tuple(gpu.uuid for gpu in gpus), host)),
     )
 

@@ -166,13 +166,14 @@ def check_engine(case: Case) -> Iterator[Finding]:
 
 def check_runner(case: Case) -> Iterator[Finding]:
     """The runner must be one that this version has."""
-    runner = str(getattr(case.machine.runners, case.config.backend))
+    runner = case.machine.runners.of(case.config.backend)
     if runner != "local":
         kind, name = runner.partition(":")[0], case.config.backend
-        yield Failure(
-            f"runners.{name}: {runner!r}: the {kind} runner is not supported yet by this version. "
-            f"Set runners.{name}: local in the user config, or LLEM_RUNNER_{name.upper()}=local."
-        )
+        variable = f"LLEM_RUNNER_{name.upper()}"
+        where, fix = f"runners.{name}", f"Set runners.{name}: local in the user config, or {variable}=local."
+        if case.host.environ.get(variable, "").strip():  # it beats the file
+            where, fix = f"environment variable {variable}", "Unset it, or set it to local."
+        yield Failure(f"{where}: {runner!r}: the {kind} runner is not supported yet by this version. {fix}")
 
 
 def check_ineffective_settings(case: Case) -> Iterator[Finding]:

@@ -1,8 +1,8 @@
 """Warm-up: run the model until caches, clocks and compilers have settled, outside every figure.
 
-The rehearsal comes first, also where warm-up is off: every shape of the window is met (core/backends/rehearsal.py). Fixed mode
-then runs `n_warmup` iterations; convergence mode goes on until the last latencies agree. Then the thermal floor: a wait
-in which the device cools to a repeatable state, which also tells the idle power with the model in memory.
+The rehearsal comes first, also where warm-up is off: every shape of the window is met (backends/rehearsal.py). Fixed
+mode then runs `n_warmup` iterations; convergence mode goes on until the last latencies agree. Then the thermal floor: a
+wait in which the device cools to a repeatable state, which also tells the idle power with the model in memory.
 """
 
 from __future__ import annotations

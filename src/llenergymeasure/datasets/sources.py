@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -124,7 +125,7 @@ def _parse_record(record: Row, where: str, key: str) -> RawPrompt:
     if key not in record:
         found = ", ".join(map(repr, record)) or "none"
         raise DatasetError(f'{where}: no "{key}" key (keys found: {found}). Each prompt needs one.')
-    text, limit = record[key], record.get(_LIMIT_KEY)
+    text, limit = record[key], _whole(record.get(_LIMIT_KEY))
     if not isinstance(text, str):
         raise DatasetError(f'{where}: "{key}" must be text, got {type(text).__name__} {_shorten(text)}')
     if not text.strip():
@@ -139,6 +140,13 @@ def _parse_record(record: Row, where: str, key: str) -> RawPrompt:
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise DatasetError(f'{where}: "{_LIMIT_KEY}" must be a whole number of at least 1, got {_shorten(limit)}')
     return RawPrompt(text, limit)
+
+
+def _whole(limit: Any) -> Any:
+    """A limit as tables write it: `16.0` is 16, and NaN is what a missing one becomes in a column of numbers."""
+    if isinstance(limit, float) and (math.isnan(limit) or limit.is_integer()):
+        return None if math.isnan(limit) else int(limit)
+    return limit
 
 
 def _shorten(value: object) -> str:

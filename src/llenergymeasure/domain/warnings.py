@@ -28,6 +28,7 @@ class WarningCode(str, Enum):
     FOREIGN_GPU_PROCESS = "foreign_gpu_process"
     ENERGY_IS_ESTIMATED = "energy_is_estimated"
     ENERGY_UNAVAILABLE = "energy_unavailable"
+    PARTIAL_LAST_BATCH = "partial_last_batch"
     PROMPTS_TRUNCATED = "prompts_truncated"
     MIG_PARENT_ENERGY = "mig_parent_energy"
     CLOCKS_DRIFTED = "clocks_drifted"

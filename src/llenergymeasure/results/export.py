@@ -19,6 +19,7 @@ from llenergymeasure.atomic import write_bytes_atomically
 from llenergymeasure.domain.base import as_utc, columns_in
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.warnings import codes_of
+from llenergymeasure.security import user_path
 
 if TYPE_CHECKING:
     import pyarrow
@@ -81,6 +82,7 @@ def to_csv(results: Iterable[ExperimentResult], path: str | Path) -> Path:
     """
     path = Path(path)
     columns, rows = tabulate(results)
+    path = user_path(path)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow([column.name for column in columns])

@@ -37,7 +37,7 @@ from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
 from llenergymeasure.results import export
-from llenergymeasure.security import sanitize_experiment_id
+from llenergymeasure.security import sanitize_experiment_id, user_path
 
 RESULT_FILE: Final = "result.json"
 TIMESERIES_FILE: Final = "timeseries.parquet"
@@ -104,7 +104,7 @@ def save_result(
     Raises:
         PersistenceError: Something could not be written; names the path. The new directory is removed again.
     """
-    directory = make_unique_directory(Path(output_dir), directory_name(result))
+    directory = make_unique_directory(user_path(output_dir), directory_name(result))
     try:
         if timeseries is not None:
             copy_atomically(Path(timeseries), directory / TIMESERIES_FILE)
@@ -147,7 +147,7 @@ def save_result_or_rescue(
 
 def load_result(path: str | Path) -> ExperimentResult:
     """Read a `result.json`, or the one in a directory; see `from_json`."""
-    path = Path(path)
+    path = user_path(path)
     return from_json(path / RESULT_FILE if path.is_dir() else path)
 
 
@@ -157,7 +157,7 @@ def to_json(result: BaseModel, path: str | Path) -> Path:
     Raises:
         PersistenceError: The file cannot be written, or the record holds what JSON cannot; names the path.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         text = json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
         content = text.encode("utf-8")
@@ -175,7 +175,7 @@ def from_json(path: str | Path) -> ExperimentResult:
     Raises:
         PersistenceError: The file is missing, damaged, or of another major version; names the file and the reason.
     """
-    path = Path(path)
+    path = user_path(path)
     result = load_record(path, ExperimentResult, "result")
     if result.timeseries is not None and not (path.parent / PurePath(result.timeseries).name).is_file():
         warnings.warn(f"{path}: its time series {result.timeseries} is missing.", ResultFileWarning, stacklevel=2)
@@ -214,7 +214,7 @@ def load_record(path: Path, model: type[ModelT], what: str) -> ModelT:
 
 def load_study(path: str | Path) -> StudyResult:
     """Read a study's `study_summary.json`, or the one in a study directory; fails as `from_json` does."""
-    path = Path(path)
+    path = user_path(path)
     file = path / STUDY_FILE if path.is_dir() else path
     return load_record(file, StudyResult, "study summary").kept_in(file.parent)
 
@@ -227,7 +227,7 @@ def to_parquet(result: ExperimentResult | Iterable[ExperimentResult], path: str 
     """
     import pyarrow.parquet
 
-    path = Path(path)
+    path = user_path(path)
     table = export.to_table([result] if isinstance(result, ExperimentResult) else result)
     write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file))
     return path

@@ -118,5 +118,5 @@ class ChosenLauncher:
             launcher.discard()
 
     def _of(self, job: Job) -> Launcher:
-        named = str(getattr(job.machine.runners, job.config.backend)).partition(":")[0]
+        named = job.machine.runners.of(job.config.backend).partition(":")[0]
         return self._launchers.get(named, self._launchers[LOCAL_RUNNER])

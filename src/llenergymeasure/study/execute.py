@@ -122,15 +122,15 @@ def check_backends(study: StudyConfig, machine: UserConfig) -> None:
         PreFlightError: More than one backend would run here; shows the settings that mend it.
     """
     backends = list(dict.fromkeys(config.backend for config in study.experiments))
-    here = [backend for backend in backends if getattr(machine.runners, backend) == "local"]
+    here = [backend for backend in backends if machine.runners.of(backend) == "local"]
     if len(here) < 2:
         return
     settings = "\n".join(f"      {backend}: docker:llenergymeasure/{backend}:{VERSION}-cuda12" for backend in backends)
     raise PreFlightError(
         [
             f"the study uses several backends ({', '.join(backends)}), and {', '.join(here)} would run in this Python "
-            f"environment, where they cannot live side by side. Run them in Docker: put this into "
-            f"{get_user_config_path()}\n    runners:\n{settings}\n    or make one study per backend."
+            f"environment, where they cannot live side by side. Make one study per backend. Once a release has the "
+            f"Docker runner, this in {get_user_config_path()} will keep them apart:\n    runners:\n{settings}"
         ]
     )
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llenergymeasure.atomic import make_unique_directory, write_bytes_atomically
+from llenergymeasure.config.base import portable_data
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest, StudyStatus
@@ -126,7 +127,7 @@ class ManifestWriter:
             total_experiments=len(self._entries),
             pending=len(self._entries),
         )
-        self._study_text = json.dumps(study.model_dump(mode="json", exclude_none=True), ensure_ascii=False)
+        self._study_text = json.dumps(portable_data(study), ensure_ascii=False)
         self._lock = threading.Lock()
         self._cancel_snapshot: Cancel | None = None
         self._version = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from llenergymeasure.atomic import make_unique_directory
+from llenergymeasure.config.base import portable_data
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import (
@@ -148,7 +149,7 @@ def _failures(
             run = planned[entry.config_hash, entry.cycle]
             yield FailedExperiment(
                 config_name=run.title,
-                config=run.config.model_dump(mode="json", exclude_none=True),
+                config=portable_data(run.config),
                 reason=entry.error_message or "unknown",
                 cycle=entry.cycle,
                 error_type=entry.error_type,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.ssot import BACKENDS
+from llenergymeasure.config.ssot import BACKENDS, BACKENDS_GROUP
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.exceptions import BackendError
@@ -38,10 +38,14 @@ class Provider:
     """A registered engine."""
 
     name: str
-    extra: str
+    extra: str | None
     needs: tuple[str, ...]
     preload: tuple[str, ...]
     load: ProviderFunction
+
+    def install_command(self, need: str) -> str:
+        """How to get one of its packages."""
+        return f'pip install "{need if self.extra is None else f"llenergymeasure[{self.extra}]"}"'
 
 
 def installed_version(package: str) -> str | None:
@@ -60,11 +64,12 @@ class Registry:
         self._providers: dict[str, Provider] = {}
 
     def register(
-        self, name: str, *, extra: str, needs: str, preload: str = ""
+        self, name: str, *, needs: str, extra: str | None = None, preload: str = ""
     ) -> Callable[[ProviderFunction], ProviderFunction]:
-        """Register the decorated provider function as the engine `name`, which `extra` of this package installs.
+        """Register the decorated provider function as the engine `name`.
 
         Args:
+            extra: The extra of this package that installs it; `None` for an engine of another package.
             needs: Requirements separated by spaces, e.g. `"torch>=2.4 transformers>=4.56,<6"`.
             preload: Modules that take long to import, separated by spaces.
         """
@@ -93,7 +98,7 @@ class Registry:
         except Exception as error:  # a broken package may raise anything
             raise BackendError(
                 f"the {name} backend is installed but cannot be imported ({type(error).__name__}: {error}). "
-                f'Reinstall it with: pip install --force-reinstall "llenergymeasure[{provider.extra}]"'
+                f"Reinstall it with: {provider.install_command(provider.needs[0])} --force-reinstall"
             ) from error
         return factory(clock or SystemClock(), model_cache_dir)
 
@@ -111,8 +116,7 @@ class Registry:
             if version is None or not accepts(requirement, version):
                 raise BackendError(
                     f"the {provider.name} backend needs {need} ({version or 'none'} installed). "
-                    f'Install it with: pip install "llenergymeasure[{provider.extra}]", '
-                    f"or run it in Docker: LLEM_RUNNER_{provider.name.upper()}=docker:<image>"
+                    f"Install it with: {provider.install_command(need)}"
                 )
             versions[requirement.name] = version
         return versions
@@ -144,10 +148,30 @@ class Registry:
 
     def preload_modules(self, name: str) -> tuple[str, ...]:
         """What a child process may import ahead of an experiment on the engine `name`; nothing for one not here."""
-        return self._providers[name].preload if name in self._providers else ()
+        try:
+            return self._providers[name].preload if self._find(name) else ()
+        except BackendError:  # the experiment will say it
+            return ()
+
+    def _find(self, name: str) -> bool:
+        """Whether there is an engine of that name, once the package that has it was asked to register it.
+
+        Raises:
+            BackendError: Its package cannot be imported.
+        """
+        if name in self._providers or name in BACKENDS:
+            return name in self._providers
+        for entry in metadata.entry_points(group=BACKENDS_GROUP, name=name):
+            try:
+                entry.load()
+            except Exception as error:  # somebody else's code
+                raise BackendError(
+                    f"the {name} backend ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
+                ) from error
+        return name in self._providers
 
     def _provider(self, name: str) -> Provider:
-        if name in self._providers:
+        if self._find(name):
             return self._providers[name]
         here = ", ".join(self._providers)
         if name in BACKENDS:
