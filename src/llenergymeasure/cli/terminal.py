@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final, TextIO
 
 from llenergymeasure.exceptions import PersistenceError
+from llenergymeasure.security import for_display
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -54,7 +55,7 @@ def print_result(text: str) -> None:
         PersistenceError: It cannot be written: the disk that stdout goes to is full.
     """
     try:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(for_display(text) + "\n")
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
@@ -161,14 +162,17 @@ def _report(stream: TextIO, message: str, code: int, traced: Exception | None = 
     """Tell `message`, after the traceback of `traced`."""
     with suppress(OSError):  # the terminal may be gone, and with it whoever would read this
         if traced is not None:
-            traceback.print_exception(traced, file=stream)
-        stream.write(f"{message}\n")
+            stream.write(for_display("".join(traceback.format_exception(traced))))
+        stream.write(f"{for_display(message)}\n")
         stream.flush()
     return code
 
 
 class _BesideBars(_StderrHandler):
     """Writes above a progress bar instead of into it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_display(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm = sys.modules.get("tqdm")  # not loaded: no bar was ever drawn
