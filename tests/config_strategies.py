@@ -17,6 +17,7 @@ PARAMS = [
     if param["test_values"] and param["path"].split(".")[0] not in ("dataset", "backend", "lora")
 ]
 DATASETS = ["aienergyscore", {"n": 3, "input_len": 7}, {"synthetic": {"n": 4, "output_len": 9}}]
+NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=40).filter(str.strip)
 PASSED_THROUGH = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -29,7 +30,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     """An experiment with a few of its parameters set, some of them to nothing."""
     backend = draw(st.sampled_from(["pytorch", "vllm", "tensorrt"]))
     params = [param for param in PARAMS if backend in param["backend_support"]]
-    document: dict[str, Any] = {"model": draw(st.text(min_size=1).filter(str.strip)), "backend": backend}
+    document: dict[str, Any] = {"model": draw(NAMES), "backend": backend}
     for param in draw(st.lists(st.sampled_from(params), max_size=5, unique_by=lambda param: param["path"])):
         *sections, name = param["path"].split(".")
         target = document

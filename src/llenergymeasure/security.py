@@ -22,6 +22,9 @@ MAX_ID_LENGTH: Final = 128
 
 _DIGEST_LENGTH: Final = 12
 
+_STEERING: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+@")
+
 # Device names that Windows and SMB shares refuse, with or without an extension.
 _RESERVED_STEMS: Final = frozenset(
     {"con", "prn", "aux", "nul"} | {f"{port}{digit}" for port in ("com", "lpt") for digit in range(1, 10)}
@@ -64,6 +67,14 @@ def validate_path(
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path as its user means it: `~` is the home directory, also where no shell has expanded it."""
     return Path(os.path.expanduser(path))
+
+
+def for_display(text: str) -> str:
+    """Text as it may go to a terminal: what would steer it (escape sequences, turned directions) is spelled out, and
+    names and passwords in addresses are left out.
+    """
+    spelled_out = _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CREDENTIALS.sub("***@", spelled_out)
 
 
 def is_safe_path(base_dir: str | os.PathLike[str], target_path: str | os.PathLike[str]) -> bool:

@@ -26,6 +26,7 @@ from llenergymeasure.config.models import (
     StudyConfig,
     SyntheticDatasetConfig,
     WarmupConfig,
+    experiment_title,
 )
 from llenergymeasure.config.ssot import OTHER_NAMES, OTHER_VALUES
 
@@ -317,3 +318,37 @@ def test_what_other_tools_call_a_value_suggests_ours(meant: str) -> None:
             ExperimentConfig.model_validate(fields)
         (told,) = describe_validation_error(caught.value)
         assert told.endswith(f"Did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize("field", ["model", "revision", "output_dir", "dataset"])
+@pytest.mark.parametrize(("text", "said"), [("a\x1b[31mb", "control character"), ("a" * 5000, "at most 4096")])
+def test_a_name_with_an_escape_sequence_or_without_end_is_refused_and_not_printed(
+    field: str, text: str, said: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ExperimentConfig.model_validate({"model": "m", field: text})
+    (told,) = describe_validation_error(caught.value)
+    assert said in told
+    assert "\x1b" not in told
+    assert len(told) < 200
+
+
+def test_a_long_name_is_cut_in_titles() -> None:
+    title = experiment_title(ExperimentConfig(model="a" * 4000))
+    assert title.endswith("… / pytorch / bf16")
+    assert len(title) < 120
+
+
+@pytest.mark.parametrize("path", ["token", "hub.api_key", "nested.password"])
+def test_a_secret_is_refused_and_not_printed(path: str) -> None:
+    kwargs: dict[str, Any] = {}
+    set_dotted(kwargs, path, "hf_abc")
+    with pytest.raises(ValidationError) as caught:
+        ExperimentConfig.model_validate({"model": "m", "passthrough_kwargs": kwargs})
+    (told,) = describe_validation_error(caught.value)
+    assert told.startswith(f"passthrough_kwargs.{path}: a secret must not stand in a config")
+    assert "hf_abc" not in told
+
+
+def test_a_switch_that_is_named_like_a_secret_is_none() -> None:
+    assert ExperimentConfig(model="m", passthrough_kwargs={"token": True}).passthrough_kwargs == {"token": True}

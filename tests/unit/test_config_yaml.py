@@ -226,3 +226,22 @@ def test_a_tab_is_called_a_tab(folder: Path, text: str, line: int) -> None:
 
 def test_a_tab_that_does_no_harm_is_let_be(folder: Path) -> None:
     assert _load(folder, "model:\ta\nn:\t5\t# five\n") == {"model": "a", "n": 5}
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000, "1" + "_0" * 3000])
+@pytest.mark.parametrize("text", ["n: {}\n", "a: {{b: [{}]}}\n"])
+def test_an_endless_number_is_refused(folder: Path, text: str, number: str) -> None:
+    with pytest.raises(ConfigError, match="is not a valid int"):
+        _load(folder, text.format(number))
+
+
+def test_an_endless_number_in_json_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="a number too long"):
+        _load(folder, '{"n": ' + "9" * 101 + "}", "c.json")
+
+
+def test_a_file_beyond_all_reason_is_refused_by_its_size(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="more than 4 MB, which no configuration has"):
+        _load(folder, "a: [" + "1," * 2_000_000 + "]\n")
+    with pytest.raises(ConfigError, match="more than 4 MB"):
+        load_document("/dev/zero")

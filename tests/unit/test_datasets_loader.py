@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +119,32 @@ def test_the_bundled_data_set_is_found_by_name() -> None:
 
 def test_bundled_names_stand_for_files_of_the_package() -> None:
     assert all(path.is_file() for path in BUILTIN_DATASETS.values())
+
+
+class _WordTokenizer:
+    """One id for each word; it writes down how much text it was given."""
+
+    vocab_size = 1000
+    special_ids = frozenset({0})
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def encode(self, text: str) -> list[int]:
+        self.seen.append(len(text))
+        return [0, *(1 + len(word) for word in text.split())]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("gap", [1, 500])
+def test_of_an_endless_prompt_only_the_beginning_is_tokenised(tmp_path: Path, gap: int) -> None:
+    text = "".join(f"{'a' * (i % 7 + 1)}{' ' * gap}" for i in range(1_000_000 // gap))
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": text}))
+    config = ExperimentConfig(model="m", n=1, dataset=str(tmp_path / "p.jsonl"), max_input_tokens=16)
+    tokenizer = _WordTokenizer()
+    (prompt,) = load_prompts(config, tokenizer).prompts
+    assert list(prompt.token_ids) == _WordTokenizer().encode(text)[:16]
+    assert prompt.truncated
+    assert max(tokenizer.seen) < len(text)

@@ -403,6 +403,16 @@ def test_a_skipped_point_of_an_older_manifest_is_told_too() -> None:
     ]
 
 
+def test_a_skipped_point_keeps_no_secret() -> None:
+    study = {"model": "gpt2", "n": 4, "passthrough_kwargs": {"token": "hf_abc"}, "sweep": {"precision": ["fp16"]}}
+    with pytest.raises(ConfigError) as caught:
+        expand_grid(study)
+    assert "hf_abc" not in str(caught.value)
+    kept = {"model": "gpt2", "sweep": {"passthrough_kwargs": [{"a": 1}, {"token": "hf_abc"}]}}
+    _, (skipped,) = expand_grid(kept)
+    assert "hf_abc" not in json.dumps(dataclasses.asdict(skipped))
+
+
 # What is refused
 
 

@@ -277,3 +277,26 @@ def test_deep_merge_lets_every_value_of_the_overlay_win_and_keeps_the_rest(
 def test_deep_merge_has_the_empty_mapping_as_its_identity(tree: dict[str, Any]) -> None:
     assert deep_merge(tree, {}) == tree
     assert deep_merge({}, tree) == tree
+
+
+def test_very_many_unknown_keys_are_counted_and_the_first_hundred_told(tmp_path: Path) -> None:
+    path = _file(tmp_path, "model: gpt2\n" + "".join(f"key{i}: 1\n" for i in range(20_000)))
+    with pytest.raises(ConfigError) as caught:
+        load_experiment_config(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{path}, line 2: unknown field 'key0'."
+    assert lines[99].startswith(f"{path}, line 101: unknown field 'key99'.")
+    assert lines[100:] == ["… and 19,900 more", "20000 problems; nothing was run."]
+
+
+def test_a_sweep_of_more_keys_than_there_are_fields_is_refused(tmp_path: Path) -> None:
+    path = _file(tmp_path, "model: gpt2\nsweep:\n" + "".join(f"  key{i}: [1]\n" for i in range(2000)))
+    with pytest.raises(ConfigError, match="sweep: has 2,000 keys; 1000 is the most"):
+        load_study_config(path)
+
+
+def test_a_study_beyond_all_reason_is_refused(tmp_path: Path) -> None:
+    path = _file(tmp_path, "model: gpt2\nsweep: {n: [1]}\nexecution: {n_cycles: 1000000000}\n")
+    with pytest.raises(ValidationError) as caught:
+        load_study_config(path)
+    assert describe_validation_error(caught.value) == ["execution.n_cycles: must be at most 100000, got 1000000000"]

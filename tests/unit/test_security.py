@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llenergymeasure.exceptions import ConfigError
-from llenergymeasure.security import MAX_ID_LENGTH, is_safe_path, sanitize_experiment_id, validate_path
+from llenergymeasure.security import MAX_ID_LENGTH, for_display, is_safe_path, sanitize_experiment_id, validate_path
 
 
 def test_a_plain_path_comes_back_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,3 +133,17 @@ def test_an_id_is_one_safe_name_whatever_came_in(raw: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)
     assert len(name) <= MAX_ID_LENGTH
     assert sanitize_experiment_id(name) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, grün, 漢字\n\tand lines", "plain, grün, 漢字\n\tand lines"),
+        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
+        ("bell\a back\b return\r \x9b2J", "bell\\x07 back\\x08 return\\r \\x9b2J"),
+        ("turned \u202e round", "turned \\u202e round"),
+        ("see https://user:pass@hub.example/x and user@host", "see https://***@hub.example/x and user@host"),
+    ],
+)
+def test_what_is_shown_steers_no_terminal_and_tells_no_password(text: str, shown: str) -> None:
+    assert for_display(text) == shown

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from llenergymeasure.core.progress import Event, PromptsDone, Step, StepFinished, StepStarted, Waiting
 from llenergymeasure.results.summary import duration, joules, one_line, quantity
+from llenergymeasure.security import for_display
 from llenergymeasure.study.plan import (
     GapEnded,
     GapStarted,
@@ -148,7 +149,7 @@ class ExperimentProgress:
         self._bar.update(event.done - self._bar.n)
 
     def _write(self, line: str) -> None:
-        self._stream.write(line + "\n")
+        self._stream.write(for_display(line) + "\n")
         self._stream.flush()
 
 
@@ -220,13 +221,13 @@ class StudyProgress:
 
     def _note(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(for_display(text))
 
     def _write(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.write(line, file=self._stream)
+            self._bar.write(for_display(line), file=self._stream)
         else:
-            self._stream.write(line + "\n")
+            self._stream.write(for_display(line) + "\n")
             self._stream.flush()
 
 

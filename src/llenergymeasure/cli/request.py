@@ -16,6 +16,7 @@ from typing import Any, Final, get_type_hints
 
 import typer
 
+from llenergymeasure.config.errors import quoted
 from llenergymeasure.config.ssot import BATCH_SIZE_FIELD, BATCH_SIZE_OVERRIDE
 from llenergymeasure.security import user_path
 
@@ -44,7 +45,7 @@ def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise typer.BadParameter(f"must be a whole number, got {text!r}.") from error
+        raise typer.BadParameter(f"must be a whole number, got {quoted(text)}.") from error
 
 
 def _path(text: str) -> Path:

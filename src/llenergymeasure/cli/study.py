@@ -24,7 +24,7 @@ from llenergymeasure.config.yaml_io import LoadedDocument
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
-from llenergymeasure.security import user_path
+from llenergymeasure.security import for_display, user_path
 from llenergymeasure.study.execute import StudyPlace
 from llenergymeasure.study.plan import StudyEvent, StudyStarted
 from llenergymeasure.study.resume import find_unfinished, load_resumable_study
@@ -66,7 +66,8 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
     if study.skipped_configs and not request.quiet:
         from llenergymeasure.cli.dry_run import skipped_lines
 
-        sys.stderr.write("\n".join(["Skipped points of the grid, because not valid:", *skipped_lines(study), ""]))
+        told = "\n".join(["Skipped points of the grid, because not valid:", *skipped_lines(study), ""])
+        sys.stderr.write(for_display(told))
     place = StudyPlace(parent=parent, resume=resume, export_csv=request.export_csv, interactive=asks)
     return _run(study, place, request, machine)
 
@@ -94,7 +95,7 @@ def _offer_to_resume(study: StudyConfig, parent: Path) -> Path | None:
     unfinished = find_unfinished(parent, study.study_design_hash or "")
     if unfinished is None:
         return None
-    sys.stderr.write(f"An unfinished run of this study is in {unfinished}. Go on with it? [Y/n] ")
+    sys.stderr.write(f"An unfinished run of this study is in {for_display(str(unfinished))}. Go on with it? [Y/n] ")
     sys.stderr.flush()
     answer = sys.stdin.readline().strip().lower()
     return unfinished if answer in ("", "y", "yes") else None

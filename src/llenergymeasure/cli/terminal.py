@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from llenergymeasure.config.errors import describe_validation_error, problem_report
 from llenergymeasure.exceptions import ConfigError, LLEMError, PersistenceError
+from llenergymeasure.security import for_display
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -50,7 +51,7 @@ def print_result(text: str) -> None:
         PersistenceError: It cannot be written: the disk that stdout goes to is full.
     """
     try:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(for_display(text) + "\n")
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
@@ -147,14 +148,17 @@ def _report(stream: TextIO, message: str, code: int, traced: Exception | None = 
     """Tell `message`, after the traceback of `traced`."""
     with suppress(OSError):  # the terminal may be gone, and with it whoever would read this
         if traced is not None:
-            traceback.print_exception(traced, file=stream)
-        stream.write(f"{message}\n")
+            stream.write(for_display("".join(traceback.format_exception(traced))))
+        stream.write(f"{for_display(message)}\n")
         stream.flush()
     return code
 
 
 class _BesideBars(logging.StreamHandler):  # type: ignore[type-arg] # not generic before Python 3.11
     """Writes above a progress bar instead of into it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_display(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm = sys.modules.get("tqdm")  # not loaded: no bar was ever drawn

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import copy
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -25,7 +34,21 @@ COMBINATION_ERROR: Final = "config_combination"
 NOT_A_SECTION: Final = "not_a_section"
 """Pydantic error type of a plain value where a section belongs."""
 
-NonBlankStr = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+MAX_TEXT: Final = 4096
+"""Characters of a name or a path: no longer one can be opened."""
+
+
+def _without_control_characters(text: str) -> str:
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise ValueError("holds a control character")
+    return text
+
+
+NonBlankStr = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT),
+    AfterValidator(_without_control_characters),
+]
 
 
 def _as_text(value: Any) -> Any:

@@ -6,7 +6,7 @@ Unknown keys come first and by themselves: a misspelt key explains many a wrong 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -26,6 +26,8 @@ _UNKNOWN: Final = ("extra_forbidden", "invalid_key")
 _CLOSE: Final = 0.6
 _CLOSE_ELSEWHERE: Final = 0.75
 _MAX_SUGGESTIONS: Final = 3
+MAX_TOLD: Final = 100
+"""Problems that a message lists."""
 _UNION_TAGS: Final = {("dataset", "name"), ("dataset", "synthetic")}
 """Parts Pydantic puts into a location to name a union's branch; nobody writes them."""
 
@@ -66,14 +68,17 @@ def unknown_keys(data: Mapping[str, Any], model: type[BaseModel], at: Path = ())
         for key in dataset:
             if key != "synthetic":
                 meant = (f"{dotted((*at, 'dataset'))}.synthetic.{key}",)
-                suggestions = meant if f"dataset.{key}" in field_paths(model) else ()
-                found.append(UnknownKey((*at, "dataset", key), suggestions))
+                below = meant if f"dataset.{key}" in field_paths(model) else ()
+                found.append(UnknownKey((*at, "dataset", key), below))
     for location, kind in _refusals(checked, model):
         if kind in _UNKNOWN:
             *section, key = location
             shown = (*at, *section, *(wrapper if section == ["dataset"] else ()))
-            found.append(UnknownKey((*shown, key), _suggest(str(key), model, dotted(section), shown)))
-    return sorted(found, key=lambda unknown: _position(data, unknown.path[len(at) :]))
+            helped = len(found) < MAX_TOLD  # a look for similar names takes long, and nobody reads hundreds
+            suggestions = _suggest(str(key), model, dotted(section), shown) if helped else ()
+            found.append(UnknownKey((*shown, key), suggestions))
+    position = _positions(data)
+    return sorted(found, key=lambda unknown: position(unknown.path[len(at) :]))
 
 
 def reject_unknown(unknown: Sequence[UnknownKey], document: LoadedDocument | None = None) -> None:
@@ -83,13 +88,13 @@ def reject_unknown(unknown: Sequence[UnknownKey], document: LoadedDocument | Non
         ConfigError: There are any; one line each, with file and line where there is a file.
     """
     lines = []
-    for key in unknown:
+    for key in unknown[:MAX_TOLD]:
         message = key.message
         if len(key.path) == 1 and key.path[0] in _STUDY_ONLY_KEYS:
             message = f"unknown field {key.path[0]!r}: it belongs to a study, which has sweep: or experiments:."
         lines.append(f"{document.where(key.path)}: {message}" if document is not None else message)
     if lines:
-        raise ConfigError(problem_report(lines))
+        raise ConfigError(problem_report(lines, len(unknown)))
 
 
 def is_study_document(data: Mapping[str, Any]) -> bool:
@@ -131,10 +136,12 @@ def dotted(path: Iterable[str | int]) -> str:
     return text
 
 
-def problem_report(problems: Sequence[str]) -> str:
-    """All problems, one a line, and how many there are."""
-    noun = "problem" if len(problems) == 1 else "problems"
-    return "\n".join([*problems, f"{len(problems)} {noun}; nothing was run."])
+def problem_report(problems: Sequence[str], count: int | None = None) -> str:
+    """Problems, one a line and `MAX_TOLD` at the most, and how many there are: `count`, where not all are given."""
+    count = len(problems) if count is None else count
+    told = list(problems[:MAX_TOLD])
+    more = [f"… and {count - len(told):,} more"] if count > len(told) else []
+    return "\n".join([*told, *more, f"{count} {'problem' if count == 1 else 'problems'}; nothing was run."])
 
 
 def describe_validation_error(
@@ -177,12 +184,19 @@ def _refusals(data: Mapping[str, Any], model: type[BaseModel]) -> list[tuple[Pat
     return []
 
 
-def _position(data: Any, path: Path) -> list[int]:
-    """Where a key stands in `data`: its number among its neighbours, at each depth."""
-    position = []
-    for part in path:
-        position.append(list(data).index(part))
-        data = data[part]
+def _positions(data: Any) -> Callable[[Path], list[int]]:
+    """Tells where a key stands in `data`: its number among its neighbours, at each depth."""
+    numbers: dict[int, dict[str | int, int]] = {}
+
+    def position(path: Path) -> list[int]:
+        found, inner = [], data
+        for part in path:
+            if id(inner) not in numbers:
+                numbers[id(inner)] = {key: number for number, key in enumerate(inner)}
+            found.append(numbers[id(inner)][part])
+            inner = inner[part]
+        return found
+
     return position
 
 
@@ -278,6 +292,7 @@ _EXPLANATIONS: Final[Mapping[str, str]] = {
     "bool_type": "must be true or false, got {shown}",
     "string_type": "must be text, got {shown}. Put it in quotes if it is meant as text",
     "string_too_short": "must not be empty",
+    "string_too_long": "must be at most {max_length} characters long, got {shown}",
     "finite_number": "must be a finite number, got {shown}",
     "greater_than_equal": "must be at least {ge:g}, got {shown}",
     "greater_than": "must be greater than {gt:g}, got {shown}",

@@ -24,13 +24,15 @@ from llenergymeasure.config.base import by_dotted_path, deep_merge
 from llenergymeasure.config.errors import describe_validation_error
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.same_work import same_work_key
+from llenergymeasure.config.ssot import SECRET_NAMES
 from llenergymeasure.config.study_plan import Setting, StudyPlan, plan_study
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap
 from llenergymeasure.exceptions import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_MAX_POINTS: Final = 1_000_000
+_MAX_POINTS: Final = 100_000
+"""Months of measuring; each has to be kept in memory."""
 _MAX_REASONS: Final = 5
 
 
@@ -238,7 +240,8 @@ def _skipped(point: Point, error: ValidationError) -> SkippedConfig:
 def _json_ready(value: Any) -> Any:
     """`value` in what JSON has; the rest (NaN, say) as its text, for people to see."""
     if isinstance(value, Mapping):
-        return {str(key): _json_ready(item) for key, item in value.items()}
+        secret = {key for key, item in value.items() if key in SECRET_NAMES and isinstance(item, str)}
+        return {str(key): "…" if key in secret else _json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_json_ready(item) for item in value]
     if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):

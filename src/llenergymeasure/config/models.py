@@ -35,6 +35,7 @@ from llenergymeasure.config.ssot import (
     ENGINES_HERE,
     LORA_SUPPORT,
     PRECISION_SUPPORT,
+    SECRET_NAMES,
 )
 
 __all__ = [
@@ -81,7 +82,7 @@ class ExperimentConfig(ExperimentFields):
 class ExecutionConfig(ConfigModel):
     """How a study's experiments are repeated, ordered and spaced."""
 
-    n_cycles: int = Field(default=1, ge=1)
+    n_cycles: int = Field(default=1, ge=1, le=100_000)
     """Times each experiment is run."""
     cycle_order: Literal["sequential", "interleaved", "shuffled"] = "sequential"
     """AAABBB, ABABAB, or a fresh random order in each cycle."""
@@ -250,6 +251,17 @@ def _passthrough_is_portable(config: ExperimentConfig) -> Iterator[Problem]:
             )
 
 
+def _passthrough_holds_no_secret(config: ExperimentConfig) -> Iterator[Problem]:
+    """A config is written into results and manifests; secrets come from the environment."""
+    for path, value in by_dotted_path(config.passthrough_kwargs or {}):
+        if path.rpartition(".")[2].lower() in SECRET_NAMES and isinstance(value, str):
+            yield Problem(
+                f"passthrough_kwargs.{path}",
+                f"passthrough_kwargs.{path}: a secret must not stand in a config, which goes into every result. "
+                "Remove it and set the environment variable HF_TOKEN.",
+            )
+
+
 def _lora_is_supported(config: ExperimentConfig) -> Iterator[Problem]:
     """The backend can load an adapter beside the weights."""
     if config.lora is not None and config.backend in BACKENDS and config.backend not in LORA_SUPPORT:
@@ -310,6 +322,7 @@ CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
     _dataset_agrees,
     _passthrough_is_free,
     _passthrough_is_portable,
+    _passthrough_holds_no_secret,
     _lora_is_supported,
     _full_batch_needs_continuous_batching,
     _trace_needs_energy,
@@ -317,6 +330,10 @@ CHECKS: Final[tuple[Callable[[ExperimentConfig], Iterator[Problem]], ...]] = (
     _flash_attention_needs_half_precision,
 )
 """Every rule across fields; the first line of each docstring says it in words."""
+
+
+_MAX_SHOWN: Final = 80
+"""Characters of a name in a title."""
 
 
 def ineffective_settings(config: ExperimentConfig) -> list[str]:
@@ -351,8 +368,9 @@ def _default_of(config: ExperimentConfig, path: str) -> Any:
 
 
 def model_short_name(model: str) -> str:
-    """The last part of a model ID or path, in lower case: `Qwen/Qwen2.5-0.5B` becomes `qwen2.5-0.5b`."""
-    return model.rstrip("/").rsplit("/", 1)[-1].lower() or model
+    """The last part of a model ID or path, in lower case and not too long: `Qwen/Qwen2.5-0.5B` is `qwen2.5-0.5b`."""
+    name = model.rstrip("/").rsplit("/", 1)[-1].lower() or model
+    return name if len(name) <= _MAX_SHOWN else f"{name[: _MAX_SHOWN - 1]}…"
 
 
 def experiment_title(config: ExperimentConfig) -> str:

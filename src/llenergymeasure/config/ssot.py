@@ -55,6 +55,11 @@ DECODER_PRESETS: Final[dict[str, dict[str, float | bool]]] = {
 }
 """Decoder fields that each `decoder.preset` fills where the user left them out."""
 
+SECRET_NAMES: Final[frozenset[str]] = frozenset(
+    {"token", "hf_token", "use_auth_token", "auth_token", "access_token", "api_key", "password", "secret"}
+)
+"""Keyword arguments that hold a secret where they are text; a config is published, so it holds none."""
+
 OTHER_NAMES: Final[dict[str, str]] = {
     "num_input_prompts": "n",
     "num_prompts": "n",

@@ -14,14 +14,16 @@ from typing import Any, Final
 
 from llenergymeasure.config.base import deep_merge, set_dotted, unwrap_dataset
 from llenergymeasure.config.engines import known_backends, no_batch_setting
+from llenergymeasure.config.errors import MAX_TOLD, did_you_mean, leads_nowhere, quoted, unknown_keys
 from llenergymeasure.config.errors import Path as KeyPath
-from llenergymeasure.config.errors import did_you_mean, leads_nowhere, quoted, unknown_keys
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, BATCH_SIZE_FIELD, BATCH_SIZE_OVERRIDE
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
 from llenergymeasure.exceptions import ConfigError
 from llenergymeasure.security import user_path
 
+_MAX_AXES: Final = 1000
+"""More than an experiment has fields."""
 _STUDY_KEYS: Final = ("version", "name", "base", "sweep", "experiments", "execution")
 _DEFAULT_BACKEND: Final[str] = ExperimentConfig.model_fields["backend"].default
 
@@ -95,7 +97,9 @@ def plan_study(raw: Mapping[str, Any], document: LoadedDocument | None, override
     reader = _Reader(raw, document, {key: value for key, value in overrides.items() if value is not None})
     plan = reader.read()
     if reader.problems:
-        raise ConfigError("\n".join(reader.problems))
+        told = reader.problems[:MAX_TOLD]
+        more = len(reader.problems) - len(told)
+        raise ConfigError("\n".join([*told, *([f"… and {more:,} more"] if more else [])]))
     return plan
 
 
@@ -183,6 +187,9 @@ class _Reader:
         sweep = self.raw.get("sweep", {})
         if not isinstance(sweep, Mapping) or (not sweep and "sweep" in self.raw):
             self._problem(("sweep",), "sweep: must map fields to lists of values, e.g. `precision: [fp16, bf16]`.")
+            return
+        if len(sweep) > _MAX_AXES:
+            self._problem(("sweep",), f"sweep: has {len(sweep):,} keys; {_MAX_AXES} is the most.")
             return
         for key, values in sweep.items():
             is_group = _is_group(key, values)

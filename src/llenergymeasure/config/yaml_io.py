@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +20,11 @@ from llenergymeasure.security import user_path, validate_path
 
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
 _MAX_DEPTH: Final = 100
+_MAX_BYTES: Final = 4_000_000
 _MAX_VALUES: Final = 1_000_000
 """A few nested aliases can stand for billions of values; a config of a million is a mistake or an attack."""
+_MAX_DIGITS: Final = 100
+"""Of a number: longer ones mean nothing here, and cost time that grows with the square of their length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class SourceMap:
     """Where the keys of a document are in its file; the empty map knows no lines."""
 
     root: yaml.Node | None = None
+    _indices: dict[int, dict[str | int, tuple[int, yaml.Node]]] = field(default_factory=dict, compare=False)
 
     def line(self, path: Sequence[str | int]) -> int | None:
         """Line, from 1, of the deepest part of `path` that the file has; `None` if it has none of it.
@@ -37,10 +41,17 @@ class SourceMap:
         """
         line, node = None, self.root
         for part in path:
-            found = next((child for child in _children(node) if child[0] == part), None)
+            found = self._index(node).get(part)
             if found is not None:
-                _, line, node = found
+                line, node = found
         return line
+
+    def _index(self, node: yaml.Node | None) -> dict[str | int, tuple[int, yaml.Node]]:
+        """Line and value of all that is directly in `node`; made once, for there may be very many keys."""
+        if id(node) not in self._indices:
+            children = reversed(list(_children(node)))  # of two alike the first counts
+            self._indices[id(node)] = {key: (line, value) for key, line, value in children}
+        return self._indices[id(node)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,11 @@ def load_document(path: str | Path, *, empty_is_fine: bool = False) -> LoadedDoc
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ConfigError(f"{path}: more than {_MAX_BYTES / 1e6:g} MB, which no configuration has. Shorten it.")
+        return content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file.") from error
     except UnicodeDecodeError as error:
@@ -103,7 +118,7 @@ def _parse_json(text: str, path: Path) -> tuple[Any, yaml.Node | None]:
     if not text.strip():
         return None, None
     try:
-        data = json.loads(text, object_pairs_hook=unique)
+        data = json.loads(text, object_pairs_hook=unique, parse_int=_to_int)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}, line {error.lineno}, column {error.colno}: invalid JSON: {error.msg}.") from error
     except (RecursionError, ValueError) as error:
@@ -167,13 +182,16 @@ def _line_indented_with_tab(text: str, index: int) -> int | None:
 
 
 def _check_depth(text: str, path: Path) -> None:
-    """Refuse deep nesting before composing, which recurses (in C: without any limit)."""
-    depth = 0
+    """Refuse deep nesting before composing, which recurses (in C: without any limit), and very many values."""
+    depth = values = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+        values += isinstance(event, yaml.NodeEvent)
+        if values > 2 * _MAX_VALUES:
+            raise ConfigError(f"{path}: more than {_MAX_VALUES:,} values. Shorten it.")
         if depth > _MAX_DEPTH:
             line = f", line {event.start_mark.line + 1}" if event.start_mark is not None else ""
             raise ConfigError(f"{path}{line}: nested more than {_MAX_DEPTH} levels deep.")
@@ -256,6 +274,8 @@ class _Builder:
 
 def _to_int(text: str) -> int:
     digits = text.replace("_", "").lower()
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
     bases = {"0x": 16, "0o": 8, "0b": 2}
     return int(digits, bases.get(digits[:2], 10))
 

@@ -34,6 +34,12 @@ _RECIPE_VERSION: Final = 1
 
 _SUFFIX: Final = ".jsonl"
 
+_CHARACTERS_PER_TOKEN: Final = 20
+"""Of a text that is too long, so much is tokenised at first for each token that is wanted; most texts have 4 to 5."""
+
+_BEYOND: Final = 64
+"""Tokens at the end of a cut text that are thrown away: the last ones may depend on what came after."""
+
 
 def load_prompts(config: ExperimentConfig, tokenizer: PromptTokenizer, raw: RawPrompts | None = None) -> PromptSet:
     """Read an experiment's `n` prompts and tokenise each of them once, to at most `max_input_tokens` ids.
@@ -114,8 +120,18 @@ def synthetic_identity(config: SyntheticDatasetConfig, n: int) -> DatasetIdentit
     )
 
 
+def _first_ids(text: str, count: int, tokenizer: PromptTokenizer) -> list[int]:
+    """The ids of `text`; of a very long one not all, but `count` of them and some beyond, unchanged by the cut."""
+    length = _CHARACTERS_PER_TOKEN * (count + _BEYOND)
+    token_ids = tokenizer.encode(text[:length])
+    while length < len(text) and len(token_ids) < count + _BEYOND:
+        length *= 4
+        token_ids = tokenizer.encode(text[:length])
+    return token_ids
+
+
 def _tokenise(index: int, prompt: RawPrompt, config: ExperimentConfig, tokenizer: PromptTokenizer) -> Prompt:
-    token_ids = tokenizer.encode(prompt.text)
+    token_ids = _first_ids(prompt.text, config.max_input_tokens, tokenizer)
     if not token_ids:
         raise DatasetError(f"dataset {config.dataset}: the model's tokenizer makes no token of prompt {index + 1}")
     limit = prompt.max_new_tokens

@@ -207,7 +207,7 @@ def _weight_files(directory: Path) -> set[str]:
     try:
         index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
         return set(index["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {"model.safetensors"}
 
 
@@ -224,5 +224,5 @@ def _count_safetensors(paths: Sequence[Path]) -> int | None:
             shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
             total += sum(math.prod(map(int, shape)) for shape in shapes)
         return total
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         return None

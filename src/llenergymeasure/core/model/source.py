@@ -182,7 +182,7 @@ def read_config(path: Path, what: str = "model") -> Mapping[str, Any]:
     """Content of a model's or an adapter's configuration file, or `BackendError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: brackets nested without end
         raise BackendError(f"{what}: {path} cannot be read ({error}). Fetch or save it anew.") from error
     if not isinstance(content, dict):
         raise BackendError(f"{what}: {path} holds {type(content).__name__}, not a mapping.")
@@ -235,7 +235,7 @@ def fetch_model_config(model: str, revision: str | None, environ: Mapping[str, s
             content = json.loads(answer.read(MAX_CONFIG_BYTES))
     except HTTPError as error:
         raise HubConfigError(f"the Hub says {_ANSWERS.get(error.code, f'HTTP status {error.code}')}") from error
-    except (OSError, HTTPException, ValueError) as error:  # no network, no HTTP, no JSON, no URL
+    except (OSError, HTTPException, ValueError, RecursionError) as error:  # no network, no HTTP, no JSON, no URL
         raise HubConfigError(f"the Hub cannot be asked ({getattr(error, 'reason', None) or error})") from error
     if not isinstance(content, dict):
         raise HubConfigError("the Hub's config.json is no mapping")
