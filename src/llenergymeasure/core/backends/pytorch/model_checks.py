@@ -86,8 +86,8 @@ def cpu_kernel_takes_the_shapes(config: ExperimentConfig, host: EngineHost) -> I
         name, inputs, outputs = odd
         yield (
             f"{'pytorch.load_in_4bit' if asked else 'model'}: bitsandbytes' 4-bit kernel for this processor takes "
-            f"layers whose inputs are multiples of {CPU_4BIT_INPUTS} and whose outputs are of {CPU_4BIT_OUTPUTS}, "
-            f"and {name} is {inputs} to {outputs}. Use load_in_8bit on weights that are not quantised, or run on a GPU."
+            f"layers of multiples of {CPU_4BIT_INPUTS} inputs and {CPU_4BIT_OUTPUTS} outputs, and {name} is "
+            f"{inputs} to {outputs}. Use load_in_8bit on weights that are not quantised, or run on a GPU."
         )
 
 
