@@ -139,8 +139,10 @@ def run_window(
     )
 
 
-def by_nvml(window: VirtualWindow, board: Board, architecture: str) -> EnergyMeasurement:
-    """What the NVML meter makes of a window."""
+def by_nvml(
+    window: VirtualWindow, board: Board, architecture: str, *, follows: bool | None = False
+) -> EnergyMeasurement:
+    """What the NVML meter makes of a window; `follows`: what it knows of the counter's kind."""
     sensor = ARCHITECTURES[architecture].instant
     record = BoardRecord(
         device="g",
@@ -148,7 +150,7 @@ def by_nvml(window: VirtualWindow, board: Board, architecture: str) -> EnergyMea
         has_counter=board.counter is not None,
         before=window.before,
         after=window.after,
-        sensor=window.sensor,
+        sensor=replace(window.sensor, counter_follows_sensor=follows),
         sampling=PowerSampling(sensor.window_s, sensor.update_s),
     )
     gpu_window = GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml")

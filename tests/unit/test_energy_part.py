@@ -215,6 +215,23 @@ def test_the_stated_interval_of_a_part_covers_the_truth_and_is_not_too_wide(arch
     assert statistics.fmean(d.half_width_j for d in found) <= 2.0 * quantile([d.error_j for d in found], 0.95)
 
 
+@pytest.mark.parametrize("follows_sensor", [True, False])
+@pytest.mark.parametrize("architecture", ["turing", "hopper"])
+def test_a_part_by_a_counter_of_unknown_kind_covers_both(architecture: str, follows_sensor: bool) -> None:
+    draw, found = random.Random(33), []
+    for i in range(60):
+        board = random_board(architecture, SAMPLED_LOADS[i % len(SAMPLED_LOADS)](draw), draw)
+        board.counter = Counter(phase_s=draw.uniform(0.0, 0.1), follows_sensor=follows_sensor)
+        window = run_window(board, draw.uniform(3.0, 10.0), draw)
+        energy = by_nvml(window, board, architecture, follows=None)
+        start_s = window.start_s + draw.uniform(0.0, 0.4) * energy.duration_sec
+        part = energy_between(energy, start_s, window.end_s)
+        assert part.total_j is not None
+        error_j = abs(part.total_j - board.true_energy_j(start_s, window.end_s))
+        found.append(Draw(error_j, comparative_half_width(part.components)))
+    assert covered_share(found) >= 0.95
+
+
 @pytest.mark.parametrize("architecture", ["volta", "ampere"])
 def test_it_covers_with_loads_that_samples_cannot_follow_among_them(architecture: str) -> None:
     assert covered_share(draws(architecture, ALL_LOADS, 120, counter=True)) >= 0.95

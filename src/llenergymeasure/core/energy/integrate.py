@@ -7,8 +7,8 @@
 Counters are read at the window's edges only, so a part of it is told from the samples, scaled to what the meter
 counted: E(part) = E(whole) T(part) / T(whole), device by device. The sensor's gain against the counter cancels in that
 ratio. What the samples cannot know does so only in part: with the share s = T(part) / T(whole), an error of T(part)
-counts 1 - s of itself and one of the rest s. Where the meter integrated the samples itself, the errors of T(part) are
-the budget.
+counts 1 - s of itself and one of the rest s. Where the meter integrated the samples itself, or its counter may have
+added up what the sensor sees, the errors of T(part) are the budget.
 
 Two things make a trace that is cut better than one that is only summed:
 
@@ -136,7 +136,7 @@ class TracedWindow:
             metered_j = energy.per_gpu_j.get(device)
             if metered_j is None:  # a meter that tells the sum only
                 metered_j = energy.total_j * traced_j[device] / math.fsum(traced_j.values())
-            self._traces[device] = _Trace(*stepped, sampling, lag_s, metered_j)
+            self._traces[device] = _Trace(*stepped, sampling, lag_s, metered_j, _sees_more(energy, device))
 
     def part(self, spans: Sequence[Span]) -> PartEnergy:
         """Energy of some stretches of the window together; inside it, in order and without overlaps."""
@@ -161,8 +161,7 @@ class TracedWindow:
             if component.kind not in ("sampling", "aliasing")  # of the whole trace; the part has its own
         ]
         trace = self._traces[device]
-        integrated = self._energy.method == "power_integration"
-        cut = trace.errors(spans) if integrated else trace.cutting_errors(spans, self._window)
+        cut = trace.cutting_errors(spans, self._window) if trace.sees_more else trace.errors(spans)
         return sum_budgets([shrunk, cut])
 
 
@@ -262,6 +261,7 @@ class _Trace:
     Args:
         times_s: When each sample was read.
         lag_s: How much earlier, on average, it was true.
+        sees_more: Whether the meter is known to have counted what the samples miss.
     """
 
     times_s: Sequence[float]
@@ -269,6 +269,7 @@ class _Trace:
     sampling: PowerSampling
     lag_s: float
     metered_j: float
+    sees_more: bool
 
     def traced_j(self, spans: Sequence[Span]) -> float:
         """Integral over `spans`, in joules."""
@@ -348,6 +349,14 @@ def _sampling(energy: EnergyMeasurement, device: DeviceId, interval_s: float) ->
         sampling = next(board.sampling for board in energy.gpu_window.boards if board.device == device)
         return sampling, sampling.lag_s
     return PowerSampling(averaging_window_s=interval_s, update_s=0.0), 0.0
+
+
+def _sees_more(energy: EnergyMeasurement, device: DeviceId) -> bool:
+    """Whether a device's meter is known to have counted what its power samples miss."""
+    if energy.method == "power_integration":
+        return False
+    boards = () if energy.gpu_window is None else energy.gpu_window.boards
+    return all(board.sensor.counter_follows_sensor is False for board in boards if board.device == device)
 
 
 def _mean_step_s(times_s: Sequence[float], window: Span) -> float:
