@@ -66,7 +66,7 @@ def measure(quick: bool) -> list[Figure]:
         else:
             nvml, what = found
             figures += sampler_cost(nvml, clock, seconds=1.0 if quick else 10.0, note=what)
-            options, gpus = MeterOptions(), find_gpus([nvml.uuid(nvml.device_handles()[0])], nvml)
+            options, gpus = MeterOptions(), find_gpus([nvml.uuid(nvml.device_handle(0))], nvml)
             meter = Meter(CounterStrategy(gpus, clock, options), clock, options)
         figures += throughput_ratios(meter, clock, rounds=2 if quick else 12)
     return figures

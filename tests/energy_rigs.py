@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.nvml.scripted import Counter, ScriptedGpu, ScriptedNvml
+from tests.nvml.scripted import NVML_GPU_IS_LOST, Counter, ScriptedGpu, ScriptedNvml, fault_of
 from tests.nvml.waveform import Waveform, constant, square
 
 from energy_fakes import PowercapTree
@@ -60,12 +60,14 @@ def run_on_gpus(
     *,
     waveform: Waveform | None = None,
     visible: str | None = None,
+    lost: bool = False,
 ) -> tuple[RigRun, ScriptedNvml]:
-    """Measure on the second of two scripted boards."""
+    """Measure on the second of two scripted boards, of which the first may be lost."""
     used = ScriptedGpu.of(
         "hopper", waveform=waveform or square(200.0, 400.0, 0.7), counter=Counter(0.1, phase_s=0.037), name="H"
     )
-    other = ScriptedGpu.of("hopper", waveform=constant(650.0), name="H")
+    faults = (fault_of("nvmlDeviceGetHandleByIndex_v2", NVML_GPU_IS_LOST),) if lost else ()
+    other = ScriptedGpu.of("hopper", waveform=constant(650.0), name="H", faults=faults)
     nvml = ScriptedNvml([other, used], directory)
     (directory / "nvidia-smi").write_text("#!/bin/sh\nexit 0\n")  # CodeCarbon asks whether there is one
     (directory / "nvidia-smi").chmod(0o755)

@@ -45,11 +45,14 @@ class FakeNvml:
     def driver_version(self) -> str:
         return "570.00"
 
-    def device_handles(self) -> tuple[FakeGpu, ...]:
-        return tuple(self.gpus)
+    def device_count(self) -> int:
+        return len(self.gpus)
+
+    def device_handle(self, index: int) -> FakeGpu:
+        return self.gpus[index].answer("device_handle", self.gpus[index])  # type: ignore[return-value]
 
     def uuid(self, handle: FakeGpu) -> str:
-        return handle.uuid
+        return handle.answer("uuid", handle.uuid)  # type: ignore[return-value]
 
     def name(self, handle: FakeGpu) -> str:
         return handle.name

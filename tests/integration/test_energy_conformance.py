@@ -131,6 +131,14 @@ def test_zeus_measures_the_right_board_however_it_was_made_visible(visible: str,
 
 
 @needs_gcc
+def test_zeus_measures_beside_a_lost_board(tmp_path: Path) -> None:
+    """What it calls 0 then is NVML's 1."""
+    require("zeus")
+    (window,) = run_on_gpus("zeus", tmp_path, [1.0], lost=True)[0].windows
+    assert window.energy.total_j == pytest.approx(window.true_j, abs=2 * 0.1 * 400.0)
+
+
+@needs_gcc
 def test_auto_prefers_zeus(tmp_path: Path) -> None:
     require("zeus")
     assert run_on_gpus("auto", tmp_path, [0.5])[0].name == "zeus"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from tests.nvml.fixtures import ScriptedNvmlFactory
@@ -10,13 +11,16 @@ from tests.nvml.scripted import NVML_NOT_SUPPORTED, ScriptedGpu, fault_of
 from tests.nvml.virtual import Counter
 from tests.nvml.waveform import Waveform, constant, square
 
+from llenergymeasure.core.energy.boards import SensorCalibration, save_calibration
 from llenergymeasure.core.energy.select import select_energy_backend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
+from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.domain.energy import comparative_half_width
 
 
-def _measure(*gpus: ScriptedGpu, seconds: float) -> EnergyMeasurement:
-    meter = select_energy_backend("nvml", [gpu.uuid for gpu in gpus], options=MeterOptions())
+def _measure(*gpus: ScriptedGpu, seconds: float, calibration_dir: Path | None = None) -> EnergyMeasurement:
+    options = MeterOptions(calibration_dir=calibration_dir)
+    meter = select_energy_backend("nvml", [gpu.uuid for gpu in gpus], options=options)
     handle = meter.start_tracking()
     time.sleep(seconds)
     energy = meter.stop_tracking(handle)
@@ -41,14 +45,41 @@ def test_the_counter_is_not_read_inside_the_window(scripted_nvml: ScriptedNvmlFa
     [constant(300.0), square(120.0, 500.0, 0.7), square(100.0, 400.0, 0.23, duty=0.3)],
     ids=["steady", "square", "pulses"],
 )
+@pytest.mark.parametrize("known", [True, False], ids=["calibrated", "not calibrated"])
 def test_short_windows_hold_the_truth_in_their_stated_interval(
-    scripted_nvml: ScriptedNvmlFactory, waveform: Waveform
+    scripted_nvml: ScriptedNvmlFactory, waveform: Waveform, known: bool, tmp_path: Path
 ) -> None:
+    """A counter that may as well add up what the sensor sees has a wider one, except where nothing changes."""
     gpu = scripted_nvml.gpu(waveform=waveform, counter=Counter(0.1, phase_s=0.037))
-    energy = _measure(gpu, seconds=1.63)
+    if known:
+        save_calibration(
+            SensorCalibration(
+                uuid=gpu.uuid,
+                driver_version=open_nvml().driver_version(),
+                taken_at="2026-01-01T00:00:00+00:00",
+                power_source="power_instant",
+                update_s=0.1,
+                averaging_window_s=0.025,
+                noise_w=0.0,
+                idle_power_w=100.0,
+                load_power_w=500.0,
+                counter_follows_sensor=False,
+            ),
+            tmp_path,
+        )
+    energy = _measure(gpu, seconds=1.63, calibration_dir=tmp_path)
     assert energy.total_j is not None
     stated_j = comparative_half_width(energy.components)
-    assert abs(energy.total_j - _truth_j(energy, gpu)) <= stated_j < 0.05 * energy.total_j
+    assert abs(energy.total_j - _truth_j(energy, gpu)) <= stated_j
+    assert (stated_j < 0.05 * energy.total_j) is (known or waveform == constant(300.0))
+
+
+def test_a_counter_that_adds_up_what_the_sensor_sees_is_held_too(scripted_nvml: ScriptedNvmlFactory) -> None:
+    """The sensor looks for a quarter of the time."""
+    gpu = scripted_nvml.gpu(waveform=square(100.0, 500.0, 0.4, 0.5), counter=Counter(0.1, 0.037, follows_sensor=True))
+    energy = _measure(gpu, seconds=2.05)
+    assert energy.total_j is not None
+    assert abs(energy.total_j - _truth_j(energy, gpu)) <= comparative_half_width(energy.components)
 
 
 def test_two_boards_with_counters_out_of_step_are_both_met(scripted_nvml: ScriptedNvmlFactory) -> None:

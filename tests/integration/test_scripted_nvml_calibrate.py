@@ -45,12 +45,14 @@ def test_a_boards_sensor_is_found_and_used_from_then_on(scripted_nvml: ScriptedN
         clock,
         draw=random.Random(1),
         long_stretches=4,
-        short_stretches=30,
+        short_stretches=24,
+        counter_stretches=8,
     )
     assert found.power_source == "power_instant"
     assert found.update_s == pytest.approx(0.08, rel=0.01)
     assert found.averaging_window_s == pytest.approx(0.04, abs=0.01)
     assert found.counter_period_s == pytest.approx(0.1, rel=0.01)
+    assert found.counter_follows_sensor is not True
 
     save_calibration(found, tmp_path)
     calibration = calibrations_of([board], tmp_path)[gpu.uuid]

@@ -11,7 +11,14 @@ import time
 
 import pytest
 from tests.nvml.fixtures import ScriptedNvmlFactory
-from tests.nvml.scripted import MigSlice, ScriptedGpu, ScriptedNvml
+from tests.nvml.scripted import (
+    NVML_GPU_IS_LOST,
+    NVML_NO_PERMISSION,
+    MigSlice,
+    ScriptedGpu,
+    ScriptedNvml,
+    fault_of,
+)
 from tests.nvml.virtual import Counter
 from tests.nvml.waveform import constant
 
@@ -28,8 +35,10 @@ WATTS = {A: 100.0, B: 200.0, C: 400.0, D: 800.0}
 FIRST_SLICE, SECOND_SLICE = "MIG-11111111-5c21-4e60-9d3a-000000000001", "MIG-22222222-5c21-4e60-9d3a-000000000002"
 
 
-def machine(factory: ScriptedNvmlFactory, *, sliced: str | None = None) -> ScriptedNvml:
-    """Four like boards; one of them in MIG mode, if so wished."""
+def machine(
+    factory: ScriptedNvmlFactory, *, sliced: str | None = None, broken: str | None = None, code: int = NVML_GPU_IS_LOST
+) -> ScriptedNvml:
+    """Four like boards; one of them in MIG mode, or out of reach, if so wished."""
     return factory.play(
         *(
             ScriptedGpu.of(
@@ -39,6 +48,7 @@ def machine(factory: ScriptedNvmlFactory, *, sliced: str | None = None) -> Scrip
                 waveform=constant(watts),
                 counter=Counter(0.1, phase_s=watts / 10_000.0),
                 mig_slices=(MigSlice(FIRST_SLICE), MigSlice(SECOND_SLICE, 2)) if uuid == sliced else (),
+                faults=(fault_of("nvmlDeviceGetHandleByIndex_v2", code),) if uuid == broken else (),
             )
             for uuid, watts in WATTS.items()
         )
@@ -88,6 +98,27 @@ def test_only_visible_gpus_are_counted_in_cudas_order(
         stated_j = comparative_half_width(energy.per_gpu_components[uuid])
         assert energy.per_gpu_j[uuid] == pytest.approx(WATTS[uuid] * energy.duration_sec, abs=stated_j)
     assert energy.total_j == pytest.approx(sum(energy.per_gpu_j[uuid] or 0.0 for uuid in used))
+
+
+@pytest.mark.parametrize("code", [NVML_GPU_IS_LOST, NVML_NO_PERMISSION], ids=["lost", "denied"])
+@pytest.mark.parametrize(("visible", "used"), [(None, [A, C, D]), ("1", [C]), (D, [D]), ("2,0", [D, A])])
+def test_the_healthy_boards_are_counted_beside_one_that_is_not(
+    code: int,
+    visible: str | None,
+    used: list[str],
+    scripted_nvml: ScriptedNvmlFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """CUDA's index counts the boards that it can see."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    energy, read = measured_here(machine(scripted_nvml, broken=B, code=code))
+    assert (list(energy.per_gpu_j), sorted(read)) == (used, sorted(used))
+    true_j = sum(WATTS[uuid] for uuid in used) * energy.duration_sec
+    assert energy.total_j == pytest.approx(true_j, abs=comparative_half_width(energy.components))
+    assert "GPU 1 is left out" in caplog.text
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles", f"{A},{A}"])

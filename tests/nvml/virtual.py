@@ -86,6 +86,7 @@ class Board:
     gain: float = 1.0
     seed: int = 1
     _live: list[tuple[float, float, float]] = field(default_factory=list, repr=False)
+    _sums: dict[Sensor, list[float]] = field(default_factory=dict, repr=False)
 
     def true_energy_j(self, start: float, end: float) -> float:
         """Joules that really flowed from `start` to `end`."""
@@ -147,8 +148,11 @@ class Board:
         if not counter.follows_sensor:
             return self.gain * self.cumulative_j(at)
         sensor = self._sensor("instant")
-        last = tick(at, sensor.phase_s, sensor.update_s)
-        return sum(self._update(sensor, k) for k in range(1, last + 1)) * sensor.update_s
+        sums_w = self._sums.setdefault(sensor, [0.0])
+        last = max(0, tick(at, sensor.phase_s, sensor.update_s))
+        while len(sums_w) <= last:
+            sums_w.append(sums_w[-1] + self._update(sensor, len(sums_w)))
+        return sums_w[last] * sensor.update_s
 
 
 def tick(t: float, phase: float, period: float) -> int:

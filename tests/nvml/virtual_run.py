@@ -12,16 +12,24 @@ from tests.nvml.virtual import ARCHITECTURES, Board, Counter, Sensor
 from tests.nvml.waveform import Waveform
 
 from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, fuse_energy
+from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.strategies import (
     BURSTS_TIMEOUT_S,
     FIRST_BURST_TIMEOUT_S,
     find_counter_steps,
     measure_counter_periods,
 )
-from llenergymeasure.core.energy.types import CounterRead, SensorDescription
+from llenergymeasure.core.energy.telemetry import SampleLog, Telemetry, TelemetrySample
+from llenergymeasure.core.energy.types import (
+    BoardRecord,
+    CounterRead,
+    EnergyMeasurement,
+    GpuWindow,
+    PowerSampling,
+    SensorDescription,
+)
 
 READ_S = 20e-6
-SAMPLER_INTERVAL_S = 0.1
 POLL_S = 0.0005  # coarser than the real bursts', to draw more windows in the same time
 
 
@@ -85,6 +93,7 @@ def run_window(
     idle_w: float = 0.0,
     read_s: float = READ_S,
     find_start: bool = True,
+    sampler_interval_s: float = 0.1,
 ) -> VirtualWindow:
     """One window of `length_s` that somebody asks for at a random time.
 
@@ -123,11 +132,32 @@ def run_window(
             seen or SensorDescription(counter_period_tolerance_s=0.0),
             averaging_window_s=board.instant.window_s if board.instant else 1.0,
         ),
-        samples=tuple(_sample(board, asked_s - draw.uniform(0.2, 0.3), end_s, clock.now() + 0.02)),
+        samples=tuple(_sample(board, asked_s - draw.uniform(0.2, 0.3), end_s, clock.now() + 0.02, sampler_interval_s)),
         true_j=true_j,
         plain_j=true_j + _plain_error_j(board, asked_s, asked_s + length_s) if board.counter else math.nan,
         outside_s=(start_s - asked_s) + (clock.now() - end_s),
     )
+
+
+def by_nvml(
+    window: VirtualWindow, board: Board, architecture: str, *, follows: bool | None = False
+) -> EnergyMeasurement:
+    """What the NVML meter makes of a window; `follows`: what it knows of the counter's kind."""
+    sensor = ARCHITECTURES[architecture].instant
+    record = BoardRecord(
+        device="g",
+        board="g",
+        has_counter=board.counter is not None,
+        before=window.before,
+        after=window.after,
+        sensor=replace(window.sensor, counter_follows_sensor=follows),
+        sampling=PowerSampling(sensor.window_s, sensor.update_s),
+    )
+    gpu_window = GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml")
+    log = SampleLog()
+    for time_s, power_w in window.samples:
+        log.append(TelemetrySample(time_s, power_w))
+    return gpu_measurement(gpu_window, Telemetry({"g": log}))
 
 
 def _plain_error_j(board: Board, start_s: float, end_s: float) -> float:
@@ -141,11 +171,11 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
 
 
-def _sample(board: Board, from_s: float, end_s: float, closed_s: float) -> list[Sample]:
+def _sample(board: Board, from_s: float, end_s: float, closed_s: float, interval_s: float) -> list[Sample]:
     times, t = [], from_s
     while t < end_s:
         times.append(t)
-        t += SAMPLER_INTERVAL_S
+        t += interval_s
     t = end_s
     while t < closed_s:
         times.append(t)

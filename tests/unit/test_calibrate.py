@@ -22,6 +22,7 @@ from llenergymeasure.core.energy.boards import (
     save_calibration,
 )
 from llenergymeasure.core.energy.calibrate import ResponseError, calibrate, describe, find_updates
+from llenergymeasure.core.energy.counter_kind import counter_follows_sensor
 from llenergymeasure.core.energy.types import SensorDescription
 from llenergymeasure.core.gpu.driver import PowerReading, find_gpus
 from llenergymeasure.exceptions import EnergyError
@@ -43,7 +44,9 @@ class SwitchedLoad:
         self._board.set_power(IDLE_W, self._clock.now() + self._latency_s)
 
 
-def _calibrate(board: Board, clock: VirtualClock, *, load: bool = True, latency_s: float = 0.002) -> SensorCalibration:
+def _calibrate(
+    board: Board, clock: VirtualClock, *, load: bool = True, latency_s: float = 0.002, short_stretches: int = 100
+) -> SensorCalibration:
     def power_w() -> float:
         clock.sleep(CALL_S)
         return board.power_reading_w(clock.now())
@@ -57,7 +60,7 @@ def _calibrate(board: Board, clock: VirtualClock, *, load: bool = True, latency_
         readings["total_energy_j"] = counter_j
     (gpu,) = find_gpus(["GPU-1"], FakeNvml(FakeGpu("GPU-1", readings=readings)))
     switched = SwitchedLoad(board, clock, latency_s) if load else SwitchedLoad(Board(), clock)
-    return calibrate(gpu, switched, clock, draw=random.Random(1))
+    return calibrate(gpu, switched, clock, draw=random.Random(1), short_stretches=short_stretches)
 
 
 def _board(sensor: Sensor, seed: int, counter_of: str = "hopper") -> Board:
@@ -82,8 +85,32 @@ def test_every_architectures_sensor_is_recovered(architecture: str) -> None:
         assert found.counter_period_s is None
 
 
+@pytest.mark.parametrize(
+    ("architecture", "follows"),
+    [("volta", True), ("volta", False), ("hopper", True), ("hopper", False), ("turing", True)],
+)
+def test_it_tells_whether_the_counter_adds_up_what_the_sensor_sees(architecture: str, follows: bool) -> None:
+    for seed in (2, 3):
+        board = _board(ARCHITECTURES[architecture].instant, seed, architecture)
+        assert board.counter is not None
+        board.counter = replace(board.counter, follows_sensor=follows)
+        found = _calibrate(board, VirtualClock(10.0), short_stretches=10)
+        assert found.counter_follows_sensor is follows
+        assert ("also what the sensor misses" in describe(found)) is not follows
+
+
+def test_too_few_steps_or_a_steady_reading_tell_nothing_of_the_counter() -> None:
+    published = [(0.1 * k, 100.0 if k % 5 < 3 else 400.0) for k in range(40)]
+    counted = [(0.01 * i, 0.1 * (i // 10)) for i in range(400)]
+    assert counter_follows_sensor(published, counted[:150], 0.1, 0.025) is None
+    assert counter_follows_sensor([(t, 100.0) for t, _ in published], counted, 0.1, 0.025) is None
+    assert counter_follows_sensor(published, counted, 0.1, 1.0) is None
+    assert counter_follows_sensor(published, counted, 0.1, 0.025) is False
+
+
 def test_an_average_over_a_second_is_recognised() -> None:
     found = _calibrate(_board(Sensor(1.0, 0.1), 4), VirtualClock(10.0))
+    assert found.counter_follows_sensor is None
     assert found.averaging_window_s == pytest.approx(1.0, rel=0.1)
     assert found.sampled_share == 1.0
 
@@ -130,6 +157,12 @@ def _calibration(tmp_path: Path, edit: Callable[[dict[str, object]], None] | Non
     return calibration
 
 
+def test_a_calibration_of_an_earlier_release_does_not_tell_what_the_counter_adds_up(tmp_path: Path) -> None:
+    calibration = _calibration(tmp_path, lambda content: content.pop("counter_follows_sensor"))
+    assert load_calibration(tmp_path, "GPU-1", "550.54") == calibration
+    assert calibration.counter_follows_sensor is None
+
+
 def test_a_calibration_is_kept_per_board_and_driver(tmp_path: Path) -> None:
     calibration = _calibration(tmp_path)
     assert load_calibration(tmp_path, "GPU-1", "550.54") == calibration
@@ -148,6 +181,10 @@ def test_it_describes_the_sensor_to_fusion_and_uncertainty(tmp_path: Path) -> No
         describe_sensor(calibration, sampling, SensorDescription(0.05, 0.001)).counter_period_s == 0.05
     )  # seen just now
     assert describe_sensor(None, sampling, None).counter_period_s is None
+    assert describe_sensor(None, sampling, None).counter_follows_sensor is None
+    assert describe_sensor(calibration, sampling, None).counter_follows_sensor is None  # one that did not look
+    told = replace(calibration, counter_follows_sensor=False)
+    assert describe_sensor(told, sampling, None).counter_follows_sensor is False
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,13 @@ from __future__ import annotations
 import pytest
 
 from fake_nvml import FakeGpu, FakeNvml
+from llenergymeasure.core.gpu.driver import (
+    GpuDriverError,
+    GpuLostError,
+    PermissionDeniedError,
+    all_boards,
+    find_gpus,
+)
 from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
 
 A, B, C, D = (FakeGpu(uuid, name="NVIDIA H100") for uuid in ("GPU-a1", "GPU-a2", "GPU-b3", "GPU-c4"))
@@ -48,6 +55,41 @@ def test_a_device_carries_both_its_nvml_index_and_its_cuda_index() -> None:
     first, second = visible_gpus({"CUDA_VISIBLE_DEVICES": "3,1"}, NVML)
     assert (first.index, first.cuda_index) == (3, 0)
     assert (second.index, second.cuda_index) == (1, 1)
+
+
+LOST = GpuLostError("GPU is lost")
+DENIED = PermissionDeniedError("no permission")
+
+
+def beside(reading: str, error: GpuDriverError) -> FakeNvml:
+    """Three boards, of which the second fails."""
+    return FakeNvml(FakeGpu("GPU-a1"), FakeGpu("GPU-a2", readings={reading: error}), FakeGpu("GPU-b3"))
+
+
+@pytest.mark.parametrize("reading", ["device_handle", "uuid"])
+@pytest.mark.parametrize("error", [LOST, DENIED], ids=["lost", "denied"])
+def test_a_board_that_does_not_answer_is_left_out_and_named(
+    reading: str, error: GpuDriverError, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others keep their NVML index; CUDA counts those that it can see."""
+    nvml = beside(reading, error)
+    assert [(gpu.uuid, gpu.index) for gpu in all_boards(nvml)] == [("GPU-a1", 0), ("GPU-b3", 2)]
+    assert [record.getMessage() for record in caplog.records] == [f"GPU 1 is left out: {error}"]
+    assert [(gpu.uuid, gpu.cuda_index) for gpu in visible_gpus({}, nvml)] == [("GPU-a1", 0), ("GPU-b3", 1)]
+    assert chosen("1", nvml) == ["GPU-b3"]
+    assert chosen("2", nvml) == []
+    assert chosen("GPU-a", nvml) == ["GPU-a1"]
+    assert [gpu.uuid for gpu in find_gpus(["GPU-b3"], nvml)] == ["GPU-b3"]
+
+
+def test_where_no_board_answers_the_first_reason_is_raised() -> None:
+    boards = [FakeGpu(f"GPU-{error}", readings={"device_handle": error}) for error in (DENIED, LOST)]
+    with pytest.raises(PermissionDeniedError, match="no permission"):
+        all_boards(FakeNvml(*boards))
+
+
+def test_a_machine_without_boards_has_none() -> None:
+    assert all_boards(FakeNvml()) == ()
 
 
 def mig_machine() -> FakeNvml:

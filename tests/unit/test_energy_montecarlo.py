@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from tests.nvml.loads import ALL_LOADS, SAMPLED_LOADS, Load
 from tests.nvml.virtual import Counter
-from tests.nvml.virtual_run import VirtualWindow, quantile, random_board, run_window
+from tests.nvml.virtual_run import VirtualWindow, by_nvml, quantile, random_board, run_window
 from tests.nvml.waveform import constant
 
 from llenergymeasure.core.energy.integrate import integrate_power
@@ -95,6 +95,38 @@ def test_the_integrals_comparative_interval_covers_and_is_not_too_wide(architect
 
 def test_the_integrals_absolute_interval_covers_gains_drawn_at_random() -> None:
     _check(_draws("pascal", _integral, loads=SAMPLED_LOADS, random_gain=True, seed=24))
+
+
+@pytest.mark.parametrize("architecture", ["volta", "turing", "a100", "ampere", "hopper"])
+@pytest.mark.parametrize(("follows_sensor", "known"), [(True, None), (False, None), (True, True), (False, False)])
+def test_the_meters_interval_covers_both_kinds_of_counter_unless_it_is_known(
+    architecture: str, follows_sensor: bool, known: bool | None
+) -> None:
+    """A counter of true power, or one that adds up the sensor's readings and misses what that misses."""
+    draw, results = random.Random(27), []
+    for i in range(DRAWS // 2):
+        board = random_board(architecture, SAMPLED_LOADS[i % len(SAMPLED_LOADS)](draw), draw)
+        assert board.counter is not None
+        board.counter = replace(board.counter, follows_sensor=follows_sensor)
+        window = run_window(board, draw.uniform(1.0, 8.0), draw)
+        energy = by_nvml(window, board, architecture, follows=known)
+        assert energy.total_j is not None
+        results.append(Draw(abs(energy.total_j - window.true_j), comparative_half_width(energy.components)))
+    assert sum(d.error_j <= d.half_width_j for d in results) >= 0.95 * len(results)
+
+
+def test_only_a_counter_that_is_known_to_count_all_has_the_narrow_interval() -> None:
+    draw = random.Random(28)
+    board = random_board("hopper", ALL_LOADS[0](draw), draw)
+    window = run_window(board, 5.0, draw)
+    budgets = {known: by_nvml(window, board, "hopper", follows=known) for known in (None, True, False)}
+    kinds = {known: {part.kind for part in energy.components} for known, energy in budgets.items()}
+    assert kinds[False] == {"gain", "counter_resolution"}
+    assert kinds[None] == kinds[True] == {*kinds[False], "sampling", "aliasing", "sensor"}
+    assert len({energy.total_j for energy in budgets.values()}) == 1
+    assert len({energy.audit.bound_pct for energy in budgets.values() if energy.audit}) == 1
+    (note,) = (part.note for part in budgets[None].components if part.kind == "sampling")
+    assert note.startswith("in case the counter adds up what the sensor sees: ")
 
 
 @pytest.mark.parametrize("random_gain", [True, False], ids=["absolute", "comparative"])

@@ -11,15 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.nvml.loads import ALL_LOADS, SAMPLED_LOADS, Load
-from tests.nvml.virtual import ARCHITECTURES, Board, Counter
-from tests.nvml.virtual_run import VirtualWindow, quantile, random_board, run_window
+from tests.nvml.virtual import Counter
+from tests.nvml.virtual_run import VirtualWindow, by_nvml, quantile, random_board, run_window
 from tests.nvml.waveform import square
 
 from energy_fakes import listed
-from llenergymeasure.core.energy.gpu_energy import gpu_measurement
-from llenergymeasure.core.energy.integrate import PartUnknownError, TracedWindow, energy_between
-from llenergymeasure.core.energy.telemetry import TelemetrySample
-from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow, PowerSampling
+from llenergymeasure.core.energy.integrate import PartUnknownError, TracedWindow, energy_between, sampling_interval_s
+from llenergymeasure.core.energy.telemetry import Telemetry, TelemetrySample
+from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.domain.energy import BudgetComponent, comparative_half_width
 from llenergymeasure.domain.warnings import WarningCode
 
@@ -147,6 +146,30 @@ def test_samples_that_cannot_tell_a_part_give_none_with_the_reason(
     assert reason in note.message
 
 
+@pytest.mark.parametrize(
+    ("samples", "interval_s"),
+    [
+        (STEP, 0.1),
+        (STEP[:30], 0.1),
+        (STEP[60:], 0.1),
+        (STEP[40:41], 10.0),
+        ([TelemetrySample(20.0, 100.0)], 10.0),
+        ([TelemetrySample(-5.0, 100.0), TelemetrySample(-4.0, 100.0)], 10.0),
+        ([TelemetrySample(s.time_s, None) for s in STEP], 10.0),
+    ],
+    ids=["all", "stopped early", "began late", "one", "after the window", "before the window", "no power"],
+)
+def test_the_sampling_interval_of_samples_that_do_not_cover_the_window(
+    samples: list[TelemetrySample], interval_s: float
+) -> None:
+    assert sampling_interval_s(metered(telemetry=listed({"GPU-0": samples}))) == pytest.approx(interval_s)
+
+
+@pytest.mark.parametrize("telemetry", [None, listed({})])
+def test_without_samples_there_is_no_sampling_interval(telemetry: Telemetry | None) -> None:
+    assert sampling_interval_s(metered(telemetry=telemetry)) is None
+
+
 def test_without_energy_there_is_nothing_to_divide() -> None:
     unmeasured = metered(total_j=None)
     assert energy_between(unmeasured, 1.0, 2.0).total_j is None
@@ -160,23 +183,6 @@ class Draw:
     half_width_j: float
 
 
-def measured(window: VirtualWindow, board: Board, architecture: str) -> EnergyMeasurement:
-    """What the NVML meter makes of a window."""
-    sensor = ARCHITECTURES[architecture].instant
-    record = BoardRecord(
-        device="g",
-        board="g",
-        has_counter=board.counter is not None,
-        before=window.before,
-        after=window.after,
-        sensor=window.sensor,
-        sampling=PowerSampling(sensor.window_s, sensor.update_s),
-    )
-    samples = [TelemetrySample(t, w) for t, w in window.samples]
-    gpu_window = GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml")
-    return gpu_measurement(gpu_window, listed({"g": samples}))
-
-
 def draws(architecture: str, loads: Sequence[Load], count: int, *, counter: bool) -> list[Draw]:
     """Parts of any length and place of windows between 3 and 20 s."""
     draw, found = random.Random(31), []
@@ -184,7 +190,7 @@ def draws(architecture: str, loads: Sequence[Load], count: int, *, counter: bool
         board = random_board(architecture, loads[i % len(loads)](draw), draw)
         board.counter = Counter(phase_s=draw.uniform(0.0, 0.1)) if counter else None
         window = run_window(board, draw.uniform(3.0, 20.0), draw)
-        energy = measured(window, board, architecture)
+        energy = by_nvml(window, board, architecture)
         if energy.total_j is None:  # a fast load that fooled the sensor: the audit has said so
             continue
         start_s = window.start_s + draw.choice([0.0, draw.uniform(0.0, 0.4)]) * energy.duration_sec
@@ -209,6 +215,23 @@ def test_the_stated_interval_of_a_part_covers_the_truth_and_is_not_too_wide(arch
     assert statistics.fmean(d.half_width_j for d in found) <= 2.0 * quantile([d.error_j for d in found], 0.95)
 
 
+@pytest.mark.parametrize("follows_sensor", [True, False])
+@pytest.mark.parametrize("architecture", ["turing", "hopper"])
+def test_a_part_by_a_counter_of_unknown_kind_covers_both(architecture: str, follows_sensor: bool) -> None:
+    draw, found = random.Random(33), []
+    for i in range(60):
+        board = random_board(architecture, SAMPLED_LOADS[i % len(SAMPLED_LOADS)](draw), draw)
+        board.counter = Counter(phase_s=draw.uniform(0.0, 0.1), follows_sensor=follows_sensor)
+        window = run_window(board, draw.uniform(3.0, 10.0), draw)
+        energy = by_nvml(window, board, architecture, follows=None)
+        start_s = window.start_s + draw.uniform(0.0, 0.4) * energy.duration_sec
+        part = energy_between(energy, start_s, window.end_s)
+        assert part.total_j is not None
+        error_j = abs(part.total_j - board.true_energy_j(start_s, window.end_s))
+        found.append(Draw(error_j, comparative_half_width(part.components)))
+    assert covered_share(found) >= 0.95
+
+
 @pytest.mark.parametrize("architecture", ["volta", "ampere"])
 def test_it_covers_with_loads_that_samples_cannot_follow_among_them(architecture: str) -> None:
     assert covered_share(draws(architecture, ALL_LOADS, 120, counter=True)) >= 0.95
@@ -223,7 +246,7 @@ def test_phases_that_the_load_follows_are_told_without_bias_and_inside_their_int
         phase_s = draw.uniform(0.0, period_s)
         board = random_board(architecture, square(300.0, 600.0, period_s, duty, phase_s), draw)
         window = run_window(board, draw.uniform(3.0, 12.0), draw)
-        energy = measured(window, board, architecture)
+        energy = by_nvml(window, board, architecture)
         rises = (phase_s + k * period_s for k in range(-2, 40))
         spans = list(clipped(((rise_s, rise_s + duty * period_s) for rise_s in rises), window))
         if not spans:

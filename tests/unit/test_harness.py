@@ -11,10 +11,11 @@ from fakes import ConstantMeter, StepEngine, VirtualClock
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.assemble import _energy_per_device
 from llenergymeasure.core.backends.protocol import InferenceBackend
-from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Event, StepStarted
+from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.warnings import MeasurementWarning
 from llenergymeasure.exceptions import BackendError, PreFlightError
@@ -186,3 +187,29 @@ def test_gpus_that_nothing_metered_are_named_with_nothing_and_never_taken_for_th
     nothing = EnergyMeasurement(0.0, 1.0, None, None, None)
     assert _energy_per_device(nothing, ("GPU-a", "GPU-b")) == {"GPU-a": None, "GPU-b": None}
     assert _energy_per_device(replace(nothing, total_j=5.0), ("cpu",)) == {"cpu": 5.0}
+
+
+class DimmingMeter(ConstantMeter):
+    """Reads less in every window after the first, each with the same half-width."""
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        energy = super().stop_tracking(handle)
+        self.power_w = 299.0
+        half_width_j = 0.6 * energy.duration_sec
+        part = BudgetComponent(name="counter", kind="counter_resolution", half_width_j=half_width_j)
+        return replace(energy, components=(part,))
+
+
+@pytest.mark.parametrize(("idle_w", "warned"), [(299.5, False), (300.5, True)])
+def test_idle_power_exceeds_the_energy_only_beyond_what_either_may_be_off(
+    tmp_path: Path, idle_w: float, warned: bool
+) -> None:
+    """Two half-widths of 0.6 W make 0.85 W for the difference."""
+    setup = Setup(tmp_path)
+    bench = replace(setup.bench, meter_for=lambda _: DimmingMeter(setup.clock, power_w=idle_w))
+    config = setup.config(tmp_path, warmup={"enabled": False})
+    record = measure(config, bench, "id", tmp_path).record
+    assert record.energy_breakdown is not None
+    assert record.energy_breakdown.adjusted_j is not None
+    assert record.energy_breakdown.adjusted_j < 0
+    assert any(text.startswith("baseline_exceeds_energy") for text in record.warnings) is warned

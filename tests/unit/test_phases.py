@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.nvml.virtual import ARCHITECTURES
+from tests.nvml.virtual_run import by_nvml, random_board, run_window
+from tests.nvml.waveform import square
 
 from energy_fakes import measured, steady
 from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.energy.telemetry import TelemetrySample
-from llenergymeasure.core.metrics.latency import phase_breakdown, phase_spans, typical_stretch_s
+from llenergymeasure.core.energy.types import BoardRecord, GpuWindow, PowerSampling
+from llenergymeasure.core.metrics.latency import (
+    MIN_SAMPLES_PER_STRETCH,
+    phase_breakdown,
+    phase_spans,
+    typical_stretch_s,
+)
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import WarningCode
 
@@ -74,19 +84,80 @@ def test_boards_are_added() -> None:
     assert breakdown.prefill.energy_j == pytest.approx(1000.0)
 
 
-def test_a_prefill_too_short_for_the_sensor_has_time_and_tokens_but_no_joules() -> None:
+@pytest.mark.parametrize(
+    ("times_s", "short"),
+    [
+        ([0.05, 10.0, 20.0], "prefill comes in stretches of 50 ms"),
+        ([19.9, 20.0], "decode comes in stretches of 100 ms"),
+    ],
+    ids=["prefill", "decode"],
+)
+def test_phases_of_which_one_is_too_short_for_the_sensor_have_time_and_tokens_but_no_joules(
+    times_s: list[float], short: str
+) -> None:
+    """What the trace does not show of the short one it shows of the other, which would be too high."""
     energy = measured({"GPU-0": steady(100.0, 0.0, 20.0, 0.1)}, total_j=2000.0)
-    breakdown, (note,) = phase_breakdown([output(0.0, [0.05, 10.0, 20.0])], energy)
+    breakdown, (note,) = phase_breakdown([output(0.0, times_s)], energy)
     assert breakdown is not None
     assert breakdown.prefill is not None
     assert breakdown.decode is not None
-    assert breakdown.prefill.energy_j is None
-    assert breakdown.prefill.time_sec == pytest.approx(0.05)
-    assert breakdown.decode.energy_j == pytest.approx(1995.0)
-    assert breakdown.residual_j is None
+    assert (breakdown.prefill.energy_j, breakdown.decode.energy_j, breakdown.residual_j) == (None, None, None)
+    assert (breakdown.prefill.uncertainty, breakdown.decode.uncertainty) == (None, None)
+    assert breakdown.prefill.time_sec == pytest.approx(times_s[0])
+    assert breakdown.decode.tokens == len(times_s) - 1
     assert note.code is WarningCode.PHASES_NOT_RESOLVED
-    assert "50 ms" in note.message
+    assert short in note.message
     assert note.message == breakdown.reason
+
+
+@pytest.mark.parametrize(
+    ("sampling", "prefill_s", "resolved"),
+    [
+        (PowerSampling(0.025, 0.1), 0.25, False),
+        (PowerSampling(0.025, 0.1), 0.35, True),
+        (PowerSampling(1.0, 0.1), 2.9, False),
+        (PowerSampling(1.0, 0.1), 3.1, True),
+        (PowerSampling(0.01, 0.02), 0.05, False),
+        (PowerSampling(0.01, 0.02), 0.07, True),
+    ],
+)
+def test_what_can_be_resolved_is_a_matter_of_the_sensor_and_not_of_how_often_it_is_read(
+    sampling: PowerSampling, prefill_s: float, resolved: bool
+) -> None:
+    """All are read every 10 ms."""
+    board = BoardRecord("GPU-0", "GPU-0", has_counter=True, sampling=sampling)
+    window = GpuWindow(0.0, 20.0, (board,), 0.01, 5.0, "nvml")
+    seen = measured({"GPU-0": steady(100.0, 0.0, 20.0, 0.01)}, total_j=2000.0)
+    energy = replace(seen, gpu_window=window, integral_j=2000.0)
+    breakdown, notes = phase_breakdown([output(0.0, [prefill_s, 20.0])], energy)
+    assert breakdown is not None
+    assert breakdown.prefill is not None
+    assert breakdown.decode is not None
+    assert (breakdown.prefill.energy_j is not None) is (breakdown.decode.energy_j is not None) is resolved
+    assert (not notes) is resolved
+
+
+@pytest.mark.parametrize("architecture", ["volta", "turing", "hopper"])
+def test_the_shortest_phases_that_are_told_hold_the_truth_in_their_interval(architecture: str) -> None:
+    """600 W for as long as the sensor just resolves, 300 W for longer, read five times as fast as it updates."""
+    sensor, draw, covered = ARCHITECTURES[architecture].instant, random.Random(8), 0
+    prefill_s = 1.01 * MIN_SAMPLES_PER_STRETCH * max(sensor.update_s, sensor.window_s)
+    for _ in range(40):
+        period_s = prefill_s + draw.uniform(1.0, 2.0)
+        phase_s = draw.uniform(0.5, period_s)
+        board = random_board(architecture, square(300.0, 600.0, period_s, prefill_s / period_s, phase_s), draw)
+        window = run_window(board, 6.0, draw, sampler_interval_s=sensor.update_s / 5)
+        rises_s = (phase_s + k * period_s for k in range(60))
+        inside = [t for t in rises_s if window.start_s < t and t + period_s < window.end_s]
+        outputs = [output(t, [t + prefill_s, t + period_s]) for t in inside]
+        breakdown, notes = phase_breakdown(outputs, by_nvml(window, board, architecture))
+        assert breakdown is not None
+        assert breakdown.prefill is not None
+        assert breakdown.prefill.energy_j is not None, notes
+        assert breakdown.prefill.uncertainty is not None
+        true_j = sum(board.true_energy_j(t, t + prefill_s) for t in inside)
+        covered += abs(breakdown.prefill.energy_j - true_j) <= breakdown.prefill.uncertainty.comparative_j
+    assert covered >= 0.95 * 40
 
 
 def test_a_sensor_read_faster_than_it_updates_resolves_no_more() -> None:

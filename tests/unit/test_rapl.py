@@ -8,12 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_fakes import PowercapTree
+from fake_nvml import FakeGpu, FakeNvml
 from fakes import VirtualClock
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.rapl import RaplDomain, RaplReader, RaplStrategy, find_domains
 from llenergymeasure.core.energy.sampler import PowerSampler
+from llenergymeasure.core.energy.strategies import CounterStrategy
 from llenergymeasure.core.energy.types import MeterOptions
+from llenergymeasure.core.gpu.driver import find_gpus
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -139,8 +142,9 @@ def test_the_power_of_the_packages_is_sampled_along(tree: PowercapTree) -> None:
     clock = SystemClock()
     backend = rapl_meter(tree, clock)
     handle = backend.start_tracking()
+    began_s = clock.now()
     for _ in range(10):
-        tree.set(zone, 100.0 * clock.now())
+        tree.set(zone, 100.0 * (clock.now() - began_s))
         clock.sleep(0.02)
     energy = backend.stop_tracking(handle)
     assert energy.telemetry is not None
@@ -148,6 +152,167 @@ def test_the_power_of_the_packages_is_sampled_along(tree: PowercapTree) -> None:
     assert len(times_s) >= 5
     assert energy.telemetry.power_sources("cpu") == {"rapl"}
     assert not [t for t in threading.enumerate() if t.name == "llem-power-sampler"]
+
+
+def dies(tree: PowercapTree, count: int, joules: float = 0.0) -> list[Path]:
+    return [tree.zone(f"intel-rapl:{i}", f"package-0-die-{i}", joules=joules) for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [2, 12])
+@pytest.mark.parametrize("joules", [0.0, 262_140.0], ids=["from 0", "over a wrap"])
+def test_dies_that_show_the_counter_of_their_package_count_once(tree: PowercapTree, count: int, joules: float) -> None:
+    zones = dies(tree, count, joules)
+    drams = [tree.zone(f"intel-rapl:{i}:0", "dram", joules=7.0) for i in range(count)]
+    backend = rapl_meter(tree)
+    handle = backend.start_tracking()
+    for step in (45.0, 90.0):
+        for zone in zones:
+            tree.set(zone, (joules + step) % 262_143.0)
+        for dram in drams:
+            tree.set(dram, 7.0 + step / 10)
+        backend.stop_tracking(backend.start_tracking())
+    energy = backend.stop_tracking(handle)
+    assert (energy.cpu_j, energy.dram_j) == (pytest.approx(90.0), pytest.approx(9.0))
+    assert energy.total_j == pytest.approx(99.0)
+    assert energy.notes == ()
+
+
+def test_a_mirrored_counter_that_moves_all_the_time_counts_once(tree: PowercapTree) -> None:
+    """Between the readings of one die and the next it has moved on."""
+    zones, clock, stop = dies(tree, 12), SystemClock(), threading.Event()
+    began_s = clock.now()
+
+    def play() -> None:
+        while not stop.wait(0.002):
+            joules = 150.0 * (clock.now() - began_s)
+            for zone in zones:
+                tree.set(zone, joules)
+
+    player = threading.Thread(target=play)
+    player.start()
+    try:
+        backend = rapl_meter(tree, clock)
+        handle = backend.start_tracking()
+        clock.sleep(0.4)
+        energy = backend.stop_tracking(handle)
+    finally:
+        stop.set()
+        player.join()
+    assert energy.total_j == pytest.approx(150.0 * energy.duration_sec, rel=0.2)
+
+
+@pytest.mark.parametrize("names", [("package-0-die-0", "package-0-die-1"), ("package-0", "package-1")])
+@pytest.mark.parametrize(("first_j", "second_j"), [(90.0, 60.0), (60.0, 90.0), (6.0, 6.5)])
+@pytest.mark.parametrize("before_j", [0.0, 500.0], ids=["from the same reading", "from another"])
+def test_dies_with_counters_of_their_own_are_added(
+    tree: PowercapTree, names: tuple[str, str], first_j: float, second_j: float, before_j: float
+) -> None:
+    first, second = (tree.zone(f"intel-rapl:{i}", name, joules=i * before_j) for i, name in enumerate(names))
+    backend = rapl_meter(tree)
+    handle = backend.start_tracking()
+    tree.set(first, first_j)
+    tree.set(second, before_j + second_j)
+    assert backend.stop_tracking(handle).total_j == pytest.approx(first_j + second_j)
+
+
+def test_counters_with_unlike_ranges_are_not_one(tree: PowercapTree) -> None:
+    zones = [tree.zone(f"intel-rapl:{i}", f"package-{i}", range_j=262_143.0 + i) for i in (0, 1)]
+    backend = rapl_meter(tree)
+    handle = backend.start_tracking()
+    for zone in zones:
+        tree.set(zone, 50.0)
+    assert backend.stop_tracking(handle).total_j == pytest.approx(100.0)
+
+
+def test_a_package_that_counts_nothing_beside_one_that_does_is_told(tree: PowercapTree) -> None:
+    tree.zone("intel-rapl:0", "package-0", joules=3.0)
+    moving = tree.zone("intel-rapl:1", "package-1")
+    backend = rapl_meter(tree)
+    handle = backend.start_tracking()
+    tree.set(moving, 20.0)
+    energy = backend.stop_tracking(handle)
+    assert energy.total_j == pytest.approx(20.0)
+    (note,) = energy.notes
+    assert "package-0 stood still" in note.message
+
+
+BROKEN = {
+    "jumped back": (100.0, 10.0, {}),
+    "reads 0": (90.0, 0.0, {}),
+    "jumped ahead": (0.0, 5_000.0, {}),
+    "no range, back": (100.0, 10.0, {"range_j": 0.0}),
+    "above the package's limit": (0.0, 150.0, {"limit_w": 125.0}),
+}
+
+
+def broken_zone(tree: PowercapTree, before_j: float, range_j: float = 262_143.0, limit_w: float = 0.0) -> Path:
+    zone = tree.zone("intel-rapl:0", "package-0", joules=before_j, range_j=range_j)
+    if limit_w:
+        (zone / "constraint_0_max_power_uw").write_text(f"{limit_w * 1e6:.0f}\n")
+        (zone / "constraint_1_power_limit_uw").write_text("\n")
+    return zone
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_step_that_no_package_can_draw_gives_none_and_a_reason(tree: PowercapTree, fault: str) -> None:
+    before_j, after_j, described = BROKEN[fault]
+    zone = broken_zone(tree, before_j, **described)
+    backend = rapl_meter(tree)
+    handle = backend.start_tracking()
+    tree.set(zone, after_j)
+    energy = backend.stop_tracking(handle)
+    assert (energy.total_j, energy.cpu_j) == (None, None)
+    (note,) = energy.notes
+    assert note.code is WarningCode.ENERGY_UNAVAILABLE
+    assert f"package-0 went from {before_j:.3f} J to {after_j:.3f} J" in note.message
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_counter_beside_gpus_costs_only_its_own_joules(tree: PowercapTree, fault: str) -> None:
+    before_j, after_j, described = BROKEN[fault]
+    zone = broken_zone(tree, before_j, **described)
+    clock = SystemClock()
+    (gpu,) = find_gpus(["GPU-0"], FakeNvml(FakeGpu("GPU-0")))
+    meter = Meter(CounterStrategy([gpu], clock, OPTIONS), clock, OPTIONS, tree.root)
+    handle = meter.start_tracking()
+    tree.set(zone, after_j)
+    clock.sleep(0.1)
+    energy = meter.stop_tracking(handle)
+    assert energy.total_j == pytest.approx(100.0 * energy.duration_sec)
+    assert (energy.cpu_j, energy.dram_j) == (None, None)
+    assert [note.code for note in energy.notes] == [WarningCode.TELEMETRY_UNAVAILABLE]
+    assert "CPU and memory energy are missing" in energy.notes[0].message
+
+
+def test_a_counter_that_breaks_before_the_window_costs_no_window_of_gpus(tree: PowercapTree) -> None:
+    (tree.zone("intel-rapl:0", "package-0") / "energy_uj").write_text("")
+    clock = SystemClock()
+    (gpu,) = find_gpus(["GPU-0"], FakeNvml(FakeGpu("GPU-0")))
+    meter = Meter(CounterStrategy([gpu], clock, OPTIONS), clock, OPTIONS, tree.root)
+    handle = meter.start_tracking()
+    clock.sleep(0.1)
+    energy = meter.stop_tracking(handle)
+    assert (energy.total_j is not None, energy.cpu_j) == (True, None)
+    assert "a number is expected" in energy.notes[0].message
+
+
+def test_mirrored_dies_beside_gpus_count_once(tree: PowercapTree) -> None:
+    zones, clock = dies(tree, 2), SystemClock()
+    (gpu,) = find_gpus(["GPU-0"], FakeNvml(FakeGpu("GPU-0")))
+    meter = Meter(CounterStrategy([gpu], clock, OPTIONS), clock, OPTIONS, tree.root)
+    handle = meter.start_tracking()
+    for zone in zones:
+        tree.set(zone, 12.0)
+    clock.sleep(0.1)
+    assert meter.stop_tracking(handle).cpu_j == pytest.approx(12.0)
+
+
+def test_a_counter_without_a_range_counts_as_long_as_it_grows(tree: PowercapTree) -> None:
+    zone = tree.zone("intel-rapl:0", "package-0", joules=5.0, range_j=0.0)
+    backend = rapl_meter(tree)
+    handle = backend.start_tracking()
+    tree.set(zone, 25.0)
+    assert backend.stop_tracking(handle).total_j == pytest.approx(20.0)
 
 
 class ScriptedDomain(RaplDomain):

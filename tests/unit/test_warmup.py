@@ -13,7 +13,7 @@ from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationR
 from llenergymeasure.core.backends.rehearsal import MAX_MEETINGS, SHORT_OUTPUT_TOKENS
 from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
-from llenergymeasure.core.progress import ignore_events
+from llenergymeasure.core.progress import Waiting, ignore_events
 from llenergymeasure.core.warmup import Warmup, _warnings, coefficient_of_variation, warm_up, warmup_until_converged
 from llenergymeasure.core.window import measure_window
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -103,6 +103,27 @@ def test_the_thermal_floor_is_waited_measured_and_followed_by_one_more_batch() -
     assert warmup.idle_resident_power_w == pytest.approx(80.0)
     assert len(engine.batches) == 4
     assert clock.now() - VirtualClock().now() == pytest.approx(30.0 + 4 * SHORT_OUTPUT_TOKENS * engine.step_s)
+
+
+@pytest.mark.parametrize(("floor_s", "settled_s"), [(60.0, 10.0), (30.0, 10.0)])
+def test_resident_idle_power_is_that_of_the_settled_end_of_the_floor(floor_s: float, settled_s: float) -> None:
+    """200 W right after warm-up, 80 W from the settled end on."""
+    clock, seen = VirtualClock(), []
+
+    class CoolingMeter(ConstantMeter):
+        def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+            idle = super().stop_tracking(handle)
+            hot_s = max(0.0, floor_s - settled_s - (handle.start_s - floor_began_s))
+            return replace(idle, total_j=80.0 * idle.duration_sec + 120.0 * hot_s)
+
+    config = WarmupConfig(n_warmup=3, thermal_floor_seconds=floor_s)
+    engine = StepEngine(clock, batch_size=2)
+    floor_began_s = clock.now() + 3 * SHORT_OUTPUT_TOKENS * engine.step_s
+    warmup = warm_up(engine, requests(3, tokens=100), config, PREPARES_NOTHING, CoolingMeter(clock), clock, seen.append)
+    assert warmup.idle_resident_power_w == pytest.approx(80.0)
+    left_s = [event.remaining_s for event in seen if isinstance(event, Waiting)]
+    assert left_s[0] == pytest.approx(floor_s)
+    assert left_s == sorted(left_s, reverse=True)
 
 
 def test_without_a_thermal_floor_the_result_carries_a_warning_and_no_resident_power() -> None:

@@ -100,7 +100,7 @@ class RecordCollector:
         flops = estimate_flops(seen.model.parameters, tokens, seen.config.precision, seen.model.passes)
         phases, phase_notes = phase_breakdown(window.outputs, energy)
         baseline = _fitting_baseline(seen.baseline, energy)
-        breakdown = _breakdown(energy, baseline)
+        breakdown, uncertainty = _breakdown(energy, baseline), _uncertainty(energy, baseline, tokens.output_tokens)
         return RawProcessResult(
             experiment_id=experiment_id,
             process_index=process_index,
@@ -146,7 +146,7 @@ class RecordCollector:
             energy_per_device_j=_energy_per_device(energy, seen.devices),
             energy_breakdown=breakdown,
             energy_audit=energy.audit,
-            uncertainty=_uncertainty(energy, baseline, tokens.output_tokens),
+            uncertainty=uncertainty,
             uncertainty_per_device=_uncertainty_per_device(energy),
             measurement_boundary=MeasurementBoundary(
                 devices=list(seen.devices),
@@ -173,7 +173,7 @@ class RecordCollector:
                 window_warnings(energy),
                 generation_warnings(window.outputs, window.compilations, (energy.start_s, energy.end_s)),
                 phase_notes,
-                _record_warnings(seen, breakdown),
+                _record_warnings(seen, breakdown, uncertainty),
             ),
         )
 
@@ -298,7 +298,9 @@ def _uncertainty_per_device(energy: EnergyMeasurement) -> dict[str, EnergyUncert
     return {device: uncertainty for device, uncertainty in stated.items() if uncertainty is not None}
 
 
-def _record_warnings(seen: Observations, breakdown: EnergyBreakdown | None) -> Iterator[MeasurementWarning]:
+def _record_warnings(
+    seen: Observations, breakdown: EnergyBreakdown | None, uncertainty: EnergyUncertainty | None
+) -> Iterator[MeasurementWarning]:
     cut, total = seen.prompts.truncated_count, len(seen.prompts.prompts)
     if cut > 0:
         yield MeasurementWarning(
@@ -313,7 +315,8 @@ def _record_warnings(seen: Observations, breakdown: EnergyBreakdown | None) -> I
             WarningCode.TELEMETRY_UNAVAILABLE,
             "no trace was saved (measurement.save_trace): what measured this run takes no power samples",
         )
-    if breakdown is not None and breakdown.adjusted_j is not None and breakdown.adjusted_j < 0:
+    doubt_j = (uncertainty.comparative_adjusted_j if uncertainty else None) or 0.0  # without a budget, any doubt counts
+    if breakdown is not None and breakdown.adjusted_j is not None and breakdown.adjusted_j < -doubt_j:
         yield MeasurementWarning(
             WarningCode.BASELINE_EXCEEDS_ENERGY,
             f"idle power ({breakdown.baseline_power_w:.1f} W) exceeds the mean power of the window; the baseline was "

@@ -2,7 +2,7 @@
 
 The rehearsal comes first, also where warm-up is off: every shape of the window is met (backends/rehearsal.py). Fixed
 mode then runs `n_warmup` iterations; convergence mode goes on until the last latencies agree. Then the thermal floor: a
-wait in which the device cools to a repeatable state, which also tells the idle power with the model in memory.
+wait in which the device cools to a repeatable state; its end also tells the idle power with the model in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llenergymeasure.config.models import WarmupConfig
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, InferenceBackend, Specialisation
@@ -19,12 +19,17 @@ from llenergymeasure.core.baseline import Baseline, measure_idle_power
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.types import EnergyBackend
-from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, wait
+from llenergymeasure.core.progress import Event, Observer, PromptsDone, StepFinished, StepStarted, Waiting, wait
 from llenergymeasure.domain.metrics import WarmupResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MIN_RESIDENT_IDLE_S = 5.0
 """Shortest thermal-floor wait from which a resident idle power is taken; the settling after warm-up needs its time."""
+
+SETTLED_SHARE = 1 / 3
+SETTLED_MAX_S = 10.0
+"""The end of that wait over which it is measured, as a share of the wait, and at most so many seconds: before, the
+device still cools down from warm-up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ class Warmup:
     Args:
         result: The record that goes into the result; `None` when warm-up was off.
         prompts_run: Prompts generated for, all of them excluded from every figure.
-        idle_resident_power_w: Idle power with the model in memory, from the thermal floor's wait.
+        idle_resident_power_w: Idle power with the model in memory, from the settled end of the thermal floor's wait.
     """
 
     result: WarmupResult | None
@@ -153,12 +158,19 @@ def coefficient_of_variation(values: Sequence[float]) -> float | None:
 def _hold_thermal_floor(
     seconds: float, meter: EnergyBackend, clock: Clock, observer: Observer
 ) -> tuple[float, Baseline | None]:
-    """Wait; returns for how many seconds, and the idle power that was measured meanwhile."""
+    """Wait; returns for how many seconds, and the idle power that was measured at the end."""
     observer(StepStarted("thermal_floor", seconds))
     before_s = clock.now()
     resident = None
     if seconds >= MIN_RESIDENT_IDLE_S and not isinstance(meter, NoEnergyBackend):
-        resident = measure_idle_power(seconds, "thermal_floor", meter, clock, observer)
+        settled_s = min(SETTLED_SHARE * seconds, SETTLED_MAX_S)
+
+        def count_down(event: Event) -> None:
+            """Tell the time until the end of the whole wait."""
+            observer(replace(event, remaining_s=event.remaining_s + settled_s) if isinstance(event, Waiting) else event)
+
+        wait(seconds - settled_s, "thermal_floor", clock, count_down)
+        resident = measure_idle_power(settled_s, "thermal_floor", meter, clock, observer)
     else:
         wait(seconds, "thermal_floor", clock, observer)
     waited_s = clock.now() - before_s

@@ -54,6 +54,8 @@ class SensorCalibration:
         noise_w: Standard deviation of single readings under a steady load.
         counter_period_s: Time between two steps of the energy counter; `None`: none was seen.
         counter_tolerance_s: How far single steps were from that.
+        counter_follows_sensor: Whether the counter adds up what the power sensor sees; `None`: they cannot be told
+            apart, or nobody looked.
     """
 
     uuid: DeviceId
@@ -67,6 +69,7 @@ class SensorCalibration:
     load_power_w: float
     counter_period_s: float | None = None
     counter_tolerance_s: float | None = None
+    counter_follows_sensor: bool | None = None
 
     @property
     def sampled_share(self) -> float:
@@ -144,7 +147,11 @@ def describe_sensor(
     """What is known of a board's sensors after a window; `counter`: what was seen of its counter just now."""
     if counter is None and calibration is not None and calibration.counter_period_s is not None:
         counter = SensorDescription(calibration.counter_period_s, calibration.counter_tolerance_s or 0.0)
-    return replace(counter or SensorDescription(), averaging_window_s=sampling.averaging_window_s)
+    return replace(
+        counter or SensorDescription(),
+        averaging_window_s=sampling.averaging_window_s,
+        counter_follows_sensor=None if calibration is None else calibration.counter_follows_sensor,
+    )
 
 
 def board_warnings(gpus: Sequence[Gpu], family_pid: int | None = None) -> Iterator[MeasurementWarning]:

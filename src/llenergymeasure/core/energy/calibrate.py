@@ -6,20 +6,19 @@
 
 The power reading is polled densely meanwhile, by the method of arXiv 2312.02741: the moments at which readings change
 give the update period, and how much of a step shows at the first updates after it gives the averaging window. The
-energy counter is watched beside it. The result is stored per board and driver (boards.py) and makes the stated
-uncertainties narrower. It takes about a minute per board, which should do nothing else meanwhile.
+energy counter is watched beside it, at last together with the readings, to see whether it adds those up
+(counter_kind.py). The result is stored per board and driver (boards.py) and makes the stated uncertainties narrower. It
+takes a minute and a half per board, which should do nothing else meanwhile.
 
 It cannot find the gain: the sensor is compared with itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
 import statistics
 import sys
-import threading
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
@@ -31,6 +30,8 @@ import typer
 
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.boards import SensorCalibration, save_calibration
+from llenergymeasure.core.energy.counter_kind import counter_follows_sensor
+from llenergymeasure.core.energy.matmul_load import MatmulLoad
 from llenergymeasure.core.energy.sampler import GpuReader
 from llenergymeasure.core.energy.strategies import measure_counter_periods
 from llenergymeasure.core.energy.telemetry import PowerSource
@@ -52,6 +53,9 @@ SHORT_STRETCHES: Final = 100
 SHORT_STRETCH_S: Final = 0.4
 """Then so many short ones, for sensors that settle within half of one: only updates soon after a switch tell a short
 averaging window, and few updates are."""
+
+COUNTER_STRETCHES: Final = 30
+"""At last so many short ones, in which the counter is read together with the power reading."""
 
 STRETCH_SPREAD: Final = 0.25
 """A stretch is longer by a random share up to this, so that switches meet all phases of the sensor."""
@@ -117,6 +121,7 @@ def calibrate(
     draw: random.Random | None = None,
     long_stretches: int = LONG_STRETCHES,
     short_stretches: int = SHORT_STRETCHES,
+    counter_stretches: int = COUNTER_STRETCHES,
 ) -> SensorCalibration:
     """Find out how a board's sensors behave in time; nobody else may use it meanwhile.
 
@@ -124,6 +129,7 @@ def calibrate(
         EnergyError: It has no power reading, or the readings do not show what is needed.
     """
     draw, source = draw or random.Random(), _power_source(gpu, clock)
+    counter, follows, counted = _watched_counter(gpu, clock), None, list[Read]()
     try:
         reads, switches = _record(gpu, source, load, clock, _stretches(draw, long_stretches, LONG_STRETCH_S))
         update_s, phase_s = find_updates(reads)
@@ -132,10 +138,14 @@ def calibrate(
         if window_s < 0.5 * SHORT_STRETCH_S:
             reads, quick = _record(gpu, source, load, clock, _stretches(draw, short_stretches, SHORT_STRETCH_S))
             window_s = find_averaging_window(readings_by_update(reads, *find_updates(reads)), quick)
+        if counter is not None:
+            stretches_s = _stretches(draw, counter_stretches, SHORT_STRETCH_S)
+            reads, _ = _record(gpu, source, load, clock, stretches_s, counted)
+            last_published = readings_by_update(reads, *find_updates(reads))
+            follows = counter_follows_sensor(last_published, counted, update_s, window_s)
     except ResponseError as error:
         raise EnergyError(f"{gpu.uuid} cannot be calibrated: {error}") from error
     idle, busy = plateaus(published, switches, on=False), plateaus(published, switches, on=True)
-    counter = _watched_counter(gpu, clock)
     return SensorCalibration(
         uuid=gpu.uuid,
         driver_version=gpu.driver.driver_version(),
@@ -148,6 +158,7 @@ def calibrate(
         load_power_w=statistics.median(w for values in busy for w in values),
         counter_period_s=counter.counter_period_s if counter else None,
         counter_tolerance_s=counter.counter_period_tolerance_s if counter else None,
+        counter_follows_sensor=follows,
     )
 
 
@@ -174,9 +185,14 @@ def _stretches(draw: random.Random, count: int, length_s: float) -> list[float]:
 
 
 def _record(
-    gpu: Gpu, source: PowerSource, load: Load, clock: Clock, stretches_s: Sequence[float]
+    gpu: Gpu,
+    source: PowerSource,
+    load: Load,
+    clock: Clock,
+    stretches_s: Sequence[float],
+    counted: list[Read] | None = None,
 ) -> tuple[list[Read], list[Switch]]:
-    """Poll the power reading over stretches without and with the load, in turn."""
+    """Poll the power reading over stretches without and with the load, in turn; the counter too, where it is wanted."""
     driver, handle, averaged = gpu.driver, gpu.handle, source == "power_usage"
     reads: list[Read] = []
     switches: list[Switch] = []
@@ -192,6 +208,8 @@ def _record(
             while (asked_s := clock.now()) < until_s:
                 power_w = driver.power_usage_w(handle) if averaged else driver.power_instant(handle).power_w
                 reads.append((0.5 * (asked_s + clock.now()), power_w))
+                if counted is not None:
+                    counted.append((clock.now(), driver.total_energy_j(handle)))
                 clock.sleep(POLL_S)
     finally:
         load.stop()
@@ -315,61 +333,19 @@ def noise_w(levels: Sequence[Sequence[float]]) -> float:
     return math.sqrt(squares / freedom)
 
 
-class MatmulLoad:
-    """Matrix products on a CUDA device in a thread of its own; an `EnergyError` where PyTorch sees no such device."""
-
-    def __init__(self, cuda_index: int) -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise EnergyError(
-                'the load needs PyTorch. Install it with: pip install "llenergymeasure[pytorch]"'
-            ) from error
-        if cuda_index >= torch.cuda.device_count():
-            raise EnergyError(f"PyTorch {torch.__version__} sees no CUDA device {cuda_index}")
-        self._torch = torch
-        self._matrix = torch.randn(4096, 4096, device=f"cuda:{cuda_index}", dtype=torch.float16)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Draw power from now on; returns once the first product is done, or raises what the device refused with."""
-        try:
-            self._multiply()
-        except RuntimeError as error:
-            raise EnergyError(f"the load does not run: {error}") from error
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._work, name="llem-calibration-load", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop, and wait for the last product."""
-        if self._thread is not None:
-            self._stop.set()
-            self._thread.join()
-            self._thread = None
-
-    def _work(self) -> None:
-        with contextlib.suppress(RuntimeError):  # out of memory, a lost device: the next `start` meets it too
-            while not self._stop.is_set():
-                self._multiply()
-
-    def _multiply(self) -> None:
-        self._torch.matmul(self._matrix, self._matrix)
-        self._torch.cuda.synchronize(self._matrix.device)  # so that no queue outlives `stop`
-
-
 def describe(found: SensorCalibration) -> str:
     """A calibration for people."""
     counter = "no steps seen"
     if found.counter_period_s is not None and found.counter_tolerance_s is not None:
         counter = f"{1000 * found.counter_period_s:.1f} ± {1000 * found.counter_tolerance_s:.1f} ms"
+    kind = {None: "not known", True: "what the sensor sees", False: "also what the sensor misses"}
     return f"""\
 {found.uuid} (driver {found.driver_version}), by {found.power_source}
   update period      {1000 * found.update_s:.1f} ms
   averaging window   {1000 * found.averaging_window_s:.1f} ms
   sees               {100 * found.sampled_share:.0f} % of the time
   counter period     {counter}
+  counter adds up    {kind[found.counter_follows_sensor]}
   noise              {found.noise_w:.2f} W
   idle / load        {found.idle_power_w:.1f} W / {found.load_power_w:.1f} W
   {GAIN_NOTE}"""

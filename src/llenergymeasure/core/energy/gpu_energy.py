@@ -29,7 +29,12 @@ from llenergymeasure.core.energy.fusion import CounterError, fuse_energy, plain_
 from llenergymeasure.core.energy.integrate import Span, TraceTooShortError, energy_between, integrate_power
 from llenergymeasure.core.energy.telemetry import COLUMNS, SOURCES, UNKNOWN, Columns, SampleLog, Telemetry
 from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
-from llenergymeasure.core.energy.uncertainty import counter_component, gain_component, integral_components
+from llenergymeasure.core.energy.uncertainty import (
+    counter_component,
+    gain_component,
+    integral_components,
+    unseen_components,
+)
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
 from llenergymeasure.domain.energy import BudgetComponent, EnergyAudit, comparative_half_width, sum_budgets
@@ -93,6 +98,8 @@ class _BoardEnergy:
         counter_j: Plain difference of the counter.
         fused_j: Counter and samples together; `None` where only the plain difference was to be had.
         counter: By the counter, as sharp as could be had.
+        unseen: What the counter misses if it adds up what the sensor sees; nothing where it is known not to. No matter
+            for the audit: the samples miss the same.
         integral: By the power samples.
     """
 
@@ -100,6 +107,7 @@ class _BoardEnergy:
     counter_j: float | None
     fused_j: float | None
     counter: _Answer
+    unseen: tuple[BudgetComponent, ...]
     integral: _Answer
 
     def by(self, method: EnergyMethod | None) -> float | None:
@@ -113,8 +121,8 @@ class _BoardEnergy:
 
     def budget(self, method: EnergyMethod, gain_pct: float) -> tuple[BudgetComponent, ...]:
         """The error budget of `by(method)`."""
-        timing = self.counter if method == "hardware_counter" else self.integral
-        return (gain_component(self.by(method) or 0.0, gain_pct), *timing.budget)
+        timing = (*self.counter.budget, *self.unseen) if method == "hardware_counter" else self.integral.budget
+        return (gain_component(self.by(method) or 0.0, gain_pct), *timing)
 
 
 def gpu_measurement(window: GpuWindow, telemetry: Telemetry) -> EnergyMeasurement:
@@ -158,7 +166,10 @@ def _board_energy(record: BoardRecord, telemetry: Telemetry, window: GpuWindow) 
         else:
             plain_j, fused_j = believable_j, None if fused.fallback_reason else fused.energy_j
             counter = _Answer(fused.energy_j, (counter_component(fused),))
-    return _BoardEnergy(record.device, plain_j, fused_j, counter, _integral(times, power, record, window))
+    unseen: tuple[BudgetComponent, ...] = ()
+    if record.sensor.counter_follows_sensor is not False:
+        unseen = unseen_components(times, power, window.start_s, window.end_s, record)
+    return _BoardEnergy(record.device, plain_j, fused_j, counter, unseen, _integral(times, power, record, window))
 
 
 def _believable_counter(record: BoardRecord, window: GpuWindow) -> float:

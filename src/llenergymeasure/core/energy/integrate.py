@@ -7,8 +7,8 @@
 Counters are read at the window's edges only, so a part of it is told from the samples, scaled to what the meter
 counted: E(part) = E(whole) T(part) / T(whole), device by device. The sensor's gain against the counter cancels in that
 ratio. What the samples cannot know does so only in part: with the share s = T(part) / T(whole), an error of T(part)
-counts 1 - s of itself and one of the rest s. Where the meter integrated the samples itself, the errors of T(part) are
-the budget.
+counts 1 - s of itself and one of the rest s. Where the meter integrated the samples itself, or its counter may have
+added up what the sensor sees, the errors of T(part) are the budget.
 
 Two things make a trace that is cut better than one that is only summed:
 
@@ -131,12 +131,12 @@ class TracedWindow:
         samples = _samples(energy)
         traced_j = {device: _whole_j(self._window, *trace) for device, trace in samples.items()}
         for device, (times_s, power_w) in samples.items():
-            sampling, lag_s = _sampling(energy, device, times_s)
+            sampling, lag_s = _sampling(energy, device, _mean_step_s(times_s, self._window))
             stepped = _with_steps(times_s, power_w, [edge_s + lag_s for edge_s in edges])
             metered_j = energy.per_gpu_j.get(device)
             if metered_j is None:  # a meter that tells the sum only
                 metered_j = energy.total_j * traced_j[device] / math.fsum(traced_j.values())
-            self._traces[device] = _Trace(*stepped, sampling, lag_s, metered_j)
+            self._traces[device] = _Trace(*stepped, sampling, lag_s, metered_j, _sees_more(energy, device))
 
     def part(self, spans: Sequence[Span]) -> PartEnergy:
         """Energy of some stretches of the window together; inside it, in order and without overlaps."""
@@ -161,8 +161,7 @@ class TracedWindow:
             if component.kind not in ("sampling", "aliasing")  # of the whole trace; the part has its own
         ]
         trace = self._traces[device]
-        integrated = self._energy.method == "power_integration"
-        cut = trace.errors(spans) if integrated else trace.cutting_errors(spans, self._window)
+        cut = trace.cutting_errors(spans, self._window) if trace.sees_more else trace.errors(spans)
         return sum_budgets([shrunk, cut])
 
 
@@ -203,10 +202,28 @@ def sampling_interval_s(energy: EnergyMeasurement) -> float | None:
 
     Equal times (one update of a sensor that was read twice) count once.
     """
-    if energy.telemetry is None or not energy.telemetry.devices:
-        return None
-    traces = (energy.telemetry.power(device) for device in energy.telemetry.devices)
-    return max(_mean_step_s(times_s, energy.start_s, energy.end_s) for times_s, _ in traces)
+    return max(_intervals_s(energy).values(), default=None)
+
+
+def resolution_s(energy: EnergyMeasurement) -> float | None:
+    """Time in seconds within which power samples cannot be told apart, of the slowest device; `None`: there are none.
+
+    However often a sensor is read, it tells nothing new before its next update, and nothing finer than it averages.
+    """
+    blurred_s = []
+    for device, interval_s in _intervals_s(energy).items():
+        sampling, _ = _sampling(energy, device, interval_s)
+        blurred_s.append(max(interval_s, sampling.update_s, sampling.averaging_window_s))
+    return max(blurred_s, default=None)
+
+
+def _intervals_s(energy: EnergyMeasurement) -> dict[DeviceId, float]:
+    """Mean time between two samples of each device, in seconds."""
+    telemetry = energy.telemetry
+    if telemetry is None:
+        return {}
+    window: Span = (energy.start_s, energy.end_s)
+    return {device: _mean_step_s(telemetry.power(device)[0], window) for device in telemetry.devices}
 
 
 def merge_spans(spans: Iterable[Span]) -> list[Span]:
@@ -244,6 +261,7 @@ class _Trace:
     Args:
         times_s: When each sample was read.
         lag_s: How much earlier, on average, it was true.
+        sees_more: Whether the meter is known to have counted what the samples miss.
     """
 
     times_s: Sequence[float]
@@ -251,6 +269,7 @@ class _Trace:
     sampling: PowerSampling
     lag_s: float
     metered_j: float
+    sees_more: bool
 
     def traced_j(self, spans: Sequence[Span]) -> float:
         """Integral over `spans`, in joules."""
@@ -321,7 +340,7 @@ def _whole_j(window: Span, times_s: Sequence[float], power_w: Sequence[float]) -
     return traced_j
 
 
-def _sampling(energy: EnergyMeasurement, device: DeviceId, times_s: Sequence[float]) -> tuple[PowerSampling, float]:
+def _sampling(energy: EnergyMeasurement, device: DeviceId, interval_s: float) -> tuple[PowerSampling, float]:
     """How the samples came about, and their mean age in seconds.
 
     As recorded; otherwise each is the mean since the one before at the middle of that time, as RAPL's are.
@@ -329,12 +348,23 @@ def _sampling(energy: EnergyMeasurement, device: DeviceId, times_s: Sequence[flo
     if energy.gpu_window is not None:
         sampling = next(board.sampling for board in energy.gpu_window.boards if board.device == device)
         return sampling, sampling.lag_s
-    step_s = _mean_step_s(times_s, energy.start_s, energy.end_s)
-    return PowerSampling(averaging_window_s=step_s, update_s=0.0), 0.0
+    return PowerSampling(averaging_window_s=interval_s, update_s=0.0), 0.0
 
 
-def _mean_step_s(times_s: Sequence[float], start_s: float, end_s: float) -> float:
-    """Mean time between two samples around a window; equal times count once."""
-    first, last = bisect_right(times_s, start_s) - 1, bisect_left(times_s, end_s)
-    distinct = len(set(times_s[first : last + 1]))
-    return (times_s[last] - times_s[first]) / (distinct - 1) if distinct > 1 else end_s - start_s
+def _sees_more(energy: EnergyMeasurement, device: DeviceId) -> bool:
+    """Whether a device's meter is known to have counted what its power samples miss."""
+    if energy.method == "power_integration":
+        return False
+    boards = () if energy.gpu_window is None else energy.gpu_window.boards
+    return all(board.sensor.counter_follows_sensor is False for board in boards if board.device == device)
+
+
+def _mean_step_s(times_s: Sequence[float], window: Span) -> float:
+    """Mean time between the samples around a window; equal times count once. With less than two: the window's length.
+
+    Samples may begin late or stop early.
+    """
+    start_s, end_s = window
+    around = times_s[max(0, bisect_right(times_s, start_s) - 1) : bisect_left(times_s, end_s) + 1]
+    distinct = len(set(around))
+    return (around[-1] - around[0]) / (distinct - 1) if distinct > 1 else end_s - start_s

@@ -76,22 +76,26 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Host:
-    """The host's counters beside a window, and what they showed when it opened."""
+    """The host's counters beside a window, and what they showed when it opened, or why that is not known."""
 
     reader: RaplReader
     sampler: PowerSampler
-    first: HostEnergy
+    first: HostEnergy | str
 
-    def flowed(self) -> HostEnergy | MeasurementWarning:
+    def flowed(self) -> HostEnergy | str:
         """What they have seen since, or why that is not known."""
-        problem = "the RAPL counters stood still"
-        try:
-            flowed = self.reader.mark().since(self.first)
-            if flowed.package_j > 0:
-                return flowed
-        except EnergyError as error:
-            problem = str(error)
-        return MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, f"CPU and memory energy are missing: {problem}")
+        last = _marked(self.reader)
+        if isinstance(self.first, str) or isinstance(last, str):
+            return self.first if isinstance(self.first, str) else str(last)
+        flowed = last.since(self.first)
+        return flowed if flowed.package_j > 0 else "the RAPL counters stood still"
+
+
+def _marked(reader: RaplReader) -> HostEnergy | str:
+    try:
+        return reader.mark()
+    except EnergyError as error:
+        return str(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class _OpenWindow:
     before: Any
     warnings: tuple[MeasurementWarning, ...]
     sampler: PowerSampler | None
-    host: _Host | None
+    host: _Host | str | None
 
 
 class Meter:
@@ -139,18 +143,18 @@ class Meter:
         return True
 
     def start_tracking(self) -> TrackingHandle:
-        """Open a window.
+        """Open a window; without the host's counters, where those fail.
 
         Raises:
             EnergyError: Its sampler could not start, or its strategy could not open it.
         """
-        clock, root, host, sampler = self._clock, self._powercap_root, None, None
+        clock, sampler = self._clock, None
         with ExitStack() as unless_opened:
-            if root is not None:
-                reader = RaplReader(find_domains(root), clock)
-                beside = PowerSampler([reader], interval_s=HOST_INTERVAL_S, clock=clock)
-                beside.start()
-                unless_opened.callback(beside.abort)
+            beside = self._host_reader()
+            if isinstance(beside, RaplReader):
+                host_sampler = PowerSampler([beside], interval_s=HOST_INTERVAL_S, clock=clock)
+                host_sampler.start()
+                unless_opened.callback(host_sampler.abort)
             warnings = tuple(self._strategy.warnings())
             if readers := self._strategy.readers():
                 interval_s, spill_dir = self._options.poll_interval_s, self._options.spill_dir
@@ -160,8 +164,7 @@ class Meter:
             before = self._strategy.before()
             unless_opened.callback(self._strategy.after, before)
             start_s = clock.now()
-            if root is not None:
-                host = _Host(reader, beside, reader.mark())
+            host = _Host(beside, host_sampler, _marked(beside)) if isinstance(beside, RaplReader) else beside
             unless_opened.pop_all()
         return TrackingHandle(start_s, _OpenWindow(self._strategy, before, warnings, sampler, host))
 
@@ -171,7 +174,7 @@ class Meter:
         if not isinstance(window, _OpenWindow) or window.strategy is not self._strategy:
             raise EnergyError(f"this window was not opened by the {self.name} meter")
         try:
-            host = None if window.host is None else window.host.flowed()
+            host = window.host.flowed() if isinstance(window.host, _Host) else window.host
             end_s = self._clock.now()
             read = self._strategy.after(window.before)
             telemetry = None if window.sampler is None else window.sampler.stop(end_s)
@@ -180,14 +183,28 @@ class Meter:
                 window.sampler.abort()
             raise
         finally:
-            if window.host is not None:
+            if isinstance(window.host, _Host):
                 window.host.sampler.abort()
         energy = self._strategy.measurement(handle.start_s, end_s, read, telemetry)
         warnings = dict.fromkeys((*window.warnings, *self._strategy.warnings(telemetry)))
         energy = replace(energy, notes=(*energy.notes, *warnings))
-        if isinstance(host, MeasurementWarning):
-            return replace(energy, notes=(*energy.notes, host))
-        return energy if host is None else replace(energy, cpu_j=host.package_j, dram_j=host.dram_j)
+        if isinstance(host, str):
+            missing = MeasurementWarning(
+                WarningCode.TELEMETRY_UNAVAILABLE, f"CPU and memory energy are missing: {host}"
+            )
+            return replace(energy, notes=(*energy.notes, missing))
+        if host is None:
+            return energy
+        return replace(energy, cpu_j=host.package_j, dram_j=host.dram_j, notes=(*energy.notes, *host.still()))
+
+    def _host_reader(self) -> RaplReader | str | None:
+        """What counts the host's joules, or why nothing does; `None`: nobody asked."""
+        if self._powercap_root is None:
+            return None
+        try:
+            return RaplReader(find_domains(self._powercap_root), self._clock)
+        except EnergyError as error:
+            return str(error)
 
     def _trial(self, seconds: float) -> EnergyMeasurement:
         """A window whose samples nobody needs."""

@@ -6,7 +6,7 @@ counter that was read once on each side.
 
 *Zeus*: `ZeusMonitor` windows, by its counter path. Zeus knows GPUs by their place in `CUDA_VISIBLE_DEVICES`, which it
 cannot read when it holds UUIDs, and takes to be in NVML's order. It is therefore set up while that variable names every
-board by its NVML index, so that its indices are NVML's; whether it then looks at the right boards is checked by UUID.
+board that answers by its NVML index; whether it then looks at the right boards is checked by UUID.
 Its other path, the integral of power samples, drops equal neighbours and gives 0 J under constant power.
 
 *CodeCarbon*: GPU counters where there are GPUs, a model of CPU and memory power otherwise: memory always, and the CPU
@@ -35,7 +35,7 @@ from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.strategies import GpuReadings, GpuStrategy
 from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import CounterRead, EnergyMeasurement, MeterOptions
-from llenergymeasure.core.gpu.driver import Gpu
+from llenergymeasure.core.gpu.driver import Gpu, all_boards
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
@@ -145,10 +145,13 @@ class ZeusStrategy(PackageStrategy):
         require_meter_package(self.name)
         require_counters(gpus, self.name)
         driver = gpus[0].driver
-        self._monitor = _monitor([gpu.index for gpu in gpus], len(driver.device_handles()))
+        boards = all_boards(driver)
+        places = {board.uuid: place for place, board in enumerate(boards)}
+        self._indices = {places[gpu.board_uuid]: gpu.index for gpu in gpus}
+        self._monitor = _monitor(list(self._indices), [board.index for board in boards])
         seen = self._monitor.gpus.gpus
-        for gpu in gpus:
-            if gpu.index >= len(seen) or driver.uuid(seen[gpu.index].handle) != gpu.board_uuid:
+        for gpu, place in zip(gpus, self._indices, strict=True):
+            if place >= len(seen) or driver.uuid(seen[place].handle) != gpu.board_uuid:
                 raise EnergyError(  # Zeus keeps its list of GPUs for the life of the process
                     "Zeus was set up earlier in this process for other GPUs and cannot be set up again; start a new "
                     "process, or use energy.backend: nvml"
@@ -162,23 +165,24 @@ class ZeusStrategy(PackageStrategy):
     def end(self, key: str) -> PackageReading:
         """Close it."""
         with _one_kind_of_error("Zeus", "close a window"):
-            return PackageReading(dict(self._monitor.end_window(key, sync_execution=False).gpu_energy))
+            energy_j = self._monitor.end_window(key, sync_execution=False).gpu_energy
+        return PackageReading({self._indices[place]: joules for place, joules in energy_j.items()})
 
 
-def _monitor(indices: Sequence[int], board_count: int) -> Any:
+def _monitor(places: Sequence[int], nvml_indices: Sequence[int]) -> Any:
     zeus_monitor = _import_meter_package("zeus.monitor")
-    with _one_kind_of_error("Zeus", "start"), _all_boards_visible(board_count):
-        monitor = zeus_monitor.ZeusMonitor(gpu_indices=list(indices), cpu_indices=[])
+    with _one_kind_of_error("Zeus", "start"), _boards_visible(nvml_indices):
+        monitor = zeus_monitor.ZeusMonitor(gpu_indices=list(places), cpu_indices=[])
     if monitor.power_monitor is not None:
         raise EnergyError("Zeus would integrate power samples here instead of using the energy counter")
     return monitor
 
 
 @contextlib.contextmanager
-def _all_boards_visible(count: int) -> Iterator[None]:
-    """Name every board by its NVML index in `CUDA_VISIBLE_DEVICES` for the length of a `with` block."""
+def _boards_visible(nvml_indices: Sequence[int]) -> Iterator[None]:
+    """Name these boards by NVML index in `CUDA_VISIBLE_DEVICES` for the length of a `with` block."""
     before = os.environ.get(VISIBLE_DEVICES)
-    os.environ[VISIBLE_DEVICES] = ",".join(map(str, range(count)))
+    os.environ[VISIBLE_DEVICES] = ",".join(map(str, nvml_indices))
     try:
         yield
     finally:

@@ -42,6 +42,9 @@ class SensorDescription:
         averaging_window_s: Over which time a power sample is an average. Above `SMOOTHED_S` (the one-second average of
             recent boards) the samples are not used at all.
         power_margin: How far samples and counter may disagree, as a share of the power.
+        counter_follows_sensor: Whether the counter adds up what the power sensor sees and misses what that misses, as a
+            calibration found it; `None`: not known, and the intervals hold both. Traces of earlier releases do not
+            tell; their intervals are those that were stated then.
     """
 
     counter_period_s: float | None = None
@@ -49,6 +52,7 @@ class SensorDescription:
     counter_jitter_s: float = 0.0005
     averaging_window_s: float = 0.1
     power_margin: float = 0.01
+    counter_follows_sensor: bool | None = False
 
 
 @dataclass(frozen=True, slots=True)

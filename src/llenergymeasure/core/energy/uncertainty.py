@@ -9,9 +9,11 @@ quadrature, their gains may share a cause and add linearly (5.2.2, note 1; `doma
 |----------------------|-------------------|--------------------------------------------------------------------------|
 | gain                 | every meter       | the sensor's proportional error; only an external meter can better it    |
 | counter resolution   | hardware counter  | the counter's steps at the window's edges (fusion.py)                    |
-| sampling             | integral          | where, between two samples, the power changed                            |
-| aliasing             | integral          | a load in step with the sampling makes the same error again and again    |
-| sensor               | integral          | a sample is older than its time stamp and an average over the past       |
+| sampling             | integral, counter | where, between two samples, the power changed                            |
+| aliasing             | integral, counter | a load in step with the sampling makes the same error again and again    |
+| sensor               | integral, counter | a sample is older than its time stamp and an average over the past       |
+
+The last three are those of a counter too, unless it is known to count what the power sensor does not see.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.energy.fusion import FusedEnergy
-from llenergymeasure.core.energy.types import PowerSampling
+from llenergymeasure.core.energy.types import BoardRecord, PowerSampling
 from llenergymeasure.domain.energy import BudgetComponent, EnergyUncertainty, combine_budget, related
 
 Z95: Final = 1.96
@@ -72,6 +74,20 @@ def counter_component(fused: FusedEnergy) -> BudgetComponent:
         note = f"plain counter difference: {fused.fallback_reason}"
     return BudgetComponent(
         name="counter resolution", kind="counter_resolution", half_width_j=fused.half_width_j, note=note
+    )
+
+
+def unseen_components(
+    times_s: Sequence[float], power_w: Sequence[float], start_s: float, end_s: float, board: BoardRecord
+) -> tuple[BudgetComponent, ...]:
+    """What a counter that adds up the sensor's readings misses: what the integral of these misses.
+
+    Whether it does is not known of most boards; until a calibration tells, the interval holds both kinds of counter.
+    """
+    known = "as" if board.sensor.counter_follows_sensor else "in case"
+    return tuple(
+        part.model_copy(update={"note": f"{known} the counter adds up what the sensor sees: {part.note}"})
+        for part in integral_components(times_s, power_w, start_s, end_s, board.sampling)
     )
 
 

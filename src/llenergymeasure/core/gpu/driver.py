@@ -77,8 +77,11 @@ class GpuDriver(Protocol):
     def driver_version(self) -> str:
         """Driver version, e.g. `570.86.15`."""
 
-    def device_handles(self) -> tuple[GpuHandle, ...]:
-        """All boards in order of PCI bus address, which is NVML's order."""
+    def device_count(self) -> int:
+        """How many boards there are, those that this user may not use included."""
+
+    def device_handle(self, index: int) -> GpuHandle:
+        """One of them, in order of PCI bus address, which is NVML's order."""
 
     def uuid(self, handle: GpuHandle) -> str:
         """`GPU-…` or `MIG-…`."""
@@ -261,20 +264,35 @@ class Gpu:
 
 
 def all_boards(driver: GpuDriver) -> tuple[Gpu, ...]:
-    """Every board of the machine in the driver's order, whatever CUDA would show.
+    """Every board of the machine that answers, in the driver's order, whatever CUDA would show.
+
+    One that is lost or denied to this user is left out, and the log says so: CUDA does not count it either. The others
+    keep their NVML index.
 
     Raises:
-        GpuDriverError: The driver could not list them.
+        GpuDriverError: The driver could not list them, or none answers.
     """
-    boards = []
-    for index, handle in enumerate(driver.device_handles()):
-        uuid, name = driver.uuid(handle), driver.name(handle)
-        instances = tuple(
-            Gpu(driver.uuid(instance), uuid, index, name, driver, handle, own_handle=instance)
-            for instance in driver.mig_handles(handle)
-        )
-        boards.append(Gpu(uuid, uuid, index, name, driver, handle, own_handle=handle, instances=instances))
+    boards: list[Gpu] = []
+    silent: list[GpuDriverError] = []
+    for index in range(driver.device_count()):
+        try:
+            boards.append(_board(driver, index))
+        except GpuDriverError as error:
+            silent.append(error)
+            logger.warning("GPU %d is left out: %s", index, error)
+    if silent and not boards:
+        raise silent[0]
     return tuple(boards)
+
+
+def _board(driver: GpuDriver, index: int) -> Gpu:
+    handle = driver.device_handle(index)
+    uuid, name = driver.uuid(handle), driver.name(handle)
+    instances = tuple(
+        Gpu(driver.uuid(instance), uuid, index, name, driver, handle, own_handle=instance)
+        for instance in driver.mig_handles(handle)
+    )
+    return Gpu(uuid, uuid, index, name, driver, handle, own_handle=handle, instances=instances)
 
 
 def find_gpus(devices: Sequence[DeviceId], driver: GpuDriver) -> tuple[Gpu, ...]:

@@ -46,9 +46,11 @@ class _PynvmlBinding:
     def driver_version(self) -> str:
         return str(_call("the driver version", pynvml.nvmlSystemGetDriverVersion))
 
-    def device_handles(self) -> tuple[GpuHandle, ...]:
-        count = _call("the number of GPUs", pynvml.nvmlDeviceGetCount)
-        return tuple(_call(f"GPU {index}", pynvml.nvmlDeviceGetHandleByIndex, index) for index in range(count))
+    def device_count(self) -> int:
+        return int(_call("the number of GPUs", pynvml.nvmlDeviceGetCount))
+
+    def device_handle(self, index: int) -> GpuHandle:
+        return _call(f"GPU {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
 
     def uuid(self, handle: GpuHandle) -> str:
         return str(_call("a GPU's UUID", pynvml.nvmlDeviceGetUUID, handle))

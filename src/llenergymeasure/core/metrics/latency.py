@@ -15,8 +15,9 @@ prefill stretches belong to no phase's energy and are left out of both.
     request 2                 |--prefill--|------decode------|
     phases       |---- prefill -----------|------decode------|
 
-Joules are cut out of the power trace (energy/integrate.py), so that the parts and the residual make the whole. A phase
-whose stretches are shorter than the sensor can tell apart has no joules.
+Joules are cut out of the power trace (energy/integrate.py), so that the parts and the residual make the whole. Where
+the stretches of one phase are shorter than the sensor can tell apart, neither has joules: what is missing from the one
+would be in the other.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from llenergymeasure.core.energy.integrate import (
     Span,
     TracedWindow,
     merge_spans,
-    sampling_interval_s,
+    resolution_s,
     without,
 )
 from llenergymeasure.core.energy.types import EnergyMeasurement
@@ -47,8 +48,8 @@ from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 MS_PER_S: Final = 1000.0
 
 MIN_SAMPLES_PER_STRETCH: Final = 3.0
-"""Sampling intervals that a stretch of a phase must last for its joules to be told: with fewer, both its edges lie in
-intervals whose power belongs to its neighbours as much as to it."""
+"""A stretch of a phase must last so many samples that differ (`resolution_s`) for its joules to be told: with fewer,
+both its edges lie in samples whose power belongs to its neighbours as much as to it."""
 
 
 def request_timings(outputs: Sequence[RequestOutput]) -> RequestTimings | None:
@@ -119,22 +120,22 @@ def _phase(spans: Sequence[Span], tokens: int, energy: PartEnergy | None) -> Pha
 def _phase_energies(
     energy: EnergyMeasurement, prefill: Sequence[Span], decode: Sequence[Span]
 ) -> tuple[PartEnergy | None, PartEnergy | None, str | None]:
-    """Energy of prefill and decode, and why one is missing."""
+    """Energy of prefill and decode, both or neither, and why they are missing."""
     try:
         traced = TracedWindow(energy, [edge_s for span in (*prefill, *decode) for edge_s in span])
-        interval_s = sampling_interval_s(energy) or energy.duration_sec
     except PartUnknownError as error:
         return None, None, str(error)
-    parts: dict[str, PartEnergy | None] = {}
-    reasons = []
-    for name, spans in (("prefill", prefill), ("decode", decode)):
-        stretch_s = typical_stretch_s(spans)
-        too_short = bool(spans) and stretch_s < MIN_SAMPLES_PER_STRETCH * interval_s
-        parts[name] = None if too_short else traced.part(spans)
-        if too_short:
-            reasons.append(f"{name} comes in stretches of {1000 * stretch_s:.0f} ms")
-    cannot = f"; power samples every {1000 * interval_s:.0f} ms cannot tell its joules apart"
-    return parts["prefill"], parts["decode"], " and ".join(reasons) + cannot if reasons else None
+    blur_s = resolution_s(energy) or energy.duration_sec
+    stretches_s = {"prefill": typical_stretch_s(prefill), "decode": typical_stretch_s(decode)}
+    too_short = [
+        f"{name} comes in stretches of {1000 * stretch_s:.0f} ms"
+        for name, stretch_s in stretches_s.items()
+        if 0.0 < stretch_s < MIN_SAMPLES_PER_STRETCH * blur_s
+    ]
+    if too_short:
+        sensor = f"power readings that are {1000 * blur_s:.0f} ms apart or averages over that"
+        return None, None, f"{' and '.join(too_short)}; {sensor} cannot tell the joules of the phases apart"
+    return traced.part(prefill), traced.part(decode), None
 
 
 def _residual(total_j: float | None, prefill: PartEnergy | None, decode: PartEnergy | None) -> float | None:
