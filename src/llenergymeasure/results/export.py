@@ -11,11 +11,11 @@ from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from llenergymeasure.atomic import write_bytes_atomically
+from llenergymeasure.atomic import write_atomically
 from llenergymeasure.domain.base import as_utc, columns_in
 from llenergymeasure.domain.experiment import ExperimentResult
 
@@ -55,18 +55,21 @@ def to_csv(results: Iterable[ExperimentResult], path: str | Path) -> Path:
     Raises:
         PersistenceError: The file cannot be written; names the path.
     """
-    path = Path(path)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow([column.name for column in FLAT_COLUMNS])
-    for result in results:
-        writer.writerow([_csv_cell(value) for value in flat_row(result).values()])
-    write_bytes_atomically(path, text.getvalue().encode("utf-8"))
-    return path
+
+    def write(file: BinaryIO) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text)
+        writer.writerow([column.name for column in FLAT_COLUMNS])
+        for result in results:
+            writer.writerow([_csv_cell(value) for value in flat_row(result).values()])
+        text.detach()  # its owner closes the file
+
+    write_atomically(Path(path), write)
+    return Path(path)
 
 
-def to_table(results: Iterable[ExperimentResult]) -> pyarrow.Table:
-    """One row per result as an Arrow table; unit and description of each column are in its field's metadata."""
+def arrow_schema() -> pyarrow.Schema:
+    """The columns as Arrow knows them; unit and description of each are in its field's metadata."""
     import pyarrow
 
     types = {
@@ -75,13 +78,19 @@ def to_table(results: Iterable[ExperimentResult]) -> pyarrow.Table:
         "number": pyarrow.float64(),
         "timestamp": pyarrow.timestamp("us", tz="UTC"),
     }
-    schema = pyarrow.schema(
+    return pyarrow.schema(
         [
             pyarrow.field(c.name, types[c.type], metadata={"unit": c.unit, "description": c.description})
             for c in FLAT_COLUMNS
         ]
     )
-    return pyarrow.Table.from_pylist([flat_row(result) for result in results], schema=schema)
+
+
+def to_table(results: Iterable[ExperimentResult]) -> pyarrow.Table:
+    """One row per result as an Arrow table, see `arrow_schema`."""
+    import pyarrow
+
+    return pyarrow.Table.from_pylist([flat_row(result) for result in results], schema=arrow_schema())
 
 
 def flat_columns_markdown() -> str:

@@ -27,6 +27,7 @@ from llenergymeasure.study.manifest import create_study_dir
 from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyObserver, StudyStarted, StudyWarning, plan_runs
 from llenergymeasure.study.resume import Resumption, check_study_dir, locked, plan_resumption
 from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
+from llenergymeasure.study.saving import clear_leftovers
 
 POST_TIMEOUT_S: Final = 10.0
 POST_RETRIES: Final = 2
@@ -96,6 +97,7 @@ def execute_study(
     with locked(directory):
         if study is None or place.resume is not None:
             resumption = plan_resumption(directory, study, dataset_hashes())
+            clear_leftovers(directory)
             for warning in resumption.warnings:
                 follow(StudyWarning(warning))
             finished = _finished_result(directory, resumption)

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from llenergymeasure.atomic import open_ours, read_plain_file
 from llenergymeasure.config.base import by_dotted_path
 from llenergymeasure.config.grid import compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
@@ -30,6 +31,7 @@ from llenergymeasure.domain.experiment import ExperimentResult, compute_measurem
 from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest
 from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import RESULT_FILE, load_result
+from llenergymeasure.results.summary import one_line
 from llenergymeasure.security import is_safe_path, validate_path
 from llenergymeasure.study.manifest import MANIFEST_FILE, load_manifest
 from llenergymeasure.study.plan import plan_runs
@@ -38,6 +40,9 @@ MAX_DIFFERENCES: Final = 20
 """Differences between two versions of a study that a message lists."""
 
 LOCK_FILE: Final = ".lock"
+
+MAX_HOLDER: Final = 200
+"""Characters read of a lock file, which says who holds it."""
 
 _UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
@@ -190,19 +195,14 @@ def locked(study_dir: Path) -> Iterator[None]:
 
     Raises:
         StudyError: Another process holds it; names that process.
-        PersistenceError: The lock file cannot be written.
+        PersistenceError: The lock file cannot be written, or is not ours.
     """
     path = study_dir / LOCK_FILE
-    try:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
-    with file:
+    with open(open_ours(path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = one_line(file.read(MAX_HOLDER)) or "another process"
             raise StudyError(
                 f"{study_dir} is in use by {holder}. Wait for it to end, or stop it; two studies must not share a "
                 "directory, nor a machine."
@@ -211,9 +211,12 @@ def locked(study_dir: Path) -> Iterator[None]:
             if error.errno not in _UNSUPPORTED:
                 raise PersistenceError(f"Cannot lock {path}: {error.strerror or error}.") from error
             _log.warning("%s cannot be locked (%s); see to it yourself that nobody else uses it", path, error.strerror)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        except OSError as error:
+            raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
         yield
 
 
@@ -222,7 +225,7 @@ def find_unfinished(parent: Path, study_design_hash: str) -> Path | None:
     candidates = []
     for path in parent.glob(f"*/{MANIFEST_FILE}"):
         try:
-            if study_design_hash not in path.read_text(encoding="utf-8", errors="replace"):
+            if study_design_hash.encode() not in read_plain_file(path, follow_links=False):
                 continue  # most studies are told apart without parsing them
             manifest = load_manifest(path.parent)
         except (OSError, PersistenceError) as error:

@@ -165,6 +165,7 @@ class StudyRunner:
         return result
 
     def _run_all(self) -> None:
+        self._make_work_dir()
         for index, run in enumerate(self._left):
             job = self._wait_before(run, self._left[index - 1]) if index > 0 else None
             if self._host.interrupt.requested:
@@ -192,13 +193,22 @@ class StudyRunner:
         )
         return job
 
+    def _make_work_dir(self) -> None:
+        """Where runs keep their files, made anew: what is there is of an execution that was killed."""
+        work_dir = self._dir / WORK_DIR
+        try:
+            if os.path.lexists(work_dir):
+                shutil.rmtree(work_dir)  # refuses a link, which somebody else has put there
+            work_dir.mkdir()
+        except OSError as error:
+            raise PersistenceError(f"Cannot make {work_dir} anew: {error.strerror or error}. Remove it.") from error
+
     def _make_job(self, run: PlannedRun) -> Job:
         work_dir = self._dir / WORK_DIR / f"run-{run.position:05d}"
         if not self._directory_is_ours():
             raise PersistenceError(f"Cannot write to {self._dir}: {_GONE}")
         try:
-            shutil.rmtree(work_dir, ignore_errors=True)  # of an execution that was killed
-            work_dir.mkdir(parents=True)
+            work_dir.mkdir()
         except OSError as error:
             raise PersistenceError(f"Cannot create {work_dir}: {error.strerror or error}.") from error
         limit_s = self._study.execution.experiment_timeout_seconds
