@@ -27,7 +27,7 @@ from llenergymeasure.study.manifest import create_study_dir
 from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyObserver, StudyStarted, StudyWarning, plan_runs
 from llenergymeasure.study.resume import Resumption, check_study_dir, locked, plan_resumption
 from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
-from llenergymeasure.study.saving import clear_leftovers
+from llenergymeasure.study.saving import CSV_FILE, clear_leftovers
 
 POST_TIMEOUT_S: Final = 10.0
 POST_RETRIES: Final = 2
@@ -86,8 +86,7 @@ def execute_study(
     if study is not None:
         check_backends(study, machine)
     if place.resume is not None:
-        check_study_dir(place.resume)
-        directory = place.resume
+        directory = check_study_dir(place.resume)
     elif study is not None:
         directory = create_study_dir(study.name, place.parent)
     else:
@@ -100,7 +99,7 @@ def execute_study(
             clear_leftovers(directory)
             for warning in resumption.warnings:
                 follow(StudyWarning(warning))
-            finished = _finished_result(directory, resumption)
+            finished = _finished_result(directory, resumption, export_csv=place.export_csv)
             if finished is not None:
                 done = finished.summary
                 follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
@@ -181,15 +180,16 @@ def send_summary(
     return True
 
 
-def _finished_result(directory: Path, resumption: Resumption) -> StudyResult | None:
-    """The summary of a study with nothing left to do; `None` where a run, or the summary itself, is to be made yet."""
+def _finished_result(directory: Path, resumption: Resumption, *, export_csv: bool) -> StudyResult | None:
+    """The summary of a study with nothing left to do; `None` where a run, the summary or a CSV is to be made yet."""
     if resumption.started_at is None or len(resumption.kept) < len(plan_runs(resumption.study)):
         return None
     try:
         result = load_study(directory)
     except PersistenceError:  # killed between its last run and its summary
         return None
-    return result if result.completed_at is not None and result.summary.completed == len(resumption.kept) else None
+    is_whole = result.completed_at is not None and result.summary.completed == len(resumption.kept)
+    return result if is_whole and not (export_csv and not (directory / CSV_FILE).exists()) else None
 
 
 def _run(runner: StudyRunner, webhook_url: str | None) -> StudyResult:

@@ -67,16 +67,20 @@ class Resumption:
     warnings: tuple[str, ...] = ()
 
 
-def check_study_dir(study_dir: Path) -> None:
-    """Make sure that `study_dir` can hold a study.
+def check_study_dir(study_dir: Path) -> Path:
+    """The directory of a study that was begun, with `~` expanded.
 
     Raises:
         ConfigError: The path is unsafe to open.
-        StudyError: There is no such directory.
+        StudyError: There is no such directory, or no study in it.
     """
     validate_path(study_dir, what="resume")
-    if not study_dir.is_dir():
+    found = study_dir.expanduser()
+    if not found.is_dir():
         raise StudyError(f"there is no study to go on with: {study_dir} is not a directory")
+    if not any(os.path.lexists(found / name) for name in (MANIFEST_FILE, LOCK_FILE)):
+        raise StudyError(f"there is no study to go on with: {study_dir} holds no {MANIFEST_FILE}")
+    return found
 
 
 def load_resumable_study(study_dir: Path) -> StudyConfig:
@@ -85,9 +89,9 @@ def load_resumable_study(study_dir: Path) -> StudyConfig:
     Raises:
         ConfigError: The path is unsafe to open.
         PersistenceError: There is no manifest, or it is damaged.
-        StudyError: There is no such directory, or this release cannot read the study in it.
+        StudyError: There is no such directory or no study in it, or this release cannot read it.
     """
-    check_study_dir(study_dir)
+    study_dir = check_study_dir(study_dir)
     return _study_in(load_manifest(study_dir), study_dir)
 
 
