@@ -1,16 +1,11 @@
-"""A study from its config to its result: directory, lock, resumption, the runner, and telling somebody at the end."""
+"""A study from its config to its result: directory, lock, resumption, the runner, and word to a webhook at the end."""
 
 from __future__ import annotations
 
-import json
-import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path, settings_without_effect
@@ -19,7 +14,6 @@ from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, PreFlightError, StudyError
-from llenergymeasure.resilience import retry_on_error
 from llenergymeasure.results.persistence import load_study
 from llenergymeasure.runners.launchers import ChosenLauncher, Launcher
 from llenergymeasure.study.gaps import enter_key
@@ -28,11 +22,7 @@ from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyObserver, S
 from llenergymeasure.study.resume import Resumption, check_study_dir, locked, plan_resumption
 from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
 from llenergymeasure.study.saving import CSV_FILE, clear_leftovers
-
-POST_TIMEOUT_S: Final = 10.0
-POST_RETRIES: Final = 2
-
-_log = logging.getLogger(__name__)
+from llenergymeasure.study.webhook import send_summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,37 +139,6 @@ def dataset_hashes() -> Callable[[ExperimentConfig], str]:
     return lambda config: sha256(config.dataset, config.n)
 
 
-def send_summary(
-    url: str,
-    result: StudyResult,
-    *,
-    status: str,
-    post: Callable[[str, bytes], None] | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-) -> bool:
-    """POST a study's result as JSON, `{"event": "study", "status": …, "study": …}`.
-
-    Args:
-        url: Where to; it may hold a secret, so only its host is ever logged.
-        status: How it ended: `completed`, `failed`.
-        post: Sends a body to a URL, and is tried again when the connection fails; `None`: over HTTP with a time-out.
-        sleep: Waits before that, for a number of seconds.
-
-    Returns:
-        Whether it arrived. Nothing is raised: the study is over and on disk.
-    """
-    host = urlsplit(url).hostname or "the webhook"
-    message = {"event": "study", "status": status, "study": result.model_dump(mode="json")}
-    retrying = retry_on_error(POST_RETRIES, sleep=sleep)
-    try:
-        retrying(post or _http_post)(url, json.dumps(message, ensure_ascii=False).encode())
-    except Exception as error:  # noqa: BLE001 (whatever a far server does, the study has succeeded)
-        _log.warning("The study's summary did not reach %s: %s", host, str(error).replace(url, host))
-        return False
-    _log.info("Sent the study's summary to %s", host)
-    return True
-
-
 def _finished_result(directory: Path, resumption: Resumption, *, export_csv: bool) -> StudyResult | None:
     """The summary of a study with nothing left to do; `None` where a run, the summary or a CSV is to be made yet."""
     if resumption.started_at is None or len(resumption.kept) < len(plan_runs(resumption.study)):
@@ -203,18 +162,3 @@ def _run(runner: StudyRunner, webhook_url: str | None) -> StudyResult:
     if webhook_url is not None:
         send_summary(webhook_url, result, status="completed")
     return result
-
-
-def _http_post(url: str, body: bytes) -> None:
-    try:
-        import httpx
-    except ImportError as error:
-        raise OSError('httpx is not installed; install it with: pip install "llenergymeasure[webhooks]"') from error
-    try:
-        answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"}, timeout=POST_TIMEOUT_S)
-    except httpx.TransportError as error:
-        raise ConnectionError(f"{type(error).__name__}: {error}") from error
-    if answer.status_code >= 500:
-        raise ConnectionError(f"the server answered {answer.status_code}")
-    if answer.status_code >= 400:
-        raise OSError(f"the server answered {answer.status_code}")
