@@ -24,9 +24,17 @@ from llenergymeasure.config.yaml_io import LoadedDocument
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
-from llenergymeasure.study.execute import StudyPlace, dataset_hashes
+from llenergymeasure.study.execute import StudyPlace, check_backends, dataset_hashes
 from llenergymeasure.study.plan import StudyEvent, StudyStarted
-from llenergymeasure.study.resume import check_study_dir, find_unfinished, load_resumable_study, plan_resumption
+from llenergymeasure.study.preflight import check_here
+from llenergymeasure.study.resume import (
+    Resumption,
+    check_study_dir,
+    experiments_left,
+    find_unfinished,
+    load_resumable_study,
+    plan_resumption,
+)
 from llenergymeasure.study.runner import StudyStoppedError
 
 DEFAULT_CYCLES = 3
@@ -63,6 +71,9 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
 
         begun = None if resume is None else plan_resumption(resume, study, dataset_hashes())
         print_result(render_study_preview(study, machine, list_all=request.verbose, begun=begun))
+        check_backends(study, machine)
+        for warning in check_here(experiments_left(begun or Resumption(study)), machine):
+            sys.stderr.write(f"{warning}\n")
         return EXIT_OK
     place = StudyPlace(parent=parent, resume=resume, export_csv=request.export_csv, interactive=asks)
     return _run(study, place, request, machine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,8 @@ from llenergymeasure.runners.launchers import ChosenLauncher, Launcher
 from llenergymeasure.study.gaps import enter_key
 from llenergymeasure.study.manifest import create_study_dir
 from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyObserver, StudyStarted, StudyWarning, plan_runs
-from llenergymeasure.study.resume import Resumption, check_study_dir, locked, plan_resumption
+from llenergymeasure.study.preflight import StudyCheck, check_in_child
+from llenergymeasure.study.resume import Resumption, check_study_dir, experiments_left, locked, plan_resumption
 from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
 from llenergymeasure.study.saving import CSV_FILE, clear_leftovers
 from llenergymeasure.study.webhook import send_summary
@@ -49,6 +50,7 @@ def execute_study(
     on_result: Callable[[ExperimentResult], None],
     observer: StudyObserver | None = None,
     launcher: Launcher | None = None,
+    check: StudyCheck | None = None,
 ) -> StudyResult:
     """Run a study, or what is left of it.
 
@@ -56,6 +58,7 @@ def execute_study(
         study: The study; `None`: the one in `place.resume`, as its manifest has it.
         on_result: Receives each result as soon as it exists.
         launcher: Runs each experiment in isolation; `None`: the one that `machine` names for its backend.
+        check: Finds out beforehand whether they can run; `None`: this machine's pre-flight, where the launcher is its.
 
     Returns:
         What the study yielded; of a finished one that is resumed, what it had yielded.
@@ -73,8 +76,12 @@ def execute_study(
         if observer is not None:
             observer(event)
 
+    check = check or (check_in_child if launcher is None else _no_check)
     if study is not None:
         check_backends(study, machine)
+    if study is not None and place.resume is None:
+        for warning in check(study.experiments, machine):
+            follow(StudyWarning(warning))
     if place.resume is not None:
         directory = check_study_dir(place.resume)
     elif study is not None:
@@ -96,6 +103,8 @@ def execute_study(
                 follow(StudyWarning(f"The study in {directory} is finished; nothing to do."))
                 return finished
             check_backends(resumption.study, machine)
+            for warning in check(experiments_left(resumption), machine):
+                follow(StudyWarning(warning))
         else:
             resumption = Resumption(study)
         skip_gap = enter_key() if place.interactive else None
@@ -104,6 +113,10 @@ def execute_study(
             resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
         )
         return _run(runner, machine.output.webhook_url)
+
+
+def _no_check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
+    return []
 
 
 def check_backends(study: StudyConfig, machine: UserConfig) -> None:

@@ -154,6 +154,13 @@ def plan_resumption(
     )
 
 
+def experiments_left(resumption: Resumption) -> list[ExperimentConfig]:
+    """The experiments of a study that have a run left to do, each once."""
+    kept = {(entry.config_hash, entry.cycle) for entry in resumption.kept}
+    left = {run.config_hash: run.config for run in plan_runs(resumption.study) if run.key not in kept}
+    return list(left.values())
+
+
 def refuse_changes(before: StudyConfig, now: StudyConfig) -> None:
     """Make sure that two versions of a study measure the same.
 
