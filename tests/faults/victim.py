@@ -1,0 +1,54 @@
+"""A study whose experiments measure nothing: `python -m tests.faults.victim DIRECTORY`, to be killed or failed.
+
+Says `begun`, then a line per result that it was told of. Ends with 0, or with 1 and the name of a typed error.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from fakes import VirtualClock
+from llenergymeasure.config.models import StudyConfig
+from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.study import StudyResult
+from llenergymeasure.exceptions import LLEMError
+from llenergymeasure.runners.job import Job
+from llenergymeasure.study.execute import StudyPlace, execute_study
+from study_fakes import ScriptedLauncher, result_of, study_of
+
+RUNS = 6
+
+
+def victim_study() -> StudyConfig:
+    return study_of("a", "b", cycles=RUNS // 2, cycle_order="interleaved")
+
+
+def run(parent: Path, directory: Path | None = None, pause_s: float = 0.0) -> StudyResult:
+    """Run the study in a new directory below `parent`, or go on with the one in `directory`."""
+
+    def act(job: Job) -> ExperimentResult:
+        time.sleep(pause_s)
+        return result_of(job.config)
+
+    place = StudyPlace(parent=parent, resume=directory, export_csv=True)
+    return execute_study(victim_study(), place, UserConfig(), tell, launcher=ScriptedLauncher(VirtualClock(), act))
+
+
+def tell(result: ExperimentResult) -> None:
+    say(f"result {result.model_name} {result.cycle}")
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    say("begun")
+    try:
+        run(Path(sys.argv[1]), pause_s=float(sys.argv[2]))
+    except LLEMError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
