@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +145,16 @@ def test_a_lock_that_somebody_holds_is_not_emptied(tmp_path: Path) -> None:
         with pytest.raises(LLEMError, match="in use by process"), locked(tmp_path):
             pass
         assert (tmp_path / ".lock").read_text() == before != ""
+
+
+def test_a_lock_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(PersistenceError, match=r"\.lock: File too large"), locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_journal_of_an_earlier_execution_is_emptied(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ MAX_DIFFERENCES: Final = 20
 LOCK_FILE: Final = ".lock"
 
 MAX_HOLDER: Final = 200
-"""Characters read of a lock file, which says who holds it."""
+"""Bytes read of a lock file, which says who holds it."""
 
 _UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
@@ -209,11 +209,11 @@ def locked(study_dir: Path) -> Iterator[None]:
         PersistenceError: The lock file cannot be written, or is not ours.
     """
     path = study_dir / LOCK_FILE
-    with open(open_ours(path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8", errors="replace") as file:
+    with open(open_ours(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = one_line(file.read(MAX_HOLDER)) or "another process"
+            holder = one_line(file.read(MAX_HOLDER).decode(errors="replace")) or "another process"
             raise StudyError(
                 f"{study_dir} is in use by {holder}. Wait for it to end, or stop it; two studies must not share a "
                 "directory, nor a machine."
@@ -224,8 +224,7 @@ def locked(study_dir: Path) -> Iterator[None]:
             _log.warning("%s cannot be locked (%s); see to it yourself that nobody else uses it", path, error.strerror)
         try:
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         except OSError as error:
             raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
         yield
