@@ -22,7 +22,7 @@ STUDY = (
     QUICK
     + """
 name: shown
-experiments: [{decoder: {temperature: 0.5}}, {model: /no/such/model}]
+experiments: [{model: /no/such/model}, {decoder: {temperature: 0.5}}]
 execution: {n_cycles: 2, cycle_order: interleaved, config_gap_seconds: 0, cycle_gap_seconds: 1}
 """
 )
@@ -61,7 +61,7 @@ def test_a_failed_run_is_named_with_its_log_and_makes_the_exit_code_1(morning: M
 
 
 def test_the_terminal_shows_a_bar_with_elapsed_time_and_what_is_left(morning: Morning) -> None:
-    for shown in ("Runs 0/4 |", "Runs 3/4 |", "✓ [1/4] ", "✗ [2/4] ", "Gap between cycles: 1 s, Enter skips it"):
+    for shown in ("Runs 0/4 |", "Runs 3/4 |", "✗ [1/4] ", "✓ [2/4] ", "Gap between cycles: 1 s, Enter skips it"):
         assert shown in morning.run.text
 
 

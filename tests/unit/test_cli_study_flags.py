@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, Stu
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.host.host import Host
-from study_fakes import Stage, study_of
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.runners.job import Job
+from study_fakes import Stage, result_of, study_of
 
 if TYPE_CHECKING:
     from tests.nvml.fixtures import ScriptedNvmlFactory
@@ -33,6 +36,8 @@ sweep: {precision: [fp32, bf16], pytorch.batch_size: [1, 2]}
 def llem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     directory = tmp_path / "work"
     directory.mkdir()
+    if "huggingface_hub" in sys.modules:  # it reads the environment once, as it is imported
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return CommandLine(directory, monkeypatch, capsys)
 
 
@@ -174,8 +179,97 @@ def test_resuming_with_the_file_takes_what_it_leaves_open_from_before(llem: Comm
     assert "4 cycles, sequential: 4 runs" in llem("run", study, "--resume", str(stage.directory), "--dry-run").out
 
 
+@pytest.fixture
+def half_done(tmp_path: Path) -> str:
+    """The directory of a study of two models and two cycles whose second cycle is to be run yet."""
+    stage = Stage(tmp_path / "begun")
+    stage.directory.mkdir()
+    stage.launcher.act = lambda job: _stops_after(stage, job, runs=2)
+    with pytest.raises(KeyboardInterrupt):
+        stage.runner(study_of("a", "b", cycles=2, cycle_order="interleaved")).run()
+    return str(stage.directory)
+
+
+def _stops_after(stage: Stage, job: Job, runs: int) -> ExperimentResult:
+    if len(stage.launcher.jobs) == runs:
+        stage.interrupt.request()
+    return result_of(job.config)
+
+
+def test_a_preview_of_a_study_that_was_begun_tells_what_is_left(llem: CommandLine, half_done: str) -> None:
+    for said in (
+        llem("run", "--resume", half_done, "--dry-run"),
+        llem("run", llem.file("s.yaml", "experiments: [{model: a}, {model: b}]\n"), "--resume", half_done, "--dry-run"),
+    ):
+        assert (said.code, "model: a is not in the local cache" in said.err) == (1, True)
+        assert "4 runs\n  2 of them are finished, 2 left\n" in said.out
+        assert "Order          1 2\n" in said.out
+        assert "0 s of gaps" in said.out
+    changed = llem("run", "--resume", half_done, "--cycles", "1", "--dry-run")
+    assert "0 left" in changed.out
+    assert (changed.code, "nothing is left to do" in changed.out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model", "x"],
+        ["-n", "7"],
+        ["-o", "elsewhere"],
+        ["--backend", "vllm"],
+        ["--device", "cpu"],
+        ["--dataset", "x.jsonl"],
+        ["--batch-size", "2"],
+        ["--precision", "fp32"],
+    ],
+)
+def test_flags_that_cannot_change_a_study_that_was_begun_are_refused(
+    llem: CommandLine, half_done: str, flags: list[str]
+) -> None:
+    for more in ([], ["--dry-run"]):
+        said = llem("run", "--resume", half_done, *flags, *more)
+        assert (said.code, said.out) == (2, "")
+        assert flags[0].replace("-o", "--output") in said.err
+
+
+def test_beside_the_file_flags_change_the_study_and_the_difference_is_told(llem: CommandLine, half_done: str) -> None:
+    study = llem.file("s.yaml", "experiments: [{model: a}, {model: b}]\n")
+    said = llem("run", study, "--resume", half_done, "-n", "7", "--dry-run")
+    assert said.code == 1
+    assert "n: 100 -> 7" in said.err
+    assert llem("run", study, "--resume", half_done, "-o", "elsewhere").code == 2
+
+
+def test_what_is_no_study_to_go_on_with_is_a_usage_error(llem: CommandLine, half_done: str) -> None:
+    experiment, study = llem.file("e.yaml", "model: a\n"), llem.file("s.yaml", "experiments: [{model: a}]\n")
+    (llem.directory / "empty").mkdir()
+    for arguments, message in (
+        (["--resume", "nowhere"], "nowhere is not a directory"),
+        ([study, "--resume", "nowhere"], "nowhere is not a directory"),
+        (["--resume", experiment], "e.yaml is not a directory"),
+        (["--resume", "empty"], "empty holds no manifest.json"),
+        ([study, "--resume", "empty"], "empty holds no manifest.json"),
+        ([experiment, "--resume", half_done], "--resume: for studies only"),
+        (["--model", "a", "--resume", half_done], "--model: cannot change"),
+    ):
+        for more in ([], ["--dry-run"]):
+            said = llem("run", *arguments, *more)
+            assert (said.code, said.out) == (2, "")
+            assert message in said.err
+    assert list((llem.directory / "empty").iterdir()) == []
+
+
+def test_a_csv_of_a_finished_study_is_made_when_it_is_asked_for(llem: CommandLine, tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "begun")
+    stage.directory.mkdir()
+    stage.runner(study_of("a")).run()
+    assert llem("run", "--resume", str(stage.directory), "--export-csv").code == 0
+    assert (stage.directory / "results.csv").is_file()
+
+
 def test_one_study_is_kept_where_its_file_or_the_flag_says(llem: CommandLine) -> None:
-    text = "experiments: [{model: a, output_dir: one}, {model: b, output_dir: two}]\n"
+    one, two = (f"{{model: builtin/tiny-llama, n: {n}, pytorch: {{device: cpu}}, output_dir: at-{n}}}" for n in (1, 2))
+    text = f"experiments: [{one}, {two}]\n"
     said = llem("run", llem.file("s.yaml", text), "--dry-run")
     assert said.code == 2
     assert "a study is kept in one" in said.err

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import queue
+import resource
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from config_strategies import configs
 from fakes import EPOCH, VirtualClock
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
+from llenergymeasure.domain.study import ExperimentManifestEntry
 from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.study.manifest import (
     JOURNAL_FILE,
@@ -28,6 +31,10 @@ from llenergymeasure.study.manifest import (
 )
 from llenergymeasure.study.plan import plan_runs
 from llenergymeasure.study.resume import load_resumable_study, locked
+
+ENTRY = ExperimentManifestEntry(config_hash="a" * 16, config_summary="a / pytorch", cycle=1)
+
+NO_ENTRIES = ["[]", "5", "null", "{}", '{"entry": 1}', '{"entry": null}', "[" * 100_000, "\xff", '{"entry": {"cyc']
 
 
 def study_of(models: int = 2, cycles: int = 2, **execution: object) -> StudyConfig:
@@ -204,15 +211,37 @@ def test_missing_manifest_is_an_error_that_names_the_file(tmp_path: Path) -> Non
 
 
 def test_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no /dev/full here")
-    journal = Journal(tmp_path / JOURNAL_FILE)
-    journal.append('{"entry": 1}')
-    assert list(read_journal(tmp_path / JOURNAL_FILE)) == [{"entry": 1}]
-    (tmp_path / "full").symlink_to(full)
-    with pytest.raises(PersistenceError, match="No space left"):
-        Journal(tmp_path / "full").append('{"entry": 2}')
+    path = tmp_path / JOURNAL_FILE
+    journal, line = Journal(path), f'{{"entry": {ENTRY.model_dump_json()}}}'
+    journal.append(line)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 10, limits[1]))
+    try:
+        with pytest.raises(PersistenceError, match="File too large"):
+            journal.append(line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == line + "\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "5", "null", "{}", '{"entry": 1}', '{"entry": null}', "[" * 100_000, "\xff", ""]
+)
+def test_a_line_of_the_journal_that_tells_of_no_run_is_left_out_and_the_next_is_read(
+    tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / JOURNAL_FILE
+    path.write_bytes(line.encode("latin-1") + b'\n{"entry": ' + ENTRY.model_dump_json().encode() + b"}\n")
+    assert list(read_journal(path)) == [ENTRY]
+    assert f"{path}: line 1 is ignored" in caplog.text
+
+
+def test_entries_of_a_newer_release_and_dates_without_a_zone_are_read(tmp_path: Path) -> None:
+    entry = {**json.loads(ENTRY.model_dump_json()), "new_in_2_9": [1], "started_at": "2026-01-02T03:04:05"}
+    path = tmp_path / JOURNAL_FILE
+    path.write_text(json.dumps({"entry": entry, "also_new": True}))
+    (read,) = read_journal(path)
+    assert read.started_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
 
 @settings(deadline=None, max_examples=30)

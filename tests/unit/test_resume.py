@@ -232,11 +232,13 @@ def test_damaged_manifest_needs_the_study_file_and_nothing_else(stage: Stage) ->
     assert load_manifest(stage.directory).completed == 3
 
 
-def test_directory_without_a_study_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(PersistenceError, match=r"manifest\.json"):
-        resume(tmp_path)
-    with pytest.raises(StudyError, match="not a directory"):
-        resume(tmp_path / "nowhere")
+@pytest.mark.parametrize("name", ["", "gone"])
+def test_directory_without_a_study_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    for study in (None, study_of("a")):
+        with pytest.raises(StudyError, match=str(tmp_path / name)):
+            resume(tmp_path / name, study)
+    with pytest.raises(StudyError, match=str(tmp_path / name)):
+        load_resumable_study(tmp_path / name)
 
 
 def test_study_that_is_running_cannot_be_resumed(stage: Stage) -> None:

@@ -24,7 +24,8 @@ def prompts(tmp_path: Path) -> str:
 def study_file(tmp_path: Path, prompts: str) -> str:
     path = tmp_path / "study.yaml"
     path.write_text(
-        f"{{model: somebody/model, dataset: {prompts}, n: 4, baseline: {{enabled: false}}, warmup: {{enabled: false}},"
+        f"{{model: builtin/tiny-llama, pytorch: {{device: cpu}}, dataset: {prompts}, n: 4,"
+        " baseline: {enabled: false}, warmup: {enabled: false},"
         " sweep: {precision: [fp32, bf16, fp16]}}\n"
     )
     return str(path)

@@ -265,7 +265,8 @@ def test_verbosity_of_the_settings_is_that_of_the_flags(
     user_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = tmp_path / "study.yaml"
-    study.write_text(f"{{model: a/b, dataset: {{synthetic: {{n: 1}}}}, sweep: {{random_seed: {list(range(60))}}}}}\n")
+    model = "model: builtin/tiny-llama, pytorch: {device: cpu}"
+    study.write_text(f"{{{model}, dataset: {{synthetic: {{n: 1}}}}, sweep: {{random_seed: {list(range(60))}}}}}\n")
 
     def preview(verbosity: str, *flags: str) -> str:
         user_file.write_text(f"ui: {{verbosity: {verbosity}}}\n")

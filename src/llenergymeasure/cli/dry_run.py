@@ -25,6 +25,7 @@ from llenergymeasure.exceptions import BackendError
 from llenergymeasure.results.summary import duration
 from llenergymeasure.study.gaps import gaps_of
 from llenergymeasure.study.plan import PlannedRun, plan_runs
+from llenergymeasure.study.resume import Resumption
 
 LABEL_WIDTH: Final = 13
 
@@ -124,17 +125,34 @@ def render_dry_run(report: DryRunReport) -> str:
 
 
 def render_study_preview(
-    study: StudyConfig, machine: UserConfig, *, list_all: bool = False, host: Host | None = None
+    study: StudyConfig,
+    machine: UserConfig,
+    *,
+    list_all: bool = False,
+    host: Host | None = None,
+    begun: Resumption | None = None,
 ) -> str:
-    """What a study would do; `list_all` lists every configuration, also of a large study."""
+    """What a study would do.
+
+    Args:
+        list_all: Whether to list every configuration, also of a large study.
+        begun: What an earlier execution has left; `None`: there was none.
+    """
     host = host or Host()
     most = len(study.experiments) + len(study.skipped_configs) if list_all else MAX_LISTED
     runs = plan_runs(study)
+    kept = set() if begun is None else {(entry.config_hash, entry.cycle) for entry in begun.kept}
+    left = [run for run in runs if run.key not in kept]
     execution = study.execution
     lines = [
         f"Dry run: study {study.name or '(no name)'}, design {study.study_design_hash}",
         f"  {len(study.experiments)} configurations × {execution.n_cycles} cycles, {execution.cycle_order}: "
         f"{len(runs)} runs",
+        *(
+            []
+            if begun is None
+            else [f"  {len(runs) - len(left)} of them are finished, {len(left)} left", *begun.warnings]
+        ),
         "",
         "Configurations",
         *_limited(_configurations(study.experiments, machine, most, host), len(study.experiments), most),
@@ -148,7 +166,7 @@ def render_study_preview(
             "Batches that are not filled",
             *_limited((f"  {told}" for told in partial[:most]), len(partial), most),
         ]
-    lines += ["", f"Order          {_order(study, runs)}", *_study_time(study, runs, machine), "Nothing was run."]
+    lines += ["", f"Order          {_order(study, left)}", *_study_time(study, left, machine), "Nothing was run."]
     return "\n".join(lines)
 
 
@@ -278,7 +296,7 @@ def _order(study: StudyConfig, runs: Sequence[PlannedRun]) -> str:
     """The first runs by the numbers of their configurations."""
     numbers = {id(config): number for number, config in enumerate(study.experiments, start=1)}
     shown = [str(numbers.get(id(run.config), "?")) for run in runs[:20]]
-    return " ".join(shown) + (" …" if len(runs) > len(shown) else "")
+    return (" ".join(shown) or "nothing is left to do") + (" …" if len(runs) > len(shown) else "")
 
 
 def _study_time(study: StudyConfig, runs: Sequence[PlannedRun], machine: UserConfig) -> Iterator[str]:

@@ -154,6 +154,15 @@ class RunRequest:
         """The flags given that only a study understands."""
         return [flag.name for flag, _ in self._given() if flag.study_only]
 
+    def fixed_by_resuming(self) -> list[str]:
+        """The flags given that a study in its own directory leaves no room for.
+
+        Beside a study file they change that file's study, which then must be the one that was begun; where its results
+        are cannot change at all.
+        """
+        flags = [flag for flag, _ in self._given() if flag.sets and not flag.study_only]
+        return [flag.name for flag in flags if self.config is None or flag.sets == ("output_dir",)]
+
     def overrides(self) -> dict[str, Any]:
         """What the flags given set, by the dotted path of the config field."""
         return {path: typed if flag.to is None else flag.to for flag, typed in self._given() for path in flag.sets}

@@ -60,7 +60,7 @@ def _start(request: RunRequest) -> int:
 
 def _run(request: RunRequest, machine: UserConfig) -> int:
     document = None if request.config is None else _read(request.config)
-    if request.resume is not None or (document is not None and is_study_document(document.data)):
+    if is_study_document(document.data) if document is not None else request.resume is not None:
         from llenergymeasure.cli.study import run_study_command
 
         return run_study_command(request, document, machine)

@@ -22,12 +22,20 @@ from llenergymeasure.config.models import ExecutionConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.config.yaml_io import LoadedDocument
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
-from llenergymeasure.exceptions import PersistenceError
+from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
 from llenergymeasure.security import for_display, user_path
-from llenergymeasure.study.execute import StudyPlace
+from llenergymeasure.study.execute import StudyPlace, check_backends, dataset_hashes
 from llenergymeasure.study.plan import StudyEvent, StudyStarted
-from llenergymeasure.study.resume import find_unfinished, load_resumable_study
+from llenergymeasure.study.preflight import check_here
+from llenergymeasure.study.resume import (
+    Resumption,
+    check_study_dir,
+    experiments_left,
+    find_unfinished,
+    load_resumable_study,
+    plan_resumption,
+)
 from llenergymeasure.study.runner import StudyStoppedError
 
 DEFAULT_CYCLES = 3
@@ -47,7 +55,8 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
         document: The study file; `None` for `--resume` alone.
     """
     asks = machine.ui.prompt and not request.dry_run and sys.stdin.isatty() and sys.stderr.isatty()
-    parent, resume = request.output or user_path(machine.output.results_dir), request.resume
+    resume = None if request.resume is None else _directory_to_resume(request.resume, request)
+    parent = request.output or user_path(machine.output.results_dir)
     if document is not None:
         study = _named(document, request)
         parent = request.output or study_parent(study, machine)
@@ -61,7 +70,11 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
     if request.dry_run:
         from llenergymeasure.cli.dry_run import render_study_preview
 
-        print_result(render_study_preview(study, machine, list_all=request.verbose))
+        begun = None if resume is None else plan_resumption(resume, study, dataset_hashes())
+        print_result(render_study_preview(study, machine, list_all=request.verbose, begun=begun))
+        check_backends(study, machine)
+        for warning in check_here(experiments_left(begun or Resumption(study)), machine):
+            sys.stderr.write(f"{warning}\n")
         return EXIT_OK
     if study.skipped_configs and not request.quiet:
         from llenergymeasure.cli.dry_run import skipped_lines
@@ -99,6 +112,24 @@ def _offer_to_resume(study: StudyConfig, parent: Path) -> Path | None:
     sys.stderr.flush()
     answer = sys.stdin.readline().strip().lower()
     return unfinished if answer in ("", "y", "yes") else None
+
+
+def _directory_to_resume(directory: Path, request: RunRequest) -> Path:
+    """The study directory that `--resume` names, with `~` expanded.
+
+    Raises:
+        UsageError: It holds no study, or there are flags that cannot change the study in it.
+    """
+    try:
+        found = check_study_dir(directory)
+    except StudyError as error:
+        raise UsageError(f"--resume: {error}") from error
+    if flags := request.fixed_by_resuming():
+        raise UsageError(
+            f"{', '.join(flags)}: cannot change a study that was begun, which stays in {found}. "
+            "Leave it out, or start a new study."
+        )
+    return found
 
 
 def _completed(study: StudyConfig, resume: Path | None) -> StudyConfig:

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 EnergyMethod = Literal["hardware_counter", "power_integration", "model_estimate"]
 """How joules were found: a meter's own counter, the integral of power samples, or a model (an estimate)."""
@@ -65,6 +65,17 @@ def empty(kind: Callable[[], object], description: str) -> Any:
 def as_utc(moment: datetime) -> datetime:
     """`moment` in UTC; one without a time zone is taken as UTC."""
     return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
+
+
+def _moment(value: datetime) -> datetime:
+    try:
+        return as_utc(value)
+    except OverflowError as error:  # beside the first or last year
+        raise ValueError("no such moment in UTC") from error
+
+
+Moment = Annotated[datetime, AfterValidator(_moment)]
+"""A date in UTC; one without a time zone is taken as UTC."""
 
 
 def json_ready(value: Any) -> Any:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PrivateAttr
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, VERSION
-from llenergymeasure.domain.base import JsonDict, Printed, Record, SchemaVersion, empty, optional
+from llenergymeasure.domain.base import JsonDict, Moment, Printed, Record, SchemaVersion, empty, optional
 from llenergymeasure.exceptions import PersistenceError
 
 if TYPE_CHECKING:
@@ -119,8 +118,8 @@ class StudyResult(Printed):
     study_id: str = Field(description="Identity of this execution of the study.")
     name: str | None = optional("Name of the study.")
     study_design_hash: str | None = optional("First 16 hex digits of SHA-256 over the resolved experiments.")
-    started_at: datetime = Field(description="When the study began (UTC).")
-    completed_at: datetime | None = optional("When it ended (UTC); null: it did not.")
+    started_at: Moment = Field(description="When the study began (UTC).")
+    completed_at: Moment | None = optional("When it ended (UTC); null: it did not.")
     measurement_protocol: MeasurementProtocol = empty(MeasurementProtocol, "Cycles, order, gaps and seed.")
     summary: StudySummary = Field(description="Counts and totals.")
     skipped: list[SkippedExperiment] = empty(list, "Configurations left out.")
@@ -181,8 +180,8 @@ class ExperimentManifestEntry(Record):
     result_file: str | None = optional("Result, relative to the study directory.")
     error_type: str | None = optional("Class of the error that ended it.")
     error_message: str | None = optional("What happened.")
-    started_at: datetime | None = optional("When it began (UTC).")
-    completed_at: datetime | None = optional("When it ended (UTC).")
+    started_at: Moment | None = optional("When it began (UTC).")
+    completed_at: Moment | None = optional("When it ended (UTC).")
     dataset_sha256: str | None = optional("SHA-256 of the prompts it used.")
 
 
@@ -193,8 +192,8 @@ class StudyManifest(Record):
     study_name: str = Field(description="Name of the study.")
     study_design_hash: str = Field(description="First 16 hex digits of SHA-256 over the resolved experiments.")
     llenergymeasure_version: str = Field(default=VERSION, description="Version that wrote this.")
-    started_at: datetime = Field(description="When the study began (UTC).")
-    completed_at: datetime | None = optional("When it ended (UTC).")
+    started_at: Moment = Field(description="When the study began (UTC).")
+    completed_at: Moment | None = optional("When it ended (UTC).")
     status: StudyStatus = Field(default="running", description="Where the study is.")
     total_experiments: int = Field(ge=0, description="Runs planned.")
     completed: int = Field(default=0, ge=0, description="Runs with a result.")

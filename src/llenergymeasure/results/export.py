@@ -80,7 +80,6 @@ def to_csv(results: Iterable[ExperimentResult], path: str | Path) -> Path:
     Raises:
         PersistenceError: The file cannot be written; names the path.
     """
-    path = Path(path)
     columns, rows = tabulate(results)
     path = user_path(path)
     text = io.StringIO(newline="")

@@ -30,7 +30,14 @@ from typing import Any, Final, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
-from llenergymeasure.atomic import copy_atomically, make_unique_directory, write_atomically, write_bytes_atomically
+from llenergymeasure.atomic import (
+    copy_atomically,
+    make_directories,
+    make_unique_directory,
+    read_plain_file,
+    write_atomically,
+    write_bytes_atomically,
+)
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION
 from llenergymeasure.domain.base import as_utc
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
@@ -50,6 +57,7 @@ OUTPUTS_FILE: Final = "outputs.jsonl"
 
 _MAJOR: Final = RESULT_SCHEMA_VERSION.split(".")[0]
 _MAX_PROBLEMS_SHOWN: Final = 5
+_ROWS_AT_ONCE: Final = 256
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +190,7 @@ def from_json(path: str | Path) -> ExperimentResult:
     return result
 
 
-def load_record(path: Path, model: type[ModelT], what: str) -> ModelT:
+def load_record(path: Path, model: type[ModelT], what: str, *, follow_links: bool = True) -> ModelT:
     """Read a versioned record.
 
     Fields that this release does not know are left out with a `ResultFileWarning`; they come from a newer 2.x release.
@@ -190,15 +198,15 @@ def load_record(path: Path, model: type[ModelT], what: str) -> ModelT:
     Args:
         model: Has a `schema_version`.
         what: What the file is, for messages: `result`, `study summary`.
+        follow_links: `False` for a file that is never a link unless somebody planted it.
 
     Raises:
         PersistenceError: The file is unreadable, damaged, or of another major version; names the file and the reason.
     """
-    content = _read_json_object(path)
+    content = _read_json_object(path, follow_links)
     _check_version(path, content.get("schema_version"), what)
-    unknown = _remove_unknown_fields(content, model)
     try:
-        record = model.model_validate(content)
+        record, unknown = as_known(content, model)
     except ValidationError as error:
         raise _not_a_record(path, what, error) from error
     if unknown:
@@ -210,6 +218,21 @@ def load_record(path: Path, model: type[ModelT], what: str) -> ModelT:
             stacklevel=3,
         )
     return record
+
+
+def as_known(content: Any, model: type[ModelT]) -> tuple[ModelT, list[str]]:
+    """A record from its JSON, without what `model` does not know at any depth; the dotted paths of that.
+
+    Raises:
+        pydantic.ValidationError: What is left is no such record.
+    """
+    try:
+        return model.model_validate(content), []
+    except ValidationError as error:
+        unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+    for *parents, name in unknown:
+        del reduce(getitem, parents, content)[name]
+    return model.model_validate(content), [_dotted(location) for location in unknown]
 
 
 def load_study(path: str | Path) -> StudyResult:
@@ -241,7 +264,7 @@ def write_process_result(record: RawProcessResult, state_dir: Path) -> Path:
     """
     directory = _directory(state_dir, record.experiment_id)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directories(directory)
     except OSError as error:
         raise PersistenceError(f"Cannot create {directory}: {error.strerror or error}.") from error
     path = to_json(record, directory / f"process_{record.process_index}.json")
@@ -269,6 +292,17 @@ def directory_name(result: ExperimentResult) -> str:
     """Name of a result's directory before it is made unique: `{model-slug}_{backend}_{UTC timestamp}`."""
     model = result.model_name or str(result.effective_config.get("model") or "") or result.experiment_id
     return f"{model_slug(model)}_{sanitize_experiment_id(result.backend)}_{timestamp_slug(result.start_time)}"
+
+
+def is_result_directory(name: str) -> bool:
+    """Whether a name is one that `directory_name` gives, or that was made unique from one."""
+    return re.fullmatch(r".+_\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(_\d+)?", name) is not None
+
+
+def goes_beside_result(name: str) -> bool:
+    """Whether a file of this name is saved before the `result.json` that makes a directory a result."""
+    patterns = (TIMESERIES_FILE, TRACE_PATTERN, OUTPUTS_FILE, "*.log")
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def model_slug(model: str) -> str:
@@ -314,9 +348,10 @@ def _indices(directory: Path, ending: str) -> frozenset[int]:
     return frozenset(int(match[1]) for match in matches if match)
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
+def _read_json_object(path: Path, follow_links: bool) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        text = read_plain_file(path, follow_links=follow_links).decode("utf-8")
+        content = json.loads(text, parse_constant=_refuse_constant)
     except OSError as error:
         raise PersistenceError(f"Cannot read {path}: {error.strerror or error}.") from error
     except json.JSONDecodeError as error:
@@ -328,19 +363,6 @@ def _read_json_object(path: Path) -> dict[str, Any]:
         kind = type(content).__name__
         raise PersistenceError(f"{path} holds a JSON {kind}, not an object. It is not one of our files.")
     return content
-
-
-def _remove_unknown_fields(content: Any, model: type[BaseModel]) -> list[str]:
-    """Take out of `content`, at any depth, what `model` does not know; their dotted paths."""
-    try:
-        model.model_validate(content)
-    except ValidationError as error:
-        unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
-    else:
-        return []
-    for *parents, name in unknown:
-        del reduce(getitem, parents, content)[name]
-    return [_dotted(location) for location in unknown]
 
 
 def _check_version(path: Path, version: object, what: str) -> None:

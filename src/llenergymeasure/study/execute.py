@@ -1,16 +1,11 @@
-"""A study from its config to its result: directory, lock, resumption, the runner, and telling somebody at the end."""
+"""A study from its config to its result: directory, lock, resumption, the runner, and word to a webhook at the end."""
 
 from __future__ import annotations
 
-import json
-import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path, settings_without_effect
@@ -19,19 +14,16 @@ from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, PreFlightError, StudyError
-from llenergymeasure.resilience import retry_on_error
 from llenergymeasure.results.persistence import load_study
 from llenergymeasure.runners.launchers import ChosenLauncher, Launcher
 from llenergymeasure.study.gaps import enter_key
 from llenergymeasure.study.manifest import create_study_dir
 from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyObserver, StudyStarted, StudyWarning, plan_runs
-from llenergymeasure.study.resume import Resumption, check_study_dir, locked, plan_resumption
+from llenergymeasure.study.preflight import StudyCheck, check_in_child
+from llenergymeasure.study.resume import Resumption, check_study_dir, experiments_left, locked, plan_resumption
 from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
-
-POST_TIMEOUT_S: Final = 10.0
-POST_RETRIES: Final = 2
-
-_log = logging.getLogger(__name__)
+from llenergymeasure.study.saving import CSV_FILE, clear_leftovers
+from llenergymeasure.study.webhook import send_summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +50,7 @@ def execute_study(
     on_result: Callable[[ExperimentResult], None],
     observer: StudyObserver | None = None,
     launcher: Launcher | None = None,
+    check: StudyCheck | None = None,
 ) -> StudyResult:
     """Run a study, or what is left of it.
 
@@ -65,6 +58,7 @@ def execute_study(
         study: The study; `None`: the one in `place.resume`, as its manifest has it.
         on_result: Receives each result as soon as it exists.
         launcher: Runs each experiment in isolation; `None`: the one that `machine` names for its backend.
+        check: Finds out beforehand whether they can run; `None`: this machine's pre-flight, where the launcher is its.
 
     Returns:
         What the study yielded; of a finished one that is resumed, what it had yielded.
@@ -82,11 +76,14 @@ def execute_study(
         if observer is not None:
             observer(event)
 
+    check = check or (check_in_child if launcher is None else _no_check)
     if study is not None:
         check_backends(study, machine)
+    if study is not None and place.resume is None:
+        for warning in check(study.experiments, machine):
+            follow(StudyWarning(warning))
     if place.resume is not None:
-        check_study_dir(place.resume)
-        directory = place.resume
+        directory = check_study_dir(place.resume)
     elif study is not None:
         directory = create_study_dir(study.name, place.parent)
     else:
@@ -96,15 +93,18 @@ def execute_study(
     with locked(directory):
         if study is None or place.resume is not None:
             resumption = plan_resumption(directory, study, dataset_hashes())
+            clear_leftovers(directory)
             for warning in resumption.warnings:
                 follow(StudyWarning(warning))
-            finished = _finished_result(directory, resumption)
+            finished = _finished_result(directory, resumption, export_csv=place.export_csv)
             if finished is not None:
                 done = finished.summary
                 follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
                 follow(StudyWarning(f"The study in {directory} is finished; nothing to do."))
                 return finished
             check_backends(resumption.study, machine)
+            for warning in check(experiments_left(resumption), machine):
+                follow(StudyWarning(warning))
         else:
             resumption = Resumption(study)
         skip_gap = enter_key() if place.interactive else None
@@ -113,6 +113,10 @@ def execute_study(
             resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
         )
         return _run(runner, machine.output.webhook_url)
+
+
+def _no_check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
+    return []
 
 
 def check_backends(study: StudyConfig, machine: UserConfig) -> None:
@@ -148,46 +152,16 @@ def dataset_hashes() -> Callable[[ExperimentConfig], str]:
     return lambda config: sha256(config.dataset, config.n)
 
 
-def send_summary(
-    url: str,
-    result: StudyResult,
-    *,
-    status: str,
-    post: Callable[[str, bytes], None] | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-) -> bool:
-    """POST a study's result as JSON, `{"event": "study", "status": …, "study": …}`.
-
-    Args:
-        url: Where to; it may hold a secret, so only its host is ever logged.
-        status: How it ended: `completed`, `failed`.
-        post: Sends a body to a URL, and is tried again when the connection fails; `None`: over HTTP with a time-out.
-        sleep: Waits before that, for a number of seconds.
-
-    Returns:
-        Whether it arrived. Nothing is raised: the study is over and on disk.
-    """
-    host = urlsplit(url).hostname or "the webhook"
-    message = {"event": "study", "status": status, "study": result.model_dump(mode="json")}
-    retrying = retry_on_error(POST_RETRIES, sleep=sleep)
-    try:
-        retrying(post or _http_post)(url, json.dumps(message, ensure_ascii=False).encode())
-    except Exception as error:  # noqa: BLE001 (whatever a far server does, the study has succeeded)
-        _log.warning("The study's summary did not reach %s: %s", host, str(error).replace(url, host))
-        return False
-    _log.info("Sent the study's summary to %s", host)
-    return True
-
-
-def _finished_result(directory: Path, resumption: Resumption) -> StudyResult | None:
-    """The summary of a study with nothing left to do; `None` where a run, or the summary itself, is to be made yet."""
+def _finished_result(directory: Path, resumption: Resumption, *, export_csv: bool) -> StudyResult | None:
+    """The summary of a study with nothing left to do; `None` where a run, the summary or a CSV is to be made yet."""
     if resumption.started_at is None or len(resumption.kept) < len(plan_runs(resumption.study)):
         return None
     try:
         result = load_study(directory)
     except PersistenceError:  # killed between its last run and its summary
         return None
-    return result if result.completed_at is not None and result.summary.completed == len(resumption.kept) else None
+    is_whole = result.completed_at is not None and result.summary.completed == len(resumption.kept)
+    return result if is_whole and not (export_csv and not (directory / CSV_FILE).exists()) else None
 
 
 def _run(runner: StudyRunner, webhook_url: str | None) -> StudyResult:
@@ -201,18 +175,3 @@ def _run(runner: StudyRunner, webhook_url: str | None) -> StudyResult:
     if webhook_url is not None:
         send_summary(webhook_url, result, status="completed")
     return result
-
-
-def _http_post(url: str, body: bytes) -> None:
-    try:
-        import httpx
-    except ImportError as error:
-        raise OSError('httpx is not installed; install it with: pip install "llenergymeasure[webhooks]"') from error
-    try:
-        answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"}, timeout=POST_TIMEOUT_S)
-    except httpx.TransportError as error:
-        raise ConnectionError(f"{type(error).__name__}: {error}") from error
-    if answer.status_code >= 500:
-        raise ConnectionError(f"the server answered {answer.status_code}")
-    if answer.status_code >= 400:
-        raise OSError(f"the server answered {answer.status_code}")

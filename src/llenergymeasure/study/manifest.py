@@ -20,13 +20,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from llenergymeasure.atomic import make_unique_directory, write_bytes_atomically
+from llenergymeasure.atomic import make_unique_directory, open_ours, read_plain_file, write_bytes_atomically
 from llenergymeasure.config.base import portable_data
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest, StudyStatus
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.persistence import load_record, timestamp_slug
+from llenergymeasure.results.persistence import as_known, load_record, timestamp_slug
 from llenergymeasure.security import sanitize_experiment_id, validate_path
 from llenergymeasure.study.plan import RunKey, design_hash_of, plan_runs
 
@@ -78,10 +78,9 @@ def load_manifest(study_dir: str | Path) -> StudyManifest:
         PersistenceError: There is no manifest, or it is damaged; names the file and the reason.
     """
     study_dir = Path(study_dir)
-    manifest = load_record(study_dir / MANIFEST_FILE, StudyManifest, "study manifest")
+    manifest = load_record(study_dir / MANIFEST_FILE, StudyManifest, "study manifest", follow_links=False)
     entries = {(entry.config_hash, entry.cycle): entry for entry in manifest.experiments}
-    for record in read_journal(study_dir / JOURNAL_FILE):
-        entry = ExperimentManifestEntry.model_validate(record["entry"])
+    for entry in read_journal(study_dir / JOURNAL_FILE):
         if (entry.config_hash, entry.cycle) in entries:
             entries[entry.config_hash, entry.cycle] = entry
     return manifest.model_copy(update={"experiments": list(entries.values()), **_counts(entries.values())})
@@ -257,9 +256,11 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._length = 0
+        self._descriptor = open_ours(path, os.O_WRONLY | os.O_CREAT)
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            os.ftruncate(self._descriptor, 0)
         except OSError as error:
+            os.close(self._descriptor)
             raise self._cannot_write(error) from error
 
     def append(self, line: str) -> None:
@@ -281,33 +282,42 @@ class Journal:
         self._length += len(content)
 
     def remove(self) -> None:
-        """Close and delete the file: everything in it stands elsewhere."""
+        """Close and delete the file: everything in it stands elsewhere.
+
+        Raises:
+            PersistenceError: It cannot be deleted.
+        """
         os.close(self._descriptor)
-        self._path.unlink(missing_ok=True)
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: OSError) -> PersistenceError:
         return PersistenceError(f"Cannot write {self._path}: {error.strerror or error}.")
 
 
-def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line of a journal; a line cut short by a crash ends it. Nothing where there is no file.
+def read_journal(path: Path) -> Iterator[ExperimentManifestEntry]:
+    """The entries of a journal; a line that holds none, cut short by a crash for one, is left out with a warning.
+
+    Nothing where there is no file. Fields of a newer 2.x release are left out.
 
     Raises:
         PersistenceError: It cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = read_plain_file(path, follow_links=False)
     except FileNotFoundError:
         return
     except OSError as error:
         raise PersistenceError(f"Cannot read {path}: {error.strerror or error}.") from error
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            record = json.loads(line)
-        except ValueError:
-            _log.warning("%s: line %d was cut short; it and what follows are ignored", path, number)
-            return
-        yield record
+            entry, _unknown = as_known(json.loads(line)["entry"], ExperimentManifestEntry)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            _log.warning("%s: line %d is ignored: it was cut short, or tells of no run", path, number)
+        else:
+            yield entry
 
 
 def _counts(entries: Iterable[ExperimentManifestEntry]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from llenergymeasure.atomic import open_ours, read_plain_file
 from llenergymeasure.config.base import by_dotted_path
 from llenergymeasure.config.grid import compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
@@ -30,6 +31,7 @@ from llenergymeasure.domain.experiment import ExperimentResult, compute_measurem
 from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest
 from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import RESULT_FILE, load_result
+from llenergymeasure.results.summary import one_line
 from llenergymeasure.security import is_safe_path, validate_path
 from llenergymeasure.study.manifest import MANIFEST_FILE, load_manifest
 from llenergymeasure.study.plan import plan_runs
@@ -38,6 +40,9 @@ MAX_DIFFERENCES: Final = 20
 """Differences between two versions of a study that a message lists."""
 
 LOCK_FILE: Final = ".lock"
+
+MAX_HOLDER: Final = 200
+"""Bytes read of a lock file, which says who holds it."""
 
 _UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
@@ -62,16 +67,20 @@ class Resumption:
     warnings: tuple[str, ...] = ()
 
 
-def check_study_dir(study_dir: Path) -> None:
-    """Make sure that `study_dir` can hold a study.
+def check_study_dir(study_dir: Path) -> Path:
+    """The directory of a study that was begun, with `~` expanded.
 
     Raises:
         ConfigError: The path is unsafe to open.
-        StudyError: There is no such directory.
+        StudyError: There is no such directory, or no study in it.
     """
     validate_path(study_dir, what="resume")
-    if not study_dir.is_dir():
+    found = study_dir.expanduser()
+    if not found.is_dir():
         raise StudyError(f"there is no study to go on with: {study_dir} is not a directory")
+    if not any(os.path.lexists(found / name) for name in (MANIFEST_FILE, LOCK_FILE)):
+        raise StudyError(f"there is no study to go on with: {study_dir} holds no {MANIFEST_FILE}")
+    return found
 
 
 def load_resumable_study(study_dir: Path) -> StudyConfig:
@@ -80,9 +89,9 @@ def load_resumable_study(study_dir: Path) -> StudyConfig:
     Raises:
         ConfigError: The path is unsafe to open.
         PersistenceError: There is no manifest, or it is damaged.
-        StudyError: There is no such directory, or this release cannot read the study in it.
+        StudyError: There is no such directory or no study in it, or this release cannot read it.
     """
-    check_study_dir(study_dir)
+    study_dir = check_study_dir(study_dir)
     return _study_in(load_manifest(study_dir), study_dir)
 
 
@@ -145,6 +154,13 @@ def plan_resumption(
     )
 
 
+def experiments_left(resumption: Resumption) -> list[ExperimentConfig]:
+    """The experiments of a study that have a run left to do, each once."""
+    kept = {(entry.config_hash, entry.cycle) for entry in resumption.kept}
+    left = {run.config_hash: run.config for run in plan_runs(resumption.study) if run.key not in kept}
+    return list(left.values())
+
+
 def refuse_changes(before: StudyConfig, now: StudyConfig) -> None:
     """Make sure that two versions of a study measure the same.
 
@@ -190,19 +206,14 @@ def locked(study_dir: Path) -> Iterator[None]:
 
     Raises:
         StudyError: Another process holds it; names that process.
-        PersistenceError: The lock file cannot be written.
+        PersistenceError: The lock file cannot be written, or is not ours.
     """
     path = study_dir / LOCK_FILE
-    try:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
-    with file:
+    with open(open_ours(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = one_line(file.read(MAX_HOLDER).decode(errors="replace")) or "another process"
             raise StudyError(
                 f"{study_dir} is in use by {holder}. Wait for it to end, or stop it; two studies must not share a "
                 "directory, nor a machine."
@@ -211,9 +222,11 @@ def locked(study_dir: Path) -> Iterator[None]:
             if error.errno not in _UNSUPPORTED:
                 raise PersistenceError(f"Cannot lock {path}: {error.strerror or error}.") from error
             _log.warning("%s cannot be locked (%s); see to it yourself that nobody else uses it", path, error.strerror)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        except OSError as error:
+            raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
         yield
 
 
@@ -222,7 +235,7 @@ def find_unfinished(parent: Path, study_design_hash: str) -> Path | None:
     candidates = []
     for path in parent.glob(f"*/{MANIFEST_FILE}"):
         try:
-            if study_design_hash not in path.read_text(encoding="utf-8", errors="replace"):
+            if study_design_hash.encode() not in read_plain_file(path, follow_links=False):
                 continue  # most studies are told apart without parsing them
             manifest = load_manifest(path.parent)
         except (OSError, PersistenceError) as error:

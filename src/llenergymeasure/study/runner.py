@@ -22,6 +22,7 @@ from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.baseline import CachedBaseline
 from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.core.progress import Event, StepStarted
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -126,6 +127,7 @@ class StudyRunner:
         self._environment = before.environment
         self._baselines: tuple[CachedBaseline, ...] = ()
         self._failures_in_a_row: list[str] = []
+        self._machine_is_cool = True
         self._manifest = ManifestWriter(
             study, study_dir, kept=before.kept, started_at=before.started_at, clock=host.clock
         )
@@ -165,10 +167,12 @@ class StudyRunner:
         return result
 
     def _run_all(self) -> None:
+        self._make_work_dir()
         for index, run in enumerate(self._left):
             job = self._wait_before(run, self._left[index - 1]) if index > 0 else None
             if self._host.interrupt.requested:
                 raise RunInterruptedError("interrupted between two experiments")
+            self._machine_is_cool = True  # until a run loads something, or has a result
             self._run_one(run, job or self._make_job(run))
 
     def _wait_before(self, following: PlannedRun, previous: PlannedRun) -> Job | None:
@@ -180,6 +184,8 @@ class StudyRunner:
             job = self._make_job(following)
             self._host.launcher.prepare(job)
 
+        if self._machine_is_cool:
+            return None
         kind, duration_s = self._gaps.between(previous, following)
         wait_out(
             kind,
@@ -192,13 +198,22 @@ class StudyRunner:
         )
         return job
 
+    def _make_work_dir(self) -> None:
+        """Where runs keep their files, made anew: what is there is of an execution that was killed."""
+        work_dir = self._dir / WORK_DIR
+        try:
+            if os.path.lexists(work_dir):
+                shutil.rmtree(work_dir)  # refuses a link, which somebody else has put there
+            work_dir.mkdir()
+        except OSError as error:
+            raise PersistenceError(f"Cannot make {work_dir} anew: {error.strerror or error}. Remove it.") from error
+
     def _make_job(self, run: PlannedRun) -> Job:
         work_dir = self._dir / WORK_DIR / f"run-{run.position:05d}"
         if not self._directory_is_ours():
             raise PersistenceError(f"Cannot write to {self._dir}: {_GONE}")
         try:
-            shutil.rmtree(work_dir, ignore_errors=True)  # of an execution that was killed
-            work_dir.mkdir(parents=True)
+            work_dir.mkdir()
         except OSError as error:
             raise PersistenceError(f"Cannot create {work_dir}: {error.strerror or error}.") from error
         limit_s = self._study.execution.experiment_timeout_seconds
@@ -217,7 +232,7 @@ class StudyRunner:
         self._tell(RunStarted(run, len(self._all)))
         began_s = clock.now()
         try:
-            measured = self._host.launcher.run(job, self._tell, self._host.interrupt)
+            measured = self._host.launcher.run(job, self._follow, self._host.interrupt)
         except RunInterruptedError:
             keep_failure(run, self._dir, _logs(job), clock.wall())
             raise
@@ -231,6 +246,7 @@ class StudyRunner:
     def _record_success(
         self, run: PlannedRun, job: Job, measured: MeasuredRun, notes: list[str], duration_s: float
     ) -> None:
+        self._machine_is_cool = False
         result = self._annotated(measured.result, run, notes)
         files = measured.artefacts
         try:
@@ -332,6 +348,11 @@ class StudyRunner:
             return os.path.samestat(os.stat(self._dir), self._dir_status)
         except OSError:
             return False
+
+    def _follow(self, event: Event) -> None:
+        if isinstance(event, StepStarted) and event.step != "preflight":
+            self._machine_is_cool = False
+        self._tell(event)
 
     def _tell(self, event: StudyEvent) -> None:
         try:

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from llenergymeasure.atomic import make_unique_directory
+from llenergymeasure.atomic import is_unfinished, make_unique_directory
 from llenergymeasure.config.base import portable_data
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.domain.experiment import ExperimentResult
@@ -25,6 +25,8 @@ from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.export import to_csv
 from llenergymeasure.results.persistence import (
     STUDY_FILE,
+    goes_beside_result,
+    is_result_directory,
     load_result,
     model_slug,
     timestamp_slug,
@@ -62,6 +64,28 @@ def keep_failure(run: PlannedRun, study_dir: Path, logs: Sequence[Path], moment:
         _log.warning("Could not keep the log of %s, cycle %d: %s", run.title, run.cycle, error)
         return None
     return directory
+
+
+def clear_leftovers(study_dir: Path) -> None:
+    """Remove what a killed execution of a study was writing: unfinished files, and directories without their result.
+
+    A directory that holds anything that we do not write stays as it is.
+    """
+    try:
+        for path in [path for path in study_dir.iterdir() if is_unfinished(path)]:
+            path.unlink()
+        for directory in [path for path in study_dir.iterdir() if is_result_directory(path.name)]:
+            if directory.is_dir() and not directory.is_symlink():
+                _clear_result_directory(directory)
+    except OSError as error:
+        _log.warning("What an earlier execution left in %s could not be removed: %s", study_dir, error)
+
+
+def _clear_result_directory(directory: Path) -> None:
+    for path in [path for path in directory.iterdir() if is_unfinished(path)]:
+        path.unlink()
+    if all(goes_beside_result(path.name) for path in directory.iterdir()):
+        shutil.rmtree(directory)
 
 
 def write_study(

@@ -1,0 +1,124 @@
+"""What a study is asked once before anything starts, by a run and by its dry run alike."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from command_line import CommandLine
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.core.progress import Observer, StepStarted
+from llenergymeasure.exceptions import BackendError, PreFlightError
+from llenergymeasure.runners.job import Job, MeasuredRun
+from llenergymeasure.runners.supervise import Interrupt
+from llenergymeasure.study.execute import StudyPlace, execute_study
+from llenergymeasure.study.plan import GapStarted, StudyEvent, StudyWarning
+from llenergymeasure.study.preflight import MAX_CHECKED, check_here, check_in_child
+from llenergymeasure.study.runner import StudyStoppedError
+from study_fakes import ScriptedLauncher, Stage, study_of
+
+pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="needs the engine")
+
+SOUND = "model: builtin/tiny-llama, n: 2, pytorch: {device: cpu}"
+
+FAULTS = {
+    "no GPU": ("model: builtin/tiny-llama, n: 2", "no CUDA GPU is available"),
+    "no engine": ("model: builtin/tiny-llama, n: 2, backend: tensorrt", "the tensorrt backend cannot run"),
+    "no model": ("model: /no/model, n: 2, pytorch: {device: cpu}", "/no/model"),
+    "too few prompts": (f"{SOUND}, dataset: few.jsonl".replace("n: 2", "n: 9"), "9"),
+    "no data set": (f"{SOUND}, dataset: none.jsonl", "none.jsonl"),
+    "context": (f"{SOUND}, max_input_tokens: 100000", "max_input_tokens (100000)"),
+    "meter": (f"{SOUND}, energy: {{backend: nvml}}", "nvml"),
+}
+
+
+@pytest.fixture
+def llem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    directory = tmp_path / "work"
+    directory.mkdir()
+    (directory / "few.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    return CommandLine(directory, monkeypatch, capsys)
+
+
+def config(**changes: object) -> ExperimentConfig:
+    return ExperimentConfig.model_validate(
+        {"model": "builtin/tiny-llama", "n": 2, "pytorch": {"device": "cpu"}, **changes}
+    )
+
+
+@pytest.mark.parametrize(("fields", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_dry_run_refuses_what_no_run_could_do_with_its_exit_code(
+    llem: CommandLine, fields: str, message: str
+) -> None:
+    said = llem("run", llem.file("s.yaml", f"{{{fields}, sweep: {{random_seed: [1, 2]}}}}\n"), "--dry-run")
+    assert said.code == 1
+    assert said.err.startswith("Pre-flight failed: 1 issue\n")
+    assert message in said.err
+
+
+def test_a_run_is_refused_in_the_same_words_before_anything_starts(llem: CommandLine) -> None:
+    study = llem.file("s.yaml", f"{{{SOUND}, dataset: none.jsonl, sweep: {{random_seed: [1, 2]}}}}\n")
+    preview, run = llem("run", study, "--dry-run"), llem("run", study)
+    assert (run.code, run.out, run.err) == (1, "", preview.err)
+    assert not (llem.directory / "results").exists()
+
+
+def test_a_study_that_can_do_a_part_is_told_of_the_rest(llem: CommandLine) -> None:
+    study = llem.file("s.yaml", f"experiments: [{{{SOUND}}}, {{{SOUND.replace('builtin/tiny-llama', '/no/model')}}}]\n")
+    said = llem("run", study, "--dry-run")
+    assert said.code == 0
+    assert "cannot run here: " in said.err
+    assert "/no/model" in said.err
+
+
+def test_reasons_that_all_share_come_once_and_first() -> None:
+    with pytest.raises(PreFlightError) as caught:
+        check_here([config(dataset="none.jsonl"), config(dataset="none.jsonl", model="/no/model")], UserConfig())
+    assert len(caught.value.failures) == 2
+    assert "none.jsonl" in caught.value.failures[0]
+    assert caught.value.failures[1].startswith("model / ")
+
+
+def test_one_that_can_run_among_many_that_cannot_is_found_where_models_differ() -> None:
+    broken = [config(model="/no/model", random_seed=seed) for seed in range(MAX_CHECKED + 5)]
+    assert check_here([*broken, config()], UserConfig())
+
+
+def test_a_process_that_is_asked_says_the_same_and_one_without_faults_nothing() -> None:
+    configs = [config(), config(model="/no/model")]
+    assert check_in_child(configs, UserConfig()) == check_here(configs, UserConfig()) != []
+
+
+def test_what_is_refused_has_no_directory_and_what_is_told_reaches_the_observer(tmp_path: Path) -> None:
+    stage, events = Stage(tmp_path), list[StudyEvent]()
+
+    def refuse(configs: object, machine: UserConfig) -> list[str]:
+        raise PreFlightError(["no room"])
+
+    study, place = study_of("a"), StudyPlace(tmp_path / "results")
+    with pytest.raises(PreFlightError, match="no room"):
+        execute_study(study, place, UserConfig(), print, events.append, stage.launcher, refuse)
+    assert (events, list(tmp_path.iterdir())) == ([], [])
+    execute_study(study, place, UserConfig(), lambda r: None, events.append, stage.launcher, lambda c, m: ["mind this"])
+    assert StudyWarning("mind this") in events
+
+
+def test_there_is_no_gap_after_a_run_that_loaded_nothing(tmp_path: Path) -> None:
+    class Loading(ScriptedLauncher):
+        def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
+            if job.config.model == "loads":
+                observer(StepStarted("load"))
+            return super().run(job, observer, interrupt)
+
+    def fail(job: Job) -> None:
+        raise BackendError("no")
+
+    stage = Stage(tmp_path)
+    stage.launcher = Loading(stage.clock, fail)  # type: ignore[arg-type] # nothing comes of it
+    study = study_of("a", "b", "loads", "c", max_consecutive_failures=4, config_gap_seconds=60.0)
+    with pytest.raises(StudyStoppedError):
+        stage.runner(study).run()
+    assert len(stage.of(GapStarted)) == 1
