@@ -19,7 +19,16 @@ from pathlib import Path
 PACKAGE = "llenergymeasure"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
-FLOORS = ("cli __main__", "_api protocols", "study", "runners", "core results", "datasets builtin_models", "config", "domain")
+FLOORS = (
+    "cli __main__",
+    "_api protocols",
+    "study",
+    "runners",
+    "core results",
+    "datasets builtin_models",
+    "config",
+    "domain",
+)
 """From the top down; what is not named lies below them all."""
 
 DECLARED = {

@@ -6,12 +6,16 @@ import gc
 import io
 import logging
 import sys
+import threading
+from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
-from llenergymeasure.cli.progress import ExperimentProgress
+from llenergymeasure.cli.progress import ExperimentProgress, StudyProgress
 from llenergymeasure.cli.terminal import configured_logging
 from llenergymeasure.core.progress import Event, PromptsDone, StepFinished, StepStarted, Waiting, clock_face
+from llenergymeasure.study.plan import StudyEvent, StudyStarted, StudyWarning
 from terminal import FakeTerminal, screen
 
 TITLE = "Experiment: qwen2.5-0.5b / pytorch / bf16 / batch 8 on NVIDIA A100-SXM4-80GB"
@@ -108,6 +112,44 @@ class BreakingStream(FakeTerminal):
 def test_a_stream_that_breaks_never_disturbs_the_measurement(writes: int) -> None:
     draw(BreakingStream(writes))
     gc.collect()  # nor does what tqdm does when a bar is collected
+    assert_others_can_log()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("writes", range(8))
+def test_a_stream_that_breaks_never_disturbs_a_study(writes: int, tmp_path: Path) -> None:
+    progress = StudyProgress(BreakingStream(writes), verbose=True, n_cycles=1)
+    events: tuple[StudyEvent, ...] = (StudyStarted(tmp_path, 3, 0, 0), *LIFE, StudyWarning("a note"))
+    for event in events:
+        progress(event)
+    progress.close()
+    gc.collect()
+    assert_others_can_log()
+
+
+def assert_others_can_log() -> None:
+    """A message of another thread takes tqdm's lock, which every bar of the process shares."""
+    free: list[bool] = []
+
+    def take() -> None:
+        free.append(tqdm.get_lock().locks[-1].acquire(timeout=1))
+        if free[0]:
+            tqdm.get_lock().locks[-1].release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    assert free == [True]
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()])
+def test_a_stream_that_is_closed_or_missing_gets_nothing(stream: io.StringIO | None) -> None:
+    if stream is not None:
+        stream.close()
+    progress = ExperimentProgress(stream, TITLE)
+    for event in LIFE:
+        progress(event)
+    progress.end(spaced=True)
 
 
 def test_a_log_message_appears_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from llenergymeasure.core.progress import Event, PromptsDone, Step, StepFinished, StepStarted, Waiting
 from llenergymeasure.results.summary import duration, joules, one_line, quantity
@@ -54,57 +56,90 @@ STUDY_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:20}| [{elapsed}<{remaining}
 GAP_NAMES = {"config": "between runs", "cycle": "between cycles"}
 
 
-class ExperimentProgress:
-    """Draws the events of one experiment under a first line that names it.
+class QuietWhenBroken:
+    """A stream that goes silent where another one raises: a closed pipe, a terminal that is gone, a full disk.
 
-    A stream that breaks (a closed pipe, a terminal that is gone, a full disk) ends the drawing, not the measurement.
+    It ends the drawing, not the measurement; and an error inside tqdm would leave tqdm's lock taken for ever, so that
+    the next thread that logs could not.
+
+    Args:
+        stream: `None`: there is none, as where it was closed before Python began.
     """
 
-    def __init__(self, stream: TextIO, title: str, redraw_interval_s: float = REDRAW_INTERVAL_S) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both write to one place: tqdm removes its bars before somebody writes there."""
+        return self._stream is (other._stream if isinstance(other, QuietWhenBroken) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._stream)
+
+    def write(self, text: str) -> int:
+        """Write `text`, or nothing."""
+        with self._silently():
+            if self._stream is not None:
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be."""
+        with self._silently():
+            if self._stream is not None:
+                self._stream.flush()
+
+    @property
+    def live(self) -> bool:
+        """Whether a line can be drawn again and again."""
+        with self._silently():
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    @contextmanager
+    def _silently(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # ValueError: it was closed
+            self._stream = None
+
+
+class ExperimentProgress:
+    """Draws the events of one experiment under a first line that names it; a stream that breaks disturbs nobody."""
+
+    def __init__(self, stream: TextIO | None, title: str, redraw_interval_s: float = REDRAW_INTERVAL_S) -> None:
+        self._stream = QuietWhenBroken(stream)
         self._redraw_interval_s = redraw_interval_s
-        self._broken = False
-        self._live = stream.isatty()
+        self._live = self._stream.live
         self._bar: tqdm[Never] | None = None
-        self._draw(title)
+        self._write(title)
 
     def __call__(self, event: Event) -> None:
         """Draw one event."""
-        self._draw(event)
+        if isinstance(event, StepStarted):
+            self._start(event)
+        elif isinstance(event, StepFinished):
+            self._finish(event)
+        elif isinstance(event, Waiting):
+            self._tick(event)
+        else:
+            self._advance(event)
 
     def close(self) -> None:
         """Remove the bar, if one is drawn; safe to call twice."""
         bar, self._bar = self._bar, None
-        if bar is None:
-            return
-        try:
+        if bar is not None:
             bar.clear()
             bar.close()
-        except OSError:
-            bar.disable = True  # or it tries again when it is collected
 
     def end(self, *, spaced: bool) -> None:
         """Close; `spaced` sets off what follows by an empty line."""
         self.close()
         if spaced:
-            self._draw("")
-
-    def _draw(self, what: Event | str) -> None:
-        if self._broken:
-            return
-        try:
-            if isinstance(what, str):
-                self._write(what)
-            elif isinstance(what, StepStarted):
-                self._start(what)
-            elif isinstance(what, StepFinished):
-                self._finish(what)
-            elif isinstance(what, Waiting):
-                self._tick(what)
-            else:
-                self._advance(what)
-        except OSError:
-            self._broken = True
+            self._write("")
 
     def _start(self, event: StepStarted) -> None:
         self.close()
@@ -155,11 +190,11 @@ class ExperimentProgress:
 class StudyProgress:
     """Draws the events of a study: one line per finished run under a bar; `verbose` tells the steps of each too."""
 
-    def __init__(self, stream: TextIO, *, verbose: bool, n_cycles: int) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None, *, verbose: bool, n_cycles: int) -> None:
+        self._stream = QuietWhenBroken(stream)
         self._verbose = verbose
         self._n_cycles = n_cycles
-        self._live = stream.isatty()
+        self._live = self._stream.live
         self._bar: tqdm[Never] | None = None
 
     def __call__(self, event: StudyEvent) -> None:
