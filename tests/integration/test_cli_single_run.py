@@ -26,11 +26,14 @@ Experiment: tiny-llama / pytorch / bf16 on .+
 """.strip()
 
 SUMMARY = r"""
+Model          builtin/tiny-llama      pytorch \S+, bf16, batch \d+
+Measured       \d{4}-\d\d-\d\d \d\d:\d\d UTC    \S.*
 Energy         (not measured +see the warning below|[\d.,]+( ± [\d.,e-]+)? m?J/token +[\d.,]+ m?J raw.*)
 Throughput     [\d.,]+ output tok/s +16 tokens out, \d+ in
 Latency        TTFT [\d.,]+ ms \(p95 [\d.,]+\) +ITL [\d.,]+ ms \(p95 [\d.,]+\)
 (Phases         .+
-)?Duration       \d\.\d s window, \d+\.\d s in all
+)?(At scale       .+
+)?Duration       [\d.]+ m?s window, \d+\.\d s in all
 FLOPs          \d\.\de\+\d\d \(palm_formula, high confidence\)
 Warnings       thermal_floor_disabled: no wait between warm-up and measurement
 ( {15,17}\S.*

@@ -83,7 +83,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_shown_and_saved_elsewhere(lle
         spoken = llem("run", "q.yaml", "--output", "disk")
         assert {path.name for path in disk.iterdir()} == {"filler"}
     assert spoken.code == 1
-    assert spoken.out.startswith("Energy ")
+    assert spoken.out.startswith("Model ")
     assert "Result" not in spoken.out
     assert "The result could not be saved in disk: " in spoken.err
     assert "No space left on device. Free some space or choose another directory." in spoken.err

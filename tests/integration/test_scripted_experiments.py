@@ -169,4 +169,4 @@ def test_joules_per_token_are_printed_with_their_uncertainty(
     assert result.uncertainty is not None
     assert result.uncertainty.absolute_per_token_j is not None
     stated = f"{result.avg_energy_per_token_j:.2f} ± {result.uncertainty.absolute_per_token_j:.2f} J/token"
-    assert stated in result.summary().splitlines()[0]
+    assert stated in result.summary()

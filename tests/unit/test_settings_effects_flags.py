@@ -135,7 +135,7 @@ def test_order_arranges_the_cycles(dry_run: DryRun, study_file: str, order: str,
 
 def test_no_gaps_leaves_the_gaps_out(dry_run: DryRun, study_file: str) -> None:
     assert "2 m 00 s of gaps" in dry_run(study_file, "--cycles", "1")
-    assert "0.0 s of gaps" in dry_run(study_file, "--cycles", "1", "--no-gaps")
+    assert "0 s of gaps" in dry_run(study_file, "--cycles", "1", "--no-gaps")
 
 
 @pytest.mark.parametrize("flags", [["--cycles", "2"], ["--order", "shuffled"], ["--no-gaps"]])

@@ -38,6 +38,20 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
+class Printed(Record):
+    """A record that people print: it shows itself in one line."""
+
+    def headline(self) -> str:
+        """The record in one line."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.headline()}>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
 def optional(description: str, ge: int | None = None) -> Any:
     """A field that may be null, and is unless it is given: not measured, not known, not there."""
     return Field(default=None, ge=ge, description=description)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import datetime
+from html import escape
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from llenergymeasure.domain.base import (
     JsonDict,
     Merge,
     Methodology,
+    Printed,
     Record,
     SchemaVersion,
     Total,
@@ -201,7 +203,7 @@ class RawProcessResult(Record):
         return None if total_j is None or idle_w is None else total_j - idle_w * self.energy_metrics.duration_sec
 
 
-class ExperimentResult(Record):
+class ExperimentResult(Printed):
     """One experiment, measured once. Figures are of the measurement window; null means not measured or not known."""
 
     schema_version: SchemaVersion = RESULT_SCHEMA_VERSION
@@ -283,7 +285,7 @@ class ExperimentResult(Record):
 
     model_name: First[str | None] = optional("Model as configured.")
     model_revision: _ModelRevision = None
-    config_name: First[str | None] = optional("Short name of the configuration, for people.")
+    config_name: Annotated[First[str | None], Column(63)] = optional("Short name of the configuration, for people.")
     cycle: Annotated[int | None, Column(3)] = optional("Which repetition in a study, from 1.", ge=1)
     runner: Annotated[str | None, Column(59, "", "Where it ran")] = optional(
         "Where it ran: `local` or `docker:<image>`."
@@ -330,6 +332,11 @@ class ExperimentResult(Record):
         return (as_utc(self.end_time) - as_utc(self.start_time)).total_seconds()
 
     @property
+    def is_estimate(self) -> bool:
+        """Whether the joules come from a model of the machine, not from a sensor."""
+        return self.energy_breakdown is not None and self.energy_breakdown.method == "model_estimate"
+
+    @property
     def tokens_per_joule(self) -> float | None:
         """Input and output tokens per joule; 0.0 for 0 J, `None` where energy was not measured."""
         return _per_joule(self.total_tokens, self.total_energy_j)
@@ -338,6 +345,15 @@ class ExperimentResult(Record):
     def output_tokens_per_joule(self) -> float | None:
         """Output tokens per joule; 0.0 for 0 J, `None` where either was not measured."""
         return _per_joule(self.output_tokens, self.total_energy_j)
+
+    def headline(self) -> str:
+        """The result in one line, see `results.summary`."""
+        from llenergymeasure.results.summary import headline
+
+        return headline(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.summary())}</pre>"
 
     def summary(self, path: Path | None = None) -> str:
         """The result as text for people, `path` in its last line; see `results.summary`."""

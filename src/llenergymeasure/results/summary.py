@@ -1,5 +1,7 @@
 """A result as text for people: aligned lines, sensible digits and units, and no figure that was not measured.
 
+Model          Qwen/Qwen2.5-0.5B       pytorch 5.23.0, bf16, batch 8
+Measured       2026-02-18 14:30 UTC    NVIDIA A100-SXM4-80GB, nvml
 Energy         0.412 ± 0.021 J/token   5,273 J raw, 2,745 J above idle (61.2 W)
 Throughput     310 output tok/s        12,800 tokens out, 36,900 in
 """
@@ -8,10 +10,17 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Final
 
+from llenergymeasure.domain.base import as_utc
 from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.metrics import ratio
 from llenergymeasure.domain.warnings import WarningCode
+from llenergymeasure.results.export import batch_size
 
 _LABEL_WIDTH = 15
 _CELL_WIDTH = 24
@@ -24,6 +33,12 @@ _SCOPE_NAMES = {
 }
 """What is said beside the energy; plain GPU energy goes without saying."""
 
+_METHODOLOGY_NAMES = {"total": " without warm-up", "windowed": " of part of the generation (windowed)"}
+"""What is said beside the window; one after a warm-up, and of all of it, goes without saying."""
+
+J_PER_WH: Final = 3600.0
+_PREFIXES: Final = ((1.0, ""), (1e3, "m"), (1e6, "µ"), (1e9, "n"))
+
 
 def render_summary(result: ExperimentResult, path: Path | None = None, width: int | None = None) -> str:
     """The summary block of one result, without a final newline.
@@ -33,12 +48,15 @@ def render_summary(result: ExperimentResult, path: Path | None = None, width: in
         width: Columns to wrap at; `None` keeps every entry on one line. A path is never broken.
     """
     entries = [
-        ("Energy", _cells(_energy_per_token(result), _energy_detail(result))),
+        ("Model", _cells(_model(result) or "not known", _engine(result))),
+        ("Measured", _cells(minute(result.start_time), _device_and_meter(result))),
+        ("Energy", _cells(_energy(result), _energy_detail(result))),
         ("Throughput", _cells(f"{quantity(result.avg_tokens_per_second)} output tok/s", _tokens(result))),
         ("Latency", _cells(*_latencies(result))),
         ("Phases", _phases(result)),
+        ("At scale", _at_scale(result)),
         ("Footprint", _emissions_and_cost(result)),
-        ("Duration", f"{duration(result.total_inference_time_sec)} window, {duration(result.duration_sec)} in all"),
+        ("Duration", _duration(result)),
         ("FLOPs", _flops(result)),
     ]
     lines = [_entry(label, text, width) for label, text in entries if text]
@@ -49,11 +67,39 @@ def render_summary(result: ExperimentResult, path: Path | None = None, width: in
     return "\n".join(lines)
 
 
+def headline(result: ExperimentResult) -> str:
+    """One line about a result: what was measured, its two primary figures, when, and how many warnings there are."""
+    parts = [
+        energy_per_token(result),
+        f"{quantity(result.avg_tokens_per_second)} output tok/s",
+        minute(result.start_time),
+    ]
+    if doubts := len(result.measurement_warnings):
+        parts.append(f"{doubts} warning{'s' if doubts > 1 else ''}")
+    return f"{result.config_name or _model(result) or result.experiment_id}: {', '.join(parts)}"
+
+
+def energy_per_token(result: ExperimentResult) -> str:
+    """`0.412 ± 0.021 J/token`, an estimate called one."""
+    return _energy(result) + (" (estimated)" if result.is_estimate else "")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def minute(moment: datetime) -> str:
+    """A moment for people: `2026-02-18 14:30 UTC`."""
+    return f"{as_utc(moment):%Y-%m-%d %H:%M} UTC"
+
+
 def quantity(value: float) -> str:
     """A figure with three significant digits below 1000, and thousands separated above."""
     if value == 0:
         return "0"
-    if not 1e-3 <= abs(value) < 1e9:
+    if not 1e-9 <= abs(value) < 1e9:
         return f"{value:.3g}"
     rounded = float(f"{value:.3g}")  # 9.996 is 10.0, not 10.00
     decimals = max(0, 2 - math.floor(math.log10(abs(rounded))))
@@ -61,16 +107,21 @@ def quantity(value: float) -> str:
 
 
 def joules(value: float, suffix: str = "", half_width: float | None = None) -> str:
-    """An energy in joules, in millijoules below 0.01 J, with its 95 % half-width where it is known.
+    """An energy in joules, in millijoules below 0.01 J and so on, with its 95 % half-width where it is known.
 
     Args:
         suffix: What follows the unit, e.g. `/token`.
     """
-    factor, unit = (1e3, "mJ") if 0 < abs(value) < 0.01 else (1.0, "J")
+    return in_units(value, f"J{suffix}", half_width)
+
+
+def in_units(value: float, unit: str, half_width: float | None = None) -> str:
+    """A figure and its unit, with the prefix under which it is at least 0.01: `412 J`, `4.20 mJ`, `118 nWh`."""
+    fitting = (prefix for prefix in _PREFIXES if abs(value) * prefix[0] >= 0.01)
+    factor, prefix = next(fitting, _PREFIXES[-1]) if value else _PREFIXES[0]
     scaled = value * factor
-    if half_width is None:
-        return f"{quantity(scaled)} {unit}{suffix}"
-    return f"{with_half_width(scaled, half_width * factor)} {unit}{suffix}"
+    shown = quantity(scaled) if half_width is None else with_half_width(scaled, half_width * factor)
+    return f"{shown} {prefix}{unit}"
 
 
 def with_half_width(value: float, half_width: float) -> str:
@@ -97,7 +148,11 @@ def one_line(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time: `41.3 s`, `2 m 44 s`, `1 h 03 m`."""
+    """A length of time: `0 s`, `412 ms`, `41.3 s`, `2 m 44 s`, `1 h 03 m`."""
+    if 0 < abs(seconds) < 0.9995:
+        return f"{quantity(seconds * 1e3)} ms"
+    if seconds == 0:
+        return "0 s"
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -126,7 +181,52 @@ def _entry(label: str, text: str, width: int | None) -> str:
     )
 
 
-def _energy_per_token(result: ExperimentResult) -> str:
+def _model(result: ExperimentResult) -> str:
+    return result.model_name or str(result.effective_config.get("model") or "")
+
+
+def _engine(result: ExperimentResult) -> str:
+    batch, processes = batch_size(result), len(result.process_results)
+    parts = [f"{result.backend} {result.backend_version or ''}".rstrip()]
+    if precision := result.effective_config.get("precision"):
+        parts.append(str(precision))
+    if batch is not None:
+        parts.append(f"batch {batch}")
+    if processes > 1:
+        parts.append(f"{processes} processes")
+    return ", ".join(parts)
+
+
+def _device_and_meter(result: ExperimentResult) -> str:
+    boundary, snapshot, breakdown = result.measurement_boundary, result.environment_snapshot, result.energy_breakdown
+    names = boundary.device_names if boundary is not None else []
+    if snapshot is not None and (cpu := snapshot.cpu) is not None and cpu.model and names == ["CPU"]:
+        names = [cpu.model]
+    elif snapshot is not None and not names:
+        names = snapshot.gpu_names
+    parts = [f"{count} × {name}" if count > 1 else name for name, count in Counter(names).items()]
+    if breakdown is not None and breakdown.meter is not None:
+        parts.append(f"meter: {breakdown.meter}")
+    return ", ".join(parts)
+
+
+def _duration(result: ExperimentResult) -> str:
+    kind = _METHODOLOGY_NAMES.get(result.measurement_methodology, "")
+    return f"{duration(result.total_inference_time_sec)} window{kind}, {duration(result.duration_sec)} in all"
+
+
+def _at_scale(result: ExperimentResult) -> str:
+    per_request_j = ratio(result.total_energy_j, result.num_requests)
+    per_token = ratio(result.cost, result.output_tokens)
+    parts = []
+    if per_request_j is not None:
+        parts.append(f"{in_units(1000 * per_request_j / J_PER_WH, 'Wh')} per 1,000 requests")
+    if per_token is not None:
+        parts.append(f"{quantity(1e6 * per_token)} {result.currency or ''}".rstrip() + " per 1 M output tokens")
+    return ", ".join(parts)
+
+
+def _energy(result: ExperimentResult) -> str:
     if result.avg_energy_per_token_j is None:
         return "not measured"
     half_width = result.uncertainty.absolute_per_token_j if result.uncertainty else None
@@ -143,7 +243,7 @@ def _energy_detail(result: ExperimentResult) -> str:
     breakdown = result.energy_breakdown
     if breakdown and breakdown.scope in _SCOPE_NAMES:
         parts.append(_SCOPE_NAMES[breakdown.scope])
-    if breakdown and breakdown.method == "model_estimate":
+    if result.is_estimate:
         parts.append("estimated")
     return ", ".join(parts)
 
@@ -179,8 +279,12 @@ def _phases(result: ExperimentResult) -> str | None:
     if prefill_j is None or decode_j is None or not result.total_energy_j:
         pointer = _reason(result, WarningCode.PHASES_NOT_RESOLVED)
         return _cells("not resolved", pointer or phases.reason) if phases.reason else None
-    prefill, decode = (100 * part / result.total_energy_j for part in (prefill_j, decode_j))
-    return f"prefill {prefill:.0f} % of energy, decode {decode:.0f} %"
+    prefill, decode = (_share(part / result.total_energy_j) for part in (prefill_j, decode_j))
+    return f"prefill {prefill} of energy, decode {decode}"
+
+
+def _share(part: float) -> str:
+    return "< 1 %" if 0 < part < 0.005 else f"{100 * part:.0f} %"
 
 
 def _emissions_and_cost(result: ExperimentResult) -> str | None:
@@ -188,7 +292,7 @@ def _emissions_and_cost(result: ExperimentResult) -> str | None:
         return None
     parts = []
     if result.co2_g is not None:
-        parts.append(f"{quantity(result.co2_g)} g CO2e")
+        parts.append(in_units(result.co2_g, "g CO2e"))
     if result.carbon_intensity_gco2_kwh is not None:
         parts.append(f"{quantity(result.carbon_intensity_gco2_kwh)} g/kWh")
     if result.cost is not None:
