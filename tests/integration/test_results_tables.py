@@ -23,7 +23,7 @@ def parquet(tmp_path: Path) -> Path:
 
 def test_pandas_reads_one_row_per_experiment(parquet: Path) -> None:
     frame = pandas.read_parquet(parquet)
-    assert list(frame.columns) == [column.name for column in FLAT_COLUMNS]
+    assert list(frame.columns) == [*(column.name for column in FLAT_COLUMNS), "pytorch.batch_size"]
     assert frame["total_energy_j"].isna().tolist() == [False, True]
     assert frame.loc[0, "energy_per_token_j"] == 5273.0 / 12_800
     assert frame.loc[0, "cycle"] == 1
@@ -40,7 +40,7 @@ def test_duckdb_answers_questions(parquet: Path) -> None:
 def test_every_column_carries_its_unit(parquet: Path) -> None:
     schema = pyarrow.parquet.read_schema(parquet)
     units = {field.name: field.metadata[b"unit"].decode() for field in schema}
-    assert units == {column.name: column.unit for column in FLAT_COLUMNS}
+    assert units == {**{column.name: column.unit for column in FLAT_COLUMNS}, "pytorch.batch_size": ""}
     assert units["total_energy_j"] == "J"
 
 

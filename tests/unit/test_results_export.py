@@ -4,13 +4,15 @@ import csv
 import json
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.export import FLAT_COLUMNS, flat_columns_markdown, flat_row, to_csv
+from llenergymeasure.results.export import FLAT_COLUMNS, flat_columns_markdown, flat_row, tabulate, to_csv, to_table
 from result_samples import NOON, make_result, make_rich_result, results
 
 FIRST_COLUMNS_FOR_EVER = (
@@ -74,6 +76,55 @@ def test_csv_gives_every_figure_back_to_the_last_bit(result: ExperimentResult, t
             assert datetime.fromisoformat(cell) == value
         else:
             assert type(value)(cell) == value
+
+
+def swept(**config: Any) -> ExperimentResult:
+    return make_result(config_name=str(config), effective_config={"model": "m", "output_dir": str(config), **config})
+
+
+def test_every_setting_in_which_results_differ_is_a_column_of_its_own_type() -> None:
+    results = [
+        swept(
+            precision="bf16",
+            decoder={"temperature": 0.5, "top_k": None},
+            pytorch={"torch_compile": True, "batch_size": 1},
+        ),
+        swept(
+            precision="fp16", decoder={"temperature": 1, "top_k": 50}, pytorch={"torch_compile": False, "batch_size": 1}
+        ),
+        swept(
+            precision="fp16",
+            decoder={"temperature": None, "top_k": 2**70},
+            lora={"targets": ["q", "v"], "rank": "auto"},
+        ),
+    ]
+    columns, rows = tabulate(results)
+    added = {column.name: column.type for column in columns[len(FLAT_COLUMNS) :]}
+    assert added == {
+        "decoder.temperature": "number",
+        "decoder.top_k": "string",
+        "lora.rank": "string",
+        "lora.targets": "string",
+        "pytorch.batch_size": "integer",
+        "pytorch.torch_compile": "boolean",
+    }
+    assert [row["decoder.temperature"] for row in rows] == [0.5, 1.0, None]
+    assert [row["pytorch.torch_compile"] for row in rows] == [True, False, None]
+    assert [row["lora.targets"] for row in rows] == [None, None, '["q", "v"]']
+    assert [row["config_name"] for row in rows] == [result.config_name for result in results]
+    assert to_table(results).column_names == [column.name for column in columns]
+
+
+def test_results_of_one_configuration_have_the_columns_of_the_flat_row_alone() -> None:
+    assert tabulate([swept(a=1), swept(a=1)])[0] == FLAT_COLUMNS
+    assert tabulate([])[0] == FLAT_COLUMNS
+
+
+@given(st.lists(results, max_size=4))
+def test_any_results_make_a_table(found: list[ExperimentResult]) -> None:
+    table = to_table(found)
+    assert table.num_rows == len(found)
+    assert table.column_names[: len(FLAT_COLUMNS)] == [column.name for column in FLAT_COLUMNS]
 
 
 def test_a_time_without_a_zone_is_taken_as_utc() -> None:

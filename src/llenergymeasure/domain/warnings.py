@@ -5,6 +5,7 @@ Results carry a warning as the text `code: explanation`, so that a reader can se
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -38,6 +39,11 @@ class WarningCode(str, Enum):
     PROCESSES_NOT_CONCURRENT = "processes_not_concurrent"
     DEVICE_SHARED_BY_PROCESSES = "device_shared_by_processes"
     ENERGY_ATTRIBUTION_UNVERIFIED = "energy_attribution_unverified"
+
+
+def codes_of(warnings: Iterable[str]) -> list[str]:
+    """The code of each warning of a result, every one once, in the order of first appearance."""
+    return list(dict.fromkeys(warning.partition(":")[0] for warning in warnings))
 
 
 @dataclass(frozen=True, slots=True)
