@@ -8,8 +8,9 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llenergymeasure.domain.energy import EnergyBreakdown
 from llenergymeasure.results.statistics import cycle_statistics, student_t_quantile, summarise_configurations
-from result_samples import make_result
+from result_samples import make_result, make_rich_result
 
 figures = st.lists(st.floats(0.001, 1e6), min_size=2, max_size=40)
 
@@ -110,3 +111,38 @@ def test_cycles_of_one_configuration_are_put_together_in_order_of_appearance() -
     assert first.energy_per_token_j.mean == pytest.approx(0.5)
     assert (second.cycles, second.energy_per_token_j) == (1, None)
     assert second.tokens_per_second is not None
+
+
+def test_each_configuration_is_set_against_the_best_of_its_kind_with_its_label_and_its_warnings() -> None:
+    guess = EnergyBreakdown(raw_j=1.0, method="model_estimate")
+    results = [
+        make_rich_result(measurement_config_hash="a", avg_energy_per_token_j=2.0, avg_tokens_per_second=100.0),
+        make_rich_result(measurement_config_hash="b", avg_energy_per_token_j=1.0, avg_tokens_per_second=50.0),
+        make_result(
+            measurement_config_hash="c",
+            avg_energy_per_token_j=0.1,
+            avg_tokens_per_second=25.0,
+            energy_breakdown=guess,
+            measurement_warnings=[
+                "energy_is_estimated: by a model",
+                "thermal_drift_detected: 1",
+                "thermal_drift_detected: 2",
+            ],
+        ),
+        make_result(
+            measurement_config_hash="c",
+            avg_energy_per_token_j=0.3,
+            avg_tokens_per_second=25.0,
+            energy_breakdown=guess,
+            measurement_warnings=["energy_is_estimated: by a model"],
+        ),
+        make_result(measurement_config_hash="d", total_energy_j=None, avg_energy_per_token_j=None),
+    ]
+    a, b, c, d = summarise_configurations(iter(results))
+    assert [entry.energy_vs_best for entry in (a, b, c, d)] == [2.0, 1.0, 1.0, None]
+    assert [entry.speed_vs_best for entry in (a, b, c, d)] == [1.0, 0.5, 0.25, 0.2]
+    assert [entry.estimated for entry in (a, b, c, d)] == [False, False, True, False]
+    assert c.warnings == {"energy_is_estimated": 2, "thermal_drift_detected": 1}
+    assert a.ttft_ms is not None
+    assert a.ttft_ms.mean == 142.0
+    assert d.ttft_ms is None

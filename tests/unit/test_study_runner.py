@@ -7,9 +7,12 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.progress import StepStarted
+from llenergymeasure.domain.energy import EnergyBreakdown
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError, LLEMError, PersistenceError
 from llenergymeasure.results.persistence import load_result, load_study
@@ -18,6 +21,7 @@ from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedEr
 from llenergymeasure.study.manifest import load_manifest
 from llenergymeasure.study.plan import RunFinished, RunStarted, StudyFinished, StudyStarted, StudyWarning
 from llenergymeasure.study.runner import StudyInterruptedError, StudyStoppedError
+from result_samples import make_rich_result
 from study_fakes import ENVIRONMENT, Stage, result_of, study_of
 
 
@@ -55,6 +59,33 @@ def test_summary_table_and_manifest_are_on_disk_at_the_end(stage: Stage) -> None
     names = {path.name for path in stage.directory.iterdir() if path.is_file()}
     assert names == {"manifest.json", "study_summary.json", "results.parquet"}
     assert not (stage.directory / ".work").exists()
+
+
+def test_what_a_study_swept_is_in_its_table_and_its_summary_says_what_its_figures_are(stage: Stage) -> None:
+    study = study_of("a", cycles=2)
+    hot = [ExperimentConfig(model="a", decoder={"temperature": heat}) for heat in (0.5, 0.9)]
+    guess = EnergyBreakdown(raw_j=1.0, method="model_estimate")
+    stage.launcher.act = lambda job: result_of(
+        job.config,
+        effective_config=job.config.model_dump(mode="json"),
+        energy_breakdown=guess,
+        measurement_warnings=["energy_is_estimated: by a model"],
+        latency_stats=make_rich_result().latency_stats,
+    )
+    result = stage.runner(study.model_copy(update={"experiments": hot})).run()
+    rows = pq.read_table(stage.directory / "results.parquet").to_pylist()
+    assert [row["decoder.temperature"] for row in rows] == [0.5, 0.5, 0.9, 0.9]
+    assert rows[0]["config_name"] == "a / pytorch / bf16 / decoder.temperature=0.5"
+    assert [entry.config_name for entry in result.statistics] == [rows[0]["config_name"], rows[2]["config_name"]]
+    written = json.loads((stage.directory / "study_summary.json").read_text())["statistics"][0]
+    assert (written["estimated"], written["warnings"], written["energy_vs_best"]) == (
+        True,
+        {"energy_is_estimated": 2},
+        1,
+    )
+    assert written["ttft_ms"]["mean"] == 142.0
+    assert result.path == stage.directory
+    assert [one.cycle for one in result.results()] == [1, 2, 1, 2]
 
 
 def test_csv_is_written_when_asked_for(stage: Stage) -> None:

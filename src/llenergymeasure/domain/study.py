@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, VERSION
-from llenergymeasure.domain.base import JsonDict, Record, SchemaVersion, empty, optional
+from llenergymeasure.domain.base import JsonDict, Printed, Record, SchemaVersion, empty, optional
+from llenergymeasure.exceptions import PersistenceError
+
+if TYPE_CHECKING:
+    from llenergymeasure.domain.experiment import ExperimentResult
 
 StudyStatus = Literal["running", "completed", "interrupted", "failed"]
 EntryStatus = Literal["pending", "running", "completed", "failed"]
@@ -74,11 +82,37 @@ class ConfigurationStatistics(Record):
     model_name: str | None = optional("Model as configured.")
     backend: str = Field(description="Inference engine.")
     cycles: int = Field(ge=1, description="Runs with a result.")
+    estimated: bool = Field(
+        default=False, description="Whether the joules come from a model of the machine, not from a sensor."
+    )
     energy_per_token_j: CycleStatistics | None = optional("Raw joules per output token; null: not measured.")
     tokens_per_second: CycleStatistics | None = optional("Output tokens per second.")
+    ttft_ms: CycleStatistics | None = optional("Mean time to first token of each run, in ms; null: not told.")
+    energy_vs_best: float | None = optional(
+        "Mean of `energy_per_token_j` over that of the best configuration, estimates among themselves; 1 for the best."
+    )
+    speed_vs_best: float | None = optional(
+        "Mean of `tokens_per_second` over that of the fastest configuration; 1 for the fastest."
+    )
+    warnings: dict[str, int] = empty(dict, "Code of each warning, and in how many of the runs it was given.")
 
 
-class StudyResult(Record):
+def count_warnings(statistics: Iterable[ConfigurationStatistics]) -> dict[str, int]:
+    """Code of each warning, and in how many runs it was given; the commonest first."""
+    runs: Counter[str] = Counter()
+    for entry in statistics:
+        runs.update(entry.warnings)
+    return dict(runs.most_common())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a study is kept, which is no part of what it holds: two that differ in this alone are equal."""
+
+    directory: Path | None = field(default=None, compare=False)
+
+
+class StudyResult(Printed):
     """What a study yielded."""
 
     schema_version: SchemaVersion = RESULT_SCHEMA_VERSION
@@ -93,6 +127,48 @@ class StudyResult(Record):
     failed: list[FailedExperiment] = empty(list, "Runs without a result.")
     result_files: list[str] = empty(list, "Results, as paths relative to the study directory.")
     statistics: list[ConfigurationStatistics] = empty(list, "Each configuration over its cycles.")
+
+    _place: _Place = PrivateAttr(default_factory=_Place)
+
+    def kept_in(self, directory: Path) -> StudyResult:
+        """The same study, which knows that it is kept in `directory`."""
+        kept = self.model_copy()
+        kept._place = _Place(directory.absolute())
+        return kept
+
+    @property
+    def path(self) -> Path | None:
+        """Directory the study is kept in; `None` where it is not known."""
+        return self._place.directory
+
+    def results(self) -> list[ExperimentResult]:
+        """Every result of the study, read from its directory.
+
+        Raises:
+            PersistenceError: A file cannot be read, or the directory is not known; names it.
+        """
+        from llenergymeasure.domain.experiment import ExperimentResult
+
+        if self.path is None:
+            raise PersistenceError("This study does not know its directory; read it from there with load_study.")
+        return [ExperimentResult.from_json(self.path / file) for file in self.result_files]
+
+    @property
+    def estimated(self) -> bool:
+        """Whether any of its joules come from a model of the machine, not from a sensor."""
+        return any(entry.estimated for entry in self.statistics)
+
+    @property
+    def warnings(self) -> dict[str, int]:
+        """Code of each warning, and in how many runs it was given; the commonest first."""
+        return count_warnings(self.statistics)
+
+    def headline(self) -> str:
+        """The study in one line."""
+        done = self.summary.completed, self.summary.total_experiments
+        parts = [f"{done[0]} of {done[1]} runs completed"]
+        parts += [f"{count} {what}" for what in ("failed", "skipped") if (count := getattr(self.summary, what))]
+        return f"{self.name or self.study_id}: {', '.join(parts)}" + ("" if self.path is None else f" in {self.path}")
 
 
 class ExperimentManifestEntry(Record):

@@ -215,11 +215,12 @@ def load_record(path: Path, model: type[ModelT], what: str) -> ModelT:
 def load_study(path: str | Path) -> StudyResult:
     """Read a study's `study_summary.json`, or the one in a study directory; fails as `from_json` does."""
     path = Path(path)
-    return load_record(path / STUDY_FILE if path.is_dir() else path, StudyResult, "study summary")
+    file = path / STUDY_FILE if path.is_dir() else path
+    return load_record(file, StudyResult, "study summary").kept_in(file.parent)
 
 
 def to_parquet(result: ExperimentResult | Iterable[ExperimentResult], path: str | Path) -> Path:
-    """Write one flat row per result, columns as in `results.export.FLAT_COLUMNS`; replaces a file in one step.
+    """Write one flat row per result, columns as in `results.export.tabulate`; replaces a file in one step.
 
     Raises:
         PersistenceError: The file cannot be written; names the path.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.latency import percentile
+from llenergymeasure.domain.metrics import ratio
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, IntervalMethod
+from llenergymeasure.domain.warnings import codes_of
 
 HIGH_VARIATION_PCT: Final = 5.0
 """Coefficient of variation, in per cent, above which a configuration is flagged."""
@@ -25,22 +28,65 @@ BOOTSTRAP_RESAMPLES: Final = 10_000
 def summarise_configurations(
     results: Iterable[ExperimentResult], interval: Literal["parametric", "bootstrap"] = "parametric"
 ) -> list[ConfigurationStatistics]:
-    """Statistics of J/token and tokens/s of every configuration over its cycles, in the order of first appearance."""
-    groups: dict[str, list[ExperimentResult]] = defaultdict(list)
+    """Every configuration over its cycles, in the order of first appearance; results may come one by one."""
+    groups: dict[str, list[_Run]] = defaultdict(list)
     for result in results:
-        groups[result.measurement_config_hash].append(result)
-    return [
+        groups[result.measurement_config_hash].append(_Run.of(result))
+    statistics = [
         ConfigurationStatistics(
             measurement_config_hash=config_hash,
             config_name=runs[0].config_name,
             model_name=runs[0].model_name,
             backend=runs[0].backend,
             cycles=len(runs),
-            energy_per_token_j=cycle_statistics([run.avg_energy_per_token_j for run in runs], interval),
-            tokens_per_second=cycle_statistics([run.avg_tokens_per_second for run in runs], interval),
+            estimated=any(run.estimated for run in runs),
+            energy_per_token_j=cycle_statistics([run.energy_per_token_j for run in runs], interval),
+            tokens_per_second=cycle_statistics([run.tokens_per_second for run in runs], interval),
+            ttft_ms=cycle_statistics([run.ttft_ms for run in runs], interval),
+            warnings=Counter(code for run in runs for code in run.codes),
         )
         for config_hash, runs in groups.items()
     ]
+    return [entry.model_copy(update=_against_best(entry, statistics)) for entry in statistics]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What statistics need of a result: a large study must fit in memory."""
+
+    config_name: str | None
+    model_name: str | None
+    backend: str
+    estimated: bool
+    energy_per_token_j: float | None
+    tokens_per_second: float
+    ttft_ms: float | None
+    codes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, result: ExperimentResult) -> _Run:
+        ttft = result.latency_stats.ttft_ms if result.latency_stats is not None else None
+        return cls(
+            config_name=result.config_name,
+            model_name=result.model_name,
+            backend=result.backend,
+            estimated=result.is_estimate,
+            energy_per_token_j=result.avg_energy_per_token_j,
+            tokens_per_second=result.avg_tokens_per_second,
+            ttft_ms=None if ttft is None else ttft.mean,
+            codes=tuple(codes_of(result.measurement_warnings)),
+        )
+
+
+def _against_best(entry: ConfigurationStatistics, everyone: Sequence[ConfigurationStatistics]) -> dict[str, object]:
+    alike = [other.energy_per_token_j for other in everyone if other.estimated == entry.estimated]
+    energies_j = [energy.mean for energy in alike if energy is not None]
+    speeds = [other.tokens_per_second.mean for other in everyone if other.tokens_per_second is not None]
+    own_j, own_speed = entry.energy_per_token_j, entry.tokens_per_second
+    return {
+        "energy_vs_best": None if own_j is None else ratio(own_j.mean, min(energies_j)),
+        "speed_vs_best": None if own_speed is None else ratio(own_speed.mean, max(speeds)),
+    }
 
 
 def cycle_statistics(

@@ -37,12 +37,6 @@ from llenergymeasure.study.plan import PlannedRun, RunKey, design_hash_of, plan_
 TABLE_FILE: Final = "results.parquet"
 CSV_FILE: Final = "results.csv"
 
-_NOT_FOR_STATISTICS: Final[dict[str, object]] = {
-    "effective_config": {},
-    "environment_snapshot": None,
-    "latency_stats": None,
-    "process_results": [],
-}
 
 _log = logging.getLogger(__name__)
 
@@ -94,22 +88,22 @@ def write_study(
     total_energy_j: float | None = None
 
     def results() -> Iterator[ExperimentResult]:
-        return (load_result(study_dir / file) for file in files)
+        for file in files:
+            result = load_result(study_dir / file)
+            title = titles.get(result.measurement_config_hash, result.config_name)
+            yield result.model_copy(update={"config_name": title})
 
-    def cut_down() -> Iterator[ExperimentResult]:
-        """What statistics need of each result, its energy summed as it passes: a large study must fit in memory."""
+    def counted() -> Iterator[ExperimentResult]:
+        """Each result, its energy summed as it passes: a large study must fit in memory."""
         nonlocal total_energy_j
         for result in results():
             if result.total_energy_j is not None:
                 total_energy_j = (total_energy_j or 0.0) + result.total_energy_j
-            yield result.model_copy(update=_NOT_FOR_STATISTICS)
+            yield result
 
     planned = {run.key: run for run in plan_runs(study)}
     titles = {run.config_hash: run.title for run in planned.values()}
-    statistics = [
-        entry.model_copy(update={"config_name": titles.get(entry.measurement_config_hash, entry.config_name)})
-        for entry in summarise_configurations(cut_down())
-    ]
+    statistics = summarise_configurations(counted())
     result = StudyResult(
         study_id=study_dir.name,
         name=study.name,
@@ -144,7 +138,7 @@ def write_study(
         to_parquet(results(), study_dir / TABLE_FILE)
     if files and export_csv:
         to_csv(results(), study_dir / CSV_FILE)
-    return result
+    return result.kept_in(study_dir)
 
 
 def _failures(

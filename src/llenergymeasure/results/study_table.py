@@ -1,0 +1,148 @@
+"""The configurations of a study as a table for people, the least energy per token first.
+
+Configuration  J/token, estimated    ×     tok/s     TTFT    CV       Runs
+batch 8        5.00 ± 0.25 mJ        1.00  400 ± 10  142 ms  2.0 %    3
+batch 1        1.1 ± 2.2 J           221   94 ± 327  130 ms  80.5 % !  3
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, count_warnings
+from llenergymeasure.results.summary import joules, quantity, with_half_width
+
+DEFAULT_WIDTH: Final = 80
+_NARROWEST_NAME: Final = 16
+_BETWEEN: Final = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One column of figures.
+
+    Args:
+        rank: The higher, the sooner it is left out where the lines are too narrow for all.
+    """
+
+    title: str
+    cell: Callable[[ConfigurationStatistics], str]
+    rank: int
+
+
+def render_configurations(statistics: Sequence[ConfigurationStatistics], width: int = DEFAULT_WIDTH) -> list[str]:
+    """The table, what its signs mean, and which warnings there were.
+
+    Args:
+        width: Columns that the lines may take; figures that do not fit are left out, the least important first.
+    """
+    if not statistics:
+        return ["No run was completed."]
+    ranked = sorted(statistics, key=_by_energy_then_speed)
+    names = differing_parts([entry.config_name or entry.measurement_config_hash for entry in ranked])
+    columns = [column for column in _columns(ranked) if any(map(column.cell, ranked))]
+    longest_name = max(map(len, names))
+    while len(columns) > 1 and _width_of(columns, ranked) + min(longest_name, _NARROWEST_NAME) > width:
+        columns.remove(max(columns, key=lambda column: column.rank))
+    name_width = max(_NARROWEST_NAME, min(longest_name, width - _width_of(columns, ranked)))
+    lines = [_line("Configuration", [column.title for column in columns], columns, ranked, name_width)]
+    for name, entry in zip(names, ranked, strict=True):
+        first, *more = textwrap.wrap(name, name_width) or [""]
+        lines.append(_line(first, [column.cell(entry) for column in columns], columns, ranked, name_width))
+        lines += [f"  {part}" for part in more]
+    legend = (textwrap.wrap(entry, width, subsequent_indent="  ") for entry in _legend(ranked))
+    return [*lines, *(line for entry in legend for line in entry)]
+
+
+def differing_parts(names: Sequence[str]) -> list[str]:
+    """The names of a study's configurations, `a / b / c`, without the parts that all of them have."""
+    split = [name.split(" / ") for name in names]
+    common = set.intersection(*map(set, split)) if split else set()
+    short = [" / ".join(part for part in parts if part not in common) for parts in split]
+    return short if all(short) else list(names)
+
+
+def _by_energy_then_speed(entry: ConfigurationStatistics) -> tuple[float, float]:
+    energy, speed = entry.energy_per_token_j, entry.tokens_per_second
+    return energy.mean if energy else float("inf"), -(speed.mean if speed else 0.0)
+
+
+def _columns(statistics: Sequence[ConfigurationStatistics]) -> list[_Column]:
+    kinds = {entry.estimated for entry in statistics if entry.energy_per_token_j is not None}
+    label = ", estimated" if kinds == {True} else ""
+    mixed = len(kinds) > 1
+    return [
+        _Column(f"J/token{label}", lambda entry: _energy(entry, mixed), 0),
+        _Column("×", lambda entry: _ratio(entry.energy_vs_best), 1),
+        _Column("tok/s", lambda entry: _interval(entry.tokens_per_second), 0),
+        _Column("TTFT", lambda entry: "" if entry.ttft_ms is None else f"{quantity(entry.ttft_ms.mean)} ms", 2),
+        _Column("CV", lambda entry: _variation(entry.energy_per_token_j or entry.tokens_per_second), 3),
+        _Column("Runs", lambda entry: str(entry.cycles), 4),
+    ]
+
+
+def _width_of(columns: Sequence[_Column], rows: Sequence[ConfigurationStatistics]) -> int:
+    return sum(len(_BETWEEN) + _cell_width(column, rows) for column in columns)
+
+
+def _cell_width(column: _Column, rows: Sequence[ConfigurationStatistics]) -> int:
+    return max(len(column.title), *(len(column.cell(row)) for row in rows))
+
+
+def _line(
+    name: str,
+    cells: Sequence[str],
+    columns: Sequence[_Column],
+    rows: Sequence[ConfigurationStatistics],
+    name_width: int,
+) -> str:
+    padded = [cell.ljust(_cell_width(column, rows)) for cell, column in zip(cells, columns, strict=True)]
+    return _BETWEEN.join([name.ljust(name_width), *padded]).rstrip()
+
+
+def _legend(statistics: Sequence[ConfigurationStatistics]) -> Iterator[str]:
+    """What the signs in the table mean, as far as it has them."""
+    figures = [
+        figure
+        for entry in statistics
+        for figure in (entry.energy_per_token_j, entry.tokens_per_second)
+        if figure is not None
+    ]
+    if any(figure.ci95_high is not None for figure in figures):
+        yield "± is the 95 % interval of the mean over the cycles, CV their coefficient of variation."
+    if any(entry.energy_vs_best not in (None, 1.0) for entry in statistics):
+        yield "× is energy per token against the best configuration."
+    if any(figure.high_variation for figure in figures):
+        yield "! marks a CV above 5 %: these cycles differ a lot; more of them narrow the interval."
+    if counts := count_warnings(statistics):
+        yield "Warnings: " + ", ".join(f"{code} ({runs} run{'s' if runs > 1 else ''})" for code, runs in counts.items())
+
+
+def _energy(entry: ConfigurationStatistics, mixed: bool) -> str:
+    figure = entry.energy_per_token_j
+    if figure is None:
+        return "not measured"
+    half_width = None if figure.ci95_high is None else figure.ci95_high - figure.mean
+    return joules(figure.mean, half_width=half_width) + (" estimated" if mixed and entry.estimated else "")
+
+
+def _interval(figure: CycleStatistics | None) -> str:
+    if figure is None:
+        return "not measured"
+    if figure.ci95_high is None:
+        return quantity(figure.mean)
+    return with_half_width(figure.mean, figure.ci95_high - figure.mean)
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else quantity(value)
+
+
+def _variation(figure: CycleStatistics | None) -> str:
+    """The coefficient of variation in per cent, with a mark where it is above 5 %; nothing where there is none."""
+    if figure is None or figure.cv_pct is None:
+        return ""
+    return f"{figure.cv_pct:.1f} %{' !' if figure.high_variation else ''}"
