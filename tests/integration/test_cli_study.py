@@ -67,7 +67,7 @@ def test_the_terminal_shows_a_bar_with_elapsed_time_and_what_is_left(morning: Mo
 
 def test_what_is_on_screen_is_what_is_in_the_summary(morning: Morning) -> None:
     place = morning.directory.relative_to(morning.workplace.cwd)
-    assert render_study(load_study(morning.directory), place) in morning.run.text
+    assert render_study(load_study(morning.directory), place, 100) in morning.run.text
 
 
 def test_pandas_and_duckdb_find_the_summarys_figures_in_the_table(morning: Morning) -> None:

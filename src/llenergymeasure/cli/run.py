@@ -22,6 +22,7 @@ from llenergymeasure.cli.terminal import (
     print_result,
     result_json,
     signals_as_interrupt,
+    tell_place,
 )
 from llenergymeasure.config.errors import config_error, is_study_document
 from llenergymeasure.config.loader import resolve_experiment
@@ -101,9 +102,11 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
             progress.end(spaced=bool(results))
         for result in results:  # measured, so shown: also when it could not be saved
             print_result(result_json(result) if request.as_json else render_summary(result, saved, output_width()))
+    if request.as_json and saved is not None:
+        tell_place("Result", saved)
     if request.export_csv and saved is not None:
         path = to_csv(results, saved.with_suffix(".csv"))
-        sys.stderr.write(f"{'CSV':<15}{path}\n")
+        tell_place("CSV", path)
     return EXIT_OK
 
 
