@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 from llenergymeasure.config.loader import load_experiment_config, load_study_config, with_overrides
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
-from llenergymeasure.core.progress import Observer, ignore_events
+from llenergymeasure.core.progress import Observer, SkipKey, ignore_events
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import MeasurementProtocol, StudyResult, StudySummary
 from llenergymeasure.exceptions import ConfigError, PersistenceError
@@ -165,6 +165,7 @@ def _run(
     machine: UserConfig | None = None,
     observer: AnyObserver | None = None,
     place: StudyPlace | None = None,
+    skip: SkipKey | None = None,
 ) -> StudyResult:
     """Run a study: in this process if it is a single experiment, in isolation and on disk if it has a place there.
 
@@ -173,19 +174,22 @@ def _run(
         on_result: Receives each result as soon as it exists, also when it then cannot be saved.
         machine: `None`: the user's settings, loaded from their place.
         place: Where the study is kept; `None` for a single experiment, which is kept only where its config says.
+        skip: Ends a single experiment's wait when it answers true; `None`: nobody can.
 
     Raises:
         LLEMError: The experiment failed, or the study cannot go on.
     """
     machine = machine or load_user_config()
     if place is None:
-        return _run_here(study, on_result, machine, observer or ignore_events)
+        return _run_here(study, on_result, machine, observer or ignore_events, skip)
     from llenergymeasure.study.execute import execute_study
 
     return execute_study(study, place, machine, on_result, observer)
 
 
-def _run_here(study: StudyConfig, on_result: OnResult, machine: UserConfig, observer: Observer) -> StudyResult:
+def _run_here(
+    study: StudyConfig, on_result: OnResult, machine: UserConfig, observer: Observer, skip: SkipKey | None
+) -> StudyResult:
     from llenergymeasure.core.state import tracked
     from llenergymeasure.results.persistence import DirectoryRepository, ResultsRepository
     from llenergymeasure.runners.job import Job
@@ -201,7 +205,7 @@ def _run_here(study: StudyConfig, on_result: OnResult, machine: UserConfig, obse
         tempfile.TemporaryDirectory(prefix="llem-") as work_dir,
         tracked(output_dir, experiment_id, compute_measurement_config_hash(config), observer) as follow,
     ):
-        run = run_local(Job(config, machine, Path(work_dir), experiment_id=experiment_id), follow)
+        run = run_local(Job(config, machine, Path(work_dir), experiment_id=experiment_id), follow, skip=skip)
         files = run.artefacts
         if output_dir is not None:
             repository: ResultsRepository = DirectoryRepository(output_dir)

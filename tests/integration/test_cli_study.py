@@ -61,7 +61,8 @@ def test_a_failed_run_is_named_with_its_log_and_makes_the_exit_code_1(morning: M
 
 
 def test_the_terminal_shows_a_bar_with_elapsed_time_and_what_is_left(morning: Morning) -> None:
-    for shown in ("Runs 0/4 |", "Runs 3/4 |", "✓ [1/4] ", "✗ [2/4] ", "Gap between cycles: 1 s, Enter skips it"):
+    gap = "Gap between cycles: 1 s (execution.cycle_gap_seconds), Enter skips it"
+    for shown in ("Runs 0/4 |", "Runs 3/4 |", "✓ [1/4] ", "✗ [2/4] ", gap):
         assert shown in morning.run.text
 
 

@@ -160,5 +160,5 @@ def test_enter_skips_nothing_where_prompts_are_off(desk: Desk) -> None:
     desk.study(gap_s=3600.0)
     desk.settings("ui: {prompt: false}\n")
     terminal = desk.open()
-    terminal.wait_for("Gap between runs: 3600 s")
+    terminal.wait_for("Gap between runs: 1 h 00 m")
     assert "Enter" not in terminal.text

@@ -24,17 +24,18 @@ LIFE: tuple[Event, ...] = (
     StepStarted("preflight"),
     StepFinished("preflight", "ok"),
     StepStarted("baseline", 30.0),
-    Waiting("baseline", 30.0),
-    Waiting("baseline", 1.0),
+    Waiting("baseline", 30.0, skippable=True),
+    Waiting("baseline", 1.0, skippable=True),
     StepFinished("baseline", "61.2 W idle (30 s)"),
     StepStarted("load"),
     StepFinished("load", "Qwen/Qwen2.5-0.5B on NVIDIA A100-SXM4-80GB"),
     StepStarted("warmup", 5),
     PromptsDone("warmup", 5, 5, 0, 2.0),
     StepFinished("warmup", "5/5 prompts, then 60 s thermal floor"),
-    StepStarted("thermal_floor", 60.0),
-    Waiting("thermal_floor", 42.0),
-    StepFinished("thermal_floor", "60 s"),
+    StepStarted("thermal_floor", 160.0),
+    Waiting("thermal_floor", 160.0),
+    Waiting("thermal_floor", 99.0),
+    StepFinished("thermal_floor", "160 s"),
     StepStarted("measure", 100),
     PromptsDone("measure", 8, 100, 1024, 3.3),
     PromptsDone("measure", 100, 100, 12_800, 41.3),
@@ -60,8 +61,13 @@ def draw(stream: io.StringIO, events: tuple[Event, ...] = LIFE, *, end: bool = T
     return stream.getvalue()
 
 
-def test_without_a_terminal_progress_is_the_documented_lines() -> None:
-    assert draw(io.StringIO()) == "\n".join(LINES) + "\n"
+def test_without_a_terminal_progress_is_the_documented_lines_and_why_it_waits() -> None:
+    title, preflight, baseline, warmup, measuring = LINES
+    waits = (
+        "  Waiting      30 s: idle power (baseline.duration_seconds)",
+        "  Waiting      2 m 40 s: cooling (warmup.thermal_floor_seconds)",
+    )
+    assert draw(io.StringIO()).splitlines() == [title, preflight, waits[0], baseline, warmup, waits[1], measuring]
 
 
 def test_a_terminal_is_left_with_the_same_lines_and_no_bar() -> None:
@@ -72,11 +78,11 @@ def test_a_terminal_is_left_with_the_same_lines_and_no_bar() -> None:
     ("last", "shown"),
     [
         (0, "  Pre-flight   checking …"),
-        (3, "  Baseline     30 s left |                        |"),
+        (3, "  Baseline     30 s left: idle power (baseline.duration_seconds; Enter skips)"),
         (6, "  Model        loading …"),
-        (12, "  Thermal floor 42 s left |#######2                |"),
-        (15, "  Measuring    8/100 |"),
-        (18, "  Results      evaluating …"),
+        (12, "  Thermal floor 2 m 40 s left: cooling (warmup.thermal_floor_seconds)"),
+        (16, "  Measuring    8/100 |"),
+        (19, "  Results      evaluating …"),
     ],
 )
 def test_a_terminal_shows_what_goes_on(last: int, shown: str) -> None:

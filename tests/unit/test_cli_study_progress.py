@@ -52,7 +52,7 @@ LINES = """\
 Study: 2 runs; skipped points of the grid, because not valid: 3
   in results/demo
 ✓ [1/2] llama-1b / pytorch / bf16  c1  0.412 J/tok  310 tok/s  2 m 14 s
-  Gap between runs: 60 s, Enter skips it
+  Gap between runs: 60 s (execution.config_gap_seconds), Enter skips it
   Note: 4.2 GB were left on GPU 0
 ✗ [2/2] gpt2 / pytorch / bf16  c1  Pre-flight failed: - model: gone  2 m 14 s
   log: results/demo/gpt2_failed
@@ -75,7 +75,8 @@ def test_a_terminal_shows_the_same_lines_and_a_bar_with_cycle_countdown_and_time
     text = draw(FakeTerminal())
     for line in LINES.splitlines():
         assert line in text
-    for shown in ("  Runs 0/2", "llama-1b / pytorch / bf16  c1/3", "gap between runs: 42 s left", "[00:00<"):
+    waits = ("gap between runs: 42 s left", "30 s left, warmup.thermal_floor_seconds")
+    for shown in ("  Runs 0/2", "llama-1b / pytorch / bf16  c1/3", *waits, "[00:00<"):
         assert shown in text
 
 

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from llenergymeasure.core.progress import Event, PromptsDone, Step, StepFinished, StepStarted, Waiting
+from llenergymeasure.core.progress import (
+    WAITING_STEPS,
+    Event,
+    PromptsDone,
+    Step,
+    StepFinished,
+    StepStarted,
+    Waiting,
+)
 from llenergymeasure.results.summary import duration, joules, one_line, quantity
 from llenergymeasure.study.plan import (
     GapEnded,
@@ -49,7 +57,6 @@ NOT_YET_S = 1e-9
 """Keeps a bar from drawing itself before it is known here: a Ctrl-C in that moment could not remove it."""
 
 BAR_FORMAT = "{desc} {n:.0f}/{total:.0f} |{bar:24}| [{elapsed}<{remaining}]{postfix}"
-WAIT_FORMAT = "{desc} |{bar:24}|"
 BUSY_FORMAT = "{desc}"
 STUDY_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:20}| [{elapsed}<{remaining}]{postfix}"
 
@@ -108,12 +115,16 @@ class QuietWhenBroken:
 
 
 class ExperimentProgress:
-    """Draws the events of one experiment under a first line that names it; a stream that breaks disturbs nobody."""
+    """Draws the events of one experiment under a first line that names it; a stream that breaks disturbs nobody.
+
+    `live` tells whether a line is drawn again and again, as on a terminal.
+    """
 
     def __init__(self, stream: TextIO | None, title: str, redraw_interval_s: float = REDRAW_INTERVAL_S) -> None:
         self._stream = QuietWhenBroken(stream)
         self._redraw_interval_s = redraw_interval_s
-        self._live = self._stream.live
+        self.live = self._stream.live
+        self._announced: set[Step] = set()
         self._bar: tqdm[Never] | None = None
         self._write(title)
 
@@ -143,13 +154,13 @@ class ExperimentProgress:
 
     def _start(self, event: StepStarted) -> None:
         self.close()
-        if not self._live:
+        if not self.live:
             return
         from tqdm import tqdm
 
         label, total = f"  {LABELS[event.step]:<12}", event.total
         if total:
-            layout = WAIT_FORMAT if event.step in ("baseline", "thermal_floor") else BAR_FORMAT
+            layout = BUSY_FORMAT if event.step in WAITING_STEPS else BAR_FORMAT
         else:
             label, layout = f"{label} {BUSY_WITH.get(event.step, '')} …", BUSY_FORMAT
         self._bar = tqdm(
@@ -169,10 +180,14 @@ class ExperimentProgress:
             self._write(f"  {LABELS[event.step]:<13}{event.detail}")
 
     def _tick(self, event: Waiting) -> None:
-        if self._bar is not None and self._bar.total is not None:
-            label = f"  {LABELS[event.step]:<12} {event.remaining_s:2.0f} s left"
-            self._bar.set_description_str(label, refresh=False)
-            self._bar.update(self._bar.total - event.remaining_s - self._bar.n)
+        said = WAITING_STEPS[event.step]
+        if self._bar is not None:
+            ending = "; Enter skips" if event.skippable else ""
+            left = f"{readable_s(event.remaining_s):>4} left"
+            self._bar.set_description_str(f"  {LABELS[event.step]:<12} {left}: {said.purpose} ({said.field}{ending})")
+        elif event.step not in self._announced:
+            self._announced.add(event.step)
+            self._write(f"  {'Waiting':<13}{readable_s(event.remaining_s)}: {said.purpose} ({said.field})")
 
     def _advance(self, event: PromptsDone) -> None:
         if self._bar is None:
@@ -209,9 +224,10 @@ class StudyProgress:
                 self._bar.update()
         elif isinstance(event, GapStarted):
             hint = ", Enter skips it" if event.skippable else ""
-            self._write(f"  Gap {GAP_NAMES[event.kind]}: {event.duration_s:.0f} s{hint}")
+            field = f"execution.{event.kind}_gap_seconds"
+            self._write(f"  Gap {GAP_NAMES[event.kind]}: {readable_s(event.duration_s)} ({field}){hint}")
         elif isinstance(event, GapTick):
-            self._note(f"gap {GAP_NAMES[event.kind]}: {event.remaining_s:.0f} s left")
+            self._note(f"gap {GAP_NAMES[event.kind]}: {readable_s(event.remaining_s)} left")
         elif isinstance(event, StudyWarning):
             self._write(f"  Note: {event.message}")
         elif isinstance(event, StudyFinished):
@@ -247,7 +263,7 @@ class StudyProgress:
         if isinstance(event, StepStarted):
             self._note(LABELS[event.step].lower())
         elif isinstance(event, Waiting):
-            self._note(f"{LABELS[event.step].lower()}: {event.remaining_s:.0f} s left")
+            self._note(f"{readable_s(event.remaining_s)} left, {WAITING_STEPS[event.step].field}")
         elif isinstance(event, PromptsDone):
             self._note(f"{LABELS[event.step].lower()}: {event.done}/{event.total}")
         elif self._verbose:
@@ -263,6 +279,11 @@ class StudyProgress:
         else:
             self._stream.write(line + "\n")
             self._stream.flush()
+
+
+def readable_s(seconds: float) -> str:
+    """A wait in whole seconds: `60 s`, `5 m 00 s`."""
+    return f"{seconds:.0f} s" if seconds < 99.5 else duration(seconds)
 
 
 def finished_line(event: RunFinished) -> str:

@@ -37,6 +37,7 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.results.export import to_csv
 from llenergymeasure.results.summary import render_summary
 from llenergymeasure.security import validate_path
+from llenergymeasure.study.gaps import enter_key
 
 
 def run_command(request: RunRequest) -> int:
@@ -93,9 +94,12 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
         return EXIT_OK
     results: list[ExperimentResult] = []
     progress = None if request.quiet else ExperimentProgress(sys.stderr, _title(config))
+    skip = enter_key() if progress is not None and progress.live and machine.ui.prompt else None
     saved: Path | None = None
     try:
-        study = run_study_of(StudyConfig(experiments=[config]), results.append, machine=machine, observer=progress)
+        study = run_study_of(
+            StudyConfig(experiments=[config]), results.append, machine=machine, observer=progress, skip=skip
+        )
         saved = next(map(Path, study.result_files), None)
     finally:
         if progress is not None:

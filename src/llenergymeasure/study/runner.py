@@ -22,6 +22,7 @@ from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.baseline import CachedBaseline
 from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.core.progress import SkipKey
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -30,7 +31,7 @@ from llenergymeasure.results.persistence import save_result, save_result_or_resc
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.launchers import Launcher
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError, signals_as
-from llenergymeasure.study.gaps import SkipKey, environment_changes, gaps_of, leftover_gpu_memory, wait_out
+from llenergymeasure.study.gaps import environment_changes, gaps_of, leftover_gpu_memory, wait_out
 from llenergymeasure.study.manifest import ManifestWriter
 from llenergymeasure.study.plan import (
     PlannedRun,
