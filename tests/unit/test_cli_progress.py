@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from llenergymeasure.cli.progress import ExperimentProgress, StudyProgress
 from llenergymeasure.cli.terminal import configured_logging
 from llenergymeasure.core.progress import Event, PromptsDone, StepFinished, StepStarted, Waiting, clock_face
+from llenergymeasure.study.display import ExperimentProgress, StudyProgress
 from llenergymeasure.study.plan import StudyEvent, StudyStarted, StudyWarning
 from terminal import FakeTerminal, screen
 
@@ -72,6 +72,11 @@ def test_without_a_terminal_progress_is_the_documented_lines_and_why_it_waits() 
 
 def test_a_terminal_is_left_with_the_same_lines_and_no_bar() -> None:
     assert screen(draw(FakeTerminal())) == [*LINES, ""]
+
+
+def test_a_notebook_gets_the_bar() -> None:
+    output = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    assert "Measuring    8/100 |" in draw(output, LIFE[:17])
 
 
 @pytest.mark.parametrize(

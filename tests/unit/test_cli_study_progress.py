@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llenergymeasure.cli.progress import StudyProgress, finished_line, study_progress
 from llenergymeasure.core.progress import PromptsDone, StepFinished, StepStarted, Waiting
+from llenergymeasure.study.display import StudyProgress, finished_line, study_progress
 from llenergymeasure.study.plan import (
     GapEnded,
     GapStarted,

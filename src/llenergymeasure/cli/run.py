@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from llenergymeasure._api import _run as run_study_of
 from llenergymeasure._api import with_default_backend
-from llenergymeasure.cli.progress import ExperimentProgress
 from llenergymeasure.cli.request import RunRequest
 from llenergymeasure.cli.terminal import (
     EXIT_OK,
@@ -37,6 +36,7 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.results.export import to_csv
 from llenergymeasure.results.summary import render_summary
 from llenergymeasure.security import validate_path
+from llenergymeasure.study.display import ExperimentProgress
 from llenergymeasure.study.gaps import enter_key
 
 

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from llenergymeasure._api import _run as run_placed
 from llenergymeasure._api import study_parent
-from llenergymeasure.cli.progress import study_progress
 from llenergymeasure.cli.request import RunRequest
 from llenergymeasure.cli.terminal import (
     EXIT_FAILED,
@@ -34,6 +33,7 @@ from llenergymeasure.domain.study import FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.study_table import render_configurations
 from llenergymeasure.results.summary import duration, joules, one_line
+from llenergymeasure.study.display import study_progress
 from llenergymeasure.study.execute import StudyPlace
 from llenergymeasure.study.plan import StudyEvent, StudyStarted
 from llenergymeasure.study.resume import find_unfinished, load_resumable_study

@@ -101,9 +101,10 @@ class QuietWhenBroken:
 
     @property
     def live(self) -> bool:
-        """Whether a line can be drawn again and again."""
+        """Whether a line can be drawn again and again: on a terminal, and below a cell of a notebook."""
         with self._silently():
-            return self._stream is not None and self._stream.isatty()
+            if self._stream is not None:
+                return self._stream.isatty() or type(self._stream).__module__.startswith("ipykernel.")
         return False
 
     @contextmanager
