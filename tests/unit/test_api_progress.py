@@ -26,7 +26,7 @@ def test_a_study_is_drawn_on_request_alone(tmp_path: Path, capsys: pytest.Captur
     study = study_of("somebody/model")
     Stage(tmp_path).runner(study).run()
     capsys.readouterr()
-    for progress, drawn in ((False, ""), (True, r"Study: 1 runs, 1 of them finished before\n  in .*\n  Note: .*\n")):
+    for progress, drawn in ((False, ""), (True, r"Study: 1 run, 1 of them finished before\n  in .*\n  Note: .*\n")):
         llem.run_study(study, resume=tmp_path, progress=progress)
         out, err = capsys.readouterr()
         assert out == ""

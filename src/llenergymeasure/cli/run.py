@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -38,6 +39,10 @@ from llenergymeasure.results.summary import render_summary
 from llenergymeasure.security import validate_path
 from llenergymeasure.study.display import ExperimentProgress
 from llenergymeasure.study.gaps import enter_key
+from llenergymeasure.study.manifest import MANIFEST_FILE
+
+CONFIG_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
+"""What a config file is called by; another name that is no file is perhaps a model's."""
 
 
 def run_command(request: RunRequest) -> int:
@@ -76,9 +81,20 @@ def _run(request: RunRequest, machine: UserConfig) -> int:
 
 def _read(path: Path) -> LoadedDocument:
     validate_path(path, what="configuration file")
-    if not path.suffix and not path.exists():
-        raise UsageError(f"{path}: no such file. To measure a model of that name: llem run --model {path}")
+    if meant := _meant_instead(path):
+        raise UsageError(f"{path}: {meant}")
     return load_document(path)
+
+
+def _meant_instead(path: Path) -> str | None:
+    """What is at a place that is no config file's, and what was perhaps meant; `None`: it may be one's."""
+    if (path / MANIFEST_FILE).is_file():
+        return f"the directory of a study. To go on with it: llem run --resume {path}"
+    if (path / "config.json").is_file():
+        return f"the directory of a model. To measure it: llem run --model {path}"
+    if path.suffix.lower() in CONFIG_SUFFIXES or path.exists():
+        return None
+    return f"no such file. To measure a model of that name: llem run --model {path}"
 
 
 def _run_experiment(request: RunRequest, document: LoadedDocument | None, machine: UserConfig) -> int:

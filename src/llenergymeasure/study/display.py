@@ -246,7 +246,7 @@ class StudyProgress:
     def _start(self, event: StudyStarted) -> None:
         kept = f", {event.kept} of them finished before" if event.kept else ""
         skipped = f"; skipped points of the grid, because not valid: {event.skipped}" if event.skipped else ""
-        self._write(f"Study: {event.total} runs{kept}{skipped}\n  in {event.directory}")
+        self._write(f"Study: {event.total} run{'s' if event.total != 1 else ''}{kept}{skipped}\n  in {event.directory}")
         if not self._live:
             return
         from tqdm import tqdm
