@@ -25,6 +25,7 @@ fp32 / batch 1    not measured              15.0 ± 3.7  10.0 % !  3
 ! marks a CV above 5 %: these cycles differ a lot; more of them narrow the
   interval.
 
+All rows       llama-1b / pytorch
 Runs           9 completed, 3 failed, 2 skipped (not valid), of 12 planned
                ✗ llama-1b / pytorch / fp32 / batch 8, cycles 1, 3: Pre-flight
                  failed: 1 issue - model: gone

@@ -35,7 +35,7 @@ from llenergymeasure.results.study_table import render_configurations
 from llenergymeasure.results.summary import duration, joules, one_line
 from llenergymeasure.study.display import study_progress
 from llenergymeasure.study.execute import StudyPlace
-from llenergymeasure.study.plan import StudyEvent, StudyStarted
+from llenergymeasure.study.plan import StudyEvent, StudyStarted, shared_parts
 from llenergymeasure.study.resume import find_unfinished, load_resumable_study
 from llenergymeasure.study.runner import StudyStoppedError
 
@@ -165,6 +165,8 @@ def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: Us
 def render_study(result: StudyResult, directory: Path, width: int) -> str:
     """The summary of a study that is kept in `directory`, for a terminal of `width` columns."""
     lines = [*render_configurations(result.statistics, width), ""]
+    if shared := shared_parts([entry.config_name or "" for entry in result.statistics]):
+        lines.append(f"{'All rows':<15}{shared}")
     summary = result.summary
     counts = [f"{summary.completed} completed", f"{summary.failed} failed"]
     if summary.skipped:

@@ -58,7 +58,7 @@ NOT_YET_S = 1e-9
 
 BAR_FORMAT = "{desc} {n:.0f}/{total:.0f} |{bar:24}| [{elapsed}<{remaining}]{postfix}"
 BUSY_FORMAT = "{desc}"
-STUDY_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:20}| [{elapsed}<{remaining}]{postfix}"
+STUDY_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:12}| [{elapsed}<{remaining}]{postfix}"
 
 GAP_NAMES = {"config": "between runs", "cycle": "between cycles"}
 
@@ -210,6 +210,7 @@ class StudyProgress:
         self._stream = QuietWhenBroken(stream)
         self._verbose = verbose
         self._n_cycles = n_cycles
+        self._shared = ""
         self._live = self._stream.live
         self._bar: tqdm[Never] | None = None
 
@@ -218,9 +219,9 @@ class StudyProgress:
         if isinstance(event, StudyStarted):
             self._start(event)
         elif isinstance(event, RunStarted):
-            self._note(f"{event.run.title}  c{event.run.cycle}/{self._n_cycles}")
+            self._note(f"{short_title(event.run.title, self._shared)}  c{event.run.cycle}/{self._n_cycles}")
         elif isinstance(event, RunFinished):
-            self._write(finished_line(event))
+            self._write(finished_line(event, self._shared))
             if self._bar is not None:
                 self._bar.update()
         elif isinstance(event, GapStarted):
@@ -246,7 +247,11 @@ class StudyProgress:
     def _start(self, event: StudyStarted) -> None:
         kept = f", {event.kept} of them finished before" if event.kept else ""
         skipped = f"; skipped points of the grid, because not valid: {event.skipped}" if event.skipped else ""
-        self._write(f"Study: {event.total} run{'s' if event.total != 1 else ''}{kept}{skipped}\n  in {event.directory}")
+        self._shared = event.shared
+        of = f" of {event.shared}" if event.shared else ""
+        self._write(
+            f"Study: {event.total} run{'s' if event.total != 1 else ''}{of}{kept}{skipped}\n  in {event.directory}"
+        )
         if not self._live:
             return
         from tqdm import tqdm
@@ -287,19 +292,26 @@ def readable_s(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 99.5 else duration(seconds)
 
 
-def finished_line(event: RunFinished) -> str:
-    """What is said of a finished run.
+def short_title(title: str, shared: str) -> str:
+    """A run's title without the parts that all runs of its study share."""
+    left_out = shared.split(" / ")
+    return " / ".join(part for part in title.split(" / ") if part not in left_out)
 
-    `✓ [3/12] qwen2.5-0.5b / pytorch / bf16 / batch 8  c1  0.412 J/tok  310 tok/s  2 m 14 s`; below it,
-    where the log of a failed run is, or why a result could not be saved.
+
+def finished_line(event: RunFinished, shared: str = "") -> str:
+    """What is said of a finished run, without the `shared` parts of its title.
+
+    `✓ [3/12] bf16 / batch 8  c1  0.412 J/tok  310 tok/s  2 m 14 s`, with `est.` behind joules that no sensor gave;
+    below it, where the log of a failed run is, or why a result could not be saved.
     """
-    head = f"[{event.run.position}/{event.total}] {event.run.title}  c{event.run.cycle}"
+    head = f"[{event.run.position}/{event.total}] {short_title(event.run.title, shared)}  c{event.run.cycle}"
     took = duration(event.duration_s)
     if event.result is None:
         line = f"✗ {head}  {one_line(event.error or 'unknown')}  {took}"
         return line if event.logs is None else f"{line}\n  log: {event.logs}"
     per_token_j = event.result.avg_energy_per_token_j
     energy = "energy not measured" if per_token_j is None else f"{joules(per_token_j)}/tok"
+    energy += " est." if per_token_j is not None and event.result.is_estimate else ""
     line = f"✓ {head}  {energy}  {quantity(event.result.avg_tokens_per_second)} tok/s  {took}"
     return line if event.error is None else f"{line}\n  not saved: {one_line(event.error)}"
 

@@ -43,6 +43,7 @@ from llenergymeasure.study.plan import (
     StudyStarted,
     StudyWarning,
     plan_runs,
+    shared_parts,
     timeout_s,
 )
 from llenergymeasure.study.resume import Resumption
@@ -145,7 +146,8 @@ class StudyRunner:
             StudyStoppedError: Too many runs failed one after the other, or results cannot be saved any more.
         """
         total, left = len(self._all), len(self._left)
-        self._tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs)))
+        shared = shared_parts([run.title for run in self._all])
+        self._tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs), shared))
         try:
             with signals_as(self._host.interrupt):
                 self._run_all()
