@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,12 +55,15 @@ BUSY_WITH: Final[dict[Step, str]] = {"preflight": "checking", "load": "loading",
 REDRAW_INTERVAL_S = 0.5
 """Shortest time between two redraws of a bar; drawing inside the measurement window must stay negligible."""
 
+ROWS = 20
+"""Told to tqdm, which draws nothing on a terminal that says it has none; one bar at a time needs no more."""
+
 NOT_YET_S = 1e-9
 """Keeps a bar from drawing itself before it is known here: a Ctrl-C in that moment could not remove it."""
 
 BAR_FORMAT = "{desc} {n:.0f}/{total:.0f} |{bar:24}| [{elapsed}<{remaining}]{postfix}"
 BUSY_FORMAT = "{desc}"
-STUDY_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:12}| [{elapsed}<{remaining}]{postfix}"
+STUDY_BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar:10}| [{elapsed}<{remaining}]{postfix}"
 
 GAP_NAMES = {"config": "between runs", "cycle": "between cycles"}
 
@@ -106,6 +111,15 @@ class QuietWhenBroken:
             if self._stream is not None:
                 return self._stream.isatty() or type(self._stream).__module__.startswith("ipykernel.")
         return False
+
+    @property
+    def columns(self) -> int:
+        """Width of the terminal, or 80 where it tells none."""
+        try:
+            told = os.get_terminal_size(self.fileno()).columns
+        except (OSError, ValueError, AttributeError):  # no terminal behind it
+            told = 0
+        return told or shutil.get_terminal_size((80, 24)).columns
 
     @contextmanager
     def _silently(self) -> Iterator[None]:
@@ -169,6 +183,8 @@ class ExperimentProgress:
             desc=label,
             file=self._stream,
             leave=False,
+            ncols=self._stream.columns,
+            nrows=ROWS,
             mininterval=self._redraw_interval_s,
             bar_format=layout,
             delay=NOT_YET_S,
@@ -262,6 +278,8 @@ class StudyProgress:
             desc="  Runs",
             file=self._stream,
             leave=False,
+            ncols=self._stream.columns,
+            nrows=ROWS,
             bar_format=STUDY_BAR_FORMAT,
         )
 
