@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from types import NoneType
@@ -21,9 +23,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from llenergymeasure.config.grid import describe_skipped
 from llenergymeasure.config.loader import load_experiment_config, load_study_config, with_overrides
-from llenergymeasure.config.models import ExperimentConfig, StudyConfig
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.config.user_config import UserConfig, load_user_config
-from llenergymeasure.core.progress import Observer, ignore_events
+from llenergymeasure.core.progress import Observer, SkipKey, ignore_events
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import MeasurementProtocol, StudyResult, StudySummary
 from llenergymeasure.exceptions import ConfigError, PersistenceError
@@ -41,20 +43,25 @@ AnyObserver = Callable[[Any], None]
 
 
 @overload
-def run_experiment(config: str | Path | ExperimentConfig, **kwargs: Any) -> ExperimentResult: ...
+def run_experiment(
+    config: str | Path | ExperimentConfig, *, progress: bool = False, **kwargs: Any
+) -> ExperimentResult: ...
 
 
 @overload
-def run_experiment(config: None = None, *, model: str, **kwargs: Any) -> ExperimentResult: ...
+def run_experiment(config: None = None, *, model: str, progress: bool = False, **kwargs: Any) -> ExperimentResult: ...
 
 
-def run_experiment(config: str | Path | ExperimentConfig | None = None, **kwargs: Any) -> ExperimentResult:
+def run_experiment(
+    config: str | Path | ExperimentConfig | None = None, *, progress: bool = False, **kwargs: Any
+) -> ExperimentResult:
     """Measure one experiment in this process.
 
     Nothing is written to disk unless `output_dir` is set, in the config or as a keyword.
 
     Args:
         config: A YAML or JSON file, or a config; `None` to give everything by keyword.
+        progress: Draw on stderr what goes on, as `llem run` does; by default nothing is printed.
         **kwargs: Fields of `ExperimentConfig`, which override the config; dotted names reach into sections
             (`**{"pytorch.batch_size": 8}`).
 
@@ -70,8 +77,33 @@ def run_experiment(config: str | Path | ExperimentConfig | None = None, **kwargs
     """
     collected: list[ExperimentResult] = []
     experiment = with_default_backend(resolve_experiment(config, kwargs))
-    _run(StudyConfig(experiments=[experiment]), collected.append)
+    with _experiment_drawn(experiment) if progress else nullcontext() as observer:
+        _run(StudyConfig(experiments=[experiment]), collected.append, observer=observer)
     return collected[0]
+
+
+@contextmanager
+def _experiment_drawn(config: ExperimentConfig) -> Iterator[Observer]:
+    """An observer that draws the experiment on stderr, for the length of a `with` block."""
+    from llenergymeasure.study.display import ExperimentProgress
+
+    drawing = ExperimentProgress(sys.stderr, f"Experiment: {experiment_title(config)}")
+    try:
+        yield drawing
+    finally:
+        drawing.close()
+
+
+@contextmanager
+def _study_drawn(study: StudyConfig) -> Iterator[AnyObserver]:
+    """An observer that draws the study on stderr, for the length of a `with` block."""
+    from llenergymeasure.study.display import StudyProgress
+
+    drawing = StudyProgress(sys.stderr, verbose=False, n_cycles=study.execution.n_cycles)
+    try:
+        yield drawing
+    finally:
+        drawing.close()
 
 
 def resolve_experiment(config: str | Path | ExperimentConfig | None, overrides: dict[str, Any]) -> ExperimentConfig:
@@ -122,6 +154,7 @@ def run_study(
     *,
     output_dir: str | Path | None = None,
     resume: str | Path | None = None,
+    progress: bool = False,
 ) -> StudyResult:
     """Run a study: every experiment in every cycle, each in a process of its own.
 
@@ -132,6 +165,7 @@ def run_study(
         output_dir: Where the study's directory is made; by default what the study's experiments say, else the user
             configuration's `output.results_dir`.
         resume: Directory of an earlier execution to go on with; `config` must be the same study, more cycles allowed.
+        progress: Draw on stderr what goes on, as `llem run` does; by default nothing is printed.
 
     Returns:
         What the study yielded. Runs that failed are in `failed`, and do not raise.
@@ -154,7 +188,8 @@ def run_study(
 
     parent = _place(output_dir) if output_dir is not None else study_parent(study, machine)
     place = StudyPlace(parent=parent, resume=None if resume is None else user_path(resume))
-    return _run(study, lambda result: None, machine=machine, place=place)
+    with _study_drawn(study) if progress else nullcontext() as observer:
+        return _run(study, lambda result: None, machine=machine, observer=observer, place=place)
 
 
 def study_parent(study: StudyConfig, machine: UserConfig) -> Path:
@@ -190,6 +225,7 @@ def _run(
     machine: UserConfig | None = None,
     observer: AnyObserver | None = None,
     place: StudyPlace | None = None,
+    skip: SkipKey | None = None,
 ) -> StudyResult:
     """Run a study: in this process if it is a single experiment, in isolation and on disk if it has a place there.
 
@@ -198,19 +234,22 @@ def _run(
         on_result: Receives each result as soon as it exists, also when it then cannot be saved.
         machine: `None`: the user's settings, loaded from their place.
         place: Where the study is kept; `None` for a single experiment, which is kept only where its config says.
+        skip: Ends a single experiment's wait when it answers true; `None`: nobody can.
 
     Raises:
         LLEMError: The experiment failed, or the study cannot go on.
     """
     machine = machine or load_user_config()
     if place is None:
-        return _run_here(study, on_result, machine, observer or ignore_events)
+        return _run_here(study, on_result, machine, observer or ignore_events, skip)
     from llenergymeasure.study.execute import execute_study
 
     return execute_study(study, place, machine, on_result, observer)
 
 
-def _run_here(study: StudyConfig, on_result: OnResult, machine: UserConfig, observer: Observer) -> StudyResult:
+def _run_here(
+    study: StudyConfig, on_result: OnResult, machine: UserConfig, observer: Observer, skip: SkipKey | None
+) -> StudyResult:
     from llenergymeasure.core.state import tracked
     from llenergymeasure.results.persistence import DirectoryRepository, ResultsRepository
     from llenergymeasure.runners.job import Job
@@ -226,7 +265,7 @@ def _run_here(study: StudyConfig, on_result: OnResult, machine: UserConfig, obse
         tempfile.TemporaryDirectory(prefix="llem-") as work_dir,
         tracked(output_dir, experiment_id, compute_measurement_config_hash(config), observer) as follow,
     ):
-        run = run_local(Job(config, machine, Path(work_dir), experiment_id=experiment_id), follow)
+        run = run_local(Job(config, machine, Path(work_dir), experiment_id=experiment_id), follow, skip=skip)
         files = run.artefacts
         if output_dir is not None:
             repository: ResultsRepository = DirectoryRepository(output_dir)

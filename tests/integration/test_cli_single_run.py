@@ -128,6 +128,7 @@ def test_json_is_alone_on_stdout_also_when_verbose(
     (path,) = tmp_path.rglob("result.json")
     saved = json.loads(path.read_text())
     assert {**json.loads(spoken.out), "timeseries": None} == {**saved, "timeseries": None}
+    assert f"Result         {path.relative_to(tmp_path)}\n" in spoken.err
     assert re.search(r"^\S+ \S+ (DEBUG|INFO) llenergymeasure\.", spoken.err, re.MULTILINE)
 
 

@@ -61,13 +61,14 @@ def test_a_failed_run_is_named_with_its_log_and_makes_the_exit_code_1(morning: M
 
 
 def test_the_terminal_shows_a_bar_with_elapsed_time_and_what_is_left(morning: Morning) -> None:
-    for shown in ("Runs 0/4 |", "Runs 3/4 |", "✗ [1/4] ", "✓ [2/4] ", "Gap between cycles: 1 s, Enter skips it"):
+    gap = "Gap between cycles: 1 s (execution.cycle_gap_seconds), Enter skips it"
+    for shown in ("Runs 0/4 |", "Runs 3/4 |", "✗ [1/4] ", "✓ [2/4] ", gap):
         assert shown in morning.run.text
 
 
 def test_what_is_on_screen_is_what_is_in_the_summary(morning: Morning) -> None:
     place = morning.directory.relative_to(morning.workplace.cwd)
-    assert render_study(load_study(morning.directory), place) in morning.run.text
+    assert render_study(load_study(morning.directory), place, 100) in morning.run.text
 
 
 def test_pandas_and_duckdb_find_the_summarys_figures_in_the_table(morning: Morning) -> None:

@@ -160,5 +160,19 @@ def test_enter_skips_nothing_where_prompts_are_off(desk: Desk) -> None:
     desk.study(gap_s=3600.0)
     desk.settings("ui: {prompt: false}\n")
     terminal = desk.open()
-    terminal.wait_for("Gap between runs: 3600 s")
+    terminal.wait_for("Gap between runs: 1 h 00 m")
     assert "Enter" not in terminal.text
+
+
+def test_enter_ends_the_wait_of_a_single_run_and_the_result_says_so(desk: Desk) -> None:
+    pytest.importorskip("transformers", reason="needs the pytorch extra")
+    (desk.directory / "study.yaml").write_text(
+        "{model: builtin/tiny-llama, n: 1, dataset: {synthetic: {n: 1, input_len: 4, output_len: 2}},"
+        " pytorch: {device: cpu}, baseline: {enabled: false}, warmup: {n_warmup: 1, thermal_floor_seconds: 60}}"
+    )
+    terminal = desk.open()
+    terminal.wait_for("cooling (warmup.thermal_floor_seconds; Enter skips)")
+    terminal.type("\n")
+    assert terminal.wait_for_end() == 0
+    (path,) = desk.directory.rglob("result.json")
+    assert "wait_skipped: a wait was ended by hand with " in path.read_text()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llenergymeasure.cli.progress import StudyProgress, finished_line, study_progress
 from llenergymeasure.core.progress import PromptsDone, StepFinished, StepStarted, Waiting
+from llenergymeasure.domain.energy import EnergyBreakdown
+from llenergymeasure.study.display import StudyProgress, finished_line, study_progress
 from llenergymeasure.study.plan import (
     GapEnded,
     GapStarted,
@@ -20,6 +22,7 @@ from llenergymeasure.study.plan import (
     StudyStarted,
     StudyWarning,
     plan_runs,
+    shared_parts,
 )
 from result_samples import make_result, make_rich_result
 from study_fakes import study_of
@@ -52,7 +55,7 @@ LINES = """\
 Study: 2 runs; skipped points of the grid, because not valid: 3
   in results/demo
 ✓ [1/2] llama-1b / pytorch / bf16  c1  0.412 J/tok  310 tok/s  2 m 14 s
-  Gap between runs: 60 s, Enter skips it
+  Gap between runs: 60 s (execution.config_gap_seconds), Enter skips it
   Note: 4.2 GB were left on GPU 0
 ✗ [2/2] gpt2 / pytorch / bf16  c1  Pre-flight failed: - model: gone  2 m 14 s
   log: results/demo/gpt2_failed
@@ -75,7 +78,8 @@ def test_a_terminal_shows_the_same_lines_and_a_bar_with_cycle_countdown_and_time
     text = draw(FakeTerminal())
     for line in LINES.splitlines():
         assert line in text
-    for shown in ("  Runs 0/2", "llama-1b / pytorch / bf16  c1/3", "gap between runs: 42 s left", "[00:00<"):
+    waits = ("gap between runs: 42 s left", "30 s left, warmup.thermal_floor_seconds")
+    for shown in ("  Runs 0/2", "llama-1b / pytorch / bf16  c1/3", *waits, "[00:00<"):
         assert shown in text
 
 
@@ -85,6 +89,22 @@ def test_verbose_tells_the_steps_of_each_experiment() -> None:
 
 def test_quiet_draws_nothing() -> None:
     assert study_progress(quiet=True, verbose=False, n_cycles=3) is None
+
+
+def test_what_all_runs_share_is_said_once() -> None:
+    titles = [f"llama-1b / pytorch / bf16 / batch {batch}" for batch in (1, 8)]
+    shared = shared_parts(titles)
+    assert shared == "llama-1b / pytorch / bf16"
+    assert shared_parts(titles[:1]) == shared_parts([]) == ""
+    stream = io.StringIO()
+    progress = StudyProgress(stream, verbose=False, n_cycles=1)
+    progress(StudyStarted(Path("d"), 2, 0, 0, shared))
+    estimate = EnergyBreakdown(raw_j=1.0, method="model_estimate")
+    result = make_result(avg_energy_per_token_j=0.5, avg_tokens_per_second=10.0, energy_breakdown=estimate)
+    progress(finished(run=replace(FIRST, title=titles[0]), result=result))
+    assert stream.getvalue() == (
+        f"Study: 2 runs of {shared}\n  in d\n✓ [1/2] batch 1  c1  0.500 J/tok est.  10.0 tok/s  2 m 14 s\n"
+    )
 
 
 def test_a_resumed_study_says_how_much_is_finished() -> None:

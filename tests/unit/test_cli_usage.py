@@ -70,6 +70,25 @@ def test_a_flag_that_cannot_be_meant_is_named_with_its_value(
     assert_refused(llem("run", "--model", "builtin/tiny-llama", *arguments), *said)
 
 
+@pytest.mark.parametrize("model", ["gpt2", "org/model", "Qwen/Qwen2.5-0.5B", "org/model.v1"])
+def test_a_model_where_a_file_is_meant_is_told_its_flag(llem: CommandLine, model: str) -> None:
+    assert_refused(llem("run", model), f"{model}: no such file.", f"llem run --model {model}")
+
+
+def test_a_directory_where_a_file_is_meant_is_told_its_flag(llem: CommandLine) -> None:
+    llem.file("model/config.json", "{}")
+    llem.file("study/manifest.json", "{}")
+    assert_refused(llem("run", "model"), "model: the directory of a model.", "llem run --model model")
+    assert_refused(llem("run", "study"), "study: the directory of a study.", "llem run --resume study")
+
+
+@pytest.mark.parametrize("file", ["nowhere.yaml", "nowhere.yml", "nowhere.json"])
+def test_a_file_that_is_not_there_is_no_model(llem: CommandLine, file: str) -> None:
+    spoken = llem("run", file)
+    assert_refused(spoken, f"{file}: no such file")
+    assert "--model" not in spoken.err
+
+
 def test_all_wrong_flags_are_told_at_once(llem: CommandLine) -> None:
     spoken = llem("run", "-m", "gpt2", "-n", "0", "--precision", "int8", "--device", "gpu", "--batch-size", "0")
     assert_refused(spoken, "4 problems; nothing was run.")

@@ -14,7 +14,7 @@ from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.preflight import Ready
-from llenergymeasure.core.progress import Event, StepStarted
+from llenergymeasure.core.progress import Event, StepStarted, Waiting
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.warnings import MeasurementWarning
@@ -73,6 +73,36 @@ def test_the_life_of_an_experiment_has_its_steps_in_order(setup: Setup, tmp_path
     assert steps == ["preflight", "baseline", "load", "warmup", "thermal_floor", "measure", "finish"]
     assert setup.engine.calls[0] == "load"
     assert setup.engine.calls[-1] == "unload"
+
+
+def keys(*pressed_after_s: float, clock: VirtualClock) -> Callable[[], bool]:
+    """A key that is pressed after so many seconds, and once each time."""
+    due = [clock.now() + after_s for after_s in pressed_after_s]
+
+    def pressed() -> bool:
+        return bool(due) and due[0] <= clock.now() and due.pop(0) > 0
+
+    return pressed
+
+
+def test_a_wait_that_is_ended_by_hand_is_short_and_says_so(setup: Setup, tmp_path: Path) -> None:
+    began_s = setup.clock.now()
+    bench = replace(setup.bench, skip=keys(0.0, 5.0, 20.0, clock=setup.clock))  # the first one before the waits
+    record = measure(setup.config(tmp_path), bench, "id", tmp_path).record
+    assert record.baseline_power_w == pytest.approx(300.0)  # of the seconds that there were
+    warnings = [text for text in record.warnings if text.startswith("wait_skipped:")]
+    assert [text.partition(" with ")[2].partition(" left")[0] for text in warnings] == [
+        "25 s of baseline.duration_seconds",
+        "45 s of warmup.thermal_floor_seconds",
+    ]
+    assert all(event.skippable for event in setup.events if isinstance(event, Waiting))
+    assert setup.clock.now() - began_s < 60.0
+
+
+def test_nobody_can_end_a_wait_where_nobody_looks_on(setup: Setup, tmp_path: Path) -> None:
+    record = measure(setup.config(tmp_path), setup.bench, "id", tmp_path).record
+    assert not any(text.startswith("wait_skipped") for text in record.warnings)
+    assert not any(event.skippable for event in setup.events if isinstance(event, Waiting))
 
 
 def test_headline_figures_are_those_of_the_window_alone(setup: Setup, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Flags that shape the output of a run are in tests/integration/test_settings_effe
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,10 @@ def test_resume_of_a_finished_study_shows_it_and_runs_nothing(
     told = capsys.readouterr()
     assert "nothing to do" in told.err
     assert "2 completed" in told.out
+    assert run_app(["run", "--resume", str(tmp_path), "--json", "--quiet"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["summary"]["completed"] == 2
+    assert told.err == f"Study          {tmp_path}\n"
     assert {path: path.read_bytes() for path in tmp_path.rglob("result.json")} == before
 
 

@@ -6,12 +6,12 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
 from llenergymeasure._api import _run as run_study_of
 from llenergymeasure._api import with_default_backend
-from llenergymeasure.cli.progress import ExperimentProgress
 from llenergymeasure.cli.request import RunRequest
 from llenergymeasure.cli.terminal import (
     EXIT_OK,
@@ -22,6 +22,7 @@ from llenergymeasure.cli.terminal import (
     print_result,
     result_json,
     signals_as_interrupt,
+    tell_place,
 )
 from llenergymeasure.config.errors import config_error, is_study_document
 from llenergymeasure.config.loader import resolve_experiment
@@ -36,6 +37,12 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.results.export import to_csv
 from llenergymeasure.results.summary import render_summary
 from llenergymeasure.security import validate_path
+from llenergymeasure.study.display import ExperimentProgress
+from llenergymeasure.study.gaps import enter_key
+from llenergymeasure.study.manifest import MANIFEST_FILE
+
+CONFIG_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
+"""What a config file is called by; another name that is no file is perhaps a model's."""
 
 
 def run_command(request: RunRequest) -> int:
@@ -74,9 +81,20 @@ def _run(request: RunRequest, machine: UserConfig) -> int:
 
 def _read(path: Path) -> LoadedDocument:
     validate_path(path, what="configuration file")
-    if not path.suffix and not path.exists():
-        raise UsageError(f"{path}: no such file. To measure a model of that name: llem run --model {path}")
+    if meant := _meant_instead(path):
+        raise UsageError(f"{path}: {meant}")
     return load_document(path)
+
+
+def _meant_instead(path: Path) -> str | None:
+    """What is at a place that is no config file's, and what was perhaps meant; `None`: it may be one's."""
+    if (path / MANIFEST_FILE).is_file():
+        return f"the directory of a study. To go on with it: llem run --resume {path}"
+    if (path / "config.json").is_file():
+        return f"the directory of a model. To measure it: llem run --model {path}"
+    if path.suffix.lower() in CONFIG_SUFFIXES or path.exists():
+        return None
+    return f"no such file. To measure a model of that name: llem run --model {path}"
 
 
 def _run_experiment(request: RunRequest, document: LoadedDocument | None, machine: UserConfig) -> int:
@@ -92,18 +110,23 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
         return EXIT_OK
     results: list[ExperimentResult] = []
     progress = None if request.quiet else ExperimentProgress(sys.stderr, _title(config))
+    skip = enter_key() if progress is not None and progress.live and machine.ui.prompt else None
     saved: Path | None = None
     try:
-        study = run_study_of(StudyConfig(experiments=[config]), results.append, machine=machine, observer=progress)
+        study = run_study_of(
+            StudyConfig(experiments=[config]), results.append, machine=machine, observer=progress, skip=skip
+        )
         saved = next(map(Path, study.result_files), None)
     finally:
         if progress is not None:
             progress.end(spaced=bool(results))
         for result in results:  # measured, so shown: also when it could not be saved
             print_result(result_json(result) if request.as_json else render_summary(result, saved, output_width()))
+    if request.as_json and saved is not None:
+        tell_place("Result", saved)
     if request.export_csv and saved is not None:
         path = to_csv(results, saved.with_suffix(".csv"))
-        sys.stderr.write(f"{'CSV':<15}{path}\n")
+        tell_place("CSV", path)
     return EXIT_OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,20 +14,29 @@ from pydantic import ValidationError
 
 from llenergymeasure._api import _run as run_placed
 from llenergymeasure._api import study_parent
-from llenergymeasure.cli.progress import study_progress
 from llenergymeasure.cli.request import RunRequest
-from llenergymeasure.cli.terminal import EXIT_FAILED, EXIT_OK, UsageError, print_result, result_json
+from llenergymeasure.cli.terminal import (
+    EXIT_FAILED,
+    EXIT_OK,
+    UsageError,
+    output_width,
+    print_result,
+    result_json,
+    tell_place,
+)
 from llenergymeasure.config.errors import config_error
 from llenergymeasure.config.loader import resolve_study
 from llenergymeasure.config.models import ExecutionConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.config.yaml_io import LoadedDocument
-from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
+from llenergymeasure.domain.study import FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
-from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
+from llenergymeasure.results.study_table import render_configurations
+from llenergymeasure.results.summary import duration, joules, one_line
 from llenergymeasure.security import for_display, user_path
+from llenergymeasure.study.display import study_progress
 from llenergymeasure.study.execute import StudyPlace, check_backends, dataset_hashes
-from llenergymeasure.study.plan import StudyEvent, StudyStarted
+from llenergymeasure.study.plan import StudyEvent, StudyStarted, shared_parts
 from llenergymeasure.study.preflight import check_here
 from llenergymeasure.study.resume import (
     Resumption,
@@ -170,7 +180,11 @@ def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: Us
             progress(event)
 
     def show(result: StudyResult) -> None:
-        print_result(result_json(result) if request.as_json else render_study(result, directory))
+        if request.as_json:
+            print_result(result_json(result))
+            tell_place("Study", directory)
+        else:
+            print_result(render_study(result, directory, output_width()))
 
     try:
         result = run_placed(study, lambda result: None, machine=machine, observer=observer, place=place)
@@ -185,53 +199,36 @@ def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: Us
     return EXIT_OK if result.summary.failed == 0 else EXIT_FAILED
 
 
-def render_study(result: StudyResult, directory: Path) -> str:
-    """The summary of a study that is kept in `directory`."""
-    lines = [*_table(result.statistics), ""]
+def render_study(result: StudyResult, directory: Path, width: int) -> str:
+    """The summary of a study that is kept in `directory`, for a terminal of `width` columns."""
+    lines = [*render_configurations(result.statistics, width), ""]
+    if shared := shared_parts([entry.config_name or "" for entry in result.statistics]):
+        lines.append(f"{'All rows':<15}{shared}")
     summary = result.summary
     counts = [f"{summary.completed} completed", f"{summary.failed} failed"]
     if summary.skipped:
         counts.append(f"{summary.skipped} skipped (not valid)")
     lines.append(f"{'Runs':<15}{', '.join(counts)}, of {summary.total_experiments} planned")
-    lines += [f"{'':<15}{line}" for line in _failures(result.failed)]
+    lines += [line for failure in _failures(result.failed) for line in _indented(failure, width)]
     if summary.total_energy_j is not None:
-        lines.append(f"{'Energy':<15}{joules(summary.total_energy_j)} in all measurement windows")
+        label = ", estimated" if result.estimated else ""
+        lines.append(f"{'Energy':<15}{joules(summary.total_energy_j)} in all measurement windows{label}")
     lines.append(f"{'Duration':<15}{duration(summary.total_wall_time_s)}")
     lines.append(f"{'Study':<15}{directory}")
     return "\n".join(lines)
 
 
-def _table(statistics: list[ConfigurationStatistics]) -> list[str]:
-    """Aligned rows, the least energy per token first; what was not measured last."""
-    if not statistics:
-        return ["No run was completed."]
-    ranked = sorted(statistics, key=lambda s: s.energy_per_token_j.mean if s.energy_per_token_j else float("inf"))
-    rows = [("Configuration", "Cycles", "Energy per token", "CV", "Tokens per second", "CV")]
-    rows += [
-        (
-            entry.config_name or entry.measurement_config_hash,
-            str(entry.cycles),
-            _interval(entry.energy_per_token_j, energy=True),
-            _variation(entry.energy_per_token_j),
-            _interval(entry.tokens_per_second, energy=False),
-            _variation(entry.tokens_per_second),
-        )
-        for entry in ranked
-    ]
-    shown = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
-    widths = {column: max(len(row[column]) for row in rows) for column in shown}
-    lines = ["  ".join(row[column].ljust(widths[column]) for column in shown).rstrip() for row in rows]
-    return [*lines, *_legend(statistics)]
-
-
-def _legend(statistics: list[ConfigurationStatistics]) -> Iterator[str]:
-    """What the signs in the table mean, as far as it has them."""
-    every = (figure for entry in statistics for figure in (entry.energy_per_token_j, entry.tokens_per_second))
-    figures = [figure for figure in every if figure is not None]
-    if any(figure.ci95_high is not None for figure in figures):
-        yield "± is the 95 % interval of the mean over the cycles, CV their coefficient of variation."
-    if any(figure.high_variation for figure in figures):
-        yield "! marks a CV above 5 %: these cycles differ a lot; more of them narrow the interval."
+def _indented(text: str, width: int) -> list[str]:
+    """Lines below a label; a path is never broken."""
+    indent = " " * 15
+    return textwrap.wrap(
+        text,
+        max(width, 40),
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _failures(failed: list[FailedExperiment]) -> Iterator[str]:
@@ -245,19 +242,3 @@ def _failures(failed: list[FailedExperiment]) -> Iterator[str]:
         yield f"✗ {name}{where}: {reason}"
     if len(cycles) > MAX_FAILURES:
         yield f"… and {len(cycles) - MAX_FAILURES} more, all in study_summary.json"
-
-
-def _interval(figure: CycleStatistics | None, *, energy: bool) -> str:
-    if figure is None:
-        return "not measured"
-    half_width = None if figure.ci95_high is None else figure.ci95_high - figure.mean
-    if energy:
-        return joules(figure.mean, half_width=half_width)
-    return quantity(figure.mean) if half_width is None else with_half_width(figure.mean, half_width)
-
-
-def _variation(figure: CycleStatistics | None) -> str:
-    """The coefficient of variation in per cent, with a mark where it is above 5 %; nothing where there is none."""
-    if figure is None or figure.cv_pct is None:
-        return ""
-    return f"{figure.cv_pct:.1f} %{' !' if figure.high_variation else ''}"

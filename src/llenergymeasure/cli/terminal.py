@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Final, TextIO
 
@@ -62,6 +63,12 @@ def print_result(text: str) -> None:
 def result_json(result: BaseModel) -> str:
     """A result as JSON for stdout, in plain ASCII: whatever its encoding, it stays valid."""
     return json.dumps(json.loads(result.model_dump_json()), indent=2)
+
+
+def tell_place(label: str, path: Path) -> None:
+    """Say on stderr where something lies, beside a stdout that holds other things."""
+    with suppress(OSError):  # a terminal that is gone; what was told of is there
+        sys.stderr.write(f"{label:<15}{path}\n")
 
 
 def output_width() -> int:

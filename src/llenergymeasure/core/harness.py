@@ -23,7 +23,15 @@ from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.preflight import Ready
-from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
+from llenergymeasure.core.progress import (
+    WAITING_STEPS,
+    Attended,
+    Observer,
+    SkipKey,
+    StepFinished,
+    StepStarted,
+    ignore_events,
+)
 from llenergymeasure.core.timeseries import Artefacts, write_artefacts
 from llenergymeasure.core.warmup import warm_up
 from llenergymeasure.core.window import Barrier, measure_window
@@ -31,6 +39,7 @@ from llenergymeasure.datasets.loader import load_prompts
 from llenergymeasure.datasets.types import WHOLE, PromptSet, Shard
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import RawProcessResult
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +53,7 @@ class Bench:
         environment: Takes a snapshot while a block works, and gives a function that waits for it.
         wait_for_others: The barrier of a run on several processes: passed after the baseline, and at both ends of the
             window; `None`: it is on one.
+        skip: Ends a wait when it answers true; `None`: nobody can.
     """
 
     engine: InferenceBackend
@@ -56,6 +66,7 @@ class Bench:
     observer: Observer = ignore_events
     shard: Shard = WHOLE
     wait_for_others: Barrier | None = None
+    skip: SkipKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +104,8 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
         BackendError: The engine failed. It has been unloaded, and every meter stopped.
         EnergyError: The meter that was asked for does not work.
     """
-    engine, clock, observer = bench.engine, bench.clock, bench.observer
+    engine, clock = bench.engine, bench.clock
+    observer = bench.observer if bench.skip is None else Attended(bench.observer, bench.skip)
     began_s, began_at = clock.now(), clock.wall()
     observer(StepStarted("preflight"))
     ready = bench.preflight(config, engine)
@@ -137,8 +149,15 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
         memory=memory,
         devices=devices,
         tokenizer=tokenizer,
-        preflight_warnings=ready.warnings,
+        preflight_warnings=(*ready.warnings, *_skipped_waits(observer)),
     )
+
+
+def _skipped_waits(observer: Observer) -> Iterator[MeasurementWarning]:
+    for step, left_s in observer.skipped.items() if isinstance(observer, Attended) else ():
+        said = WAITING_STEPS[step]
+        text = f"a wait was ended by hand with {left_s:.0f} s of {said.field} left; {said.cut_short}"
+        yield MeasurementWarning(WarningCode.WAIT_SKIPPED, text)
 
 
 def _requests(prompts: PromptSet, config: ExperimentConfig) -> list[GenerationRequest]:

@@ -6,13 +6,33 @@ window only `PromptsDone` is sent, once per batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 from llenergymeasure.core.clock import Clock
 
 Step = Literal["preflight", "baseline", "load", "warmup", "thermal_floor", "measure", "finish"]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingStep:
+    """A step in which nothing is done: what for, the setting that says for how long, and what a shorter one costs."""
+
+    purpose: str
+    field: str
+    cut_short: str
+
+
+WAITING_STEPS: Final[Mapping[Step, WaitingStep]] = {
+    "baseline": WaitingStep(
+        "idle power", "baseline.duration_seconds", "idle power, and with it energy above idle, is less certain"
+    ),
+    "thermal_floor": WaitingStep(
+        "cooling", "warmup.thermal_floor_seconds", "the device was warmer at the start than in runs that wait"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +53,11 @@ class StepFinished:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A wait goes on; sent about once a second."""
+    """A wait goes on; sent about once a second. `skippable`: whether somebody can end it."""
 
     step: Step
     remaining_s: float
+    skippable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +90,42 @@ TICK_S = 1.0
 """Seconds between two `Waiting` events."""
 
 
+class WaitSkipped(Exception):  # noqa: N818 (what has happened, and no error)
+    """Raised by an observer on `Waiting`: the wait ends here."""
+
+
 def wait(seconds: float, step: Step, clock: Clock, observer: Observer) -> None:
-    """Wait for `seconds` (not at all for 0 or less), sending the remaining time about once a second."""
+    """Wait for `seconds` (not at all for 0 or less), sending the remaining time about once a second.
+
+    An observer that raises `WaitSkipped` ends the wait.
+    """
     end_s = clock.now() + seconds
-    while (remaining_s := end_s - clock.now()) > 0:
-        observer(Waiting(step, remaining_s))
-        clock.sleep(min(TICK_S, remaining_s))
+    with suppress(WaitSkipped):
+        while (remaining_s := end_s - clock.now()) > 0:
+            observer(Waiting(step, remaining_s))
+            clock.sleep(min(TICK_S, remaining_s))
+
+
+SkipKey = Callable[[], bool]
+"""Whether the user has asked to skip a wait since the last call."""
+
+
+class Attended:
+    """An observer beside somebody who can end waits; `skipped` tells how many seconds were left of those that were."""
+
+    def __init__(self, observer: Observer, skip: SkipKey) -> None:
+        self._observer = observer
+        self._skip = skip
+        self.skipped: dict[Step, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event on, and end the wait that it tells of, where that is asked for."""
+        if not isinstance(event, Waiting):
+            while isinstance(event, StepStarted) and event.step in WAITING_STEPS and self._skip():
+                pass  # what was typed before the wait is not about it
+            self._observer(event)
+            return
+        self._observer(replace(event, skippable=True))
+        if event.step in self.skipped or self._skip():
+            self.skipped.setdefault(event.step, event.remaining_s)
+            raise WaitSkipped

@@ -24,6 +24,7 @@ class WarningCode(str, Enum):
     BASELINE_EXCEEDS_ENERGY = "baseline_exceeds_energy"
     BASELINE_UNAVAILABLE = "baseline_unavailable"
     THERMAL_FLOOR_DISABLED = "thermal_floor_disabled"
+    WAIT_SKIPPED = "wait_skipped"
     WARMUP_NOT_CONVERGED = "warmup_not_converged"
     FOREIGN_GPU_PROCESS = "foreign_gpu_process"
     ENERGY_IS_ESTIMATED = "energy_is_estimated"

@@ -32,7 +32,7 @@ from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import run_preflight
-from llenergymeasure.core.progress import Observer, StepStarted, ignore_events
+from llenergymeasure.core.progress import Observer, SkipKey, StepStarted, ignore_events
 from llenergymeasure.core.timeseries import (
     OUTPUTS_FILE,
     TIMESERIES_FILE,
@@ -70,12 +70,16 @@ SESSION_BASELINES = BaselineCache()
 
 
 def run_local(
-    job: Job, observer: Observer = ignore_events, baselines: BaselineCache = SESSION_BASELINES
+    job: Job,
+    observer: Observer = ignore_events,
+    baselines: BaselineCache = SESSION_BASELINES,
+    skip: SkipKey | None = None,
 ) -> MeasuredRun:
     """Run a whole experiment here and now; the caller removes its work directory.
 
     Args:
         baselines: Idle measurements that may be reused; a fresh one is added.
+        skip: Ends a wait when it answers true, where the experiment is on one process; `None`: nobody can.
 
     Raises:
         LLEMError: It failed, see `core.harness.measure`; or its processes could not all do their part.
@@ -84,7 +88,8 @@ def run_local(
     if job.config.backend_config.processes > 1:
         records, completeness, artefacts = _run_shards(job, experiment_id, observer, baselines)
     else:
-        measured = measure(job.config, bench_here(job, observer, baselines), experiment_id, job.work_dir)
+        bench = replace(bench_here(job, observer, baselines), skip=skip)
+        measured = measure(job.config, bench, experiment_id, job.work_dir)
         records, completeness, artefacts = [measured.record], None, measured.artefacts
     factors = emission_factors(job.machine)
     result = aggregate_results(experiment_id, records, completeness=completeness, factors=factors)

@@ -6,6 +6,7 @@ Within a cycle the shorter `config_gap_seconds` holds, from one cycle to the nex
 from __future__ import annotations
 
 import logging
+import os
 import select
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriverError
 from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.progress import SkipKey
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.runners.supervise import POLL_INTERVAL_S, Interrupt
 from llenergymeasure.study.plan import GapEnded, GapKind, GapStarted, GapTick, PlannedRun, StudyObserver
@@ -44,9 +46,6 @@ WATCHED_PACKAGES: Final = (
     "triton",
 )
 """Packages whose version changes what is measured."""
-
-SkipKey = Callable[[], bool]
-"""Whether the user has asked to skip the gap since the last call."""
 
 _log = logging.getLogger(__name__)
 
@@ -124,10 +123,19 @@ def enter_key(stream: TextIO | None = None) -> SkipKey | None:
         return None
 
     def pressed() -> bool:
+        if _in_background(descriptor):  # reading would stop this process
+            return False
         readable, _, _ = select.select([descriptor], [], [], 0)
         return bool(readable) and source.readline() != ""
 
     return pressed
+
+
+def _in_background(terminal: int) -> bool:
+    try:
+        return os.tcgetpgrp(terminal) != os.getpgrp()
+    except OSError:  # it is not the one that this process belongs to
+        return False
 
 
 def leftover_gpu_memory(host: Host | None = None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -15,6 +15,7 @@ from llenergymeasure.core.model.parameters import count_from_name
 from llenergymeasure.core.progress import Event
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import StudyResult
+from llenergymeasure.results.study_table import differing_parts
 
 RunKey = tuple[str, int]
 """Identity of a run within a study: `measurement_config_hash` and cycle."""
@@ -55,6 +56,14 @@ class PlannedRun:
     def key(self) -> RunKey:
         """Identity of this run within its study."""
         return self.config_hash, self.cycle
+
+
+def shared_parts(titles: Sequence[str]) -> str:
+    """The parts `a / b` that all titles have; nothing where they leave nothing else, as with a single title."""
+    if not titles:
+        return ""
+    differing = differing_parts(titles)[0].split(" / ")
+    return " / ".join(part for part in titles[0].split(" / ") if part not in differing)
 
 
 def plan_runs(study: StudyConfig) -> tuple[PlannedRun, ...]:
@@ -109,12 +118,14 @@ class StudyStarted:
     Args:
         kept: Runs that an earlier execution has completed.
         skipped: Points of the grid that are no valid experiments.
+        shared: What the titles of all its runs have in common; see `shared_parts`.
     """
 
     directory: Path
     total: int
     kept: int
     skipped: int
+    shared: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.baseline import CachedBaseline
 from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.core.progress import Event, StepStarted
+from llenergymeasure.core.progress import Event, SkipKey, StepStarted
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -31,7 +31,7 @@ from llenergymeasure.results.persistence import save_result, save_result_or_resc
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.launchers import Launcher
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError, signals_as
-from llenergymeasure.study.gaps import SkipKey, environment_changes, gaps_of, leftover_gpu_memory, wait_out
+from llenergymeasure.study.gaps import environment_changes, gaps_of, leftover_gpu_memory, wait_out
 from llenergymeasure.study.manifest import ManifestWriter
 from llenergymeasure.study.plan import (
     PlannedRun,
@@ -43,6 +43,7 @@ from llenergymeasure.study.plan import (
     StudyStarted,
     StudyWarning,
     plan_runs,
+    shared_parts,
     timeout_s,
 )
 from llenergymeasure.study.resume import Resumption
@@ -146,7 +147,8 @@ class StudyRunner:
             StudyStoppedError: Too many runs failed one after the other, or results cannot be saved any more.
         """
         total, left = len(self._all), len(self._left)
-        self._tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs)))
+        shared = shared_parts([run.title for run in self._all])
+        self._tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs), shared))
         try:
             with signals_as(self._host.interrupt):
                 self._run_all()
