@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from llenergymeasure.exceptions import ConfigError
 
@@ -75,6 +75,12 @@ def for_display(text: str) -> str:
     """
     spelled_out = _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return _CREDENTIALS.sub("***@", spelled_out)
+
+
+def quoted(value: Any) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def is_safe_path(base_dir: str | os.PathLike[str], target_path: str | os.PathLike[str]) -> bool:

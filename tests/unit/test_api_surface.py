@@ -153,7 +153,7 @@ def test_a_studys_place_in_the_home_directory_may_be_written_with_a_tilde(
 
 
 def test_a_place_that_cannot_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="output_dir"):
+    with pytest.raises(ValidationError, match="output_dir"):
         llenergymeasure.run_experiment(model="gpt2", output_dir="results\x00")
 
 

@@ -11,7 +11,8 @@ import yaml
 
 from llenergymeasure.config.errors import is_study_document
 from llenergymeasure.config.loader import load_experiment_config, load_study_config
-from llenergymeasure.config.models import ExperimentConfig, ineffective_settings
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.same_work import ineffective_settings
 from llenergymeasure.config.user_config import UserConfig, load_user_config, settings_without_effect
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

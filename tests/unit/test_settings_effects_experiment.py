@@ -20,7 +20,8 @@ from pydantic import ValidationError
 
 from effects_bench import POWER_W, STEP_S, ExperimentBench
 from fakes import ConstantMeter, StepEngine, VirtualClock
-from llenergymeasure.config.models import ExperimentConfig, ineffective_settings
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.same_work import ineffective_settings
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest
 from llenergymeasure.core.energy.meter import NoEnergyBackend

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llenergymeasure.config.grid import describe_skipped
-from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title, study_titles
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.config.same_work import partial_batch
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import package_versions
@@ -155,7 +155,7 @@ def render_study_preview(
         ),
         "",
         "Configurations",
-        *_limited(_configurations(study.experiments, machine, most, host), len(study.experiments), most),
+        *_limited(_configurations(study.experiments[:most], runs, machine, host), len(study.experiments), most),
     ]
     if study.skipped_configs:
         lines += ["", f"Skipped points of the grid, because not valid: {len(study.skipped_configs)}"]
@@ -268,10 +268,12 @@ def _duration(seconds: float) -> str:
 
 
 def _configurations(
-    experiments: Sequence[ExperimentConfig], machine: UserConfig, most: int, host: Host
+    experiments: Sequence[ExperimentConfig], runs: Sequence[PlannedRun], machine: UserConfig, host: Host
 ) -> Iterator[str]:
     gpus = gpus_here(host)
-    for number, (config, title) in enumerate(zip(experiments[:most], study_titles(experiments), strict=False), 1):
+    titles = {id(run.config): run.title for run in runs}
+    for number, config in enumerate(experiments, start=1):
+        title = titles.get(id(config), experiment_title(config))
         yield f"  {number:>4}  {title}{_memory_needed(config, machine, gpus, host)}"
 
 

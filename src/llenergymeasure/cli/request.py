@@ -16,9 +16,8 @@ from typing import Any, Final, get_type_hints
 
 import typer
 
-from llenergymeasure.config.errors import quoted
 from llenergymeasure.config.ssot import BATCH_SIZE_FIELD, BATCH_SIZE_OVERRIDE
-from llenergymeasure.security import user_path
+from llenergymeasure.security import quoted, user_path
 
 SHORTEST_RUN: Final = "llem run --model builtin/tiny-llama --device cpu -n 20"
 """The shortest command that works on any machine; shown to whoever typed too little."""

@@ -388,3 +388,6 @@ SECTIONS: Final[dict[str, type[BackendConfig]]] = {
     section.section: section for section in (PyTorchConfig, VLLMConfig, TensorRTConfig)
 }
 """The section of each backend."""
+
+DEFAULT_SECTIONS: Final[dict[str, BackendConfig]] = {name: section() for name, section in SECTIONS.items()}
+"""Each section with nothing set; frozen, so one of each will do."""

@@ -18,6 +18,7 @@ from llenergymeasure.config.base import COMBINATION_ERROR, NOT_A_SECTION, field_
 from llenergymeasure.config.ssot import OTHER_NAMES, OTHER_VALUES
 from llenergymeasure.config.yaml_io import LoadedDocument
 from llenergymeasure.exceptions import ConfigError
+from llenergymeasure.security import quoted
 
 Path = tuple[str | int, ...]
 
@@ -275,12 +276,6 @@ def shown_value(value: Any) -> str:
     """A value and its kind, short enough for one line."""
     kind = {str: " (text)", bool: " (a switch)", list: " (a list)", dict: " (a mapping)"}.get(type(value), "")
     return f"{quoted(value)}{kind}"
-
-
-def quoted(value: Any) -> str:
-    """A value as Python writes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 _EXPLANATIONS: Final[Mapping[str, str]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import attrgetter
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -336,37 +336,6 @@ _MAX_SHOWN: Final = 80
 """Characters of a name in a title."""
 
 
-def ineffective_settings(config: ExperimentConfig) -> list[str]:
-    """Every setting that is not at its default and has no effect, with the switch that would give it one."""
-    return [
-        f"{path} is set and has no effect while {switch}"
-        for path, switch in without_effect(config).items()
-        if attrgetter(path)(config) != _default_of(config, path)
-    ]
-
-
-def without_effect(config: ExperimentConfig) -> dict[str, str]:
-    """Every setting that changes nothing, by path, with the switch that would give it an effect."""
-    changeable = tuple(name for name in WarmupConfig.model_fields if name != "enabled")
-    settling = ("cv_threshold", "max_prompts", "window_size", "min_prompts")
-    effects = (
-        (not config.warmup.enabled, "warmup", changeable, "warmup.enabled is false"),
-        (not config.warmup.convergence_detection, "warmup", settling, "warmup.convergence_detection is false"),
-        (not config.baseline.enabled, "baseline", ("duration_seconds",), "baseline.enabled is false"),
-        (config.energy.backend is None, "baseline", ("duration_seconds",), "energy.backend is null"),
-    )
-    found: dict[str, str] = {}
-    for is_off, section, names, switch in effects:
-        for name in names if is_off else ():
-            found.setdefault(f"{section}.{name}", switch)
-    return found
-
-
-def _default_of(config: ExperimentConfig, path: str) -> Any:
-    section, name = path.split(".")
-    return type(getattr(config, section)).model_fields[name].default
-
-
 def model_short_name(model: str) -> str:
     """The last part of a model ID or path, in lower case and not too long: `Qwen/Qwen2.5-0.5B` is `qwen2.5-0.5b`."""
     name = model.rstrip("/").rsplit("/", 1)[-1].lower() or model
@@ -390,7 +359,7 @@ def study_titles(experiments: Sequence[ExperimentConfig]) -> list[str]:
     """
     flat = [
         {
-            path: value if isinstance(value, str) else json.dumps(value)  # as YAML would have it
+            path: value if isinstance(value, str) else _written(value)
             for path, value in by_dotted_path(config.model_dump(mode="json", exclude_none=True))
         }
         for config in experiments
@@ -406,6 +375,16 @@ def study_titles(experiments: Sequence[ExperimentConfig]) -> list[str]:
         )
         for config, fields in zip(experiments, flat, strict=True)
     ]
+
+
+def _written(value: Any) -> str:
+    """A value as YAML would have it."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else _written_scalar(value)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _written_scalar(value: object) -> str:
+    return json.dumps(value)
 
 
 def _varying(flat: Sequence[dict[str, str]], backend: str) -> set[str]:

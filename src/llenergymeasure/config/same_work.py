@@ -1,10 +1,12 @@
-"""Which experiments do the same work, however they are written, and whether a batch is left part empty."""
+"""Which experiments do the same work, however they are written; which settings change nothing; batches part empty."""
 
 from __future__ import annotations
 
 import json
+from operator import attrgetter
+from typing import Any
 
-from llenergymeasure.config.models import ExperimentConfig, SyntheticDatasetConfig, without_effect
+from llenergymeasure.config.models import ExperimentConfig, SyntheticDatasetConfig, WarmupConfig
 from llenergymeasure.config.ssot import BATCH_SIZE_FIELD, CONTINUOUS_BATCHING
 
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p")
@@ -49,3 +51,34 @@ def partial_batch(config: ExperimentConfig) -> str | None:
     pool = " and dataset.n" if isinstance(config.dataset, SyntheticDatasetConfig) and config.dataset.n < step else ""
     fitting = config.n // processes if config.n % processes == 0 else 1
     return f"{told} Set n{pool} to {step}, or {BATCH_SIZE_FIELD[config.backend]} to {fitting}."
+
+
+def ineffective_settings(config: ExperimentConfig) -> list[str]:
+    """Every setting that is not at its default and has no effect, with the switch that would give it one."""
+    return [
+        f"{path} is set and has no effect while {switch}"
+        for path, switch in without_effect(config).items()
+        if attrgetter(path)(config) != _default_of(config, path)
+    ]
+
+
+def without_effect(config: ExperimentConfig) -> dict[str, str]:
+    """Every setting that changes nothing, by path, with the switch that would give it an effect."""
+    changeable = tuple(name for name in WarmupConfig.model_fields if name != "enabled")
+    settling = ("cv_threshold", "max_prompts", "window_size", "min_prompts")
+    effects = (
+        (not config.warmup.enabled, "warmup", changeable, "warmup.enabled is false"),
+        (not config.warmup.convergence_detection, "warmup", settling, "warmup.convergence_detection is false"),
+        (not config.baseline.enabled, "baseline", ("duration_seconds",), "baseline.enabled is false"),
+        (config.energy.backend is None, "baseline", ("duration_seconds",), "energy.backend is null"),
+    )
+    found: dict[str, str] = {}
+    for is_off, section, names, switch in effects:
+        for name in names if is_off else ():
+            found.setdefault(f"{section}.{name}", switch)
+    return found
+
+
+def _default_of(config: ExperimentConfig, path: str) -> Any:
+    section, name = path.split(".")
+    return type(getattr(config, section)).model_fields[name].default

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from llenergymeasure.config.backend_configs import (
-    SECTIONS,
+    DEFAULT_SECTIONS,
     OtherEngineConfig,
     PyTorchConfig,
     TensorRTConfig,
@@ -236,10 +236,10 @@ class ExperimentFields(CheckedConfig):
     @property
     def backend_config(self) -> BackendConfig:
         """The section of this experiment's backend; one of defaults where it is left out."""
-        if self.backend not in SECTIONS:
+        if self.backend not in DEFAULT_SECTIONS:
             return OtherEngineConfig()
         section: BackendConfig | None = getattr(self, self.backend)
-        return SECTIONS[self.backend]() if section is None else section
+        return DEFAULT_SECTIONS[self.backend] if section is None else section
 
 
 def _with_dataset_limits(data: dict[str, Any]) -> dict[str, Any]:

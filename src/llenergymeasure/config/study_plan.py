@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from llenergymeasure.config.base import deep_merge, set_dotted, unwrap_dataset
 from llenergymeasure.config.engines import known_backends, no_batch_setting
-from llenergymeasure.config.errors import MAX_TOLD, did_you_mean, leads_nowhere, quoted, unknown_keys
+from llenergymeasure.config.errors import MAX_TOLD, did_you_mean, leads_nowhere, unknown_keys
 from llenergymeasure.config.errors import Path as KeyPath
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, BATCH_SIZE_FIELD, BATCH_SIZE_OVERRIDE
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
 from llenergymeasure.exceptions import ConfigError
-from llenergymeasure.security import user_path
+from llenergymeasure.security import quoted, user_path
 
 _MAX_AXES: Final = 1000
 """More than an experiment has fields."""

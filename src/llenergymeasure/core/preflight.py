@@ -15,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from llenergymeasure.config.models import ExperimentConfig, ineffective_settings
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.same_work import ineffective_settings
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
