@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from llenergymeasure.core.backends.protocol import TokenPasses
 from llenergymeasure.core.metrics.counting import TokenCounts
 from llenergymeasure.core.metrics.flops import estimate_flops
+from llenergymeasure.core.model.context import context_length
 from llenergymeasure.core.model.parameters import (
     ParameterCount,
-    context_length,
     count_from_config,
     count_from_name,
     count_weights,

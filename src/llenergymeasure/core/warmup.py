@@ -70,17 +70,14 @@ def warm_up(
     if not (config.enabled or rehearsed):
         return Warmup(result=None)
     wanted = config.max_prompts if config.convergence_detection else config.n_warmup
-    planned = len(rehearsed) * specialisation.meetings + (wanted if config.enabled else 0)
-    batches = prompts = 0
-    started_s = clock.now()
-    observer(StepStarted("warmup", planned))
+    iterations = prompts = 0
+    observer(StepStarted("warmup", wanted if config.enabled else len(rehearsed)))
 
     def generate(batch: Batch) -> GenerationOutput:
-        nonlocal batches, prompts
+        nonlocal prompts
         output = engine.generate(batch)
         engine.synchronize()
-        batches, prompts = batches + 1, prompts + len(batch)
-        observer(PromptsDone("warmup", batches, max(planned, batches), 0, clock.now() - started_s))
+        prompts += len(batch)
         return output
 
     rehearse(rehearsed, generate, specialisation.meetings)
@@ -89,12 +86,17 @@ def warm_up(
         return Warmup(result=None)
     size = min(engine.batch_size or 1, len(requests))
     short = itertools.cycle([shortened(request) for request in requests])
+    started_s = clock.now()
 
     def run_one() -> float:
         """Latency of one iteration in milliseconds."""
+        nonlocal iterations
         before_s = clock.now()
         generate(list(itertools.islice(short, size)))
-        return (clock.now() - before_s) * 1000.0
+        after_s = clock.now()
+        iterations += 1
+        observer(PromptsDone("warmup", iterations, wanted, 0, after_s - started_s))
+        return (after_s - before_s) * 1000.0
 
     result = warmup_until_converged(run_one, config)
     floor_s, resident = config.thermal_floor_seconds, None

@@ -304,12 +304,10 @@ class ExperimentResult(Printed):
         Merge(total, "compute_metrics.peak_memory_mb"),
         Column(52, "MB", "Peak device memory of the window"),
     ] = optional(
-        "Peak of the engine's own allocations in the window, in MB (10^6 B); CUDA context, graphs and libraries are "
-        "not in it. On the CPU, of the process's resident memory."
+        "Peak of the engine's own allocations in the window, in MB (10^6 B), without CUDA context, graphs, libraries."
     )
     device_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.device_memory_mb")] = optional(
-        "Most memory in use on the devices in the window, as the driver tells, in MB (10^6 B): everything that was "
-        "there, other processes included."
+        "Most memory in use on the devices in the window, whoever uses it, as the driver tells, in MB (10^6 B)."
     )
     model_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.model_memory_mb")] = optional(
         "Memory of the loaded weights, in MB (10^6 B)."

@@ -12,7 +12,7 @@ from importlib import util
 from typing import Final, TypeVar
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.core.model.parameters import context_length
+from llenergymeasure.core.model.context import context_length
 from llenergymeasure.core.model.source import ModelSource, first_line
 from llenergymeasure.exceptions import BackendError, ConfigError
 

@@ -157,26 +157,6 @@ def text_part(config: Config) -> Config:
     return text if isinstance(text, Mapping) else config
 
 
-def context_length(config: Config) -> int | None:
-    """Longest sequence a model takes, in tokens; `None`: it sets no bound."""
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
-    parts = (text_part(config), config)
-    found = ((first_int(part, name), part) for part in parts for name in names)
-    return next((_stretched(length, part) for length, part in found if length is not None and length > 0), None)
-
-
-def _stretched(length: int, config: Config) -> int:
-    """`length`, or what the scaling of its rotary positions makes of it, where the config gives the length before."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters")
-    if not isinstance(scaling, Mapping) or str(config.get("model_type")).startswith(_LENGTH_IS_SCALED):
-        return length
-    kind, factor = scaling.get("rope_type", scaling.get("type")), scaling.get("factor")
-    if kind not in ("yarn", "linear", "dynamic") or not isinstance(factor, int | float):
-        return length
-    before = first_int(scaling, "original_max_position_embeddings") or length
-    return max(length, int(before * factor))
-
-
 def experts(config: Config) -> tuple[int, int] | None:
     """Number of routed experts per layer and how many of them each token is sent to; `None` for a dense model."""
     text = text_part(config)
@@ -362,9 +342,6 @@ def _leaf(name: str) -> str:
 def _size(match: re.Match[str]) -> int:
     return round(float(match["number"]) * _UNITS[match["unit"].lower()])
 
-
-_LENGTH_IS_SCALED: Final = "gemma3"
-"""Families that give the scaled length although they scale linearly."""
 
 _REPLACED: Final = "original_module"
 """Where peft keeps a layer of which an adapter brings its own copy (`modules_to_save`)."""

@@ -25,7 +25,8 @@ from llenergymeasure.core.backends.pytorch.compiling import STATIC_CACHES, speci
 from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_parameters
 from llenergymeasure.core.backends.pytorch.in_place import loader_of
 from llenergymeasure.core.backends.pytorch.preflight import Placement, check_passthrough, section_of
-from llenergymeasure.core.model.parameters import context_length, count_loaded
+from llenergymeasure.core.model.context import context_length
+from llenergymeasure.core.model.parameters import count_loaded
 from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model, first_line
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import BackendError
