@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llenergymeasure.config.models import ExperimentConfig
@@ -22,6 +22,7 @@ from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.core.host.marker import OTHERS_MEASURE, alone
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Observer, StepFinished, StepStarted, ignore_events
 from llenergymeasure.core.timeseries import Artefacts, write_artefacts
@@ -44,6 +45,7 @@ class Bench:
         environment: Takes a snapshot while a block works, and gives a function that waits for it.
         wait_for_others: The barrier of a run on several processes: called after the baseline, and again right before
             the window; `None`: it is on one.
+        alongside: Tells others that this process measures, and gives a function that tells whether others do.
     """
 
     engine: InferenceBackend
@@ -56,6 +58,7 @@ class Bench:
     observer: Observer = ignore_events
     shard: Shard = WHOLE
     wait_for_others: Callable[[], None] | None = None
+    alongside: Callable[[], AbstractContextManager[Callable[[], bool]]] = alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,10 @@ def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir
         EnergyError: The meter that was asked for does not work.
         ExperimentError: The slice of the window that counts holds no output token.
     """
-    seen = observe(config, bench)
+    with bench.alongside() as others_measure:
+        seen = observe(config, bench)
+        if others_measure():
+            seen = replace(seen, preflight_warnings=(*seen.preflight_warnings, OTHERS_MEASURE))
     try:
         bench.observer(StepStarted("finish"))
         artefacts = write_artefacts(seen, work_dir)

@@ -25,6 +25,7 @@ class WarningCode(str, Enum):
     THERMAL_FLOOR_DISABLED = "thermal_floor_disabled"
     WARMUP_NOT_CONVERGED = "warmup_not_converged"
     FOREIGN_GPU_PROCESS = "foreign_gpu_process"
+    OTHER_MEASUREMENT = "other_measurement"
     ENERGY_IS_ESTIMATED = "energy_is_estimated"
     ENERGY_UNAVAILABLE = "energy_unavailable"
     PROMPTS_TRUNCATED = "prompts_truncated"
