@@ -53,7 +53,15 @@ def test_one_that_comes_later_is_seen_at_the_end(tmp_path: Path) -> None:
         with measuring(tmp_path) as second:
             assert second()
             assert first()
-        assert not first()
+
+
+def test_one_that_came_and_went_is_seen_as_well(tmp_path: Path) -> None:
+    with measuring(tmp_path) as long:
+        began = (tmp_path / NAME).stat().st_mtime_ns
+        while (tmp_path / NAME).stat().st_mtime_ns == began:  # file systems count time in milliseconds
+            with measuring(tmp_path) as short:
+                assert short()
+        assert long()
 
 
 def test_a_run_that_failed_holds_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Whoever measures holds the lock together with all others that do; whoever gets it alone is alone. The file belongs to
 everybody: it is never written to, read or removed, so that it does not matter who made it, and a lock that somebody
-holds is never waited for. One that is a link, or no plain file, is left alone.
+holds is never waited for. One that is a link, or no plain file, is left alone. Each run also sets the file's time, if
+the file is its user's, so that a longer run learns of a shorter one that came and went.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def alone() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def measuring(directory: Path | None = None) -> Iterator[Callable[[], bool]]:
-    """Be known as measuring for the length of a `with` block; yields whether others are, or were when it began.
+    """Be known as measuring for the length of a `with` block; yields whether others are, or were meanwhile.
 
     Args:
         directory: Where the marker lies; `None`: the system's temporary directory.
@@ -53,7 +54,10 @@ def measuring(directory: Path | None = None) -> Iterator[Callable[[], bool]]:
         return
     try:
         at_first = not _alone(file)
-        yield lambda: at_first or not _alone(file)
+        with suppress(OSError):  # another user's
+            os.utime(file)
+        began = os.fstat(file).st_mtime_ns
+        yield lambda: at_first or not _alone(file) or os.fstat(file).st_mtime_ns != began
     finally:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_UN)  # not left to the end of processes that were forked meanwhile
