@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, 
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.marker import alone
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.core.window import Window
@@ -195,6 +196,7 @@ def run_virtual_experiment(
     *,
     clock: VirtualClock | None = None,
     engine: StepEngine | None = None,
+    alongside: Callable[[], AbstractContextManager[Callable[[], bool]]] = alone,
     **fields: object,
 ) -> ExperimentResult:
     """An experiment without hardware or baseline: a meter that sees constant power, a clock that only work moves."""
@@ -210,5 +212,6 @@ def run_virtual_experiment(
         meter_for=lambda devices: SampledMeter(clock, devices=tuple(devices)),
         environment=_snapshot,
         clock=clock,
+        alongside=alongside,
     )
     return aggregate_results("id", [measure(config, bench, "id", directory).record])

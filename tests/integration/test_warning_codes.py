@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from tests.nvml.waveform import steps
 from fakes import StepEngine, VirtualClock
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.gpu.driver import CPU_DEVICE
+from llenergymeasure.core.host.marker import measuring
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.results.aggregation import aggregate_results
@@ -248,7 +250,14 @@ def on_engine(directory: Path, kind: type[StepEngine]) -> set[str]:
     return codes_of(run_virtual_experiment(directory, engine=engine, clock=clock, **LONG_ENOUGH))
 
 
+def beside_another(directory: Path) -> set[str]:
+    """Somebody else holds the marker."""
+    with measuring(directory):
+        return codes_of(run_virtual_experiment(directory, alongside=partial(measuring, directory), **LONG_ENOUGH))
+
+
 ELSEWHERE: Mapping[WarningCode, Callable[[Path], set[str]]] = {
+    WarningCode.OTHER_MEASUREMENT: beside_another,
     WarningCode.THERMAL_FLOOR_DISABLED: lambda path: virtual(path, warmup={"thermal_floor_seconds": 0}),
     WarningCode.WARMUP_NOT_CONVERGED: warmup_that_does_not_settle,
     WarningCode.COMPILED_IN_WINDOW: lambda path: on_engine(path, UnsettledEngine),

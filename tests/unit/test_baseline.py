@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.baseline import CACHE_TTL, BaselineCache, baseline_from, measure_baseline
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.host.load import CpuTimes, read_cpu_times
 from llenergymeasure.core.progress import Event, StepFinished, Waiting, ignore_events
 from llenergymeasure.domain.warnings import WarningCode
 
@@ -38,6 +42,59 @@ def test_idle_power_is_energy_over_time() -> None:
     assert baseline.method == "fresh"
     assert baseline.duration_s == pytest.approx(30.0)
     assert meter.open_windows == 0
+
+
+def account(*columns: int, own_s: float = 0.0, root: Path) -> CpuTimes:
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc/stat").write_text(f"cpu  {' '.join(map(str, columns))}\ncpu0 1 2 3\n")
+    times = read_cpu_times(root)
+    assert times is not None
+    return replace(times, own_s=own_s)
+
+
+@pytest.mark.parametrize(
+    ("device", "busy", "own_s", "warned"),
+    [("cpu", 1500, 0.0, True), ("cpu", 300, 0.0, False), ("cpu", 1500, 14.0, False), ("GPU-0", 1500, 0.0, False)],
+    ids=["busy", "at rest", "busy by itself", "a GPU"],
+)
+def test_a_processor_that_others_use_is_not_idle(
+    device: str, busy: int, own_s: float, warned: bool, tmp_path: Path
+) -> None:
+    """30 s on two hardware threads, of which others used 15 s or 3 s."""
+    clock, cache = VirtualClock(), BaselineCache()
+    accounts = [
+        account(100, 0, 50, 1000, 5, 0, 0, 0, 7, 7, root=tmp_path),
+        account(100 + busy - 200, 0, 150, 7000 - busy, 5, 0, 50, 50, 7, 7, own_s=own_s, root=tmp_path),
+    ]
+    baseline = measure_baseline(
+        BaselineConfig(duration_seconds=30.0),
+        ConstantMeter(clock, devices=(device,)),
+        [device],
+        cache,
+        clock,
+        ignore_events,
+        cpu_times=partial(next, iter(accounts)),
+    )
+    assert [note.code for note in baseline.warnings] == [WarningCode.BASELINE_NOT_IDLE] * warned
+    if warned:
+        assert "other programs used 25 % of the processor" in baseline.warnings[0].message
+    assert (cache.entries() == ()) is warned
+
+
+def test_a_machine_without_an_account_of_its_processor_is_not_judged(tmp_path: Path) -> None:
+    assert read_cpu_times(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    for odd in ("", "intr 5", "cpu 1 2", "cpu a b c d e f g h"):
+        (tmp_path / "proc/stat").write_text(odd)
+        assert read_cpu_times(tmp_path) is None
+    short = account(1, 0, 0, 10, 0, 0, 0, 0, root=tmp_path)
+    assert replace(short, total_s=short.total_s + 0.1).busy_pct_since(short) is None
+
+
+def test_this_machine_keeps_an_account() -> None:
+    times = read_cpu_times()
+    assert times is not None
+    assert 0.0 < times.idle_s < times.total_s
 
 
 def test_a_second_run_on_the_same_devices_takes_the_cached_baseline_and_says_its_age() -> None:

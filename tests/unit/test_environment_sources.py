@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -163,6 +164,28 @@ def test_the_processor_is_read_from_the_kernel(tmp_path: Path) -> None:
 
     assert cpu.model == "AMD EPYC 7763"
     assert cpu.governor == "performance, powersave"
+
+
+def test_cores_threads_memory_and_load_are_read_from_the_kernel(tmp_path: Path) -> None:
+    """Two packages of two cores, each of two threads."""
+    (tmp_path / "proc").mkdir()
+    blocks = [
+        f"processor\t: {i}\nmodel name\t: X\nphysical id\t: {i // 4}\ncore id\t\t: {i // 2 % 2}\n" for i in range(8)
+    ]
+    (tmp_path / "proc/cpuinfo").write_text("\n".join(blocks))
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       16384000 kB\nMemFree: 12 kB\n")
+    (tmp_path / "proc/loadavg").write_text("3.25 1.00 0.50 2/345 6789\n")
+    cpu = read_cpu(tmp_path)
+    assert (cpu.cores, cpu.threads, cpu.memory_total_mb, cpu.load_1min) == (4, 8, 16000.0, 3.25)
+    assert cpu.usable_threads == len(os.sched_getaffinity(0))
+
+
+def test_what_the_kernel_does_not_tell_of_the_processor_is_none(tmp_path: Path) -> None:
+    cpu = read_cpu(tmp_path)
+    assert (cpu.cores, cpu.threads, cpu.memory_total_mb, cpu.load_1min) == (None, None, None, None)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 50\n\nprocessor\t: 1\n\nModel\t: a board\n")
+    assert (read_cpu(tmp_path).threads, read_cpu(tmp_path).cores, read_cpu(tmp_path).model) == (2, None, "a board")
 
 
 def test_no_frequency_scaling_means_no_governor(tmp_path: Path) -> None:

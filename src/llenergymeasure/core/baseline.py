@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -17,7 +17,8 @@ from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.telemetry import Telemetry, answered
 from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement
-from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.core.host.load import CpuTimes, read_cpu_times
 from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted, wait
 from llenergymeasure.domain.energy import BaselineMethod, comparative_half_width
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -27,6 +28,9 @@ CACHE_TTL = timedelta(hours=1)
 
 BUSY_UTILISATION_PCT = 5.0
 """Mean SM utilisation above which a device cannot be called idle."""
+
+BUSY_CPU_PCT = 10.0
+"""Share of a processor's time in the hands of others above which it was not idle."""
 
 BUSY_POWER_CV = 0.10
 """Coefficient of variation of idle power above which something was running. An idle board's readings stay within a
@@ -127,19 +131,25 @@ def measure_baseline(
     cache: BaselineCache,
     clock: Clock,
     observer: Observer,
+    cpu_times: Callable[[], CpuTimes | None] = read_cpu_times,
 ) -> Baseline:
     """Idle power of `devices`: from the cache, or measured for `config.duration_seconds`.
 
     Args:
         meter: The meter that will also measure the window, so that both see the same thing.
         cache: This session's baselines; a fresh one is added.
+        cpu_times: The processor's account of its time, asked before and after where it is the device.
     """
     if not config.enabled or isinstance(meter, NoEnergyBackend):  # without a meter there is nothing to wait for
         return Baseline(power_w=None, method=None)
     observer(StepStarted("baseline", config.duration_seconds))
     baseline = cache.get(devices, meter.name, config.duration_seconds, clock.wall())
     if baseline is None:
+        before = cpu_times() if CPU_DEVICE in devices else None
         baseline = measure_idle_power(config.duration_seconds, "baseline", meter, clock, observer)
+        busy_pct = None if before is None else _busy_cpu_pct(before, cpu_times())
+        if busy_pct is not None and busy_pct > BUSY_CPU_PCT:
+            baseline = replace(baseline, warnings=(*baseline.warnings, _busy_cpu(busy_pct)))
         cache.put(devices, meter.name, baseline)
     observer(StepFinished("baseline", _describe(baseline)))
     return baseline
@@ -212,6 +222,18 @@ def _restlessness(device: DeviceId, telemetry: Telemetry) -> tuple[float, Measur
     else:
         return drift_w, None
     return drift_w, MeasurementWarning(WarningCode.BASELINE_NOT_IDLE, text)
+
+
+def _busy_cpu_pct(before: CpuTimes, after: CpuTimes | None) -> float | None:
+    return None if after is None else after.busy_pct_since(before)
+
+
+def _busy_cpu(busy_pct: float) -> MeasurementWarning:
+    return MeasurementWarning(
+        WarningCode.BASELINE_NOT_IDLE,
+        f"other programs used {busy_pct:.0f} % of the processor during the baseline; they take time from the run, and "
+        "energy above idle is too low. Stop them and repeat.",
+    )
 
 
 def _describe(baseline: Baseline) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llenergymeasure.config.models import ExperimentConfig
@@ -22,6 +22,7 @@ from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.core.host.marker import OTHERS_MEASURE, alone
 from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import (
     WAITING_STEPS,
@@ -54,6 +55,7 @@ class Bench:
         wait_for_others: The barrier of a run on several processes: passed after the baseline, and at both ends of the
             window; `None`: it is on one.
         skip: Ends a wait when it answers true; `None`: nobody can.
+        alongside: Tells others that this process measures, and gives a function that tells whether others do.
     """
 
     engine: InferenceBackend
@@ -67,6 +69,7 @@ class Bench:
     shard: Shard = WHOLE
     wait_for_others: Barrier | None = None
     skip: SkipKey | None = None
+    alongside: Callable[[], AbstractContextManager[Callable[[], bool]]] = alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,10 @@ def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir
         EnergyError: The meter that was asked for does not work.
         ExperimentError: The slice of the window that counts holds no output token.
     """
-    seen = observe(config, bench)
+    with bench.alongside() as others_measure:
+        seen = observe(config, bench)
+        if others_measure():
+            seen = replace(seen, preflight_warnings=(*seen.preflight_warnings, OTHERS_MEASURE))
     try:
         bench.observer(StepStarted("finish"))
         artefacts = write_artefacts(seen, work_dir)

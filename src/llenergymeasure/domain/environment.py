@@ -59,6 +59,13 @@ class CPUEnvironment(Record):
     governor: str | None = optional("Frequency governor, e.g. `performance`.")
     model: str | None = optional("Processor model.")
     platform: str | None = optional("Operating system and machine type.")
+    cores: int | None = optional("Physical cores.")
+    threads: int | None = optional("Hardware threads.")
+    usable_threads: int | None = optional("Hardware threads that the run may use, by its affinity.")
+    memory_total_mb: float | None = optional("Memory of the machine, in MB of 2^20 bytes.")
+    load_1min: float | None = optional(
+        "Processes running or waiting to, over the whole machine, as a mean of the minute before the run."
+    )
 
 
 class ContainerEnvironment(Record):

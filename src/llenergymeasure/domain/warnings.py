@@ -27,6 +27,7 @@ class WarningCode(str, Enum):
     WAIT_SKIPPED = "wait_skipped"
     WARMUP_NOT_CONVERGED = "warmup_not_converged"
     FOREIGN_GPU_PROCESS = "foreign_gpu_process"
+    OTHER_MEASUREMENT = "other_measurement"
     ENERGY_IS_ESTIMATED = "energy_is_estimated"
     ENERGY_UNAVAILABLE = "energy_unavailable"
     PARTIAL_LAST_BATCH = "partial_last_batch"

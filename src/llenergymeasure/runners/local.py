@@ -31,6 +31,7 @@ from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.marker import alone, measuring
 from llenergymeasure.core.preflight import run_preflight
 from llenergymeasure.core.progress import Observer, SkipKey, StepStarted, ignore_events
 from llenergymeasure.core.timeseries import (
@@ -157,6 +158,7 @@ def bench_here(
         observer=observer,
         shard=job.shard,
         wait_for_others=wait_for_others,
+        alongside=measuring if job.shard.index == 0 else alone,  # one process speaks for all of an experiment
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
@@ -172,19 +173,31 @@ def _cudnn() -> str | None:
 
 
 def read_cpu(root: Path = Path("/")) -> CPUEnvironment:
-    """Model and frequency governor of the processor."""
+    """The processor, its memory, and how busy the machine is around the run."""
+    described = [
+        {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+        for block in _read(root / "proc/cpuinfo").split("\n\n")
+    ]
+    threads = [block for block in described if "processor" in block]
+    cores = {(block["physical id"], block["core id"]) for block in threads if {"physical id", "core id"} <= set(block)}
+    memory_kib = _found(r"^MemTotal:\s*(\d+) kB", _read(root / "proc/meminfo"))
+    load = _found(r"^(\d+\.\d+) ", _read(root / "proc/loadavg"))
     return CPUEnvironment(
         governor=_governor(root / "sys/devices/system/cpu"),
-        model=_model(root / "proc/cpuinfo") or platform.processor() or None,
+        model=_model(described) or platform.processor() or None,
         platform=f"{platform.system()} {platform.machine()}",
+        cores=len(cores) or None,
+        threads=len(threads) or None,
+        usable_threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        memory_total_mb=round(int(memory_kib) / 1024, 1) if memory_kib else None,
+        load_1min=float(load) if load else None,
     )
 
 
-def _model(cpuinfo: Path) -> str | None:
+def _model(described: Sequence[Mapping[str, str]]) -> str | None:
     """The first `model name` (x86) or `Model`/`Hardware` line (some ARM systems)."""
-    lines = _read(cpuinfo).splitlines()
-    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    return next((values[key] for key in ("model name", "Model", "Hardware") if values.get(key)), None)
+    names = (block[key] for key in ("model name", "Model", "Hardware") for block in described if block.get(key))
+    return next(names, None)
 
 
 def _governor(cpus: Path) -> str | None:
