@@ -154,7 +154,7 @@ def test_an_interrupt_while_a_window_closes_leaves_no_thread() -> None:
     assert not sampler_threads()
 
 
-def test_host_counters_that_fail_as_a_window_opens_leave_no_window_and_no_thread(tmp_path: Path) -> None:
+def test_host_counters_that_fail_as_a_window_opens_cost_their_own_figures_and_leave_no_thread(tmp_path: Path) -> None:
     tree, closed = PowercapTree(tmp_path), list[float]()
     zone = tree.zone("intel-rapl:0", "package-0")
 
@@ -165,8 +165,11 @@ def test_host_counters_that_fail_as_a_window_opens_leave_no_window_and_no_thread
     gpus = find_gpus(["GPU-0"], FakeNvml(FakeGpu("GPU-0", readings={"total_energy_j": 1.0})))
     options = MeterOptions(poll_interval_ms=20)
     package = ScriptedPackage(gpus, options, closing, opening=(zone / "energy_uj").unlink)
-    with pytest.raises(EnergyError, match="energy_uj cannot be read"):
-        Meter(package, CLOCK, options, tree.root).start_tracking()
+    meter = Meter(package, CLOCK, options, tree.root)
+    energy = meter.stop_tracking(meter.start_tracking())
+    energy.close()
+    assert energy.cpu_j is None
+    assert any("energy_uj cannot be read" in note.message for note in energy.notes)
     assert len(closed) == 1
     assert not sampler_threads()
 
