@@ -109,8 +109,8 @@ class ConfigModel(BaseModel):
 @cache
 def _section_names(model: type[BaseModel]) -> frozenset[str]:
     """The fields that are sections which are always there."""
-    sections = {name: field.annotation for name, field in model.model_fields.items()}
-    return frozenset(name for name, kind in sections.items() if isinstance(kind, type) and issubclass(kind, BaseModel))
+    kinds = {name: field.annotation for name, field in model.model_fields.items()}
+    return frozenset(name for name, kind in kinds.items() if kind is not None and nested_model(kind) is kind)
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
