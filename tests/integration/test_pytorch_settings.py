@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 from llenergymeasure.config.backend_configs import PyTorchConfig  # noqa: E402
 from llenergymeasure.core.backends.checks import EngineHost, combination_problems  # noqa: E402
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
+from llenergymeasure.core.backends.pytorch.compiling import is_compiled  # noqa: E402
 from llenergymeasure.core.backends.pytorch.loading import compile_arguments, loader_arguments  # noqa: E402
 from llenergymeasure.core.backends.pytorch.preflight import CHECKS, Placement, choose_placement  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
@@ -365,7 +366,7 @@ def test_compiling_goes_through_torch_compile_and_gives_the_same_text(model: Pat
     with loaded(experiment(model)) as plain:
         expected = ids(plain.generate(requests("abc", limits=[4])))
     with loaded(experiment(model, pytorch=section)) as engine:
-        assert engine.parts.is_compiled
+        assert is_compiled(engine.parts.model)
         assert engine.describe().settings["pytorch.torch_compile"] is True
         assert ids(engine.generate(requests("abc", limits=[4]))) == expected
         from torch._dynamo.utils import counters
@@ -381,7 +382,7 @@ def test_a_compiler_mode_reaches_the_compiler(model: Path) -> None:
 
 def test_compiling_switched_off_also_switches_off_what_generate_would_compile(model: Path) -> None:
     with loaded(experiment(model, pytorch={"torch_compile": False})) as engine:
-        assert not engine.parts.is_compiled
+        assert not is_compiled(engine.parts.model)
         assert engine.parts.model.generation_config.disable_compile is True
     with loaded(experiment(model)) as engine:
         assert not engine.parts.model.generation_config.disable_compile

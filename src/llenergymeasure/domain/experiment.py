@@ -70,8 +70,7 @@ from llenergymeasure.domain.metrics import (
 from llenergymeasure.domain.study import StudyResult as StudyResult  # names of this module, kept beside it
 from llenergymeasure.domain.study import StudySummary as StudySummary
 
-# Figures that a process and the experiment both have. Each is declared here; the records below name it where it stands
-# in their files. (Fields of a common base would all come first, and the files would change.) Window, breakdown,
+# Figures that both records have, each declared once (a common base would change the order in files). Window, breakdown,
 # uncertainty and phases take more than their own values to merge: see `results.aggregation`.
 
 _Backend = Annotated[First[str], Field(description="Inference engine."), Column(5)]
@@ -392,8 +391,7 @@ class ExperimentResult(Printed):
         return persistence.save_result(self, output_dir, timeseries=timeseries_source)
 
 
-AggregatedResult = ExperimentResult
-"""The same class under the name it has where several processes are put together."""
+AggregatedResult = ExperimentResult  # under the name it has where several processes are put together
 
 
 def _per_joule(tokens: int | None, energy_j: float | None) -> float | None:

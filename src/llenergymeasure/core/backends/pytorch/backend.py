@@ -113,7 +113,7 @@ class PyTorchBackend:
                 parts=parts,
                 memory=MemoryMeter(parts.model),
                 timer=_timer_for(parts.model.device, self._clock),
-                compilations=CompilationCounter(parts),
+                compilations=CompilationCounter(parts.model),
             )
             self.synchronize()
         except BaseException:
@@ -164,7 +164,7 @@ class PyTorchBackend:
 
     def unload(self) -> None:
         """Free the model and its memory."""
-        compiled = self._session is not None and may_compile(self._session.parts)
+        compiled = self._session is not None and may_compile(self._session.parts.model)
         if self._session is not None:
             self._session.compilations.stop()
         self._session = None

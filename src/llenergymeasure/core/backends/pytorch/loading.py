@@ -21,7 +21,7 @@ from llenergymeasure.config.backend_configs import PyTorchConfig
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import LoadedModel, TokenPasses
 from llenergymeasure.core.backends.pytorch.adapters import apply_adapter
-from llenergymeasure.core.backends.pytorch.compiling import STATIC_CACHES, specialisation_of
+from llenergymeasure.core.backends.pytorch.compiling import STATIC_CACHES, is_compiled, specialisation_of
 from llenergymeasure.core.backends.pytorch.generation import Decoding, decoder_parameters
 from llenergymeasure.core.backends.pytorch.in_place import loader_of
 from llenergymeasure.core.backends.pytorch.preflight import Placement, check_passthrough, section_of
@@ -80,11 +80,6 @@ class LoadedParts:
     model: PreTrainedModel
     adapter: PeftModel | None
     decoding: Decoding
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether `torch.compile` was applied to the model."""
-        return self.model._compiled_call_impl is not None
 
 
 def load_parts(
@@ -286,7 +281,7 @@ def describe_model(parts: LoadedParts, batch_size: int) -> LoadedModel:
         passes=_passes(parts.decoding),
         context_length=parts.decoding.context_length,
         device_names=tuple(torch.cuda.get_device_name(index) for index in gpus) if gpus else ("CPU",),
-        specialisation=specialisation_of(parts),
+        specialisation=specialisation_of(parts.model),
         warnings=tuple(_warnings(model, batch_size)),
     )
 
@@ -321,7 +316,7 @@ def _settings(parts: LoadedParts, batch_size: int) -> Iterator[tuple[str, Any]]:
     if len(set(device_map.values())) > 1:
         yield "pytorch.device_map", {name: str(place) for name, place in device_map.items()}
     yield "pytorch.attn_implementation", model.config._attn_implementation
-    yield "pytorch.torch_compile", parts.is_compiled
+    yield "pytorch.torch_compile", is_compiled(parts.model)
     if model.device.type == "cuda" and model.dtype is torch.float32:
         yield "pytorch.allow_tf32", torch.get_float32_matmul_precision() != "highest"
     yield from _generation_settings(model.generation_config)
