@@ -185,3 +185,21 @@ def meet_or_die(directory: Path, link: ParentLink) -> str:
         os._exit(3)
     link.wait_for_others()
     return "null"
+
+
+def leave_a_daemon(directory: Path, link: ParentLink) -> str:
+    """Starts a process as daemons are started, which has no parent and a session of its own; then does as told."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(writer, str(os.getpid()).encode())
+            time.sleep(3600)
+        os._exit(0)
+    os.wait()
+    (directory / "ids").write_text(f"{os.getpid()} {os.getppid()} {os.read(reader, 20).decode()}")
+    link.observe(StepStarted("measure"))
+    {"end": lambda: None, "crash": lambda: kill_itself(directory, link), "hang": lambda: hang(directory, link)}[
+        argument_of(directory)
+    ]()
+    return '"result"'

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,54 +16,10 @@ from typing import Any
 import pytest
 
 import children
+from child_runs import QUICK, TESTS, Runs, is_gone, task_in, wait_until
 from llenergymeasure.core.progress import PromptsDone, StepStarted, ignore_events
 from llenergymeasure.runners.child import Entry, Failed, from_line, to_line
-from llenergymeasure.runners.process import ChildTask
-from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Interrupt, Patience, RunInterruptedError
-
-TESTS = Path(__file__).parents[1]
-QUICK = Patience(imports_s=60, teardown_s=2, exit_s=2)
-
-
-def path_of(function: Entry) -> str:
-    return f"{function.__module__}:{function.__name__}"
-
-
-def task_in(directory: Path, function: Entry, argument: object = None) -> ChildTask:
-    directory.mkdir(exist_ok=True)
-    (directory / "job.json").write_text(json.dumps(argument))
-    return ChildTask(directory, directory.with_suffix(".log"), entry=path_of(function))
-
-
-class Runs:
-    """Runs functions in children below one directory and remembers their process ids and events."""
-
-    def __init__(self, work_dir: Path) -> None:
-        self.work_dir = work_dir
-        self.events: list[Any] = []
-        self.pids: list[int] = []
-
-    def group(self, function: Entry, *arguments: object, task_s: float | None = 60) -> ChildGroup:
-        tasks = [
-            task_in(self.work_dir / f"child{index}", function, argument) for index, argument in enumerate(arguments)
-        ]
-        return ChildGroup(tasks, QUICK, task_s)
-
-    def run(
-        self,
-        function: Entry,
-        argument: object = None,
-        task_s: float | None = 60,
-        interrupt: Interrupt | None = None,
-    ) -> Any:
-        group = self.group(function, argument, task_s=task_s)
-        group.start()
-        self.pids.append(group.children[0].pid)
-        (result,) = group.run(self.events.append, interrupt or Interrupt())
-        return json.loads(result)
-
-    def log(self, index: int = 0) -> str:
-        return (self.work_dir / f"child{index}.log").read_text(encoding="utf-8", errors="replace")
+from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Interrupt, RunInterruptedError
 
 
 @pytest.fixture
@@ -73,26 +27,9 @@ def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path)
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return True
-    return state == "Z"  # ended, and waiting for an init that nobody runs here
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    deadline_s = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def test_result_comes_back_from_a_session_leader_without_the_main_module(runs: Runs) -> None:
+def test_result_comes_back_from_a_session_of_its_own_without_the_main_module(runs: Runs) -> None:
     who = runs.run(children.identity)
-    assert who["pid"] == who["group"] == who["session"] == runs.pids[0] != os.getpid()
+    assert who["group"] == who["session"] == runs.pids[0] != os.getpgid(0)
     assert who["main_file"] is None
     assert "pytest" not in who["main_names"]
     assert not who["torch_loaded"]
@@ -352,7 +289,4 @@ def test_child_and_its_workers_end_when_the_parent_is_killed(tmp_path: Path) -> 
     child, worker, detached, forked = (int(pid) for pid in (tmp_path / "ids").read_text().split())
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    try:
-        assert wait_until(lambda: all(is_gone(pid) for pid in (child, worker, forked)))
-    finally:
-        os.kill(detached, signal.SIGKILL)  # it left the group; nobody who is still alive knows it
+    assert wait_until(lambda: all(is_gone(pid) for pid in (child, worker, detached, forked)))

@@ -103,7 +103,7 @@ def run_job(directory: Path, link: ParentLink) -> str:
     baselines = BaselineCache(job.baselines)
     if job.shard.count == 1:
         return run_to_json(run_local(job, link.observe, baselines), directory)
-    bench = bench_here(job, link.observe, baselines, link.wait_for_others)
+    bench = bench_here(job, link.observe, baselines, link.wait_for_others, link.launcher_pid)
     measured = measure(job.config, bench, _identity(job), directory)
     write_process_result(measured.record, directory.parent / STATE_DIR)
     return run_to_json(MeasuredShard(measured.artefacts, baselines.entries()), directory)
@@ -114,11 +114,13 @@ def bench_here(
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
     wait_for_others: Callable[[], None] | None = None,
+    family_pid: int | None = None,
 ) -> Bench:
     """This machine's real engine, meters and clock, as the user has set them up.
 
     Args:
         wait_for_others: The barrier of a run on several processes; `None`: it is on one.
+        family_pid: The process that started them all; `None`: this one started it all.
     """
     host, machine = Host(), job.machine
     options = MeterOptions(
@@ -126,7 +128,7 @@ def bench_here(
         power_gain_uncertainty_pct=machine.advanced.power_gain_uncertainty_pct,
         spill_dir=job.work_dir,
         calibration_dir=host.calibration_dir,
-        family_pid=os.getppid() if job.shard.count > 1 else None,
+        family_pid=family_pid,
     )
     meter_name = energy_backend_name(job.config, machine)
 

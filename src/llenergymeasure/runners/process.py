@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, Final, get_args
 
-from llenergymeasure.core.host.processes import ProcessIdentity, descendants_of, is_running, kill_process
+from llenergymeasure.core.host.processes import descendants_of, is_running, kill_process
 from llenergymeasure.core.progress import Event, Observer, ignore_events
 from llenergymeasure.runners.child import DEFAULT_ENTRY, Go, Message, Open, from_line, to_line
+from llenergymeasure.runners.guardian import END_TIMEOUT_S
 
 DRAIN_TIMEOUT_S: Final = 5.0
 """How long to wait for the end of a process group that has been killed, and for its last output, in seconds."""
@@ -87,8 +88,8 @@ Mail = tuple["Child", Message | Ended]
 class Child:
     """One child process. Starting it returns at once; it imports, says `Ready` and waits for the word.
 
-    The thread that starts it must live as long as the child: the kernel ends the child with that thread. Its replies go
-    to `mailbox`, its progress events to `observer`, in a thread of this object.
+    The process that is started is the job's guardian, see `runners.guardian`. Its replies go to `mailbox`, its progress
+    events to `observer`, in a thread of this object.
     """
 
     def __init__(self, task: ChildTask, mailbox: queue.SimpleQueue[Mail]) -> None:
@@ -99,7 +100,6 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
         self._log = ChildLog(task.log_path)
-        self._offspring: set[ProcessIdentity] = set()
 
     @property
     def pid(self) -> int:
@@ -113,6 +113,7 @@ class Child:
 
         Raises:
             OSError: The system refuses another process.
+            RuntimeError: It refuses another thread; the process is there and wants to be killed.
         """
         task = self.task
         options = [str(task.directory), "--attached", "--preload", ",".join(task.preload), "--entry", task.entry]
@@ -124,11 +125,16 @@ class Child:
             env={**os.environ, **task.environment},
             start_new_session=True,  # Ctrl-C reaches the terminal's own session only: this process decides
         )
-        for read, source in ((self._read_messages, process.stdout), (self._log.drain, process.stderr)):
-            self._threads.append(threading.Thread(target=read, args=(source,), name="llem-child", daemon=True))
-        self._threads.append(threading.Thread(target=self._tell_events, name="llem-events", daemon=True))
-        for thread in self._threads:
-            thread.start()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._work_through(self._tell_events)
+        self._work_through(self._read_messages, process.stdout)
+        self._work_through(self._log.drain, process.stderr)
+
+    def _work_through(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, name=f"llem-{work.__name__.strip('_')}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def send(self, message: Go | Open) -> None:
         """Tell the child to begin, or to pass the barrier."""
@@ -150,31 +156,42 @@ class Child:
         return _wait_until(self.has_exited, timeout_s, give_up)
 
     def terminate(self) -> None:
-        """Ask for an orderly end: SIGTERM to the child, which unloads its engine and with it the engine's workers."""
+        """Ask for an orderly end: SIGTERM to the job, which unloads its engine and with it the engine's workers."""
         if self._process is not None and self._process.returncode is None:
-            self._offspring.update(descendants_of(self.pid))  # once it has ended, nobody knows which were its own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
+                os.killpg(self.pid, signal.SIGCONT)  # whoever was stopped could not hear it
 
     def kill_group(self) -> None:
         """Kill the child and everything it has started, then wait for its end and its last output; safe to repeat."""
         if self._process is None or self._process.returncode is not None:
             return
-        self._offspring.update(descendants_of(self.pid))
-        with contextlib.suppress(ProcessLookupError):
+        offspring = descendants_of(self.pid)
+        self._hang_up()
+        self.wait(END_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):  # a guardian that was killed, or that does not get through
             os.killpg(self.pid, signal.SIGKILL)
-        for process in self._offspring:
+        for process in offspring:
             kill_process(process)
         self._process.wait()
-        if not _wait_until(lambda: not any(map(is_running, self._offspring)), DRAIN_TIMEOUT_S):
+        if not _wait_until(lambda: not any(map(is_running, offspring)), DRAIN_TIMEOUT_S):
             # What engine workers hold on a GPU is free only when they are gone.
-            left = [process.pid for process in self._offspring if is_running(process)]
+            left = [process.pid for process in offspring if is_running(process)]
             _log.warning("%s has left processes that do not end: %s", self.task.log_path.stem, left)
-        with contextlib.suppress(OSError):  # a last word that it did not hear
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+        _reap_group(self.pid)
+        deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
         for thread in self._threads:
-            thread.join(DRAIN_TIMEOUT_S)  # a stray process may keep a pipe open
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            _log.warning("%s has left a process that still has its output open", self.task.log_path.stem)
+
+    def _hang_up(self) -> None:
+        """Close the job's stdin: its guardian then kills all there is."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # a last word that it did not hear
+                self._process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGCONT)
 
     def describe_end(self) -> str:
         """Why the process ended without a result, in words; after `kill_group` of one that ended by itself."""
@@ -199,6 +216,20 @@ class Child:
                 self.observer(event)
             except Exception:  # noqa: BLE001 (an observer that cannot draw must not cost the measurement)
                 _log.exception("The observer of progress events failed on %r", event)
+
+
+def _reap_group(group: int) -> None:
+    """Reap orphans of a process group that were handed to this process: as the first one of a container, say."""
+
+    def all_reaped() -> bool:
+        try:
+            while os.waitpid(-group, os.WNOHANG)[0] != 0:
+                pass
+        except ChildProcessError:
+            return True
+        return False
+
+    _wait_until(all_reaped, DRAIN_TIMEOUT_S)
 
 
 def _wait_until(condition: Callable[[], bool], timeout_s: float, give_up: Callable[[], bool] = lambda: False) -> bool:

@@ -62,12 +62,12 @@ def kill_process(process: ProcessIdentity) -> None:
 
 
 def descendants_of(pid: int) -> tuple[ProcessIdentity, ...]:
-    """All living descendants of a process, those in sessions of their own included."""
+    """All living descendants of a process, those in sessions of their own included; none where it cannot be told."""
     import psutil
 
     try:
         return tuple(identify_process(child.pid) for child in psutil.Process(pid).children(recursive=True))
-    except psutil.Error:
+    except (psutil.Error, OSError):  # it is gone, or this process has no descriptor left to look with
         return ()
 
 
