@@ -19,6 +19,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/house_figures.py --budget
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

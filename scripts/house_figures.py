@@ -1,8 +1,8 @@
-"""The size and the shape of the package, from its source alone: `python scripts/house_figures.py [--budget]`.
+"""The size and the shape of the package, from its source alone: `python scripts/house_figures.py [--budget] [SOURCE]`.
 
 Lines of code are those left without blank lines, comments, docstrings and imports. A circle is a group of modules that
-import each other, call-time and `TYPE_CHECKING` imports counted. An upward import goes from a lower layer to a higher
-one; layers are those of the import contracts in pyproject.toml.
+import each other; an upward import goes from a lower floor to a higher one. Call-time and `TYPE_CHECKING` imports count
+like all others, except the declared ones: a result can save and show itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from pathlib import Path
 PACKAGE = "llenergymeasure"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
-BUDGET = {"files": 110, "code lines": 12_000, "lines": 21_000, "longest file": 400, "circles": 0}
+FLOORS = ("cli __main__", "_api protocols", "study", "runners", "core results", "datasets builtin_models", "config", "domain")
+"""From the top down; what is not named lies below them all."""
+
+DECLARED = {
+    (f"{PACKAGE}.domain.experiment", f"{PACKAGE}.results.persistence"),
+    (f"{PACKAGE}.domain.experiment", f"{PACKAGE}.results.summary"),
+}
+
+BUDGET = {"files": 125, "code lines": 13_300, "lines": 23_000, "longest file": 400, "circles": 0, "upward imports": 0}
+"""What the house has come down to; a change that needs more says why where it raises a number."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +109,29 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
     return found
 
 
+def floor(name: str) -> int:
+    """How far from the top a module's floor is."""
+    parts = name.split(".")
+    return next((depth for depth, rooms in enumerate(FLOORS) if len(parts) > 1 and parts[1] in rooms.split()), 99)
+
+
 def main() -> None:
     """Print the figures; with `--budget`, fail where one is over it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", action="store_true", help="exit with 1 where a figure is over the house's budget")
+    parser.add_argument("source", nargs="?", type=Path, default=SOURCE, help="directory that holds the package")
     asked = parser.parse_args()
-    house = modules()
-    graph = {name: set(imports(module, house)) - {name} for name, module in house.items()}
+    house = modules(asked.source)
+    graph = {
+        name: {other for other in imports(module, house) if other != name and (name, other) not in DECLARED}
+        for name, module in house.items()
+    }
+    upward = [
+        f"{name} -> {other}"
+        for name, others in graph.items()
+        for other in others
+        if len(name.split(".")) > 1 and floor(other) < floor(name)
+    ]
     found = circles(graph)
     lengths = {name: module.text.count("\n") for name, module in house.items()}
     longest = max(lengths, key=lambda name: lengths[name])
@@ -116,11 +141,14 @@ def main() -> None:
         "code lines": sum(code_lines(module) for module in house.values()),
         "longest file": lengths[longest],
         "circles": len(found),
+        "upward imports": len(upward),
     }
     for name, value in figures.items():
-        print(f"{name:14} {value:>7,}" + (f"  ({longest})" if name == "longest file" else ""))
+        print(f"{name:15} {value:>7,}" + (f"  ({longest})" if name == "longest file" else ""))
     for group in found:
         print("circle:", " ".join(group))
+    for arrow in upward:
+        print("upward:", arrow)
     over = [name for name, most in BUDGET.items() if figures[name] > most]
     if asked.budget and over:
         raise SystemExit(f"over budget: {', '.join(f'{name} > {BUDGET[name]:,}' for name in over)}")

@@ -209,8 +209,8 @@ STUDY: Final[Mapping[str, Effect]] = {
     "experiments": Effect(
         "config/grid.py", grid.test_only_explicit_experiments_gives_exactly_those_over_the_fixed_part
     ),
-    "execution.n_cycles": Effect("study/sequence.py", study_runner.test_every_experiment_runs_in_every_cycle_in_order),
-    "execution.cycle_order": Effect("study/sequence.py", manifest.test_runs_are_planned_in_the_order_asked_for),
+    "execution.n_cycles": Effect("study/plan.py", study_runner.test_every_experiment_runs_in_every_cycle_in_order),
+    "execution.cycle_order": Effect("study/plan.py", manifest.test_runs_are_planned_in_the_order_asked_for),
     "execution.config_gap_seconds": Effect(
         "study/gaps.py", gaps.test_gaps_really_pass_and_there_is_none_after_the_last_run
     ),
@@ -219,7 +219,7 @@ STUDY: Final[Mapping[str, Effect]] = {
     ),
     "execution.shuffle_seed": Effect("config/grid.py", grid_cycles.test_a_seed_replaces_the_design_hash),
     "execution.experiment_timeout_seconds": Effect(
-        "study/sequence.py", study_faults.test_fault_of_one_experiment_costs_that_experiment_alone
+        "study/plan.py", study_faults.test_fault_of_one_experiment_costs_that_experiment_alone
     ),
     "execution.max_consecutive_failures": Effect(
         "study/runner.py",

@@ -16,7 +16,7 @@ from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.supervise import Interrupt
-from llenergymeasure.study.events import StudyEvent
+from llenergymeasure.study.plan import StudyEvent
 from llenergymeasure.study.runner import StudyHost, StudyRunner
 from result_samples import make_result
 

@@ -26,7 +26,6 @@ from llenergymeasure.exceptions import ConfigError, PersistenceError
 from llenergymeasure.security import validate_path
 
 if TYPE_CHECKING:
-    from llenergymeasure.runners.job import MeasuredRun
     from llenergymeasure.study.execute import StudyPlace
 
 OnResult = Callable[[ExperimentResult], None]
@@ -130,7 +129,7 @@ def run_study(
 
     parent = _place(output_dir) if output_dir is not None else study_parent(study, machine)
     place = StudyPlace(parent=parent, resume=None if resume is None else Path(resume))
-    return _run(study, _ignore_result, machine=machine, place=place)
+    return _run(study, lambda result: None, machine=machine, place=place)
 
 
 def study_parent(study: StudyConfig, machine: UserConfig) -> Path:
@@ -180,50 +179,40 @@ def _run(
     """
     machine = machine or load_user_config()
     if place is None:
-        (config,) = study.experiments
-        return _run_here(study, config, on_result, machine, observer or ignore_events)
+        return _run_here(study, on_result, machine, observer or ignore_events)
     from llenergymeasure.study.execute import execute_study
 
     return execute_study(study, place, machine, on_result, observer)
 
 
-def _run_here(
-    study: StudyConfig, config: ExperimentConfig, on_result: OnResult, machine: UserConfig, observer: Observer
-) -> StudyResult:
+def _run_here(study: StudyConfig, on_result: OnResult, machine: UserConfig, observer: Observer) -> StudyResult:
     from llenergymeasure.core.state import tracked
+    from llenergymeasure.results.persistence import DirectoryRepository, ResultsRepository
     from llenergymeasure.runners.job import Job
     from llenergymeasure.runners.local import new_experiment_id, run_local  # the engines' side: only when one runs
 
+    (config,) = study.experiments
     started_at = datetime.now(timezone.utc)
     experiment_id = new_experiment_id(config, started_at)
     output_dir = None if config.output_dir is None else _place(config.output_dir)
+    saved: Path | None = None
+    problem: PersistenceError | None = None
     with (
         tempfile.TemporaryDirectory(prefix="llem-") as work_dir,
         tracked(output_dir, experiment_id, compute_measurement_config_hash(config), observer) as follow,
     ):
         run = run_local(Job(config, machine, Path(work_dir), experiment_id=experiment_id), follow)
-        saved, problem = _save(run, output_dir)
+        files = run.artefacts
+        if output_dir is not None:
+            repository: ResultsRepository = DirectoryRepository(output_dir)
+            try:
+                saved = repository.save(run.result, files.timeseries, files.beside_timeseries)
+            except PersistenceError as error:  # the figures must reach the caller first
+                problem = error
     on_result(run.result)
     if problem is not None:
         raise problem
     return _study_of_one(study, run.result, saved, started_at)
-
-
-def _ignore_result(result: ExperimentResult) -> None:
-    """For callers who take results from disk."""
-
-
-def _save(run: MeasuredRun, output_dir: Path | None) -> tuple[Path | None, PersistenceError | None]:
-    """Save a run where it belongs; a failure is returned, because the figures must reach the caller first."""
-    if output_dir is None:
-        return None, None
-    from llenergymeasure.results.persistence import DirectoryRepository, ResultsRepository
-
-    repository: ResultsRepository = DirectoryRepository(output_dir)
-    try:
-        return repository.save(run.result, run.artefacts.timeseries, run.artefacts.beside_timeseries), None
-    except PersistenceError as problem:
-        return None, problem
 
 
 def _study_of_one(

@@ -23,9 +23,9 @@ from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.results.persistence import load_result, load_study
 from llenergymeasure.runners.launchers import ProcessLauncher
 from llenergymeasure.runners.supervise import Patience
-from llenergymeasure.study.events import GapEnded, GapStarted, StudyEvent
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.manifest import load_manifest
+from llenergymeasure.study.plan import GapEnded, GapStarted, StudyEvent
 from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
 from study_fakes import study_of
 

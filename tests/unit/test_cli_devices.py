@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fake_nvml import FakeGpu, FakeNvml
-from llenergymeasure.cli.devices import device_title
+from llenergymeasure.cli.run import device_title
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
 from llenergymeasure.core.host.host import Host

@@ -10,7 +10,7 @@ import pytest
 
 from llenergymeasure.cli.progress import StudyProgress, finished_line, study_progress
 from llenergymeasure.core.progress import PromptsDone, StepFinished, StepStarted, Waiting
-from llenergymeasure.study.events import (
+from llenergymeasure.study.plan import (
     GapEnded,
     GapStarted,
     GapTick,
@@ -19,8 +19,8 @@ from llenergymeasure.study.events import (
     StudyEvent,
     StudyStarted,
     StudyWarning,
+    plan_runs,
 )
-from llenergymeasure.study.sequence import plan_runs
 from result_samples import make_result, make_rich_result
 from study_fakes import study_of
 from terminal import FakeTerminal

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.study.events import GapEnded, GapStarted, GapTick
 from llenergymeasure.study.gaps import enter_key, gaps_of
-from llenergymeasure.study.sequence import plan_runs
+from llenergymeasure.study.plan import GapEnded, GapStarted, GapTick, plan_runs
 from study_fakes import Stage, study_of
 
 

@@ -15,7 +15,6 @@ from fakes import EPOCH, VirtualClock
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 from llenergymeasure.exceptions import PersistenceError, StudyError
-from llenergymeasure.study.lock import locked
 from llenergymeasure.study.manifest import (
     JOURNAL_FILE,
     SNAPSHOT_DELAY_S,
@@ -26,7 +25,8 @@ from llenergymeasure.study.manifest import (
     load_manifest,
     read_journal,
 )
-from llenergymeasure.study.sequence import plan_runs
+from llenergymeasure.study.plan import plan_runs
+from llenergymeasure.study.resume import locked
 
 
 def study_of(models: int = 2, cycles: int = 2, **execution: object) -> StudyConfig:

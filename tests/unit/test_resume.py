@@ -14,11 +14,10 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import BackendError, DatasetError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import load_result, load_study
 from llenergymeasure.runners.job import Job
-from llenergymeasure.study.events import StudyWarning
 from llenergymeasure.study.execute import StudyPlace, execute_study
-from llenergymeasure.study.lock import locked
 from llenergymeasure.study.manifest import load_manifest
-from llenergymeasure.study.resume import describe_changes, load_resumable_study, plan_resumption, refuse_changes
+from llenergymeasure.study.plan import StudyWarning
+from llenergymeasure.study.resume import describe_changes, load_resumable_study, locked, plan_resumption, refuse_changes
 from study_fakes import ENVIRONMENT, Stage, result_of, study_of
 
 

@@ -32,8 +32,8 @@ from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.results.summary import render_summary
 from llenergymeasure.runners.local import emission_factors, energy_backend_name
-from llenergymeasure.study.events import GapStarted, StudyEvent, StudyWarning
 from llenergymeasure.study.execute import StudyPlace, execute_study
+from llenergymeasure.study.plan import GapStarted, StudyEvent, StudyWarning
 from study_fakes import ScriptedLauncher, Stage, study_of
 
 

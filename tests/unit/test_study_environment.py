@@ -8,8 +8,9 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, GpuLostError
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import PreFlightError
-from llenergymeasure.study.environment import check_backends, environment_changes, leftover_gpu_memory
-from llenergymeasure.study.sequence import BASE_S, timeout_s
+from llenergymeasure.study.execute import check_backends
+from llenergymeasure.study.gaps import environment_changes, leftover_gpu_memory
+from llenergymeasure.study.plan import BASE_S, timeout_s
 from study_fakes import ENVIRONMENT, study_of
 
 

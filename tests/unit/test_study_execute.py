@@ -18,9 +18,9 @@ from llenergymeasure.exceptions import BackendError, DatasetError, StudyError
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.launchers import ChosenLauncher
 from llenergymeasure.runners.supervise import Interrupt
-from llenergymeasure.study.events import StudyEvent, StudyStarted, StudyWarning
 from llenergymeasure.study.execute import StudyPlace, dataset_hashes, execute_study
-from llenergymeasure.study.lock import find_unfinished, locked
+from llenergymeasure.study.plan import StudyEvent, StudyStarted, StudyWarning
+from llenergymeasure.study.resume import find_unfinished, locked
 from llenergymeasure.study.runner import StudyStoppedError
 from study_fakes import ScriptedLauncher, study_of
 

@@ -15,8 +15,8 @@ from llenergymeasure.exceptions import BackendError, LLEMError, PersistenceError
 from llenergymeasure.results.persistence import load_result, load_study
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
-from llenergymeasure.study.events import RunFinished, RunStarted, StudyFinished, StudyStarted, StudyWarning
 from llenergymeasure.study.manifest import load_manifest
+from llenergymeasure.study.plan import RunFinished, RunStarted, StudyFinished, StudyStarted, StudyWarning
 from llenergymeasure.study.runner import StudyInterruptedError, StudyStoppedError
 from study_fakes import ENVIRONMENT, Stage, result_of, study_of
 

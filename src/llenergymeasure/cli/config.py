@@ -11,9 +11,9 @@ from textwrap import TextWrapper
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from llenergymeasure.config.base import by_dotted_path
 from llenergymeasure.config.user_config import (
     NOT_USED_YET,
-    UserConfig,
     environment_settings,
     get_user_config_path,
     load_user_config,
@@ -31,7 +31,6 @@ LABEL_WIDTH: Final = 13
 _FIRST_RUN: Final = "llem run --model builtin/tiny-llama -n 20"
 
 FROM_DEFAULT: Final = "default"
-FROM_FILE: Final = "file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +41,11 @@ class Setting:
         path: Its dotted path in the file.
         value: As it may be shown: a secret part is replaced.
         source: `default`, `file`, or the environment variable that set it.
-        is_used: Whether this release acts on it.
     """
 
     path: str
     value: str
     source: str
-    is_used: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +74,13 @@ def effective_settings(file: Path, environ: Mapping[str, str]) -> EffectiveSetti
     """Read file and environment as a run would; a fault in them is part of the answer."""
     try:
         config = load_user_config(file, environ)
-        in_file = set(_leaves(load_document(file, empty_is_fine=True).data)) if file.exists() else set()
+        in_file = dict(by_dotted_path(load_document(file, empty_is_fine=True).data)) if file.exists() else {}
         _, variables = environment_settings(environ)
     except ConfigError as error:
         return EffectiveSettings(file, file.exists(), (), str(error))
     settings = tuple(
-        Setting(
-            path,
-            _shown(path, value),
-            source=variables.get(path, FROM_FILE if path in in_file else FROM_DEFAULT),
-            is_used=path not in NOT_USED_YET,
-        )
-        for path, value in _settings_of(config)
+        Setting(path, _shown(path, value), variables.get(path, "file" if path in in_file else FROM_DEFAULT))
+        for path, value in by_dotted_path(config.model_dump())
     )
     return EffectiveSettings(file, file.exists(), settings)
 
@@ -179,9 +171,8 @@ def _settings(settings: EffectiveSettings, *, verbose: bool) -> list[str]:
     name_width = max(len(setting.path) for setting in settings.settings)
     value_width = max(len(setting.value) for setting in settings.settings)
     for setting in settings.settings:
-        told = verbose or setting.source != FROM_DEFAULT
-        remarks = [setting.source] if told else []
-        remarks += [] if setting.is_used else ["not used by this release"]
+        remarks = [setting.source] if verbose or setting.source != FROM_DEFAULT else []
+        remarks += ["not used by this release"] if setting.path in NOT_USED_YET else []
         remark = f"({'; '.join(remarks)})" if remarks else ""
         lines.append(f"  {setting.path:<{name_width}}  {setting.value:<{value_width}}  {remark}".rstrip())
     return lines
@@ -198,19 +189,6 @@ def _entry(label: str, text: str, hang: int = 0) -> list[str]:
         break_on_hyphens=False,
     )
     return wrapper.wrap(text) or [f"  {label}".rstrip()]
-
-
-def _settings_of(config: UserConfig) -> Iterator[tuple[str, Any]]:
-    for section, values in config.model_dump().items():
-        for name, value in values.items():
-            yield f"{section}.{name}", value
-
-
-def _leaves(data: Mapping[str, Any]) -> Iterator[str]:
-    """Dotted paths of what a file sets; an empty section sets nothing."""
-    for section, values in data.items():
-        for name in values or ():
-            yield f"{section}.{name}"
 
 
 def _shown(path: str, value: Any) -> str:

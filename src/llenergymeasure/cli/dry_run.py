@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title, study_titles
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, free_memory_mb
 from llenergymeasure.core.host.host import Host
@@ -21,20 +22,14 @@ from llenergymeasure.datasets.sources import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.exceptions import BackendError
 from llenergymeasure.results.summary import duration
 from llenergymeasure.study.gaps import gaps_of
-from llenergymeasure.study.sequence import PlannedRun, plan_runs
-
-if TYPE_CHECKING:
-    from llenergymeasure.config.user_config import UserConfig
-
+from llenergymeasure.study.plan import PlannedRun, plan_runs
 
 LABEL_WIDTH: Final = 13
 
 MAX_LISTED: Final = 50
 """Configurations, skipped points and runs that are listed unless all are asked for."""
 
-
-FetchFromHub = Callable[[str, str | None, Mapping[str, str]], Mapping[str, Any]]
-"""Asks the Hub for the configuration of a model at a revision, given the environment."""
+UNKNOWN_TIME: Final = "loading and generating come on top; how long they take is not known before a first run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +40,6 @@ class DryRunReport:
         engine: Versions of its engine's packages, or why it cannot be used here.
         prompts: Where its prompts come from, and whether that was checked.
         gpus: The GPUs it would use; empty on the CPU, and where there are none.
-        waits: Waiting that the config asks for: what for, and how many seconds.
         energy_backend: What would measure its energy; `None`: nothing.
     """
 
@@ -55,7 +49,6 @@ class DryRunReport:
     vram: VramEstimate
     gpus: tuple[Gpu, ...]
     device_note: str | None
-    waits: tuple[tuple[str, float], ...]
     energy_backend: str | None
 
 
@@ -65,11 +58,14 @@ def dry_run_experiment(
     host: Host | None = None,
     *,
     versions_of: Callable[[str], Mapping[str, str]] = package_versions,
-    fetch_config: FetchFromHub = fetch_model_config,
+    fetch_config: Callable[[str, str | None, Mapping[str, str]], Mapping[str, Any]] = fetch_model_config,
 ) -> DryRunReport:
     """Find out what `config` would do. Loads no model and needs neither a GPU nor an engine.
 
     The Hub is asked for one small file at most: the configuration of a model that is not on this machine.
+
+    Args:
+        fetch_config: Asks the Hub for the configuration of a model at a revision, given the environment.
 
     Raises:
         ConfigError: Its prompts cannot be read, or are too few.
@@ -89,7 +85,6 @@ def dry_run_experiment(
         ),
         gpus=gpus,
         device_note=device_note,
-        waits=tuple(known_waits(config)),
         energy_backend=machine.measurement.energy_backend if wanted_meter == "auto" else wanted_meter,
     )
 
@@ -107,15 +102,21 @@ def known_waits(config: ExperimentConfig) -> Iterator[tuple[str, float]]:
 def render_dry_run(report: DryRunReport) -> str:
     """The report as text."""
     config = report.config
-    lines = [f"Dry run: {experiment_title(config)}", *_entry("Config", "valid"), *_entry("Engine", report.engine)]
-    lines += _entry("Prompts", report.prompts)
-    lines += _entry("Tokens", _tokens(config))
-    lines += _entry("Memory" if _is_on_the_cpu(report) else "GPU memory", *_memory(report))
-    if report.device_note is not None:
-        lines += _entry("Device", report.device_note)
-    lines += _entry("Energy", _energy(report.energy_backend))
-    lines += _entry("Time", *_time(report))
-    lines += _entry("Results", config.output_dir or "not saved")
+    on_cpu = not report.gpus and config.backend_config.device_choice in ("cpu", "auto")
+    entries = {
+        "Config": ["valid"],
+        "Engine": [report.engine],
+        "Prompts": [report.prompts],
+        "Tokens": [_tokens(config)],
+        "Memory" if on_cpu else "GPU memory": _memory(report),
+        "Device": [] if report.device_note is None else [report.device_note],
+        "Energy": [_energy(report.energy_backend)],
+        "Time": _time(config),
+        "Results": [config.output_dir or "not saved"],
+    }
+    lines = [f"Dry run: {experiment_title(config)}"]
+    for label, said in entries.items():
+        lines += [f"  {'' if index else label:<{LABEL_WIDTH}}{line}" for index, line in enumerate(said)]
     return "\n".join([*lines, "Nothing was run."])
 
 
@@ -178,17 +179,15 @@ def _devices(config: ExperimentConfig, host: Host) -> tuple[tuple[Gpu, ...], str
     if device == "cpu":
         return (), f"the CPU, as {config.backend}.device says"
     gpus = gpus_here(host)
+    if not gpus and device == "auto":
+        return (), "the CPU: there is no GPU here"
     if not gpus:
-        return (), "the CPU: there is no GPU here" if device == "auto" else _no_gpu(config)
+        flag = " (or pass --device cpu)" if "device" in type(config.backend_config).model_fields else ""
+        return (), f"there is no GPU here: run it on a machine that has one{flag}"
     wanted = config.backend_config.gpu_count(len(gpus))
     if wanted > len(gpus):
         return gpus, f"the config asks for {wanted} GPUs, and this machine shows {len(gpus)}"
     return gpus[:wanted], None
-
-
-def _no_gpu(config: ExperimentConfig) -> str:
-    flag = " (or pass --device cpu)" if "device" in type(config.backend_config).model_fields else ""
-    return f"there is no GPU here: run it on a machine that has one{flag}"
 
 
 def _tokens(config: ExperimentConfig) -> str:
@@ -213,10 +212,6 @@ def _memory(report: DryRunReport) -> Iterator[str]:
     yield from vram.notes
 
 
-def _is_on_the_cpu(report: DryRunReport) -> bool:
-    return not report.gpus and report.config.backend_config.device_choice in ("cpu", "auto")
-
-
 def memory_verdict(needed_mb: float, config: ExperimentConfig, gpus: Sequence[Gpu]) -> str:
     """Whether what `config` needs fits in what is free on `gpus`; nothing where that is not known."""
     free_mb = free_memory_mb(gpus, one_copy_each=config.backend_config.processes > 1)
@@ -232,21 +227,17 @@ def _energy(backend: str | None) -> str:
     return "auto: the best energy backend that works when it runs" if backend == "auto" else backend
 
 
-def _time(report: DryRunReport) -> Iterator[str]:
-    parts = ", ".join(f"{seconds:g} s {what}" for what, seconds in report.waits)
-    if parts:
-        yield f"at least {_duration(sum(seconds for _, seconds in report.waits))} of waiting: {parts}"
-    yield "loading and generating come on top; how long they take is not known before a first run"
+def _time(config: ExperimentConfig) -> Iterator[str]:
+    waits = dict(known_waits(config))
+    if waits:
+        parts = ", ".join(f"{seconds:g} s {what}" for what, seconds in waits.items())
+        yield f"at least {_duration(sum(waits.values()))} of waiting: {parts}"
+    yield UNKNOWN_TIME
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} m {rest} s" if minutes else f"{rest} s"
-
-
-def _entry(label: str, *lines: str) -> list[str]:
-    indent = " " * (2 + LABEL_WIDTH)
-    return [f"  {label:<{LABEL_WIDTH}}{line}" if index == 0 else indent + line for index, line in enumerate(lines)]
 
 
 def _configurations(
@@ -288,4 +279,4 @@ def _study_time(study: StudyConfig, runs: Sequence[PlannedRun], machine: UserCon
     baseline_s = max((wait.pop("baseline", 0.0) for wait in waits), default=0.0)  # measured once, then shared
     wait_s = baseline_s + sum(seconds for wait in waits for seconds in wait.values())
     yield f"Time           at least {duration(gap_s + wait_s)}: {duration(gap_s)} of gaps, {duration(wait_s)} of waits"
-    yield "               loading and generating come on top; how long they take is not known before a first run"
+    yield f"               {UNKNOWN_TIME}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from llenergymeasure.core.progress import Event, PromptsDone, Step, StepFinished, StepStarted, Waiting
 from llenergymeasure.results.summary import duration, joules, one_line, quantity
-from llenergymeasure.study.events import (
+from llenergymeasure.study.plan import (
     GapEnded,
     GapStarted,
     GapTick,
@@ -55,13 +55,9 @@ GAP_NAMES = {"config": "between runs", "cycle": "between cycles"}
 
 
 class ExperimentProgress:
-    """Draws the events of one experiment.
+    """Draws the events of one experiment under a first line that names it.
 
     A stream that breaks (a closed pipe, a terminal that is gone, a full disk) ends the drawing, not the measurement.
-
-    Args:
-        stream: Where to draw.
-        title: First line, which names the experiment.
     """
 
     def __init__(self, stream: TextIO, title: str, redraw_interval_s: float = REDRAW_INTERVAL_S) -> None:

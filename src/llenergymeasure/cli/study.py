@@ -5,39 +5,38 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import chain
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
-from llenergymeasure._api import _ignore_result, study_parent
 from llenergymeasure._api import _run as run_placed
+from llenergymeasure._api import study_parent
 from llenergymeasure.cli.progress import study_progress
 from llenergymeasure.cli.request import RunRequest
 from llenergymeasure.cli.terminal import EXIT_FAILED, EXIT_OK, UsageError, print_result, result_json
 from llenergymeasure.config.errors import config_error
 from llenergymeasure.config.loader import resolve_study
 from llenergymeasure.config.models import ExecutionConfig, StudyConfig
+from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.config.yaml_io import LoadedDocument
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
-from llenergymeasure.study.events import StudyEvent, StudyStarted
 from llenergymeasure.study.execute import StudyPlace
-from llenergymeasure.study.lock import find_unfinished
-from llenergymeasure.study.resume import load_resumable_study
+from llenergymeasure.study.plan import StudyEvent, StudyStarted
+from llenergymeasure.study.resume import find_unfinished, load_resumable_study
 from llenergymeasure.study.runner import StudyStoppedError
-
-if TYPE_CHECKING:
-    from llenergymeasure.config.user_config import UserConfig
-    from llenergymeasure.config.yaml_io import LoadedDocument
-
 
 DEFAULT_CYCLES = 3
 """Cycles of a study that names no number, on the command line: the fewest that give an interval."""
 
 DEFAULT_ORDER = "interleaved"
 """Order of a study that names none, on the command line: slow drift then meets every configuration alike."""
+
+MAX_FAILURES: Final = 20
+"""Failures that are listed; `study_summary.json` has them all."""
 
 
 def run_study_command(request: RunRequest, document: LoadedDocument | None, machine: UserConfig) -> int:
@@ -46,13 +45,18 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
     Args:
         document: The study file; `None` for `--resume` alone.
     """
-    named = None if document is None else _named(document, request)
-    parent = _parent(named, request, machine)
     asks = machine.ui.prompt and not request.dry_run and sys.stdin.isatty() and sys.stderr.isatty()
-    resume = request.resume
-    if resume is None and named is not None and asks:
-        resume = _offer_to_resume(named, parent)
-    study = _complete(named, resume, request)
+    parent, resume = request.output or Path(machine.output.results_dir), request.resume
+    if document is not None:
+        study = _named(document, request)
+        parent = request.output or study_parent(study, machine)
+        if resume is None and asks:
+            resume = _offer_to_resume(study, parent)
+        study = _completed(study, resume)
+    elif resume is not None:
+        study = _begun(resume, request)
+    else:
+        raise UsageError("give the study file, or --resume with the directory of a study")
     if request.dry_run:
         from llenergymeasure.cli.dry_run import render_study_preview
 
@@ -62,34 +66,9 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
     return _run(study, place, request, machine)
 
 
-def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: UserConfig) -> int:
-    progress = study_progress(quiet=request.quiet, verbose=request.verbose, n_cycles=study.execution.n_cycles)
-    directory = place.parent
-
-    def observer(event: StudyEvent) -> None:
-        nonlocal directory
-        if isinstance(event, StudyStarted):
-            directory = event.directory
-        if progress is not None:
-            progress(event)
-
-    try:
-        result = run_placed(study, _ignore_result, machine=machine, observer=observer, place=place)
-    except StudyStoppedError as error:
-        if error.result is not None:
-            print_result(_shown(error.result, error.study_dir, as_json=request.as_json))
-        raise
-    finally:
-        if progress is not None:
-            progress.close()
-    print_result(_shown(result, directory, as_json=request.as_json))
-    return EXIT_OK if result.summary.failed == 0 else EXIT_FAILED
-
-
 def with_command_line_defaults(execution: ExecutionConfig) -> ExecutionConfig:
     """Three interleaved cycles where neither file nor flag says otherwise."""
-    defaults = {"n_cycles": DEFAULT_CYCLES, "cycle_order": DEFAULT_ORDER}
-    return _filled(execution, defaults)
+    return _filled(execution, {"n_cycles": DEFAULT_CYCLES, "cycle_order": DEFAULT_ORDER})
 
 
 def _filled(execution: ExecutionConfig, defaults: dict[str, Any]) -> ExecutionConfig:
@@ -98,53 +77,11 @@ def _filled(execution: ExecutionConfig, defaults: dict[str, Any]) -> ExecutionCo
 
 
 def _named(document: LoadedDocument, request: RunRequest) -> StudyConfig:
-    """The study that a file and the flags describe.
-
-    Raises:
-        ConfigError: A key is unknown, a value wrong, or no point valid.
-    """
+    """The study that a file and the flags describe."""
     try:
         return resolve_study(document, request.overrides())
     except ValidationError as error:
         raise config_error(error, document, request.sources()) from error
-
-
-def _complete(named: StudyConfig | None, resume: Path | None, request: RunRequest) -> StudyConfig:
-    """The study to run: the file's, or the one that is resumed, with its execution filled in.
-
-    What neither file nor flag says about the execution is as it was in the study that is resumed, and else the command
-    line's default.
-    """
-    if resume is None:
-        if named is None:
-            raise UsageError("give the study file, or --resume with the directory of a study")
-        return named.model_copy(update={"execution": with_command_line_defaults(named.execution)})
-    try:
-        before = load_resumable_study(resume)
-    except PersistenceError:
-        if named is None:
-            raise
-        return named.model_copy(update={"execution": with_command_line_defaults(named.execution)})
-    if named is not None:
-        return named.model_copy(update={"execution": _filled(named.execution, before.execution.model_dump())})
-    execution_of = "execution."
-    flags = {
-        name.removeprefix(execution_of): value
-        for name, value in request.overrides().items()
-        if name.startswith(execution_of)
-    }
-    try:
-        execution = ExecutionConfig.model_validate({**before.execution.model_dump(), **flags})
-    except ValidationError as error:
-        sources = {field.removeprefix(execution_of): flag for field, flag in request.sources().items()}
-        raise config_error(error, None, sources) from error
-    return before.model_copy(update={"execution": execution})
-
-
-def _parent(study: StudyConfig | None, request: RunRequest, machine: UserConfig) -> Path:
-    if request.output is not None:
-        return request.output
-    return Path(machine.output.results_dir) if study is None else study_parent(study, machine)
 
 
 def _offer_to_resume(study: StudyConfig, parent: Path) -> Path | None:
@@ -158,12 +95,57 @@ def _offer_to_resume(study: StudyConfig, parent: Path) -> Path | None:
     return unfinished if answer in ("", "y", "yes") else None
 
 
-def _shown(result: StudyResult, directory: Path, *, as_json: bool) -> str:
-    return result_json(result) if as_json else render_study(result, directory)
+def _completed(study: StudyConfig, resume: Path | None) -> StudyConfig:
+    """The study with what it leaves open of its execution as it was before, and else the command line's default."""
+    execution = with_command_line_defaults(study.execution)
+    if resume is not None:
+        with suppress(PersistenceError):  # nobody knows how it was before
+            execution = _filled(study.execution, load_resumable_study(resume).execution.model_dump())
+    return study.model_copy(update={"execution": execution})
 
 
-MAX_FAILURES: Final = 20
-"""Failures that are listed; `study_summary.json` has them all."""
+def _begun(resume: Path, request: RunRequest) -> StudyConfig:
+    """The study in a directory, its execution changed as the flags say."""
+    study = load_resumable_study(resume)
+    try:
+        execution = ExecutionConfig.model_validate(
+            {**study.execution.model_dump(), **_below_execution(request.overrides())}
+        )
+    except ValidationError as error:
+        raise config_error(error, None, _below_execution(request.sources())) from error
+    return study.model_copy(update={"execution": execution})
+
+
+def _below_execution(fields: dict[str, Any]) -> dict[str, Any]:
+    section = "execution."
+    return {path.removeprefix(section): value for path, value in fields.items() if path.startswith(section)}
+
+
+def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: UserConfig) -> int:
+    progress = study_progress(quiet=request.quiet, verbose=request.verbose, n_cycles=study.execution.n_cycles)
+    directory = place.parent
+
+    def observer(event: StudyEvent) -> None:
+        nonlocal directory
+        if isinstance(event, StudyStarted):
+            directory = event.directory
+        if progress is not None:
+            progress(event)
+
+    def show(result: StudyResult) -> None:
+        print_result(result_json(result) if request.as_json else render_study(result, directory))
+
+    try:
+        result = run_placed(study, lambda result: None, machine=machine, observer=observer, place=place)
+    except StudyStoppedError as error:
+        if error.result is not None:
+            show(error.result)
+        raise
+    finally:
+        if progress is not None:
+            progress.close()
+    show(result)
+    return EXIT_OK if result.summary.failed == 0 else EXIT_FAILED
 
 
 def render_study(result: StudyResult, directory: Path) -> str:
@@ -207,10 +189,11 @@ def _table(statistics: list[ConfigurationStatistics]) -> list[str]:
 
 def _legend(statistics: list[ConfigurationStatistics]) -> Iterator[str]:
     """What the signs in the table mean, as far as it has them."""
-    figures = list(chain.from_iterable((entry.energy_per_token_j, entry.tokens_per_second) for entry in statistics))
-    if any(figure is not None and figure.ci95_high is not None for figure in figures):
+    every = (figure for entry in statistics for figure in (entry.energy_per_token_j, entry.tokens_per_second))
+    figures = [figure for figure in every if figure is not None]
+    if any(figure.ci95_high is not None for figure in figures):
         yield "± is the 95 % interval of the mean over the cycles, CV their coefficient of variation."
-    if any(figure is not None and figure.high_variation for figure in figures):
+    if any(figure.high_variation for figure in figures):
         yield "! marks a CV above 5 %: these cycles differ a lot; more of them narrow the interval."
 
 

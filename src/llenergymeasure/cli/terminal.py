@@ -16,16 +16,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import Final, TextIO
 
-from llenergymeasure.exceptions import PersistenceError
+from pydantic import BaseModel, ValidationError
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    _StderrHandler = logging.StreamHandler[TextIO]
-else:
-    _StderrHandler = logging.StreamHandler  # not generic at run time before Python 3.11
+from llenergymeasure.config.errors import describe_validation_error, problem_report
+from llenergymeasure.exceptions import ConfigError, LLEMError, PersistenceError
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -73,12 +69,9 @@ def output_width() -> int:
 
 
 def exit_code_of(action: Callable[[], int], *, verbose: bool, stream: TextIO | None = None) -> int:
-    """Run `action`; turn what it raises into a message on `stream` and an exit code.
+    """Run `action`, which returns an exit code; what it raises becomes a message on `stream`, by default stderr.
 
-    Args:
-        action: The command's work; returns an exit code.
-        verbose: Print the traceback too.
-        stream: `None`: stderr.
+    `verbose` prints the traceback too.
     """
     stream = stream or sys.stderr
     try:
@@ -97,16 +90,14 @@ def exit_code_of(action: Callable[[], int], *, verbose: bool, stream: TextIO | N
 def configured_logging(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
     """Send the package's log messages to stderr for the length of a `with` block, then take the handler away.
 
-    Args:
-        verbose: Show everything, with times and modules.
-        quiet: Show errors only.
+    `verbose` shows everything, with times and modules; `quiet` errors only.
     """
     logger = logging.getLogger(PACKAGE_LOGGER)
     handler = _BesideBars(sys.stderr)
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s" if verbose else "%(message)s")
     )
-    before = (logger.level, logger.propagate)
+    level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
     logger.propagate = False
     logger.addHandler(handler)
@@ -114,8 +105,8 @@ def configured_logging(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 @contextmanager
@@ -140,11 +131,6 @@ def signals_as_interrupt() -> Iterator[None]:
 
 def _explained(error: Exception) -> tuple[str, int]:
     """What to tell about an error, and the exit code it stands for."""
-    from pydantic import ValidationError
-
-    from llenergymeasure.config.errors import describe_validation_error, problem_report
-    from llenergymeasure.exceptions import ConfigError, LLEMError
-
     if isinstance(error, ValidationError):
         return problem_report(describe_validation_error(error)), EXIT_USAGE
     if isinstance(error, LLEMError):
@@ -167,7 +153,7 @@ def _report(stream: TextIO, message: str, code: int, traced: Exception | None = 
     return code
 
 
-class _BesideBars(_StderrHandler):
+class _BesideBars(logging.StreamHandler):  # type: ignore[type-arg] # not generic before Python 3.11
     """Writes above a progress bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -7,40 +7,29 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from llenergymeasure.config.models import ExperimentConfig, StudyConfig
-from llenergymeasure.config.user_config import UserConfig, settings_without_effect
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
+from llenergymeasure.config.user_config import UserConfig, get_user_config_path, settings_without_effect
+from llenergymeasure.constants import VERSION
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
-from llenergymeasure.exceptions import PersistenceError, StudyError
+from llenergymeasure.exceptions import PersistenceError, PreFlightError, StudyError
 from llenergymeasure.resilience import retry_on_error
 from llenergymeasure.results.persistence import load_study
 from llenergymeasure.runners.launchers import ChosenLauncher, Launcher
-from llenergymeasure.study.environment import check_backends
-from llenergymeasure.study.events import (
-    RunFinished,
-    StudyEvent,
-    StudyObserver,
-    StudyStarted,
-    StudyWarning,
-    ignore_study_events,
-)
 from llenergymeasure.study.gaps import enter_key
-from llenergymeasure.study.lock import locked
 from llenergymeasure.study.manifest import create_study_dir
-from llenergymeasure.study.resume import Resumption, check_study_dir, plan_resumption
+from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyObserver, StudyStarted, StudyWarning, plan_runs
+from llenergymeasure.study.resume import Resumption, check_study_dir, locked, plan_resumption
 from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
-from llenergymeasure.study.sequence import plan_runs
 
 POST_TIMEOUT_S: Final = 10.0
 POST_RETRIES: Final = 2
-
-Post = Callable[[str, bytes], None]
-"""Sends JSON to a URL; raises `OSError` when the server cannot be reached or does not want it."""
 
 _log = logging.getLogger(__name__)
 
@@ -86,21 +75,26 @@ def execute_study(
         StudyInterruptedError: SIGINT or SIGTERM came; what is finished is kept.
         PersistenceError: Nothing can be written.
     """
-    observer = observer or ignore_study_events
 
     def follow(event: StudyEvent) -> None:
         if isinstance(event, RunFinished) and event.result is not None:
             on_result(event.result)
-        observer(event)
+        if observer is not None:
+            observer(event)
 
     if study is not None:
         check_backends(study, machine)
-    directory = _directory_for(study, place)
+    if place.resume is not None:
+        check_study_dir(place.resume)
+        directory = place.resume
+    elif study is not None:
+        directory = create_study_dir(study.name, place.parent)
+    else:
+        raise StudyError("nothing to run: give a study, or the directory of one to go on with")
     for path in settings_without_effect(machine):
         follow(StudyWarning(f"{path} is set, and this release does not use it: every run is on this machine."))
     with locked(directory):
-        resumption = None
-        if place.resume is not None:
+        if study is None or place.resume is not None:
             resumption = plan_resumption(directory, study, dataset_hashes())
             for warning in resumption.warnings:
                 follow(StudyWarning(warning))
@@ -110,33 +104,48 @@ def execute_study(
                 follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
                 follow(StudyWarning(f"The study in {directory} is finished; nothing to do."))
                 return finished
-            study = resumption.study
-            check_backends(study, machine)
-        host = StudyHost(
-            launcher=launcher or ChosenLauncher(),
-            observer=follow,
-            skip_gap=enter_key() if place.interactive else None,
-        )
+            check_backends(resumption.study, machine)
+        else:
+            resumption = Resumption(study)
+        skip_gap = enter_key() if place.interactive else None
+        host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap)
         runner = StudyRunner(
-            _given(study), directory, machine, host, resumption=resumption, export_csv=place.export_csv
+            resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
         )
-        return _run(runner, machine)
+        return _run(runner, machine.output.webhook_url)
 
 
-def dataset_hashes() -> Callable[[ExperimentConfig], str | None]:
+def check_backends(study: StudyConfig, machine: UserConfig) -> None:
+    """Refuse several backends in one Python environment: their engines need different releases of the same packages.
+
+    Raises:
+        PreFlightError: More than one backend would run here; shows the settings that mend it.
+    """
+    backends = list(dict.fromkeys(config.backend for config in study.experiments))
+    here = [backend for backend in backends if getattr(machine.runners, backend) == "local"]
+    if len(here) < 2:
+        return
+    settings = "\n".join(f"      {backend}: docker:llenergymeasure/{backend}:{VERSION}-cuda12" for backend in backends)
+    raise PreFlightError(
+        [
+            f"the study uses several backends ({', '.join(backends)}), and {', '.join(here)} would run in this Python "
+            f"environment, where they cannot live side by side. Run them in Docker: put this into "
+            f"{get_user_config_path()}\n    runners:\n{settings}\n    or make one study per backend."
+        ]
+    )
+
+
+def dataset_hashes() -> Callable[[ExperimentConfig], str]:
     """A function that tells the SHA-256 of the prompts an experiment would use now, and reads each data set once.
 
     It raises `DatasetError` where they cannot be read.
     """
-    known: dict[tuple[str, int], str] = {}
 
-    def sha256(config: ExperimentConfig) -> str:
-        key = (str(config.dataset), config.n)
-        if key not in known:
-            known[key] = load_raw_prompts(config.dataset, config.n).identity.sha256
-        return known[key]
+    @cache
+    def sha256(dataset: str | SyntheticDatasetConfig, n: int) -> str:
+        return load_raw_prompts(dataset, n).identity.sha256
 
-    return sha256
+    return lambda config: sha256(config.dataset, config.n)
 
 
 def send_summary(
@@ -144,7 +153,7 @@ def send_summary(
     result: StudyResult,
     *,
     status: str,
-    post: Post | None = None,
+    post: Callable[[str, bytes], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
     """POST a study's result as JSON, `{"event": "study", "status": …, "study": …}`.
@@ -152,7 +161,7 @@ def send_summary(
     Args:
         url: Where to; it may hold a secret, so only its host is ever logged.
         status: How it ended: `completed`, `failed`.
-        post: Sends it, and is tried again when the connection fails; `None`: over HTTP with a time-out.
+        post: Sends a body to a URL, and is tried again when the connection fails; `None`: over HTTP with a time-out.
         sleep: Waits before that, for a number of seconds.
 
     Returns:
@@ -170,31 +179,6 @@ def send_summary(
     return True
 
 
-def _directory_for(study: StudyConfig | None, place: StudyPlace) -> Path:
-    """The directory to go on in, or a new one."""
-    if place.resume is None:
-        return create_study_dir(_given(study).name, place.parent)
-    check_study_dir(place.resume)
-    return place.resume
-
-
-def _given(study: StudyConfig | None) -> StudyConfig:
-    if study is None:
-        raise StudyError("nothing to run: give a study, or the directory of one to go on with")
-    return study
-
-
-def _run(runner: StudyRunner, machine: UserConfig) -> StudyResult:
-    try:
-        result = runner.run()
-    except StudyStoppedError as error:
-        if error.result is not None:
-            _announce(error.result, "failed", machine)
-        raise
-    _announce(result, "completed", machine)
-    return result
-
-
 def _finished_result(directory: Path, resumption: Resumption) -> StudyResult | None:
     """The summary of a study with nothing left to do; `None` where a run, or the summary itself, is to be made yet."""
     if resumption.started_at is None or len(resumption.kept) < len(plan_runs(resumption.study)):
@@ -206,9 +190,17 @@ def _finished_result(directory: Path, resumption: Resumption) -> StudyResult | N
     return result if result.completed_at is not None and result.summary.completed == len(resumption.kept) else None
 
 
-def _announce(result: StudyResult, status: str, machine: UserConfig) -> None:
-    if machine.output.webhook_url is not None:
-        send_summary(machine.output.webhook_url, result, status=status)
+def _run(runner: StudyRunner, webhook_url: str | None) -> StudyResult:
+    """Run a study, and tell whoever asked for it how it ended."""
+    try:
+        result = runner.run()
+    except StudyStoppedError as error:
+        if error.result is not None and webhook_url is not None:
+            send_summary(webhook_url, error.result, status="failed")
+        raise
+    if webhook_url is not None:
+        send_summary(webhook_url, result, status="completed")
+    return result
 
 
 def _http_post(url: str, body: bytes) -> None:

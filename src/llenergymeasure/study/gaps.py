@@ -1,30 +1,54 @@
-"""Cooling down between runs, so that each starts on a machine like the one before it found.
+"""Between two runs: the machine cools down, and somebody looks at what it has left and whether it still is the same.
 
 Within a cycle the shorter `config_gap_seconds` holds, from one cycle to the next the longer `cycle_gap_seconds`.
 """
 
 from __future__ import annotations
 
+import logging
 import select
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TextIO
 
+from packaging.utils import canonicalize_name
+
 from llenergymeasure.config.models import ExecutionConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriverError
+from llenergymeasure.core.host.host import Host
+from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.runners.supervise import POLL_INTERVAL_S, Interrupt
-from llenergymeasure.study.events import GapEnded, GapKind, GapStarted, GapTick, StudyObserver
-from llenergymeasure.study.sequence import PlannedRun
+from llenergymeasure.study.plan import GapEnded, GapKind, GapStarted, GapTick, PlannedRun, StudyObserver
 
 PREPARATION_S: Final = 10.0
 """How long before the end of a gap the next child starts its imports: long enough for an engine, too short to heat."""
 
 TICK_S: Final = 1.0
 
+LEFTOVER_MB: Final = 1000.0
+"""Memory in use on a GPU that nobody uses above which it is reported, in MB; drivers keep some hundreds themselves."""
+
+WATCHED_PACKAGES: Final = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "bitsandbytes",
+    "flash-attn",
+    "vllm",
+    "tensorrt-llm",
+    "tensorrt",
+    "triton",
+)
+"""Packages whose version changes what is measured."""
+
 SkipKey = Callable[[], bool]
 """Whether the user has asked to skip the gap since the last call."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +81,7 @@ def wait_out(
     observer: StudyObserver,
     interrupt: Interrupt,
     prepare_next: Callable[[], None],
-    skip: SkipKey | None = None,
+    skip: SkipKey | None,
 ) -> None:
     """Wait for the length of a gap, or until somebody wants to stop or to go on.
 
@@ -104,3 +128,54 @@ def enter_key(stream: TextIO | None = None) -> SkipKey | None:
         return bool(readable) and source.readline() != ""
 
     return pressed
+
+
+def leftover_gpu_memory(host: Host | None = None) -> tuple[str, ...]:
+    """GPUs with memory in use while no experiment runs, one sentence each."""
+    found = []
+    try:
+        boards = {gpu.board_uuid: gpu for gpu in (host or Host()).visible_gpus()}
+        for gpu in boards.values():
+            used_mb = gpu.driver.memory_used_mb(gpu.handle)
+            if used_mb > LEFTOVER_MB:
+                pids = ", ".join(map(str, gpu.driver.compute_pids(gpu.handle))) or "unknown"
+                found.append(
+                    f"GPU {gpu.index} ({gpu.name}) has {used_mb / 1000:.1f} GB in use before the experiment "
+                    f"(processes: {pids}). Energy and speed may be off; stop whoever holds it."
+                )
+    except DriverMissingError:
+        return ()
+    except GpuDriverError as error:
+        _log.warning("Could not look for memory left on the GPUs: %s", error)
+        return ()
+    return tuple(found)
+
+
+def environment_changes(before: EnvironmentSnapshot, now: EnvironmentSnapshot) -> tuple[str, ...]:
+    """What differs between two environments that may move a figure, as `name: old -> new`."""
+    packages_before, packages_now = _packages(before), _packages(now)
+    pairs: list[tuple[str, object, object]] = [
+        ("GPUs", before.gpu_names, now.gpu_names),
+        ("GPU UUIDs", before.gpu_uuids, now.gpu_uuids),
+        ("GPU power limits (W)", before.gpu_power_limit_w, now.gpu_power_limit_w),
+        ("NVIDIA driver", before.cuda_driver_version, now.cuda_driver_version),
+        ("CUDA", before.cuda_version, now.cuda_version),
+        ("CPU", before.cpu and before.cpu.model, now.cpu and now.cpu.model),
+        ("platform", before.platform, now.platform),
+        ("Python", before.python_version, now.python_version),
+        ("llenergymeasure", before.tool_version, now.tool_version),
+        *((name, packages_before.get(name), packages_now.get(name)) for name in WATCHED_PACKAGES),
+    ]
+    return tuple(f"{name}: {_shown(old)} -> {_shown(new)}" for name, old, new in pairs if old != new)
+
+
+def _packages(environment: EnvironmentSnapshot) -> dict[str, str]:
+    """Versions by normalised name."""
+    pairs = (line.partition("==") for line in environment.pip_freeze)
+    return {canonicalize_name(name): version for name, found, version in pairs if found}
+
+
+def _shown(value: object) -> str:
+    if value is None or value == []:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -26,15 +27,7 @@ from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest,
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.persistence import load_record, timestamp_slug
 from llenergymeasure.security import sanitize_experiment_id, validate_path
-from llenergymeasure.study.sequence import RunKey, design_hash_of, plan_runs
-
-__all__ = [
-    "ExperimentManifestEntry",
-    "ManifestWriter",
-    "StudyManifest",
-    "create_study_dir",
-    "load_manifest",
-]
+from llenergymeasure.study.plan import RunKey, design_hash_of, plan_runs
 
 MANIFEST_FILE: Final = "manifest.json"
 JOURNAL_FILE: Final = "manifest.journal.jsonl"
@@ -116,8 +109,9 @@ class ManifestWriter:
         clock: Clock | None = None,
         after: After = after_in_background,
     ) -> None:
-        self._dir = Path(study_dir)
+        self._path = Path(study_dir) / MANIFEST_FILE
         self._clock = clock or SystemClock()
+        self._after = after
         done = {(entry.config_hash, entry.cycle): entry for entry in kept}
         self._entries: dict[RunKey, ExperimentManifestEntry] = {}
         for run in plan_runs(study):
@@ -125,28 +119,23 @@ class ManifestWriter:
                 config_hash=run.config_hash, config_summary=run.title, cycle=run.cycle
             )
         self._lines = {key: entry.model_dump_json() for key, entry in self._entries.items()}
-        self._counts = _counts(self._entries.values())
         self._header = StudyManifest(
             study_name=study.name or DEFAULT_NAME,
             study_design_hash=design_hash_of(study),
             started_at=started_at or self._clock.wall(),
             total_experiments=len(self._entries),
-            pending=self._counts["pending"],
+            pending=len(self._entries),
         )
         self._study_text = json.dumps(study.model_dump(mode="json", exclude_none=True), ensure_ascii=False)
         self._lock = threading.Lock()
-        self._after = after
         self._cancel_snapshot: Cancel | None = None
         self._version = 0
-        self._snapshots = _Snapshots(self.path)
-        self._snapshots.write(self._version, self._render())
+        self._writing = threading.Lock()
+        self._written_version = -1
+        self._written_bytes = 0
+        self._write(self._version, self._render())
         # Only now is what an earlier journal told in the manifest, and a line of it may be lost.
-        self._journal = Journal(self._dir / JOURNAL_FILE)
-
-    @property
-    def path(self) -> Path:
-        """The manifest's file."""
-        return self._dir / MANIFEST_FILE
+        self._journal = Journal(self._path.with_name(JOURNAL_FILE))
 
     @property
     def started_at(self) -> datetime:
@@ -167,16 +156,8 @@ class ManifestWriter:
 
     def mark_running(self, config_hash: str, cycle: int) -> None:
         """A run begins."""
-        self._change(
-            config_hash,
-            cycle,
-            status="running",
-            started_at=self._clock.wall(),
-            completed_at=None,
-            result_file=None,
-            error_type=None,
-            error_message=None,
-        )
+        fresh = {"completed_at": None, "result_file": None, "error_type": None, "error_message": None}
+        self._change(config_hash, cycle, status="running", started_at=self._clock.wall(), **fresh)
 
     def mark_completed(self, config_hash: str, cycle: int, result_file: str, dataset_sha256: str | None = None) -> None:
         """A run is done and its result saved.
@@ -185,25 +166,13 @@ class ManifestWriter:
             result_file: The result, relative to the study directory.
             dataset_sha256: SHA-256 of the prompts it used; `None` where that is not known.
         """
-        self._change(
-            config_hash,
-            cycle,
-            status="completed",
-            completed_at=self._clock.wall(),
-            result_file=result_file,
-            dataset_sha256=dataset_sha256,
-        )
+        outcome = {"result_file": result_file, "dataset_sha256": dataset_sha256}
+        self._change(config_hash, cycle, status="completed", completed_at=self._clock.wall(), **outcome)
 
     def mark_failed(self, config_hash: str, cycle: int, error_type: str, error_message: str) -> None:
         """A run ended without a result."""
-        self._change(
-            config_hash,
-            cycle,
-            status="failed",
-            completed_at=self._clock.wall(),
-            error_type=error_type,
-            error_message=error_message,
-        )
+        outcome = {"error_type": error_type, "error_message": error_message}
+        self._change(config_hash, cycle, status="failed", completed_at=self._clock.wall(), **outcome)
 
     def mark_interrupted(self) -> None:
         """The user stopped the study; a run that was going on is pending again."""
@@ -220,15 +189,15 @@ class ManifestWriter:
     def _change(self, config_hash: str, cycle: int, **changes: Any) -> None:
         key = (config_hash, cycle)
         with self._lock:
-            before = self._entries[key]
-            entry = ExperimentManifestEntry.model_validate({**dict(before), **changes})
+            entry = ExperimentManifestEntry.model_validate({**dict(self._entries[key]), **changes})
             line = entry.model_dump_json()
             self._journal.append(f'{{"entry": {line}}}')
             self._entries[key], self._lines[key] = entry, line
-            self._counts[_bin(before)] -= 1
-            self._counts[_bin(entry)] += 1
             self._version += 1
-            self._schedule_snapshot()
+            if self._written_bytes <= SMALL_BYTES:
+                self._try_to_write(self._version, self._render())
+            elif self._cancel_snapshot is None:
+                self._cancel_snapshot = self._after(SNAPSHOT_DELAY_S, self._snapshot_on_time)
 
     def _end(self, status: StudyStatus) -> None:
         with self._lock:
@@ -242,14 +211,8 @@ class ManifestWriter:
             completed_at = None if status == "interrupted" else self._clock.wall()
             self._header = self._header.model_copy(update={"status": status, "completed_at": completed_at})
             self._version += 1
-            self._snapshots.write(self._version, self._render())
+            self._write(self._version, self._render())
             self._journal.remove()
-
-    def _schedule_snapshot(self) -> None:
-        if self._snapshots.size_bytes <= SMALL_BYTES:
-            self._snapshots.try_to_write(self._version, self._render())
-        elif self._cancel_snapshot is None:
-            self._cancel_snapshot = self._after(SNAPSHOT_DELAY_S, self._snapshot_on_time)
 
     def _snapshot_on_time(self) -> None:
         with self._lock:
@@ -257,14 +220,27 @@ class ManifestWriter:
                 return
             self._cancel_snapshot = None
             version, content = self._version, self._render()
-        self._snapshots.try_to_write(version, content)  # outside the lock: no transition waits for a large file
+        self._try_to_write(version, content)  # outside the lock: no transition waits for a large file
 
     def _render(self) -> bytes:
         """The manifest as JSON, put together from lines that are made once, one run per line."""
-        header = self._header.model_copy(update=self._counts)
+        header = self._header.model_copy(update=_counts(self._entries.values()))
         opening = header.model_dump_json(exclude={"experiments", "study"}, indent=2).removesuffix("\n}")
         runs = ",\n    ".join(self._lines.values())
         return f'{opening},\n  "experiments": [\n    {runs}\n  ],\n  "study": {self._study_text}\n}}\n'.encode()
+
+    def _try_to_write(self, version: int, content: bytes) -> None:
+        try:
+            self._write(version, content)
+        except PersistenceError as error:  # the journal has it
+            _log.warning("The manifest is behind its journal: %s", error)
+
+    def _write(self, version: int, content: bytes) -> None:
+        """Write `manifest.json`, never an older version over a newer one."""
+        with self._writing:
+            if version > self._written_version:
+                write_bytes_atomically(self._path, content)
+                self._written_version, self._written_bytes = version, len(content)
 
 
 class Journal:
@@ -333,35 +309,10 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
-class _Snapshots:
-    """Writes `manifest.json`, never an older version over a newer one."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._written = -1
-        self.size_bytes = 0
-
-    def write(self, version: int, content: bytes) -> None:
-        with self._lock:
-            if version > self._written:
-                write_bytes_atomically(self._path, content)
-                self._written = version
-                self.size_bytes = len(content)
-
-    def try_to_write(self, version: int, content: bytes) -> None:
-        try:
-            self.write(version, content)
-        except PersistenceError as error:  # the journal has it
-            _log.warning("The manifest is behind its journal: %s", error)
-
-
 def _counts(entries: Iterable[ExperimentManifestEntry]) -> dict[str, int]:
-    counts = {"completed": 0, "failed": 0, "pending": 0}
-    for entry in entries:
-        counts[_bin(entry)] += 1
-    return counts
-
-
-def _bin(entry: ExperimentManifestEntry) -> str:
-    return "pending" if entry.status == "running" else entry.status
+    tally = Counter(entry.status for entry in entries)
+    return {
+        "completed": tally["completed"],
+        "failed": tally["failed"],
+        "pending": tally["pending"] + tally["running"],
+    }

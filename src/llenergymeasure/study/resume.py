@@ -1,16 +1,22 @@
-"""Going on with a study: what is kept, what is run again, and whether it still is the same study.
+"""Going on with a study: finding it, holding it, what is kept, what is run again, and whether it still is the same.
 
 A run is known by its `measurement_config_hash` and its cycle, and by the SHA-256 of its prompts. A completed run is
-kept when its result loads; everything else is run.
+kept when its result loads; everything else is run. A study directory belongs to one process at a time.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,33 +32,34 @@ from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import RESULT_FILE, load_result
 from llenergymeasure.security import is_safe_path, validate_path
 from llenergymeasure.study.manifest import MANIFEST_FILE, load_manifest
-from llenergymeasure.study.sequence import RunKey, plan_runs
+from llenergymeasure.study.plan import plan_runs
 
 MAX_DIFFERENCES: Final = 20
 """Differences between two versions of a study that a message lists."""
 
-DatasetHash = Callable[[ExperimentConfig], str | None]
-"""SHA-256 of the prompts an experiment would use now; `None` where that cannot be told without loading a model."""
+LOCK_FILE: Final = ".lock"
+
+_UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """What an earlier execution of a study leaves to this one.
+    """What an earlier execution of a study leaves to this one: of a new study nothing.
 
     Args:
         kept: Completed entries that stay.
-        started_at: When the study began; `None` where nobody knows any more.
+        started_at: When the study began; `None` where nobody knows.
         environment: Environment of the kept results.
         warnings: What the user should know: results that are run again, and why.
     """
 
     study: StudyConfig
-    kept: tuple[ExperimentManifestEntry, ...]
-    started_at: datetime | None
-    environment: EnvironmentSnapshot | None
-    warnings: tuple[str, ...]
+    kept: tuple[ExperimentManifestEntry, ...] = ()
+    started_at: datetime | None = None
+    environment: EnvironmentSnapshot | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def check_study_dir(study_dir: Path) -> None:
@@ -76,19 +83,12 @@ def load_resumable_study(study_dir: Path) -> StudyConfig:
         StudyError: There is no such directory, or this release cannot read the study in it.
     """
     check_study_dir(study_dir)
-    manifest = load_manifest(study_dir)
-    try:
-        # As JSON: strict models take a list for a tuple there.
-        return StudyConfig.model_validate_json(json.dumps(manifest.study))
-    except ValidationError as error:
-        raise StudyError(
-            f"{study_dir / MANIFEST_FILE}: the study in it (written by llenergymeasure "
-            f"{manifest.llenergymeasure_version}) does not fit this release: {error.errors()[0]['msg']}. "
-            "Give the study file beside --resume."
-        ) from error
+    return _study_in(load_manifest(study_dir), study_dir)
 
 
-def plan_resumption(study_dir: Path, study: StudyConfig | None, dataset_sha256: DatasetHash) -> Resumption:
+def plan_resumption(
+    study_dir: Path, study: StudyConfig | None, dataset_sha256: Callable[[ExperimentConfig], str]
+) -> Resumption:
     """Find out what of a study is done and what is left.
 
     Args:
@@ -96,31 +96,52 @@ def plan_resumption(study_dir: Path, study: StudyConfig | None, dataset_sha256: 
         dataset_sha256: Identifies the prompts of an experiment as they are now.
 
     Raises:
-        StudyError: There is no study in the directory, or `study` differs in more than its execution.
-        PersistenceError: The manifest is damaged, and no `study` was given to do without it.
+        StudyError: `study` differs in more than its execution, or has fewer cycles than there are results.
+        PersistenceError: There is no manifest or it is damaged, and no `study` was given to do without it.
     """
-    check_study_dir(study_dir)
     warnings: list[str] = []
+    manifest = None
     try:
         manifest = load_manifest(study_dir)
     except PersistenceError as error:
         if study is None:
             raise PersistenceError(f"{error} Give the study file beside --resume to go on without it.") from error
         warnings.append(f"{error} Going on with the results that are there.")
-        manifest = None
     else:
-        before = load_resumable_study(study_dir)
+        before = _study_in(manifest, study_dir)
         study = study or before
         refuse_changes(before, study)
-    done = _Done(study_dir, dataset_sha256)
-    kept = [entry for entry in _candidates(study_dir, study, manifest) if done.holds(entry, study)]
-    _refuse_fewer_cycles(study, manifest)
+    experiments = study.experiments
+
+    @cache
+    def hashes_now() -> dict[str, str]:
+        """SHA-256 of the prompts by `measurement_config_hash`, where they can be read."""
+        hashes = {}
+        for config in experiments:
+            try:
+                hashes[compute_measurement_config_hash(config)] = dataset_sha256(config)
+            except LLEMError as error:  # the run itself will say it, if there is one left to do
+                warnings.append(f"The data set of {experiment_title(config)} cannot be checked: {error}")
+        return hashes
+
+    entries = [] if manifest is None else manifest.experiments
+    kept: list[ExperimentManifestEntry] = []
+    environment: EnvironmentSnapshot | None = None
+    for entry in _candidates(study_dir, study, entries):
+        try:
+            result = _result_of(entry, study_dir, hashes_now)
+        except PersistenceError as error:
+            warnings.append(f"{entry.config_summary}, cycle {entry.cycle}, runs again: {error}")
+        else:
+            kept.append(entry)
+            environment = environment or result.environment_snapshot
+    _refuse_fewer_cycles(study, entries)
     return Resumption(
-        study=study,
+        study,
         kept=tuple(kept),
         started_at=None if manifest is None else manifest.started_at,
-        environment=done.environment,
-        warnings=(*warnings, *done.warnings),
+        environment=environment,
+        warnings=tuple(warnings),
     )
 
 
@@ -161,99 +182,129 @@ def describe_changes(before: Sequence[ExperimentConfig], now: Sequence[Experimen
         yield f"added: {experiment_title(config)}"
 
 
-class _Done:
-    """Decides which completed entries still count."""
+@contextmanager
+def locked(study_dir: Path) -> Iterator[None]:
+    """Hold a study directory for the length of a `with` block.
 
-    def __init__(self, study_dir: Path, dataset_sha256: DatasetHash) -> None:
-        self._dir = study_dir
-        self._dataset_sha256 = dataset_sha256
-        self._hashes_now: dict[str, str | None] = {}
-        self.environment: EnvironmentSnapshot | None = None
-        self.warnings: list[str] = []
+    The kernel gives the lock back when its holder ends, however it ends; the file itself stays.
 
-    def holds(self, entry: ExperimentManifestEntry, study: StudyConfig) -> bool:
-        problem = self._problem(entry, study)
-        if problem is not None:
-            self.warnings.append(f"{entry.config_summary}, cycle {entry.cycle}, runs again: {problem}")
-        return problem is None
-
-    def _problem(self, entry: ExperimentManifestEntry, study: StudyConfig) -> str | None:
-        if entry.result_file is None or not is_safe_path(self._dir, entry.result_file):
-            return "its entry names no result in this directory"
+    Raises:
+        StudyError: Another process holds it; names that process.
+        PersistenceError: The lock file cannot be written.
+    """
+    path = study_dir / LOCK_FILE
+    try:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
+    with file:
         try:
-            result = load_result(self._dir / entry.result_file)
-        except PersistenceError as error:
-            return str(error)
-        if result.measurement_config_hash != entry.config_hash:
-            return f"{entry.result_file} is the result of another configuration"
-        then = entry.dataset_sha256
-        now = None if then is None else self._hash_now(entry.config_hash, study)
-        if then is not None and now is not None and now != then:
-            return f"its data set has changed since (SHA-256 {then[:12]}… -> {now[:12]}…)"
-        self.environment = self.environment or result.environment_snapshot
-        return None
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise StudyError(
+                f"{study_dir} is in use by {holder}. Wait for it to end, or stop it; two studies must not share a "
+                "directory, nor a machine."
+            ) from error
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise PersistenceError(f"Cannot lock {path}: {error.strerror or error}.") from error
+            _log.warning("%s cannot be locked (%s); see to it yourself that nobody else uses it", path, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
-    def _hash_now(self, config_hash: str, study: StudyConfig) -> str | None:
-        if not self._hashes_now:
-            for config in study.experiments:
-                self._hashes_now[compute_measurement_config_hash(config)] = self._hash_or_none(config)
-        return self._hashes_now.get(config_hash)
 
-    def _hash_or_none(self, config: ExperimentConfig) -> str | None:
+def find_unfinished(parent: Path, study_design_hash: str) -> Path | None:
+    """The latest directory below `parent` of an unfinished study of this design that nobody is running."""
+    candidates = []
+    for path in parent.glob(f"*/{MANIFEST_FILE}"):
         try:
-            return self._dataset_sha256(config)
-        except LLEMError as error:  # the run itself will say it, if there is one left to do
-            self.warnings.append(f"The data set of {experiment_title(config)} cannot be checked: {error}")
-            return None
+            if study_design_hash not in path.read_text(encoding="utf-8", errors="replace"):
+                continue  # most studies are told apart without parsing them
+            manifest = load_manifest(path.parent)
+        except (OSError, PersistenceError) as error:
+            _log.info("Not looked at: %s", error)
+            continue
+        if manifest.study_design_hash == study_design_hash and manifest.status != "completed":
+            candidates.append((manifest.started_at, path.parent))
+    for _, directory in sorted(candidates, reverse=True):
+        with suppress(StudyError, PersistenceError), locked(directory):
+            return directory
+    return None
+
+
+def _study_in(manifest: StudyManifest, study_dir: Path) -> StudyConfig:
+    try:
+        # As JSON: strict models take a list for a tuple there.
+        return StudyConfig.model_validate_json(json.dumps(manifest.study))
+    except ValidationError as error:
+        raise StudyError(
+            f"{study_dir / MANIFEST_FILE}: the study in it (written by llenergymeasure "
+            f"{manifest.llenergymeasure_version}) does not fit this release: {error.errors()[0]['msg']}. "
+            "Give the study file beside --resume."
+        ) from error
 
 
 def _candidates(
-    study_dir: Path, study: StudyConfig, manifest: StudyManifest | None
+    study_dir: Path, study: StudyConfig, entries: Sequence[ExperimentManifestEntry]
 ) -> Iterator[ExperimentManifestEntry]:
     """Entries that claim to be completed, and results that were saved an instant before their study was killed."""
-    claimed = {} if manifest is None else {(e.config_hash, e.cycle): e for e in manifest.experiments}
-    yield from (entry for entry in claimed.values() if entry.status == "completed")
-    named = {entry.result_file for entry in claimed.values()}
-    titles: dict[RunKey, str] = {run.key: run.title for run in plan_runs(study)}
+    yield from (entry for entry in entries if entry.status == "completed")
+    completed = {(entry.config_hash, entry.cycle) for entry in entries if entry.status == "completed"}
+    named = {entry.result_file for entry in entries}
+    titles = {run.key: run.title for run in plan_runs(study) if run.key not in completed}
     for path in sorted(study_dir.glob(f"*/{RESULT_FILE}")):
         name = path.relative_to(study_dir).as_posix()
         if name in named:
             continue
-        result = _load_or_warn(path)
-        if result is None or result.cycle is None:
+        try:
+            result = load_result(path)
+        except PersistenceError as error:
+            _log.warning("Not used: %s", error)
             continue
-        key = (result.measurement_config_hash, result.cycle)
-        if key in titles and (key not in claimed or claimed[key].status != "completed"):
-            named.add(name)
-            yield _entry_of(result, name, titles.pop(key))
+        config_hash, cycle = result.measurement_config_hash, result.cycle or 0  # 0: not of a study
+        title = titles.pop((config_hash, cycle), None)
+        if title is not None:
+            yield ExperimentManifestEntry(
+                config_hash=config_hash,
+                config_summary=title,
+                cycle=cycle,
+                status="completed",
+                result_file=name,
+                started_at=result.start_time,
+                completed_at=result.end_time,
+                dataset_sha256=None if result.dataset is None else result.dataset.sha256,
+            )
 
 
-def _entry_of(result: ExperimentResult, name: str, title: str) -> ExperimentManifestEntry:
-    return ExperimentManifestEntry(
-        config_hash=result.measurement_config_hash,
-        config_summary=title,
-        cycle=result.cycle or 1,
-        status="completed",
-        result_file=name,
-        started_at=result.start_time,
-        completed_at=result.end_time,
-        dataset_sha256=None if result.dataset is None else result.dataset.sha256,
-    )
+def _result_of(
+    entry: ExperimentManifestEntry, study_dir: Path, hashes_now: Callable[[], Mapping[str, str]]
+) -> ExperimentResult:
+    """The result of a completed entry.
+
+    Raises:
+        PersistenceError: It no longer counts; says why.
+    """
+    if entry.result_file is None or not is_safe_path(study_dir, entry.result_file):
+        raise PersistenceError("its entry names no result in this directory")
+    result = load_result(study_dir / entry.result_file)
+    if result.measurement_config_hash != entry.config_hash:
+        raise PersistenceError(f"{entry.result_file} is the result of another configuration")
+    then = entry.dataset_sha256
+    now = None if then is None else hashes_now().get(entry.config_hash)
+    if then is not None and now is not None and now != then:
+        raise PersistenceError(f"its data set has changed since (SHA-256 {then[:12]}… -> {now[:12]}…)")
+    return result
 
 
-def _load_or_warn(path: Path) -> ExperimentResult | None:
-    try:
-        return load_result(path)
-    except PersistenceError as error:
-        _log.warning("Not used: %s", error)
-        return None
-
-
-def _refuse_fewer_cycles(study: StudyConfig, manifest: StudyManifest | None) -> None:
-    done = [entry.cycle for entry in (manifest.experiments if manifest else []) if entry.status == "completed"]
-    if done and max(done) > study.execution.n_cycles:
+def _refuse_fewer_cycles(study: StudyConfig, entries: Sequence[ExperimentManifestEntry]) -> None:
+    most = max((entry.cycle for entry in entries if entry.status == "completed"), default=0)
+    if most > study.execution.n_cycles:
         raise StudyError(
-            f"execution.n_cycles: {study.execution.n_cycles} is fewer than the {max(done)} cycles that have results "
+            f"execution.n_cycles: {study.execution.n_cycles} is fewer than the {most} cycles that have results "
             "here. Cycles can be added to a study, not taken away."
         )
 

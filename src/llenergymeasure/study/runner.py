@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -21,16 +22,18 @@ from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.baseline import CachedBaseline
 from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
+from llenergymeasure.exceptions import LLEMError, PersistenceError, ResultRescuedError, StudyError
+from llenergymeasure.results.persistence import save_result, save_result_or_rescue
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.launchers import Launcher
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError, signals_as
-from llenergymeasure.study.environment import environment_changes, leftover_gpu_memory
-from llenergymeasure.study.events import (
+from llenergymeasure.study.gaps import SkipKey, environment_changes, gaps_of, leftover_gpu_memory, wait_out
+from llenergymeasure.study.manifest import ManifestWriter
+from llenergymeasure.study.plan import (
+    PlannedRun,
     RunFinished,
     RunStarted,
     StudyEvent,
@@ -38,13 +41,11 @@ from llenergymeasure.study.events import (
     StudyObserver,
     StudyStarted,
     StudyWarning,
-    ignore_study_events,
+    plan_runs,
+    timeout_s,
 )
-from llenergymeasure.study.gaps import Gaps, SkipKey, gaps_of, wait_out
-from llenergymeasure.study.manifest import ManifestWriter
 from llenergymeasure.study.resume import Resumption
-from llenergymeasure.study.saving import Save, keep_failure, rescue_run, save_run, write_study
-from llenergymeasure.study.sequence import PlannedRun, RunKey, plan_runs, timeout_s
+from llenergymeasure.study.saving import keep_failure, write_study
 
 WORK_DIR: Final = ".work"
 """Where running experiments keep their files; empty between runs."""
@@ -78,26 +79,20 @@ class StudyInterruptedError(KeyboardInterrupt):
     A `KeyboardInterrupt`, because that is what whoever pressed Ctrl-C expects.
     """
 
-    def __init__(self, message: str, study_dir: Path) -> None:
-        self.study_dir = study_dir
-        super().__init__(message)
-
 
 @dataclass(frozen=True)
 class StudyHost:
     """What a study runs on: everything that a test replaces.
 
     Args:
-        save: Writes a finished run to disk.
         leftovers: Finds GPU memory that somebody left behind, one sentence each.
         skip_gap: Whether the user wants to skip the gap; `None`: there is nobody to ask.
     """
 
     launcher: Launcher
     clock: Clock = field(default_factory=SystemClock)
-    observer: StudyObserver = ignore_study_events
+    observer: StudyObserver = field(default=lambda event: None)
     interrupt: Interrupt = field(default_factory=Interrupt)
-    save: Save = save_run
     leftovers: Callable[[], Sequence[str]] = leftover_gpu_memory
     skip_gap: SkipKey | None = None
 
@@ -121,27 +116,22 @@ class StudyRunner:
         resumption: Resumption | None = None,
         export_csv: bool = False,
     ) -> None:
+        before = resumption or Resumption(study)
         self._study = study
         self._dir = study_dir
         self._machine = machine
         self._host = host
         self._export_csv = export_csv
-        self._gaps: Gaps = gaps_of(study.execution, machine)
-        self._environment: EnvironmentSnapshot | None = resumption.environment if resumption else None
+        self._gaps = gaps_of(study.execution, machine)
+        self._environment = before.environment
         self._baselines: tuple[CachedBaseline, ...] = ()
         self._failures_in_a_row: list[str] = []
-        self._inode = _inode(study_dir)
-        kept = resumption.kept if resumption else ()
         self._manifest = ManifestWriter(
-            study,
-            study_dir,
-            kept=kept,
-            started_at=resumption.started_at if resumption else None,
-            clock=host.clock,
+            study, study_dir, kept=before.kept, started_at=before.started_at, clock=host.clock
         )
+        self._dir_status = os.stat(study_dir)
         self._all = plan_runs(study)
         self._left = [run for run in self._all if self._manifest.entry(*run.key).status != "completed"]
-        self._prepared: dict[RunKey, Job] = {}
 
     def run(self) -> StudyResult:
         """Run every run that is left.
@@ -160,7 +150,7 @@ class StudyRunner:
                 self._run_all()
         except RunInterruptedError as error:
             self._mark_interrupted()
-            raise StudyInterruptedError(self._how_to_go_on("Interrupted"), self._dir) from error
+            raise StudyInterruptedError(self._how_to_go_on("Interrupted")) from error
         except (StudyError, PersistenceError) as error:
             raise self._stopped(error) from error
         except BaseException:
@@ -176,71 +166,18 @@ class StudyRunner:
 
     def _run_all(self) -> None:
         for index, run in enumerate(self._left):
-            if index > 0:
-                self._wait_before(run, self._left[index - 1])
+            job = self._wait_before(run, self._left[index - 1]) if index > 0 else None
             if self._host.interrupt.requested:
                 raise RunInterruptedError("interrupted between two experiments")
-            job = self._prepared.pop(run.key) if run.key in self._prepared else self._make_job(run)
-            self._run_one(run, job)
+            self._run_one(run, job or self._make_job(run))
 
-    def _run_one(self, run: PlannedRun, job: Job) -> None:
-        clock = self._host.clock
-        notes = self._leftovers()
-        self._manifest.mark_running(*run.key)
-        self._tell(RunStarted(run, len(self._all)))
-        began_s = clock.now()
-        try:
-            measured = self._host.launcher.run(job, self._tell, self._host.interrupt)
-        except RunInterruptedError:
-            keep_failure(run, self._dir, _logs(job), clock.wall())
-            raise
-        except PersistenceError:  # the job's own directory cannot be written to: no run would fare better
-            raise
-        except LLEMError as error:
-            self._record_failure(run, job, error, clock.now() - began_s)
-            return
-        self._record_success(run, job, measured, notes, clock.now() - began_s)
+    def _wait_before(self, following: PlannedRun, previous: PlannedRun) -> Job | None:
+        """Let the gap between two runs pass; returns the job whose child was started near its end, if one was."""
+        job = None
 
-    def _record_success(
-        self, run: PlannedRun, job: Job, measured: MeasuredRun, notes: list[str], duration_s: float
-    ) -> None:
-        result = self._annotated(measured.result, run, notes)
-        measured = replace(measured, result=result)
-        try:
-            if not self._directory_is_ours():
-                rescue_run(measured, self._dir, _GONE)
-            path = self._host.save(measured, self._dir, _logs(job))
-        except PersistenceError as error:
-            # The figures reach whoever looks on, whatever became of the files.
-            self._tell(RunFinished(run, len(self._all), result, str(error), duration_s))
-            self._mark_failed(run, error)
-            raise
-        self._manifest.mark_completed(
-            *run.key,
-            path.relative_to(self._dir).as_posix(),
-            None if result.dataset is None else result.dataset.sha256,
-        )
-        self._baselines = measured.baselines
-        self._failures_in_a_row.clear()
-        _remove(job.work_dir)
-        self._tell(RunFinished(run, len(self._all), result, None, duration_s))
-
-    def _record_failure(self, run: PlannedRun, job: Job, error: LLEMError, duration_s: float) -> None:
-        kept = keep_failure(run, self._dir, _logs(job), self._host.clock.wall())
-        self._mark_failed(run, error)
-        _remove(job.work_dir)
-        _log.info("%s, cycle %d failed: %s", run.title, run.cycle, error)
-        self._tell(RunFinished(run, len(self._all), None, str(error), duration_s, kept))
-        self._failures_in_a_row.append(str(error))
-        limit = self._study.execution.max_consecutive_failures
-        if len(self._failures_in_a_row) >= limit:
-            (reason, count), *_ = Counter(self._failures_in_a_row).most_common(1)
-            what = "all for this reason" if count == limit else f"{count} of them for this reason"
-            raise StudyError(f"{limit} experiments failed one after the other, {what}: {reason}")
-
-    def _wait_before(self, following: PlannedRun, previous: PlannedRun) -> None:
         def prepare() -> None:
-            job = self._prepared[following.key] = self._make_job(following)
+            nonlocal job
+            job = self._make_job(following)
             self._host.launcher.prepare(job)
 
         kind, duration_s = self._gaps.between(previous, following)
@@ -253,6 +190,7 @@ class StudyRunner:
             prepare_next=prepare,
             skip=self._host.skip_gap,
         )
+        return job
 
     def _make_job(self, run: PlannedRun) -> Job:
         work_dir = self._dir / WORK_DIR / f"run-{run.position:05d}"
@@ -271,6 +209,59 @@ class StudyRunner:
             baselines=self._baselines,
             timeout_s=timeout_s(run.config) if limit_s is None else limit_s,
         )
+
+    def _run_one(self, run: PlannedRun, job: Job) -> None:
+        clock = self._host.clock
+        notes = self._leftovers()
+        self._manifest.mark_running(*run.key)
+        self._tell(RunStarted(run, len(self._all)))
+        began_s = clock.now()
+        try:
+            measured = self._host.launcher.run(job, self._tell, self._host.interrupt)
+        except RunInterruptedError:
+            keep_failure(run, self._dir, _logs(job), clock.wall())
+            raise
+        except PersistenceError:  # the job's own directory cannot be written to: no run would fare better
+            raise
+        except LLEMError as error:
+            self._record_failure(run, job, error, clock.now() - began_s)
+        else:
+            self._record_success(run, job, measured, notes, clock.now() - began_s)
+
+    def _record_success(
+        self, run: PlannedRun, job: Job, measured: MeasuredRun, notes: list[str], duration_s: float
+    ) -> None:
+        result = self._annotated(measured.result, run, notes)
+        files = measured.artefacts
+        try:
+            if not self._directory_is_ours():  # nor are the run's files, which lay in it
+                raise ResultRescuedError(self._dir, save_result(result, tempfile.gettempdir()), _GONE)
+            beside = [*files.beside_timeseries, *_logs(job)]
+            path = save_result_or_rescue(result, self._dir, files.timeseries, beside)
+        except PersistenceError as error:
+            # The figures reach whoever looks on, whatever became of the files.
+            self._tell(RunFinished(run, len(self._all), result, str(error), duration_s))
+            self._mark_failed(run, error)
+            raise
+        sha256 = None if result.dataset is None else result.dataset.sha256
+        self._manifest.mark_completed(*run.key, path.relative_to(self._dir).as_posix(), sha256)
+        self._baselines = measured.baselines
+        self._failures_in_a_row.clear()
+        _remove(job.work_dir)
+        self._tell(RunFinished(run, len(self._all), result, None, duration_s))
+
+    def _record_failure(self, run: PlannedRun, job: Job, error: LLEMError, duration_s: float) -> None:
+        kept = keep_failure(run, self._dir, _logs(job), self._host.clock.wall())
+        self._mark_failed(run, error)
+        _remove(job.work_dir)
+        _log.info("%s, cycle %d failed: %s", run.title, run.cycle, error)
+        self._tell(RunFinished(run, len(self._all), None, str(error), duration_s, kept))
+        self._failures_in_a_row.append(str(error))
+        limit = self._study.execution.max_consecutive_failures
+        if len(self._failures_in_a_row) >= limit:
+            (reason, count), *_ = Counter(self._failures_in_a_row).most_common(1)
+            what = "all for this reason" if count == limit else f"{count} of them for this reason"
+            raise StudyError(f"{limit} experiments failed one after the other, {what}: {reason}")
 
     def _annotated(self, result: ExperimentResult, run: PlannedRun, notes: list[str]) -> ExperimentResult:
         """The result with its place in the study and the warnings that only the study can give."""
@@ -337,7 +328,10 @@ class StudyRunner:
 
     def _directory_is_ours(self) -> bool:
         """Whether the directory is the one it was: writing on would scatter results over two places."""
-        return _inode(self._dir) == self._inode
+        try:
+            return os.path.samestat(os.stat(self._dir), self._dir_status)
+        except OSError:
+            return False
 
     def _tell(self, event: StudyEvent) -> None:
         try:
@@ -352,11 +346,3 @@ def _logs(job: Job) -> list[Path]:
 
 def _remove(work_dir: Path) -> None:
     shutil.rmtree(work_dir, onerror=lambda function, path, info: _log.warning("Could not remove %s: %s", path, info[1]))
-
-
-def _inode(directory: Path) -> tuple[int, int] | None:
-    try:
-        status = os.stat(directory)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from llenergymeasure.atomic import make_unique_directory
 from llenergymeasure.config.models import StudyConfig
@@ -21,22 +20,19 @@ from llenergymeasure.domain.study import (
     StudyResult,
     StudySummary,
 )
-from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
+from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.export import to_csv
 from llenergymeasure.results.persistence import (
     STUDY_FILE,
     load_result,
     model_slug,
-    save_result,
-    save_result_or_rescue,
     timestamp_slug,
     to_json,
     to_parquet,
 )
 from llenergymeasure.results.statistics import summarise_configurations
-from llenergymeasure.runners.job import MeasuredRun
 from llenergymeasure.study.gaps import Gaps
-from llenergymeasure.study.sequence import PlannedRun, RunKey, design_hash_of, plan_runs
+from llenergymeasure.study.plan import PlannedRun, RunKey, design_hash_of, plan_runs
 
 TABLE_FILE: Final = "results.parquet"
 CSV_FILE: Final = "results.csv"
@@ -48,40 +44,13 @@ _NOT_FOR_STATISTICS: Final[dict[str, object]] = {
     "process_results": [],
 }
 
-Save = Callable[[MeasuredRun, Path, Sequence[Path]], Path]
-"""Saves a run and further files below a directory; gives the path of its result."""
-
 _log = logging.getLogger(__name__)
-
-
-def save_run(run: MeasuredRun, study_dir: Path, logs: Sequence[Path]) -> Path:
-    """Save a run in a directory of its own, with its time series, what was asked for beside it, and its logs.
-
-    Raises:
-        ResultRescuedError: It had to be saved elsewhere; says where.
-        PersistenceError: It could not be saved at all.
-    """
-    return save_result_or_rescue(
-        run.result, study_dir, run.artefacts.timeseries, [*run.artefacts.beside_timeseries, *logs]
-    )
-
-
-def rescue_run(run: MeasuredRun, study_dir: Path, reason: str) -> NoReturn:
-    """Save a run in the system's directory for temporary files, because its own place in `study_dir` is lost.
-
-    Raises:
-        ResultRescuedError: Says where it is now.
-        PersistenceError: It could not be saved there either.
-    """
-    saved = save_result(run.result.model_copy(update={"trace": None, "outputs": None}), tempfile.gettempdir())
-    raise ResultRescuedError(study_dir, saved, reason)
 
 
 def keep_failure(run: PlannedRun, study_dir: Path, logs: Sequence[Path], moment: datetime) -> Path | None:
     """Keep the logs of a run that failed, in a directory named like those of results.
 
     Args:
-        study_dir: Where the directory goes.
         logs: Its log files; they are moved.
         moment: When it failed (UTC).
 
@@ -121,17 +90,25 @@ def write_study(
     Raises:
         PersistenceError: A file cannot be written, or a result not read; names it.
     """
-    totals = _Totals()
     files = [entry.result_file for entry in entries if entry.status == "completed" and entry.result_file]
+    total_energy_j: float | None = None
 
     def results() -> Iterator[ExperimentResult]:
         return (load_result(study_dir / file) for file in files)
+
+    def cut_down() -> Iterator[ExperimentResult]:
+        """What statistics need of each result, its energy summed as it passes: a large study must fit in memory."""
+        nonlocal total_energy_j
+        for result in results():
+            if result.total_energy_j is not None:
+                total_energy_j = (total_energy_j or 0.0) + result.total_energy_j
+            yield result.model_copy(update=_NOT_FOR_STATISTICS)
 
     planned = {run.key: run for run in plan_runs(study)}
     titles = {run.config_hash: run.title for run in planned.values()}
     statistics = [
         entry.model_copy(update={"config_name": titles.get(entry.measurement_config_hash, entry.config_name)})
-        for entry in summarise_configurations(totals.counting(results()))
+        for entry in summarise_configurations(cut_down())
     ]
     result = StudyResult(
         study_id=study_dir.name,
@@ -139,14 +116,20 @@ def write_study(
         study_design_hash=design_hash_of(study),
         started_at=started_at,
         completed_at=completed_at,
-        measurement_protocol=_protocol(study, gaps),
+        measurement_protocol=MeasurementProtocol(
+            n_cycles=study.execution.n_cycles,
+            cycle_order=study.execution.cycle_order,
+            config_gap_seconds=gaps.config_s,
+            cycle_gap_seconds=gaps.cycle_s,
+            shuffle_seed=study.execution.shuffle_seed,
+        ),
         summary=StudySummary(
             total_experiments=len(entries),
             completed=len(files),
             failed=sum(entry.status == "failed" for entry in entries),
             skipped=len(study.skipped_configs),
             total_wall_time_s=_wall_time_s(entries, started_at, completed_at),
-            total_energy_j=totals.energy_j,
+            total_energy_j=total_energy_j,
         ),
         skipped=[
             SkippedExperiment(config=point.get("raw_config", point), reason=str(point.get("reason", "not valid")))
@@ -162,29 +145,6 @@ def write_study(
     if files and export_csv:
         to_csv(results(), study_dir / CSV_FILE)
     return result
-
-
-class _Totals:
-    """Sums over results as they pass by, each cut down to what statistics need: a large study must fit in memory."""
-
-    def __init__(self) -> None:
-        self.energy_j: float | None = None
-
-    def counting(self, results: Iterable[ExperimentResult]) -> Iterator[ExperimentResult]:
-        for result in results:
-            if result.total_energy_j is not None:
-                self.energy_j = (self.energy_j or 0.0) + result.total_energy_j
-            yield result.model_copy(update=_NOT_FOR_STATISTICS)
-
-
-def _protocol(study: StudyConfig, gaps: Gaps) -> MeasurementProtocol:
-    return MeasurementProtocol(
-        n_cycles=study.execution.n_cycles,
-        cycle_order=study.execution.cycle_order,
-        config_gap_seconds=gaps.config_s,
-        cycle_gap_seconds=gaps.cycle_s,
-        shuffle_seed=study.execution.shuffle_seed,
-    )
 
 
 def _failures(

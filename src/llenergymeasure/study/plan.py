@@ -1,16 +1,20 @@
-"""What a study runs, run by run: which experiment, in which cycle, in which order, and for how long at most."""
+"""What a study runs, run by run and for how long at most, and what it tells the world as it does."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Final, Literal
 
 from llenergymeasure.config.grid import apply_cycles, compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, study_titles
 from llenergymeasure.core.model.parameters import count_from_name
-from llenergymeasure.domain.experiment import compute_measurement_config_hash
+from llenergymeasure.core.progress import Event
+from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
+from llenergymeasure.domain.study import StudyResult
 
 RunKey = tuple[str, int]
 """Identity of a run within a study: `measurement_config_hash` and cycle."""
@@ -58,12 +62,9 @@ def plan_runs(study: StudyConfig) -> tuple[PlannedRun, ...]:
     unique = {compute_measurement_config_hash(config): config for config in reversed(study.experiments)}
     hashes = {id(config): config_hash for config_hash, config in unique.items()}
     configs = list(reversed(unique.values()))
-    if len(configs) < len(study.experiments):
-        _log.warning(
-            "%d of %d experiments repeat an earlier one and run once",
-            len(study.experiments) - len(configs),
-            len(study.experiments),
-        )
+    repeated = len(study.experiments) - len(configs)
+    if repeated:
+        _log.warning("%d of %d experiments repeat an earlier one and run once", repeated, len(study.experiments))
     titles = {hashes[id(config)]: title for config, title in zip(configs, study_titles(configs), strict=True)}
     execution = study.execution
     order = apply_cycles(
@@ -96,3 +97,95 @@ def timeout_s(config: ExperimentConfig) -> float:
     generation_s = (config.n + warmup_prompts) * config.max_output_tokens * per_token_s * billions
     waits_s = config.baseline.duration_seconds + config.warmup.thermal_floor_seconds
     return BASE_S + waits_s + max(generation_s, 2 * (config.measurement.min_duration_seconds or 0.0))
+
+
+GapKind = Literal["config", "cycle"]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyStarted:
+    """The study begins, or goes on.
+
+    Args:
+        kept: Runs that an earlier execution has completed.
+        skipped: Points of the grid that are no valid experiments.
+    """
+
+    directory: Path
+    total: int
+    kept: int
+    skipped: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A run begins."""
+
+    run: PlannedRun
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """A run has ended.
+
+    Args:
+        result: `None` when it failed.
+        error: Why it failed, or why its result could not be saved.
+        logs: Where the log of a run that failed is kept; `None` when there is none.
+    """
+
+    run: PlannedRun
+    total: int
+    result: ExperimentResult | None
+    error: str | None
+    duration_s: float
+    logs: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GapStarted:
+    """The machine is given time to cool down; `skippable`: Enter ends it."""
+
+    kind: GapKind
+    duration_s: float
+    skippable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GapTick:
+    """A gap goes on; sent about once a second."""
+
+    kind: GapKind
+    remaining_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GapEnded:
+    """A gap is over."""
+
+    kind: GapKind
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StudyWarning:
+    """Something the user should know now."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFinished:
+    """Everything is on disk."""
+
+    result: StudyResult
+    directory: Path
+
+
+StudyEvent = (
+    StudyStarted | RunStarted | RunFinished | GapStarted | GapTick | GapEnded | StudyWarning | StudyFinished | Event
+)
+"""What a study tells, the events of its experiments included."""
+
+StudyObserver = Callable[[StudyEvent], None]
