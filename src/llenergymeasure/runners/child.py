@@ -28,11 +28,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, Final, NoReturn, TextIO, TypeVar, get_args
+from typing import BinaryIO, Final, Literal, NoReturn, TextIO, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from llenergymeasure.core.host.streams import open_standard_streams
+from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event
 from llenergymeasure.runners.guardian import go_on_guarded
 
@@ -103,11 +105,30 @@ def from_line(line: bytes) -> Message | None:
     if not line.endswith(b"\n"):  # its sender died while it wrote
         return None
     try:
-        fields = json.loads(line)
-        message: Message = _KINDS[fields.pop("is")](**fields)
+        fields = json.loads(line, parse_constant=_no_number)
+        kind = _KINDS[fields.pop("is")]
+        message: Message = kind(**fields)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return message
+    return message if all(isinstance(getattr(message, name), _TYPES[kind][name]) for name in _TYPES[kind]) else None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _types_of(hint: object) -> tuple[type, ...]:
+    """What JSON may hold where a field of a message is annotated with `hint`."""
+    if get_origin(hint) is Literal:
+        return (str,)
+    if hint is float:
+        return (float, int)
+    return tuple(chain.from_iterable(map(_types_of, get_args(hint)))) if get_args(hint) else (cast("type", hint),)
+
+
+_TYPES: Final = {
+    kind: {name: _types_of(hint) for name, hint in get_type_hints(kind).items()} for kind in _KINDS.values()
+}
 
 
 class ParentLink:
@@ -122,8 +143,7 @@ class ParentLink:
         self._commands = commands
         self._replies = replies
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._sender = threading.Thread(target=self._send, name="llem-events", daemon=True)
-        self._sender.start()
+        self._sender = started(threading.Thread(target=self._send, name="llem-events", daemon=True))
 
     def observe(self, event: Event) -> None:
         """Pass a progress event on. Never blocks: a thread does the sending, whatever the launcher is busy with."""

@@ -22,12 +22,22 @@ from pathlib import Path
 from typing import IO, BinaryIO, Final, get_args
 
 from llenergymeasure.core.host.processes import descendants_of, is_running, kill_process
+from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event, Observer, ignore_events
 from llenergymeasure.runners.child import DEFAULT_ENTRY, Go, Message, Open, from_line, to_line
 from llenergymeasure.runners.guardian import END_TIMEOUT_S
 
 DRAIN_TIMEOUT_S: Final = 5.0
 """How long to wait for the end of a process group that has been killed, and for its last output, in seconds."""
+
+LONGEST_LINE_BYTES: Final = 1 << 29
+"""A line of replies longer than this is no message: the largest is a result that no file could be written for."""
+
+MAX_NO_MESSAGES: Final = 1000
+"""Lines among the replies that are kept to tell of, when there is no result."""
+
+LONGEST_STEP_S: Final = 1.0
+"""Time between two looks at a stopwatch that counts, in seconds; beyond it, this process did not run."""
 
 HEAD_BYTES: Final = 4_000_000
 """Output kept from the beginning, written as it comes."""
@@ -43,6 +53,8 @@ _BOOT: Final = (
 happen to lie in the current directory would come before Python's own."""
 
 _CHUNK_BYTES: Final = 65_536
+
+_SHOWN_BYTES: Final = 80
 
 _CRASH_DUMP: Final = "Fatal Python error:"
 
@@ -100,6 +112,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
         self._log = ChildLog(task.log_path)
+        self._no_messages: list[bytes] = []
 
     @property
     def pid(self) -> int:
@@ -113,7 +126,7 @@ class Child:
 
         Raises:
             OSError: The system refuses another process.
-            RuntimeError: It refuses another thread; the process is there and wants to be killed.
+            ExperimentError: It refuses another thread; the process is there and wants to be killed.
         """
         task = self.task
         options = [str(task.directory), "--attached", "--preload", ",".join(task.preload), "--entry", task.entry]
@@ -125,16 +138,10 @@ class Child:
             env={**os.environ, **task.environment},
             start_new_session=True,  # Ctrl-C reaches the terminal's own session only: this process decides
         )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._work_through(self._tell_events)
-        self._work_through(self._read_messages, process.stdout)
-        self._work_through(self._log.drain, process.stderr)
-
-    def _work_through(self, work: Callable[..., None], *arguments: object) -> None:
-        thread = threading.Thread(target=work, args=arguments, name=f"llem-{work.__name__.strip('_')}", daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        # The last one ends with the first.
+        sources = (self._read_messages, process.stdout), (self._log.drain, process.stderr), (self._tell_events,)
+        for work, *source in sources:
+            self._threads.append(started(threading.Thread(target=work, args=source, name="llem-child", daemon=True)))
 
     def send(self, message: Go | Open) -> None:
         """Tell the child to begin, or to pass the barrier."""
@@ -196,19 +203,31 @@ class Child:
     def describe_end(self) -> str:
         """Why the process ended without a result, in words; after `kill_group` of one that ended by itself."""
         cause = describe_exit(None if self._process is None else self._process.returncode)
+        if self._no_messages:
+            lines = f"{len(self._no_messages)} lines" if len(self._no_messages) > 1 else "1 line"
+            cause += f"; {lines} among its replies were no messages, the first: {self._no_messages[0]!r}"
         last_line = self._log.last_line()
         return f"{cause} (last output: {last_line})" if last_line else cause
 
     def _read_messages(self, source: IO[bytes]) -> None:
-        with source:
-            for line in source:
-                message = from_line(line)
-                if isinstance(message, _EVENTS):
-                    self._events.put(message)
-                elif message is not None:
-                    self._mailbox.put((self, message))
-        self._events.put(None)
-        self._mailbox.put((self, Ended()))
+        try:
+            with source:
+                while line := source.readline(LONGEST_LINE_BYTES):
+                    self._take_line(line)
+        except (OSError, MemoryError) as error:
+            _log.warning("Cannot read what %s replies: %s", self.task.log_path.stem, error or "out of memory")
+        finally:
+            self._events.put(None)
+            self._mailbox.put((self, Ended()))
+
+    def _take_line(self, line: bytes) -> None:
+        message = from_line(line)
+        if isinstance(message, _EVENTS):
+            self._events.put(message)
+        elif message is not None:
+            self._mailbox.put((self, message))
+        elif len(self._no_messages) < MAX_NO_MESSAGES:
+            self._no_messages.append(line[:_SHOWN_BYTES])
 
     def _tell_events(self) -> None:
         while (event := self._events.get()) is not None:
@@ -233,12 +252,30 @@ def _reap_group(group: int) -> None:
 
 
 def _wait_until(condition: Callable[[], bool], timeout_s: float, give_up: Callable[[], bool] = lambda: False) -> bool:
-    deadline_s = time.monotonic() + timeout_s
+    stopwatch = Stopwatch()
     while not condition():
-        if give_up() or time.monotonic() >= deadline_s:
+        if give_up() or stopwatch.elapsed_s() >= timeout_s:
             return False
         time.sleep(0.02)
     return True
+
+
+class Stopwatch:
+    """How long this process has waited; time in which it was stopped (Ctrl-Z) or slept with its machine does not count.
+
+    Whoever waits has to look at it all the time.
+    """
+
+    def __init__(self) -> None:
+        self._elapsed_s = 0.0
+        self._seen_s = time.monotonic()
+
+    def elapsed_s(self) -> float:
+        """Seconds since it was made, as far as they count."""
+        now_s = time.monotonic()
+        self._elapsed_s += min(now_s - self._seen_s, LONGEST_STEP_S)
+        self._seen_s = now_s
+        return self._elapsed_s
 
 
 class ChildLog:

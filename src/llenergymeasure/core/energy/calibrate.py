@@ -37,6 +37,7 @@ from llenergymeasure.core.energy.telemetry import PowerSource
 from llenergymeasure.core.energy.types import SensorDescription
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError
 from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.threads import started
 from llenergymeasure.exceptions import EnergyError, LLEMError
 
 GAIN_NOTE: Final = "The gain cannot be found without an external power meter; its uncertainty stays as configured."
@@ -339,8 +340,7 @@ class MatmulLoad:
         except RuntimeError as error:
             raise EnergyError(f"the load does not run: {error}") from error
         self._stop.clear()
-        self._thread = threading.Thread(target=self._work, name="llem-calibration-load", daemon=True)
-        self._thread.start()
+        self._thread = started(threading.Thread(target=self._work, name="llem-calibration-load", daemon=True))
 
     def stop(self) -> None:
         """Stop, and wait for the last product."""
