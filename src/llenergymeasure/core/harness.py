@@ -12,14 +12,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.assemble import MetricsCollector, Observations, RecordCollector
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
-from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.core.clock import Clock, SteadyClock, SystemClock
 from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.preflight import Ready
@@ -75,6 +75,7 @@ def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir
         EnergyError: The meter that was asked for does not work.
         ExperimentError: The slice of the window that counts holds no output token.
     """
+    bench = replace(bench, clock=SteadyClock(bench.clock))
     seen = observe(config, bench)
     try:
         bench.observer(StepStarted("finish"))
