@@ -15,17 +15,25 @@ from llenergymeasure._api import _run as run_placed
 from llenergymeasure._api import study_parent
 from llenergymeasure.cli.progress import study_progress
 from llenergymeasure.cli.request import RunRequest
-from llenergymeasure.cli.terminal import EXIT_FAILED, EXIT_OK, UsageError, print_result, result_json
+from llenergymeasure.cli.terminal import (
+    EXIT_FAILED,
+    EXIT_OK,
+    UsageError,
+    output_width,
+    print_result,
+    result_json,
+)
 from llenergymeasure.config.errors import config_error
 from llenergymeasure.config.loader import resolve_study
 from llenergymeasure.config.models import ExecutionConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.config.yaml_io import LoadedDocument
+from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.summary import duration, joules, one_line, quantity, with_half_width
+from llenergymeasure.results.summary import duration, joules, one_line, quantity, render_summary, with_half_width
 from llenergymeasure.study.execute import StudyPlace
-from llenergymeasure.study.plan import StudyEvent, StudyStarted
+from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyStarted
 from llenergymeasure.study.resume import find_unfinished, load_resumable_study
 from llenergymeasure.study.runner import StudyStoppedError
 
@@ -124,11 +132,14 @@ def _below_execution(fields: dict[str, Any]) -> dict[str, Any]:
 def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: UserConfig) -> int:
     progress = study_progress(quiet=request.quiet, verbose=request.verbose, n_cycles=study.execution.n_cycles)
     directory = place.parent
+    unsaved: list[ExperimentResult] = []
 
     def observer(event: StudyEvent) -> None:
         nonlocal directory
         if isinstance(event, StudyStarted):
             directory = event.directory
+        elif isinstance(event, RunFinished) and event.result is not None and event.error is not None:
+            unsaved.append(event.result)
         if progress is not None:
             progress(event)
 
@@ -144,6 +155,8 @@ def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: Us
     finally:
         if progress is not None:
             progress.close()
+        for measured in unsaved:  # measured, so shown
+            print_result(result_json(measured) if request.as_json else render_summary(measured, None, output_width()))
     show(result)
     return EXIT_OK if result.summary.failed == 0 else EXIT_FAILED
 

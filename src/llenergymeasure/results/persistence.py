@@ -60,6 +60,17 @@ class ResultFileWarning(UserWarning):
     """A result file could be read, but not everything is as it should be."""
 
 
+class ResultNotSavedError(PersistenceError):
+    """A finished run could be written nowhere; its figures are in `result`."""
+
+    def __init__(self, result: ExperimentResult, message: str) -> None:
+        self.result = result
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[ResultNotSavedError], tuple[ExperimentResult, str]]:
+        return (type(self), (self.result, str(self)))
+
+
 @runtime_checkable
 class ResultsRepository(Protocol):
     """Keeps results."""
@@ -135,14 +146,25 @@ def save_result_or_rescue(
 
     Raises:
         ResultRescuedError: It could not be saved in `output_dir` and is in `rescue_dir` now; names both.
-        PersistenceError: It could be saved in neither; names both.
+        ResultNotSavedError: It could be saved in neither; names both, and holds it.
     """
     try:
         return save_result(result, output_dir, timeseries, extra_files)
     except PersistenceError as error:
-        refuge = Path(rescue_dir or tempfile.gettempdir())
-        saved = _save_what_fits(result, refuge, timeseries, extra_files, error)
+        saved = _save_what_fits(result, rescue_dir, timeseries, extra_files, error)
         raise ResultRescuedError(Path(output_dir), saved, str(error)) from error
+
+
+def refuge() -> Path:
+    """Where a result goes whose own place is lost: the system's directory for temporary files.
+
+    Raises:
+        PersistenceError: There is none that can be written to.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise PersistenceError(f"{error.strerror or error}.") from error
 
 
 def load_result(path: str | Path) -> ExperimentResult:
@@ -287,20 +309,21 @@ def _first_named(pattern: str, files: Sequence[str | Path]) -> str | None:
 
 def _save_what_fits(
     result: ExperimentResult,
-    refuge: Path,
+    rescue_dir: str | Path | None,
     timeseries: str | Path | None,
     extra_files: Sequence[str | Path],
     first: PersistenceError,
 ) -> Path:
     """Save with all files if possible, else the result alone; the figures matter most."""
     try:
-        return save_result(result, refuge, timeseries, extra_files)
-    except PersistenceError as error:
-        _log.warning("Saving the result without its time series and other files: %s", error)
-    try:
-        return save_result(result, refuge)
+        directory = rescue_dir or refuge()
+        try:
+            return save_result(result, directory, timeseries, extra_files)
+        except PersistenceError as error:
+            _log.warning("Saving the result without its time series and other files: %s", error)
+        return save_result(result, directory)
     except PersistenceError as second:
-        raise PersistenceError(f"The result could not be saved: {first} Nor elsewhere: {second}") from first
+        raise ResultNotSavedError(result, f"The result could not be saved: {first} Nor elsewhere: {second}") from first
 
 
 def _directory(state_dir: Path, experiment_id: str) -> Path:

@@ -212,7 +212,6 @@ def _run_shards(
     tasks = []
     for index, environment in enumerate(process_environments(config, processes)):
         directory = whole.work_dir / f"process_{index}"
-        directory.mkdir(parents=True, exist_ok=True)
         write_job(replace(whole, work_dir=directory, shard=Shard(index, processes)))
         log_path = directory.with_suffix(".log")
         tasks.append(ChildTask(directory, log_path, preload_modules(config.backend), environment))
@@ -258,10 +257,11 @@ def merge_artefacts(parts: Sequence[Artefacts], work_dir: Path) -> Artefacts:
     """
     timeseries = [part.timeseries for part in parts if part.timeseries is not None]
     outputs = [part.outputs for part in parts if part.outputs is not None]
+    numbered = [(part.trace, index) for index, part in enumerate(parts) if part.trace is not None]
     traces = [
-        part.trace.replace(work_dir / f"{part.trace.stem}_{index}{part.trace.suffix}")
-        for index, part in enumerate(parts)
-        if part.trace is not None
+        moved
+        for trace, index in numbered
+        if (moved := write_or_go_without(work_dir / f"{trace.stem}_{index}{trace.suffix}", trace.replace)) is not None
     ]
     merged, dealt = work_dir / TIMESERIES_FILE, work_dir / OUTPUTS_FILE
     return Artefacts(

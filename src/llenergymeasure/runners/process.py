@@ -80,6 +80,7 @@ class ChildTask:
         preload: Modules to import before the child says that it is ready.
         environment: Environment variables it gets besides those of this process.
         entry: `module:name` of a `runners.child.Entry`.
+        cwd: The directory it works in; `None`: that of this process.
     """
 
     directory: Path
@@ -87,6 +88,7 @@ class ChildTask:
     preload: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     entry: str = DEFAULT_ENTRY
+    cwd: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **task.environment},
+            cwd=task.cwd,
             start_new_session=True,  # Ctrl-C reaches the terminal's own session only: this process decides
         )
         # The last one ends with the first.
