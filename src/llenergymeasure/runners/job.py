@@ -76,7 +76,7 @@ RunT = TypeVar("RunT", MeasuredRun, MeasuredShard)
 
 
 def write_job(job: Job) -> None:
-    """Leave a job in its directory, which is made if missing.
+    """Leave a job in its directory.
 
     Raises:
         PersistenceError: It cannot be written.
@@ -85,7 +85,6 @@ def write_job(job: Job) -> None:
     # What is unset stays unset: a config must not change on its way.
     content = TypeAdapter(Job).dump_json(job, exclude={"work_dir"}, exclude_unset=True, indent=2)
     try:
-        job.work_dir.mkdir(exist_ok=True)
         # For its owner alone: the machine's settings may name a webhook, whose address can be a secret.
         with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(content)

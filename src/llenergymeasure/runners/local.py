@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+from llenergymeasure.atomic import make_unique_directory
 from llenergymeasure.config.models import ExperimentConfig, model_short_name
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
@@ -211,7 +212,7 @@ def _run_shards(
     whole = replace(whole, experiment_id=experiment_id, baselines=baselines.entries())
     tasks = []
     for index, environment in enumerate(process_environments(config, processes)):
-        directory = whole.work_dir / f"process_{index}"
+        directory = make_unique_directory(whole.work_dir, f"process_{index}")
         write_job(replace(whole, work_dir=directory, shard=Shard(index, processes)))
         log_path = directory.with_suffix(".log")
         tasks.append(ChildTask(directory, log_path, preload_modules(config.backend), environment))
