@@ -74,7 +74,22 @@ def blob_without_directory(directory: Path, link: ParentLink) -> str:
     return json.dumps(text_of(size))
 
 
-NO_MESSAGES = (b"progress: 10 %\n", b'{"is": "Popen"}\n', b'{"is": "Done", "code": 1}\n', b"[" * 100_000 + b"\n")
+NO_MESSAGES = (
+    b"progress: 10 %\n",
+    b"\x00\xff\n",
+    b"5\n",
+    b"null\n",
+    b'{"is": []}\n',
+    b'{"is": "Popen"}\n',
+    b'{"is": "Done", "code": 1}\n',
+    b'{"is": "Done", "result": 5}\n',
+    b'{"is": "Failed", "error_type": 5, "message": null}\n',
+    b'{"is": "Waiting", "step": "load", "remaining_s": "long"}\n',
+    b'{"is": "Waiting", "step": "load", "remaining_s": NaN}\n',
+    b'{"is": "StepFinished", "step": "load", "detail": {}}\n',
+    b"9" * 5_000 + b"\n",
+    b"[" * 100_000 + b"\n",
+)
 
 
 def garbage(directory: Path, link: ParentLink) -> str:
@@ -82,6 +97,13 @@ def garbage(directory: Path, link: ParentLink) -> str:
     for line in NO_MESSAGES:
         os.write(link._replies.fileno(), line)
     return '"result"'
+
+
+def garbage_and_no_result(directory: Path, link: ParentLink) -> NoReturn:
+    """Does the same, and breaks its own result with it."""
+    for line in (*NO_MESSAGES, b'{"is": "Done", "result": '):
+        os.write(link._replies.fileno(), line)
+    os._exit(0)
 
 
 def raise_backend_error(directory: Path, link: ParentLink) -> NoReturn:
@@ -185,3 +207,38 @@ def meet_or_die(directory: Path, link: ParentLink) -> str:
         os._exit(3)
     link.wait_for_others()
     return "null"
+
+
+def leave_a_daemon(directory: Path, link: ParentLink) -> str:
+    """Starts a process as daemons are started, which has no parent and a session of its own; then does as told."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(writer, str(os.getpid()).encode())
+            time.sleep(3600)
+        os._exit(0)
+    os.wait()
+    (directory / "ids").write_text(f"{os.getpid()} {os.getppid()} {os.read(reader, 20).decode()}")
+    link.observe(StepStarted("measure"))
+    {"end": lambda: None, "crash": lambda: kill_itself(directory, link), "hang": lambda: hang(directory, link)}[
+        argument_of(directory)
+    ]()
+    return '"result"'
+
+
+def work_for(directory: Path, link: ParentLink) -> str:
+    """Sleeps for as many seconds as asked, and has its result."""
+    (directory / "ids").write_text(f"{os.getpid()} {os.getppid()}")
+    time.sleep(argument_of(directory))
+    return '"result"'
+
+
+def finish_on_sigterm(directory: Path, link: ParentLink) -> str:
+    """Has its result at the very moment when it is asked to end."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    link.observe(StepStarted("measure"))
+    while not asked.is_set():
+        time.sleep(0.01)
+    return '"result"'

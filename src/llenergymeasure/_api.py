@@ -5,18 +5,18 @@
     run_study ──────┘
 
 A single experiment is a study of one: it runs in this process, reaches its caller through `on_result`, and is written
-only where an output directory was named.
+only where an output directory was named. One at a time runs in a process; who comes meanwhile waits.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import datetime, timezone
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, overload
@@ -25,6 +25,10 @@ from llenergymeasure.config.grid import describe_skipped
 from llenergymeasure.config.loader import load_experiment_config, load_study_config, with_overrides
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.config.user_config import UserConfig, load_user_config
+from llenergymeasure.core.clock import Clock, SteadyClock
+from llenergymeasure.core.host.processes import is_forked
+from llenergymeasure.core.host.streams import standard_streams_open
+from llenergymeasure.core.host.turn import one_at_a_time
 from llenergymeasure.core.progress import Observer, SkipKey, ignore_events
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import MeasurementProtocol, StudyResult, StudySummary
@@ -32,6 +36,9 @@ from llenergymeasure.exceptions import ConfigError, PersistenceError
 from llenergymeasure.security import user_path, validate_path
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from llenergymeasure.runners.job import Job, MeasuredRun
     from llenergymeasure.study.execute import StudyPlace
 
 logger = logging.getLogger(__name__)
@@ -187,7 +194,9 @@ def run_study(
     from llenergymeasure.study.execute import StudyPlace
 
     parent = _place(output_dir) if output_dir is not None else study_parent(study, machine)
-    place = StudyPlace(parent=parent, resume=None if resume is None else user_path(resume))
+    # Absolute, because somebody may change the current directory while the study runs.
+    left_off = None if resume is None else user_path(resume).absolute()
+    place = StudyPlace(parent=parent.absolute(), resume=left_off)
     with _study_drawn(study) if progress else nullcontext() as observer:
         return _run(study, lambda result: None, machine=machine, observer=observer, place=place)
 
@@ -240,11 +249,12 @@ def _run(
         LLEMError: The experiment failed, or the study cannot go on.
     """
     machine = machine or load_user_config()
-    if place is None:
-        return _run_here(study, on_result, machine, observer or ignore_events, skip)
-    from llenergymeasure.study.execute import execute_study
+    with one_at_a_time(), standard_streams_open():
+        if place is None:
+            return _run_here(study, on_result, machine, observer or ignore_events, skip)
+        from llenergymeasure.study.execute import execute_study
 
-    return execute_study(study, place, machine, on_result, observer)
+        return execute_study(study, place, machine, on_result, observer)
 
 
 def _run_here(
@@ -253,47 +263,83 @@ def _run_here(
     from llenergymeasure.core.state import tracked
     from llenergymeasure.results.persistence import DirectoryRepository, ResultsRepository
     from llenergymeasure.runners.job import Job
-    from llenergymeasure.runners.local import new_experiment_id, run_local  # the engines' side: only when one runs
+    from llenergymeasure.runners.local import new_experiment_id  # the engines' side: only when one runs
 
     (config,) = study.experiments
-    started_at = datetime.now(timezone.utc)
-    experiment_id = new_experiment_id(config, started_at)
+    clock = SteadyClock()
+    began = clock.now(), clock.wall()
+    experiment_id = new_experiment_id(config, began[1])
     output_dir = None if config.output_dir is None else _place(config.output_dir)
+    kept_in = None if output_dir is None else output_dir.absolute()  # also when the current directory changes
     saved: Path | None = None
     problem: PersistenceError | None = None
     with (
-        tempfile.TemporaryDirectory(prefix="llem-") as work_dir,
-        tracked(output_dir, experiment_id, compute_measurement_config_hash(config), observer) as follow,
+        _work_dir() as work_dir,
+        tracked(kept_in, experiment_id, compute_measurement_config_hash(config), observer) as follow,
     ):
-        run = run_local(Job(config, machine, Path(work_dir), experiment_id=experiment_id), follow, skip=skip)
-        files = run.artefacts
-        if output_dir is not None:
-            repository: ResultsRepository = DirectoryRepository(output_dir)
-            try:
-                saved = repository.save(run.result, files.timeseries, files.beside_timeseries)
-            except PersistenceError as error:  # the figures must reach the caller first
-                problem = error
-    on_result(run.result)
+        run = _measured(Job(config, machine, work_dir, experiment_id=experiment_id), follow, skip)
+        on_result(run.result)  # before anything else that can fail
+        try:
+            if output_dir is not None and kept_in is not None:
+                repository: ResultsRepository = DirectoryRepository(kept_in)
+                path = repository.save(run.result, run.artefacts.timeseries, run.artefacts.beside_timeseries)
+                saved = output_dir / path.relative_to(kept_in)
+        except PersistenceError as error:
+            problem = error
     if problem is not None:
         raise problem
-    return _study_of_one(study, run.result, saved, started_at)
+    return _study_of_one(study, run.result, saved, began, clock)
+
+
+def _measured(job: Job, observer: Observer, skip: SkipKey | None) -> MeasuredRun:
+    """Run a job here, or in a child where this process can no longer: a fork has none of an engine's threads."""
+    if is_forked() and "torch" in sys.modules:
+        from llenergymeasure.runners.launchers import ProcessLauncher
+        from llenergymeasure.runners.supervise import Interrupt
+
+        return ProcessLauncher().run(job, observer, Interrupt())
+    from llenergymeasure.runners.local import run_local
+
+    return run_local(job, observer, skip=skip)
+
+
+@contextmanager
+def _work_dir() -> Iterator[Path]:
+    """A directory for the files of a run, removed afterwards; that it cannot be removed costs nothing.
+
+    Raises:
+        PersistenceError: It cannot be made.
+    """
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="llem-"))
+    except OSError as error:
+        raise PersistenceError(
+            f"Cannot create a directory for temporary files: {error.strerror or error}. "
+            "Free some space, or set TMPDIR to a directory you may write to."
+        ) from error
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(
+            directory, onerror=lambda function, path, info: logger.warning("Could not remove %s: %s", path, info[1])
+        )
 
 
 def _study_of_one(
-    study: StudyConfig, result: ExperimentResult, saved: Path | None, started_at: datetime
+    study: StudyConfig, result: ExperimentResult, saved: Path | None, began: tuple[float, datetime], clock: Clock
 ) -> StudyResult:
-    completed_at = datetime.now(timezone.utc)
+    began_s, started_at = began
     return StudyResult(
         study_id=result.experiment_id,
         name=study.name,
         study_design_hash=study.study_design_hash,
         started_at=started_at,
-        completed_at=completed_at,
+        completed_at=clock.wall(),
         measurement_protocol=MeasurementProtocol(),
         summary=StudySummary(
             total_experiments=1,
             completed=1,
-            total_wall_time_s=(completed_at - started_at).total_seconds(),
+            total_wall_time_s=clock.now() - began_s,
             total_energy_j=result.total_energy_j,
         ),
         result_files=[] if saved is None else [str(saved)],

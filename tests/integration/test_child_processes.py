@@ -10,7 +10,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,54 +17,10 @@ from typing import Any
 import pytest
 
 import children
+from child_runs import QUICK, TESTS, Runs, is_gone, task_in, wait_until
 from llenergymeasure.core.progress import PromptsDone, StepStarted, ignore_events
 from llenergymeasure.runners.child import Entry, Failed, from_line, to_line
-from llenergymeasure.runners.process import ChildTask
-from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Interrupt, Patience, RunInterruptedError
-
-TESTS = Path(__file__).parents[1]
-QUICK = Patience(imports_s=60, teardown_s=2, exit_s=2)
-
-
-def path_of(function: Entry) -> str:
-    return f"{function.__module__}:{function.__name__}"
-
-
-def task_in(directory: Path, function: Entry, argument: object = None) -> ChildTask:
-    directory.mkdir(exist_ok=True)
-    (directory / "job.json").write_text(json.dumps(argument))
-    return ChildTask(directory, directory.with_suffix(".log"), entry=path_of(function))
-
-
-class Runs:
-    """Runs functions in children below one directory and remembers their process ids and events."""
-
-    def __init__(self, work_dir: Path) -> None:
-        self.work_dir = work_dir
-        self.events: list[Any] = []
-        self.pids: list[int] = []
-
-    def group(self, function: Entry, *arguments: object, task_s: float | None = 60) -> ChildGroup:
-        tasks = [
-            task_in(self.work_dir / f"child{index}", function, argument) for index, argument in enumerate(arguments)
-        ]
-        return ChildGroup(tasks, QUICK, task_s)
-
-    def run(
-        self,
-        function: Entry,
-        argument: object = None,
-        task_s: float | None = 60,
-        interrupt: Interrupt | None = None,
-    ) -> Any:
-        group = self.group(function, argument, task_s=task_s)
-        group.start()
-        self.pids.append(group.children[0].pid)
-        (result,) = group.run(self.events.append, interrupt or Interrupt())
-        return json.loads(result)
-
-    def log(self, index: int = 0) -> str:
-        return (self.work_dir / f"child{index}.log").read_text(encoding="utf-8", errors="replace")
+from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Interrupt, RunInterruptedError
 
 
 @pytest.fixture
@@ -73,26 +28,9 @@ def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path)
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return True
-    return state == "Z"  # ended, and waiting for an init that nobody runs here
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    deadline_s = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def test_result_comes_back_from_a_session_leader_without_the_main_module(runs: Runs) -> None:
+def test_result_comes_back_from_a_session_of_its_own_without_the_main_module(runs: Runs) -> None:
     who = runs.run(children.identity)
-    assert who["pid"] == who["group"] == who["session"] == runs.pids[0] != os.getpid()
+    assert who["group"] == who["session"] == runs.pids[0] != os.getpgid(0)
     assert who["main_file"] is None
     assert "pytest" not in who["main_names"]
     assert not who["torch_loaded"]
@@ -130,6 +68,17 @@ def test_event_that_cannot_be_sent_costs_neither_the_next_one_nor_the_result(run
 def test_what_is_no_message_is_not_taken_for_one(runs: Runs) -> None:
     assert runs.run(children.garbage) == "result"
     assert runs.events == []
+
+
+def test_replies_that_are_no_messages_are_one_reason(runs: Runs, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ChildFailedError) as caught:
+        runs.run(children.garbage_and_no_result)
+    lines = len(children.NO_MESSAGES) + 1
+    assert str(caught.value) == (
+        f"ended with exit code 0 and without a result; {lines} lines among its replies were no messages, "
+        "the first: b'progress: 10 %\\n'"
+    )
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_observer_that_blocks_does_not_hold_up_the_child(tmp_path: Path) -> None:
@@ -296,6 +245,69 @@ def test_engine_whose_import_fails_is_left_to_the_run_to_complain_about(
     assert "libcudart" in runs.log()
 
 
+def test_time_in_which_the_launcher_was_stopped_does_not_count(tmp_path: Path) -> None:
+    """As by Ctrl-Z: the child is in a session of its own, goes on, and has its result long before the launcher."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script(tmp_path, "work_for", argument=0.2, task_s=0.5)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    ids = tmp_path / "ids"
+    assert wait_until(lambda: ids.exists() and len(ids.read_text().split()) == 2)
+    process.send_signal(signal.SIGSTOP)
+    assert wait_until(lambda: all(is_gone(int(pid)) for pid in ids.read_text().split()))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=30)[0].splitlines()[-1] == "['\"result\"']"
+
+
+@pytest.mark.parametrize("why", ["time", "interrupt"])
+def test_a_result_that_comes_while_the_launcher_gives_up_counts(runs: Runs, why: str) -> None:
+    interrupt = Interrupt()
+    group = runs.group(children.finish_on_sigterm, None, task_s=0.2 if why == "time" else 60)
+    if why == "interrupt":
+        threading.Thread(target=lambda: wait_until(lambda: bool(runs.events)) and interrupt.request()).start()
+    assert group.run(runs.events.append, interrupt) == ['"result"']
+
+
+NO_MORE_THREADS = """
+    import sys, threading
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    import children
+    from child_runs import Runs
+    from llenergymeasure.runners.supervise import ChildFailedError
+
+    class Refused(threading.Thread):
+        started_before = 0
+
+        def start(self):
+            if Refused.started_before == {allowed}:
+                threading.stack_size(1 << 46)  # more than any machine has: the system really refuses
+            Refused.started_before += 1
+            super().start()
+
+    threading.Thread = Refused
+    try:
+        Runs(Path.cwd()).run(children.identity)
+    except ChildFailedError as error:
+        print(error.error_type, error)
+"""
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_a_thread_that_cannot_be_started_leaves_no_child_and_lets_the_interpreter_end(
+    tmp_path: Path, allowed: int
+) -> None:
+    code = textwrap.dedent(NO_MORE_THREADS).format(tests=str(TESTS), allowed=allowed)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout.startswith("Crash a child process could not be started: the thread llem-child could not")
+    assert "ulimit -u" in done.stdout
+    assert done.stderr == ""
+
+
 def test_error_and_its_message_survive_their_way_unchanged() -> None:
     error = ChildFailedError("Crash", "killed", "trace")
     copied = error.__reduce__()[0](*error.__reduce__()[1])
@@ -314,13 +326,20 @@ SCRIPT = """
     from llenergymeasure.runners.process import ChildTask
     from llenergymeasure.runners.supervise import ChildGroup, Patience
     group = "a name of the main module"
+    Path({work_dir!r}, "job.json").write_text("{argument}")
     task = ChildTask(Path({work_dir!r}), Path({work_dir!r}, "child.log"), entry="children:{function}")
-    print(ChildGroup([task], Patience()).run(lambda event: print(event, flush=True), Interrupt()), flush=True)
+    print(ChildGroup([task], Patience(), {task_s}).run(lambda event: print(event, flush=True), Interrupt()), flush=True)
 """
 
 
-def script(tmp_path: Path, function: str) -> str:
-    values = {"tests": str(TESTS), "function": function, "work_dir": str(tmp_path)}
+def script(tmp_path: Path, function: str, argument: object = "", task_s: float | None = None) -> str:
+    values = {
+        "tests": str(TESTS),
+        "function": function,
+        "work_dir": str(tmp_path),
+        "argument": argument,
+        "task_s": task_s,
+    }
     return textwrap.dedent(SCRIPT).format(**values)
 
 
@@ -352,7 +371,4 @@ def test_child_and_its_workers_end_when_the_parent_is_killed(tmp_path: Path) -> 
     child, worker, detached, forked = (int(pid) for pid in (tmp_path / "ids").read_text().split())
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    try:
-        assert wait_until(lambda: all(is_gone(pid) for pid in (child, worker, forked)))
-    finally:
-        os.kill(detached, signal.SIGKILL)  # it left the group; nobody who is still alive knows it
+    assert wait_until(lambda: all(is_gone(pid) for pid in (child, worker, detached, forked)))

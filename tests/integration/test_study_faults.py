@@ -25,7 +25,7 @@ from llenergymeasure.runners.launchers import ProcessLauncher
 from llenergymeasure.runners.supervise import Patience
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.manifest import load_manifest
-from llenergymeasure.study.plan import GapEnded, GapStarted, StudyEvent
+from llenergymeasure.study.plan import GapEnded, GapStarted, RunFinished, StudyEvent
 from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
 from study_fakes import study_of
 
@@ -146,6 +146,27 @@ def test_disk_that_takes_no_more_stops_the_study_and_the_result_is_rescued(
     assert load_result(rescued).model_name == model
     assert finished_results(study_dir) == before
     assert load_manifest(study_dir).total_experiments == 2  # readable, whatever could still be written
+
+
+@pytest.fixture
+def no_refuge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every place for temporary files is on the full disk too: Python finds none that can be written to."""
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", list)
+
+
+@pytest.mark.parametrize(("disk", "model"), [("small_disk", "full"), ("tmp_path", "vanish")])
+@pytest.mark.usefixtures("no_refuge")
+def test_result_that_can_be_saved_nowhere_is_told(request: pytest.FixtureRequest, disk: str, model: str) -> None:
+    study_dir: Path = request.getfixturevalue(disk) / "study"
+    study_dir.mkdir()
+    told: list[StudyEvent] = []
+    with pytest.raises(StudyStoppedError):
+        run(study_dir, study_of(model, "never"), observer=told.append)
+    (finished,) = (event for event in told if isinstance(event, RunFinished))
+    assert finished.result is not None
+    assert finished.result.model_name == model
+    assert "No usable temporary directory" in (finished.error or "")
 
 
 def test_directory_that_cannot_be_written_is_an_error_before_anything_runs(freezable_disk: Path) -> None:

@@ -23,7 +23,7 @@ from llenergymeasure.exceptions import ExperimentError, PersistenceError
 from llenergymeasure.results.aggregation import aggregate_results, validate_process_completeness
 from llenergymeasure.results.attribution import attribute_energy
 from llenergymeasure.results.export import flat_row
-from llenergymeasure.results.persistence import read_process_results, write_process_result
+from llenergymeasure.results.process_records import read_process_results, write_process_result
 from result_samples import NOON, make_record
 
 

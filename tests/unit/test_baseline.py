@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from energy_fakes import listed
 from fakes import ConstantMeter, VirtualClock
 from llenergymeasure.config.models import BaselineConfig
-from llenergymeasure.core.baseline import CACHE_TTL, BaselineCache, baseline_from, measure_baseline
+from llenergymeasure.core.baseline import CACHE_TTL_S, BaselineCache, baseline_from, measure_baseline
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.host.load import CpuTimes, read_cpu_times
@@ -110,26 +109,26 @@ def test_a_second_run_on_the_same_devices_takes_the_cached_baseline_and_says_its
 
 
 @pytest.mark.parametrize(
-    ("devices", "meter_name", "seconds", "age"),
+    ("devices", "meter_name", "seconds", "age_s"),
     [
-        (["GPU-1"], "constant", 10.0, timedelta(0)),
-        (["GPU-0", "GPU-1"], "constant", 10.0, timedelta(0)),
-        (["GPU-0"], "zeus", 10.0, timedelta(0)),
-        (["GPU-0"], "constant", 20.0, timedelta(0)),
-        (["GPU-0"], "constant", 10.0, CACHE_TTL + timedelta(seconds=1)),
+        (["GPU-1"], "constant", 10.0, 0.0),
+        (["GPU-0", "GPU-1"], "constant", 10.0, 0.0),
+        (["GPU-0"], "zeus", 10.0, 0.0),
+        (["GPU-0"], "constant", 20.0, 0.0),
+        (["GPU-0"], "constant", 10.0, CACHE_TTL_S + 1),
     ],
     ids=["other device", "other set", "other meter", "measured too short", "too old"],
 )
 def test_a_cached_baseline_serves_only_its_own_devices_and_meter_and_hour(
-    devices: list[str], meter_name: str, seconds: float, age: timedelta
+    devices: list[str], meter_name: str, seconds: float, age_s: float
 ) -> None:
     clock = VirtualClock()
     cache = BaselineCache()
     measure_baseline(
         BaselineConfig(duration_seconds=10.0), ConstantMeter(clock), ["GPU-0"], cache, clock, ignore_events
     )
-    assert cache.get(["GPU-0"], "constant", 10.0, clock.wall()) is not None
-    assert cache.get(devices, meter_name, seconds, clock.wall() + age) is None
+    assert cache.get(["GPU-0"], "constant", 10.0, clock.now()) is not None
+    assert cache.get(devices, meter_name, seconds, clock.now() + age_s) is None
 
 
 def test_a_cache_can_be_handed_to_another_process() -> None:
@@ -139,7 +138,7 @@ def test_a_cache_can_be_handed_to_another_process() -> None:
         BaselineConfig(duration_seconds=10.0), ConstantMeter(clock), ["GPU-0"], cache, clock, ignore_events
     )
     inherited = BaselineCache(cache.entries())
-    assert inherited.get(["GPU-0"], "constant", 10.0, clock.wall()) is not None
+    assert inherited.get(["GPU-0"], "constant", 10.0, clock.now()) is not None
 
 
 def test_a_meter_without_a_figure_makes_the_baseline_unavailable_not_zero() -> None:

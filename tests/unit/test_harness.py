@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ def no_warnings(config: ExperimentConfig, engine: InferenceBackend) -> Ready:
 class Setup:
     """One experiment's bench of fakes: a GPU that draws 300 W, idle power included."""
 
-    def __init__(self, tmp_path: Path, **engine: object) -> None:
-        self.clock = VirtualClock()
+    def __init__(self, tmp_path: Path, clock: VirtualClock | None = None, **engine: object) -> None:
+        self.clock = clock or VirtualClock()
         self.engine = StepEngine(self.clock, **engine)  # type: ignore[arg-type]
         self.meters: list[ConstantMeter] = []
         self.events: list[Event] = []
@@ -243,3 +244,25 @@ def test_idle_power_exceeds_the_energy_only_beyond_what_either_may_be_off(
     assert record.energy_breakdown.adjusted_j is not None
     assert record.energy_breakdown.adjusted_j < 0
     assert any(text.startswith("baseline_exceeds_energy") for text in record.warnings) is warned
+
+
+class SetClock(VirtualClock):
+    """A wall clock that somebody sets back, or forward, by an hour between any two looks at it."""
+
+    def __init__(self, step: timedelta) -> None:
+        super().__init__()
+        self._step, self._looks = step, 0
+
+    def wall(self) -> datetime:
+        self._looks += 1
+        return super().wall() + self._looks * self._step
+
+
+@pytest.mark.parametrize("step", [timedelta(hours=-1), timedelta(hours=1)])
+def test_dates_of_a_record_follow_the_monotonic_clock(tmp_path: Path, step: timedelta) -> None:
+    setup = Setup(tmp_path, SetClock(step))
+    record = measure(setup.config(tmp_path, baseline={"enabled": False}), setup.bench, "id", tmp_path).record
+    assert record.started_at is not None
+    assert record.ended_at is not None
+    assert record.started_at <= record.timestamps.start < record.timestamps.end <= record.ended_at
+    assert (record.ended_at - record.started_at).total_seconds() == pytest.approx(setup.clock.now() - 1000.0)

@@ -144,7 +144,7 @@ def test_a_run_names_no_file_outside_its_directory(tmp_path: Path, path: str) ->
 
 @pytest.mark.parametrize("content", ["", "null", "{}", "[" * 10_000, '{"result": {}, "artefacts": {}}'])
 def test_what_is_no_run_is_refused(tmp_path: Path, content: str) -> None:
-    with pytest.raises(ExperimentError, match=r"is no result: .*validation error"):
+    with pytest.raises(ExperimentError, match=r"is no result: [\w. ]+: [^\n]+$"):
         run_from_json(MeasuredRun, content, tmp_path)
 
 

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
+
+from llenergymeasure.core.host.home import provide_home
+from llenergymeasure.core.host.streams import open_standard_streams
 
 
 def main() -> None:
     """Run the command line with `sys.argv` and exit with its code."""
     _make_streams_safe()
+    provide_home()
     if sys.argv[1:] == ["--version"]:
         from llenergymeasure.constants import VERSION
 
@@ -29,9 +32,7 @@ def main() -> None:
 
 def _make_streams_safe() -> None:
     """Let no figure be lost to a closed stream, or to an encoding that has no `±`."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # started as `llem run … 2>&-`
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the process ends)
-        elif isinstance(stream, io.TextIOWrapper):
+    open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -29,14 +29,15 @@ from llenergymeasure.config.loader import resolve_study
 from llenergymeasure.config.models import ExecutionConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.config.yaml_io import LoadedDocument
+from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.results.study_table import render_configurations
-from llenergymeasure.results.summary import duration, joules, one_line
+from llenergymeasure.results.summary import duration, joules, one_line, render_summary
 from llenergymeasure.security import for_display, user_path
 from llenergymeasure.study.display import study_progress
 from llenergymeasure.study.execute import StudyPlace, check_backends, dataset_hashes
-from llenergymeasure.study.plan import StudyEvent, StudyStarted, shared_parts
+from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyStarted, shared_parts
 from llenergymeasure.study.preflight import check_here
 from llenergymeasure.study.resume import (
     Resumption,
@@ -171,11 +172,14 @@ def _below_execution(fields: dict[str, Any]) -> dict[str, Any]:
 def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: UserConfig) -> int:
     progress = study_progress(quiet=request.quiet, verbose=request.verbose, n_cycles=study.execution.n_cycles)
     directory = place.parent
+    unsaved: list[ExperimentResult] = []
 
     def observer(event: StudyEvent) -> None:
         nonlocal directory
         if isinstance(event, StudyStarted):
             directory = event.directory
+        elif isinstance(event, RunFinished) and event.result is not None and event.error is not None:
+            unsaved.append(event.result)
         if progress is not None:
             progress(event)
 
@@ -195,6 +199,8 @@ def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: Us
     finally:
         if progress is not None:
             progress.close()
+        for measured in unsaved:  # measured, so shown
+            print_result(result_json(measured) if request.as_json else render_summary(measured, None, output_width()))
     show(result)
     return EXIT_OK if result.summary.failed == 0 else EXIT_FAILED
 

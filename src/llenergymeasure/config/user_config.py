@@ -177,8 +177,19 @@ def settings_without_effect(config: UserConfig) -> list[str]:
 
 
 def get_user_config_path() -> Path:
-    """Where the user's settings are on this platform; nothing is created."""
-    return platformdirs.user_config_path(APP_NAME) / "config.yaml"
+    """Where the user's settings are on this platform; nothing is created.
+
+    Raises:
+        ConfigError: The user has no home directory, in which most of what is used here lies.
+    """
+    try:
+        Path.home()
+        return platformdirs.user_config_path(APP_NAME) / "config.yaml"
+    except RuntimeError as error:
+        raise ConfigError(
+            f"user {os.getuid()} has no home directory: HOME is no absolute path, and passwd has none. "
+            "Set HOME to a directory that this user may write to."
+        ) from error
 
 
 def environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

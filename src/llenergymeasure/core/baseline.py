@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.clock import Clock
@@ -23,8 +23,8 @@ from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStar
 from llenergymeasure.domain.energy import BaselineMethod, comparative_half_width
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
-CACHE_TTL = timedelta(hours=1)
-"""How long an idle measurement of a device set stays good within one session."""
+CACHE_TTL_S = 3600.0
+"""How long an idle measurement of a device set stays good within one session, in seconds."""
 
 BUSY_UTILISATION_PCT = 5.0
 """Mean SM utilisation above which a device cannot be called idle."""
@@ -53,6 +53,7 @@ class Baseline:
         method: `fresh`, `cached` from an earlier run of this session, or `unavailable`; `None`: switched off.
         half_width_w: 95 % half-width of `power_w`, without the sensor's gain; how far it drifted is in it.
         taken_at: When it was measured (UTC).
+        taken_s: The same on the machine's monotonic clock, which all of its processes share.
         age_s: Between the measurement and its use.
         scope: What the power includes; it must match the measurement's.
         per_device_w: Of each GPU, by UUID; empty where the meter does not tell them apart.
@@ -62,6 +63,7 @@ class Baseline:
     method: BaselineMethod | None
     half_width_w: float | None = None
     taken_at: datetime | None = None
+    taken_s: float | None = None
     age_s: float | None = None
     duration_s: float | None = None
     scope: str | None = None
@@ -103,15 +105,15 @@ class BaselineCache:
     def __init__(self, entries: Iterable[CachedBaseline] = ()) -> None:
         self._entries = {(entry.devices, entry.meter): entry for entry in entries}
 
-    def get(self, devices: Sequence[DeviceId], meter: str, duration_s: float, now: datetime) -> Baseline | None:
+    def get(self, devices: Sequence[DeviceId], meter: str, duration_s: float, now_s: float) -> Baseline | None:
         """The cached baseline, if it is young enough and was measured for at least `duration_s`."""
         entry = self._entries.get((frozenset(devices), meter))
-        if entry is None or entry.baseline.taken_at is None or (entry.baseline.duration_s or 0.0) < duration_s:
+        if entry is None or entry.baseline.taken_s is None or (entry.baseline.duration_s or 0.0) < duration_s:
             return None
-        age = now - entry.baseline.taken_at
-        if not timedelta(0) <= age <= CACHE_TTL:
+        age_s = now_s - entry.baseline.taken_s
+        if not 0.0 <= age_s <= CACHE_TTL_S:  # negative: from before the machine was started anew
             return None
-        return replace(entry.baseline, method="cached", age_s=age.total_seconds())
+        return replace(entry.baseline, method="cached", age_s=age_s)
 
     def put(self, devices: Sequence[DeviceId], meter: str, baseline: Baseline) -> None:
         """Keep a fresh baseline; one that found the device busy, or found nothing, is not kept."""
@@ -143,7 +145,7 @@ def measure_baseline(
     if not config.enabled or isinstance(meter, NoEnergyBackend):  # without a meter there is nothing to wait for
         return Baseline(power_w=None, method=None)
     observer(StepStarted("baseline", config.duration_seconds))
-    baseline = cache.get(devices, meter.name, config.duration_seconds, clock.wall())
+    baseline = cache.get(devices, meter.name, config.duration_seconds, clock.now())
     if baseline is None:
         before = cpu_times() if CPU_DEVICE in devices else None
         baseline = measure_idle_power(config.duration_seconds, "baseline", meter, clock, observer)
@@ -182,6 +184,7 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
         method="fresh",
         half_width_w=math.hypot(comparative_half_width(idle.components) / idle.duration_sec, drift_w),
         taken_at=taken_at,
+        taken_s=idle.start_s,
         age_s=0.0,
         duration_s=idle.duration_sec,
         scope=idle.scope,

@@ -19,7 +19,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.assemble import MetricsCollector, Observations, RecordCollector
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend, LoadedModel
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
-from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.core.clock import Clock, SteadyClock, SystemClock
 from llenergymeasure.core.energy.types import EnergyBackend
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.host.marker import OTHERS_MEASURE, alone
@@ -89,6 +89,7 @@ def measure(config: ExperimentConfig, bench: Bench, experiment_id: str, work_dir
         EnergyError: The meter that was asked for does not work.
         ExperimentError: The slice of the window that counts holds no output token.
     """
+    bench = replace(bench, clock=SteadyClock(bench.clock))
     with bench.alongside() as others_measure:
         seen = observe(config, bench)
         if others_measure():

@@ -110,7 +110,7 @@ class StateManager:
             PersistenceError: There is a state of that name already, or it cannot be written.
         """
         path = self._path(experiment_id)
-        if path.exists():
+        if _exists(path):
             raise PersistenceError(
                 f"{path} exists: an experiment called {experiment_id!r} was begun here. Use another id, or delete it."
             )
@@ -128,7 +128,7 @@ class StateManager:
             PersistenceError: The file cannot be read, or is not a state.
         """
         path = self._path(experiment_id)
-        return _read(path) if path.exists() else None
+        return _read(path) if _exists(path) else None
 
     def save(self, state: ExperimentState) -> None:
         """Write a state in one step: a reader sees the old one or the new one.
@@ -248,6 +248,13 @@ def tracked(output_dir: Path | None, experiment_id: str, config_hash: str, obser
         with _never_fatal():
             manager.delete(experiment_id)
         _remove_if_empty(state_dir)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a directory on the way that may not be searched
+        raise PersistenceError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def _read(path: Path) -> ExperimentState:

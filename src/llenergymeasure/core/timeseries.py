@@ -100,7 +100,7 @@ def write_or_go_without(path: Path, write: Callable[[Path], object]) -> Path | N
     """`path` when `write` could fill it, else `None` and a line in the log: figures must outlive a full disk."""
     try:
         write(path)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 (a full disk, memory, what a format cannot hold: never the figures)
         logger.warning("%s could not be written, so the result goes without it: %s", path.name, error)
         with suppress(OSError):
             path.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ from llenergymeasure.domain.readable import duration
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.attribution import Attribution, CommonWindow, attribute_energy, common_window, energy_gaps
-from llenergymeasure.results.persistence import marked_indices
+from llenergymeasure.results.process_records import marked_indices
 
 _WITHOUT_BULK: Final[dict[str, object]] = {"requests": None, "environment": None, "effective_config": {}}
 """Left out of the records in a result: what it holds already, and what grows with the number of tokens."""

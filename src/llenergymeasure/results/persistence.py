@@ -1,15 +1,11 @@
-"""Results on disk, and the records of processes while they wait to be put together.
+"""Results on disk.
 
     {output_dir}/{model-slug}_{backend}_{UTC timestamp}/
         result.json            the ExperimentResult
         timeseries.parquet     its 1 Hz time series, where there is one
         ...                    raw samples and generated texts, where they were asked for
 
-    .state/{experiment_id}/    internal: nothing here is a result for users
-        process_0.json         the RawProcessResult
-        process_0.done         marker: the record is whole, and its process had nothing more to do
-
-`result.json` is written last, and so is a marker: what has one is complete.
+`result.json` is written last: what has one is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +28,6 @@ from pydantic import BaseModel, ValidationError
 
 from llenergymeasure.atomic import (
     copy_atomically,
-    make_directories,
     make_unique_directory,
     read_plain_file,
     write_atomically,
@@ -40,7 +35,7 @@ from llenergymeasure.atomic import (
 )
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION
 from llenergymeasure.domain.base import as_utc
-from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
+from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, ResultRescuedError
 from llenergymeasure.results import export
@@ -66,6 +61,17 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 class ResultFileWarning(UserWarning):
     """A result file could be read, but not everything is as it should be."""
+
+
+class ResultNotSavedError(PersistenceError):
+    """A finished run could be written nowhere; its figures are in `result`."""
+
+    def __init__(self, result: ExperimentResult, message: str) -> None:
+        self.result = result
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[ResultNotSavedError], tuple[ExperimentResult, str]]:
+        return (type(self), (self.result, str(self)))
 
 
 @runtime_checkable
@@ -143,14 +149,25 @@ def save_result_or_rescue(
 
     Raises:
         ResultRescuedError: It could not be saved in `output_dir` and is in `rescue_dir` now; names both.
-        PersistenceError: It could be saved in neither; names both.
+        ResultNotSavedError: It could be saved in neither; names both, and holds it.
     """
     try:
         return save_result(result, output_dir, timeseries, extra_files)
     except PersistenceError as error:
-        refuge = Path(rescue_dir or tempfile.gettempdir())
-        saved = _save_what_fits(result, refuge, timeseries, extra_files, error)
+        saved = _save_what_fits(result, rescue_dir, timeseries, extra_files, error)
         raise ResultRescuedError(Path(output_dir), saved, str(error)) from error
+
+
+def refuge() -> Path:
+    """Where a result goes whose own place is lost: the system's directory for temporary files.
+
+    Raises:
+        PersistenceError: There is none that can be written to.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise PersistenceError(f"{error.strerror or error}.") from error
 
 
 def load_result(path: str | Path) -> ExperimentResult:
@@ -256,38 +273,6 @@ def to_parquet(result: ExperimentResult | Iterable[ExperimentResult], path: str 
     return path
 
 
-def write_process_result(record: RawProcessResult, state_dir: Path) -> Path:
-    """Leave a process's record in the `.state` directory, and after it the marker that says it is whole.
-
-    Raises:
-        PersistenceError: It cannot be written; names the path.
-    """
-    directory = _directory(state_dir, record.experiment_id)
-    try:
-        make_directories(directory)
-    except OSError as error:
-        raise PersistenceError(f"Cannot create {directory}: {error.strerror or error}.") from error
-    path = to_json(record, directory / f"process_{record.process_index}.json")
-    write_bytes_atomically(path.with_suffix(".done"), b"")
-    return path
-
-
-def read_process_results(experiment_id: str, state_dir: Path) -> list[RawProcessResult]:
-    """All records of an experiment, in the order of their process index.
-
-    Raises:
-        PersistenceError: A record is damaged; names the file.
-    """
-    directory = _directory(state_dir, experiment_id)
-    paths = (directory / f"process_{index}.json" for index in sorted(_indices(directory, "json")))
-    return [load_record(path, RawProcessResult, "process record") for path in paths]
-
-
-def marked_indices(experiment_id: str, state_dir: Path) -> frozenset[int]:
-    """Indices of the processes that left their marker."""
-    return _indices(_directory(state_dir, experiment_id), "done")
-
-
 def directory_name(result: ExperimentResult) -> str:
     """Name of a result's directory before it is made unique: `{model-slug}_{backend}_{UTC timestamp}`."""
     model = result.model_name or str(result.effective_config.get("model") or "") or result.experiment_id
@@ -322,30 +307,21 @@ def _first_named(pattern: str, files: Sequence[str | Path]) -> str | None:
 
 def _save_what_fits(
     result: ExperimentResult,
-    refuge: Path,
+    rescue_dir: str | Path | None,
     timeseries: str | Path | None,
     extra_files: Sequence[str | Path],
     first: PersistenceError,
 ) -> Path:
     """Save with all files if possible, else the result alone; the figures matter most."""
     try:
-        return save_result(result, refuge, timeseries, extra_files)
-    except PersistenceError as error:
-        _log.warning("Saving the result without its time series and other files: %s", error)
-    try:
-        return save_result(result, refuge)
+        directory = rescue_dir or refuge()
+        try:
+            return save_result(result, directory, timeseries, extra_files)
+        except PersistenceError as error:
+            _log.warning("Saving the result without its time series and other files: %s", error)
+        return save_result(result, directory)
     except PersistenceError as second:
-        raise PersistenceError(f"The result could not be saved: {first} Nor elsewhere: {second}") from first
-
-
-def _directory(state_dir: Path, experiment_id: str) -> Path:
-    return state_dir / sanitize_experiment_id(experiment_id)
-
-
-def _indices(directory: Path, ending: str) -> frozenset[int]:
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    matches = (re.fullmatch(rf"process_(\d+)\.{ending}", name) for name in names)
-    return frozenset(int(match[1]) for match in matches if match)
+        raise ResultNotSavedError(result, f"The result could not be saved: {first} Nor elsewhere: {second}") from first
 
 
 def _read_json_object(path: Path, follow_links: bool) -> dict[str, Any]:

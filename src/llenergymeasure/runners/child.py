@@ -4,13 +4,7 @@
     stdout ─> Ready, AtBarrier, progress events, and Done or Failed as the last
     stderr ─> whatever is printed or logged, by Python or by a library
 
-What keeps an attached process from outliving its launcher, also when that is killed with SIGKILL:
-
-    launcher ── process (leader of its own session and process group) ── engine workers …
-                  └─ guardian: sleeps until the launcher's end of stdin is closed, then kills the whole group
-
-The guardian is a process because a thread could wait for the interpreter's lock while an engine holds it. A measurement
-that goes on unseen would warm the machine that a resumed study measures on.
+An attached process never outlives its launcher: `runners.guardian` stands between them.
 
 Importing this module costs next to nothing; what a run needs is imported after the process has tied itself to its
 launcher and redirected its output, so that nothing it does or prints can be lost.
@@ -20,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import faulthandler
 import importlib
@@ -28,7 +21,6 @@ import json
 import logging
 import os
 import queue
-import select
 import signal
 import sys
 import threading
@@ -36,11 +28,15 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, Final, NoReturn, TextIO, TypeVar, get_args
+from typing import BinaryIO, Final, Literal, NoReturn, TextIO, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from llenergymeasure.core.host.streams import open_standard_streams
+from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event
+from llenergymeasure.runners.guardian import go_on_guarded
 
 DEFAULT_ENTRY: Final = "llenergymeasure.runners.local:run_job"
 """What a job runs: imported by name, because the runners build on this module."""
@@ -50,11 +46,6 @@ ERROR_FILE: Final = "error.json"
 
 PIPE_LIMIT_BYTES: Final = 1_000_000
 """A result above this size goes through a file, also where a launcher listens."""
-
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-
-_HIGHEST_FD: Final = 4096
-"""Beyond any descriptor that an interpreter has open at its start; the system's own limit can be a thousand million."""
 
 _log = logging.getLogger(__name__)
 
@@ -116,22 +107,45 @@ def from_line(line: bytes) -> Message | None:
     if not line.endswith(b"\n"):  # its sender died while it wrote
         return None
     try:
-        fields = json.loads(line)
-        message: Message = _KINDS[fields.pop("is")](**fields)
+        fields = json.loads(line, parse_constant=_no_number)
+        kind = _KINDS[fields.pop("is")]
+        message: Message = kind(**fields)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return message
+    return message if all(isinstance(getattr(message, name), _TYPES[kind][name]) for name in _TYPES[kind]) else None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _types_of(hint: object) -> tuple[type, ...]:
+    """What JSON may hold where a field of a message is annotated with `hint`."""
+    if get_origin(hint) is Literal:
+        return (str,)
+    if hint is float:
+        return (float, int)
+    return tuple(chain.from_iterable(map(_types_of, get_args(hint)))) if get_args(hint) else (cast("type", hint),)
+
+
+_TYPES: Final = {
+    kind: {name: _types_of(hint) for name, hint in get_type_hints(kind).items()} for kind in _KINDS.values()
+}
 
 
 class ParentLink:
-    """What a run can tell its launcher, and ask of it."""
+    """What a run can tell its launcher, and ask of it.
 
-    def __init__(self, commands: BinaryIO, replies: BinaryIO) -> None:
+    Args:
+        launcher_pid: Its process id.
+    """
+
+    def __init__(self, commands: BinaryIO, replies: BinaryIO, launcher_pid: int) -> None:
+        self.launcher_pid = launcher_pid
         self._commands = commands
         self._replies = replies
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._sender = threading.Thread(target=self._send, name="llem-events", daemon=True)
-        self._sender.start()
+        self._sender = started(threading.Thread(target=self._send, name="llem-events", daemon=True))
 
     def observe(self, event: Event) -> None:
         """Pass a progress event on. Never blocks: a thread does the sending, whatever the launcher is busy with."""
@@ -180,14 +194,16 @@ Entry = Callable[[Path, ParentLink], str]
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the job of a directory and leave what came of it there; of an attached one, send it to the launcher."""
     options = _parse(arguments)
+    open_standard_streams()
     commands, replies = _take_over_streams()
+    launcher_pid = os.getppid()
     if options.attached:
-        _end_with_launcher(commands.fileno())
+        go_on_guarded(commands.fileno())
     signal.signal(signal.SIGTERM, _on_sigterm)
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    link = ParentLink(commands, replies)
+    link = ParentLink(commands, replies, launcher_pid)
     outcome: Done | Failed
     try:
         run = resolve(options.entry)
@@ -248,32 +264,6 @@ def _take_over_streams() -> tuple[BinaryIO, BinaryIO]:
 
 def _line_writer(descriptor: int) -> TextIO:
     return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-
-
-def _end_with_launcher(lifeline: int) -> None:
-    """Have this process's group killed when the launcher is gone; call it before any thread starts."""
-    if sys.platform == "linux":
-        # Note that "parent" is the thread that started this process: it has to stay for as long as that is wanted.
-        with contextlib.suppress(OSError, AttributeError):  # a libc without prctl: the guardian alone has to do
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.fork() == 0:
-        _guard(lifeline)
-
-
-def _guard(lifeline: int) -> NoReturn:
-    """Kill this process group once the other end of `lifeline`, a pipe that only the launcher holds, is closed."""
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # An inherited end of a pipe that stays open here would hide the end of this process from the launcher.
-        os.closerange(0, lifeline)
-        os.closerange(lifeline + 1, _HIGHEST_FD)
-        hung_up = select.poll()
-        hung_up.register(lifeline, 0)  # no events: commands are not for this process, and a hang-up is always told
-        hung_up.poll()
-    finally:
-        os.killpg(0, signal.SIGKILL)
-    os._exit(0)  # not reached: the signal ends this process too
 
 
 def _preload(name: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
@@ -96,12 +96,17 @@ def read_job(directory: Path) -> Job:
     """The job of a directory.
 
     Raises:
-        ExperimentError: It was written by another release, whose settings may mean something else.
+        ExperimentError: It cannot be read, or was written by another release, whose settings may mean something else.
     """
-    content = (directory / JOB_FILE).read_bytes()
-    if (version := json.loads(content).get("version")) != VERSION:
+    path = directory / JOB_FILE
+    try:
+        content = path.read_bytes()
+        version = json.loads(content)["version"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ExperimentError(f"Cannot read {path}: {error}.") from error
+    if version != VERSION:
         raise ExperimentError(
-            f"{directory / JOB_FILE} was written by llenergymeasure {version}, and this is {VERSION}. "
+            f"{path} was written by llenergymeasure {version}, and this is {VERSION}. "
             "Use the same release at both ends."
         )
     return replace(TypeAdapter(Job).validate_json(content), work_dir=directory)
@@ -128,6 +133,11 @@ def run_from_json(kind: type[RunT], content: str, directory: Path) -> RunT:
     try:
         run = TypeAdapter(kind).validate_json(content)
         return replace(run, artefacts=_with_paths(run.artefacts, found))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"])) or "the whole"
+        reason = f"{where}: {problem['msg']}"
+        raise ExperimentError(f"what came of the job in {directory} is no result: {reason}") from error
     except ValueError as error:
         raise ExperimentError(f"what came of the job in {directory} is no result: {error}") from error
 

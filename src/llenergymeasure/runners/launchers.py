@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final, Protocol
 
 from llenergymeasure.core.backends.registry import preload_modules
@@ -49,6 +51,9 @@ class ProcessLauncher:
         self._preload = preload
         self._patience = patience or Patience()
         self._prepared: tuple[Job, ChildGroup] | None = None
+        self._cwd: Path | None = None
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed it
+            self._cwd = Path.cwd()  # what a config names is meant from here, wherever this process goes
 
     def prepare(self, job: Job) -> None:
         """Start the child for `job` and let it import; call it in the thread that will call `run`."""
@@ -85,7 +90,7 @@ class ProcessLauncher:
     def _group(self, job: Job) -> ChildGroup:
         write_job(job)
         preload = self._preload(job.config.backend)
-        task = ChildTask(job.work_dir, job.work_dir / "child.log", preload, entry=self._entry)
+        task = ChildTask(job.work_dir, job.work_dir / "child.log", preload, entry=self._entry, cwd=self._cwd)
         return ChildGroup([task], self._patience, job.timeout_s)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+from llenergymeasure.atomic import make_unique_directory
 from llenergymeasure.config.models import ExperimentConfig, model_short_name
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
@@ -47,7 +48,7 @@ from llenergymeasure.domain.energy import EmissionFactors
 from llenergymeasure.domain.experiment import RawProcessResult
 from llenergymeasure.exceptions import BackendError, ExperimentError
 from llenergymeasure.results.aggregation import CompletenessReport, aggregate_results, validate_process_completeness
-from llenergymeasure.results.persistence import read_process_results, write_process_result
+from llenergymeasure.results.process_records import read_process_results, write_process_result
 from llenergymeasure.runners.child import ParentLink
 from llenergymeasure.runners.job import (
     LOCAL_RUNNER,
@@ -110,7 +111,7 @@ def run_job(directory: Path, link: ParentLink) -> str:
     baselines = BaselineCache(job.baselines)
     if job.shard.count == 1:
         return run_to_json(run_local(job, link.observe, baselines), directory)
-    bench = bench_here(job, link.observe, baselines, link.wait_for_others)
+    bench = bench_here(job, link.observe, baselines, link.wait_for_others, link.launcher_pid)
     measured = measure(job.config, bench, _identity(job), directory)
     write_process_result(measured.record, directory.parent / STATE_DIR)
     return run_to_json(MeasuredShard(measured.artefacts, baselines.entries()), directory)
@@ -121,11 +122,13 @@ def bench_here(
     observer: Observer = ignore_events,
     baselines: BaselineCache = SESSION_BASELINES,
     wait_for_others: Barrier | None = None,
+    family_pid: int | None = None,
 ) -> Bench:
     """This machine's real engine, meters and clock, as the user has set them up.
 
     Args:
         wait_for_others: The barrier of a run on several processes; `None`: it is on one.
+        family_pid: The process that started them all; `None`: this one started it all.
     """
     host, machine = Host(), job.machine
     options = MeterOptions(
@@ -133,7 +136,7 @@ def bench_here(
         power_gain_uncertainty_pct=machine.advanced.power_gain_uncertainty_pct,
         spill_dir=job.work_dir,
         calibration_dir=host.calibration_dir,
-        family_pid=os.getppid() if job.shard.count > 1 else None,
+        family_pid=family_pid,
     )
     meter_name = energy_backend_name(job.config, machine)
 
@@ -217,8 +220,7 @@ def _run_shards(
     whole = replace(whole, experiment_id=experiment_id, baselines=baselines.entries())
     tasks = []
     for index, environment in enumerate(process_environments(config, processes)):
-        directory = whole.work_dir / f"process_{index}"
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = make_unique_directory(whole.work_dir, f"process_{index}")
         write_job(replace(whole, work_dir=directory, shard=Shard(index, processes)))
         log_path = directory.with_suffix(".log")
         tasks.append(ChildTask(directory, log_path, preload_modules(config.backend), environment))
@@ -264,10 +266,11 @@ def merge_artefacts(parts: Sequence[Artefacts], work_dir: Path) -> Artefacts:
     """
     timeseries = [part.timeseries for part in parts if part.timeseries is not None]
     outputs = [part.outputs for part in parts if part.outputs is not None]
+    numbered = [(part.trace, index) for index, part in enumerate(parts) if part.trace is not None]
     traces = [
-        part.trace.replace(work_dir / f"{part.trace.stem}_{index}{part.trace.suffix}")
-        for index, part in enumerate(parts)
-        if part.trace is not None
+        moved
+        for trace, index in numbered
+        if (moved := write_or_go_without(work_dir / f"{trace.stem}_{index}{trace.suffix}", trace.replace)) is not None
     ]
     merged, dealt = work_dir / TIMESERIES_FILE, work_dir / OUTPUTS_FILE
     return Artefacts(

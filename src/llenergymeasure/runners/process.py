@@ -21,12 +21,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, Final, get_args
 
-from llenergymeasure.core.host.processes import ProcessIdentity, descendants_of, is_running, kill_process
+from llenergymeasure.core.host.processes import descendants_of, is_running, kill_process
+from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event, Observer, ignore_events
 from llenergymeasure.runners.child import DEFAULT_ENTRY, Go, Message, Open, from_line, to_line
+from llenergymeasure.runners.guardian import END_TIMEOUT_S
 
 DRAIN_TIMEOUT_S: Final = 5.0
 """How long to wait for the end of a process group that has been killed, and for its last output, in seconds."""
+
+LONGEST_LINE_BYTES: Final = 1 << 29
+"""A line of replies longer than this is no message: the largest is a result that no file could be written for."""
+
+MAX_NO_MESSAGES: Final = 1000
+"""Lines among the replies that are kept to tell of, when there is no result."""
+
+LONGEST_STEP_S: Final = 1.0
+"""Time between two looks at a stopwatch that counts, in seconds; beyond it, this process did not run."""
 
 HEAD_BYTES: Final = 4_000_000
 """Output kept from the beginning, written as it comes."""
@@ -42,6 +53,8 @@ _BOOT: Final = (
 happen to lie in the current directory would come before Python's own."""
 
 _CHUNK_BYTES: Final = 65_536
+
+_SHOWN_BYTES: Final = 80
 
 _CRASH_DUMP: Final = "Fatal Python error:"
 
@@ -67,6 +80,7 @@ class ChildTask:
         preload: Modules to import before the child says that it is ready.
         environment: Environment variables it gets besides those of this process.
         entry: `module:name` of a `runners.child.Entry`.
+        cwd: The directory it works in; `None`: that of this process.
     """
 
     directory: Path
@@ -74,6 +88,7 @@ class ChildTask:
     preload: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     entry: str = DEFAULT_ENTRY
+    cwd: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +102,8 @@ Mail = tuple["Child", Message | Ended]
 class Child:
     """One child process. Starting it returns at once; it imports, says `Ready` and waits for the word.
 
-    The thread that starts it must live as long as the child: the kernel ends the child with that thread. Its replies go
-    to `mailbox`, its progress events to `observer`, in a thread of this object.
+    The process that is started is the job's guardian, see `runners.guardian`. Its replies go to `mailbox`, its progress
+    events to `observer`, in a thread of this object.
     """
 
     def __init__(self, task: ChildTask, mailbox: queue.SimpleQueue[Mail]) -> None:
@@ -99,7 +114,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
         self._log = ChildLog(task.log_path)
-        self._offspring: set[ProcessIdentity] = set()
+        self._no_messages: list[bytes] = []
 
     @property
     def pid(self) -> int:
@@ -113,6 +128,7 @@ class Child:
 
         Raises:
             OSError: The system refuses another process.
+            ExperimentError: It refuses another thread; the process is there and wants to be killed.
         """
         task = self.task
         options = [str(task.directory), "--attached", "--preload", ",".join(task.preload), "--entry", task.entry]
@@ -122,13 +138,13 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **task.environment},
+            cwd=task.cwd,
             start_new_session=True,  # Ctrl-C reaches the terminal's own session only: this process decides
         )
-        for read, source in ((self._read_messages, process.stdout), (self._log.drain, process.stderr)):
-            self._threads.append(threading.Thread(target=read, args=(source,), name="llem-child", daemon=True))
-        self._threads.append(threading.Thread(target=self._tell_events, name="llem-events", daemon=True))
-        for thread in self._threads:
-            thread.start()
+        # The last one ends with the first.
+        sources = (self._read_messages, process.stdout), (self._log.drain, process.stderr), (self._tell_events,)
+        for work, *source in sources:
+            self._threads.append(started(threading.Thread(target=work, args=source, name="llem-child", daemon=True)))
 
     def send(self, message: Go | Open) -> None:
         """Tell the child to begin, or to pass the barrier."""
@@ -150,48 +166,71 @@ class Child:
         return _wait_until(self.has_exited, timeout_s, give_up)
 
     def terminate(self) -> None:
-        """Ask for an orderly end: SIGTERM to the child, which unloads its engine and with it the engine's workers."""
+        """Ask for an orderly end: SIGTERM to the job, which unloads its engine and with it the engine's workers."""
         if self._process is not None and self._process.returncode is None:
-            self._offspring.update(descendants_of(self.pid))  # once it has ended, nobody knows which were its own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
+                os.killpg(self.pid, signal.SIGCONT)  # whoever was stopped could not hear it
 
     def kill_group(self) -> None:
         """Kill the child and everything it has started, then wait for its end and its last output; safe to repeat."""
         if self._process is None or self._process.returncode is not None:
             return
-        self._offspring.update(descendants_of(self.pid))
-        with contextlib.suppress(ProcessLookupError):
+        offspring = descendants_of(self.pid)
+        self._hang_up()
+        self.wait(END_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):  # a guardian that was killed, or that does not get through
             os.killpg(self.pid, signal.SIGKILL)
-        for process in self._offspring:
+        for process in offspring:
             kill_process(process)
         self._process.wait()
-        if not _wait_until(lambda: not any(map(is_running, self._offspring)), DRAIN_TIMEOUT_S):
+        if not _wait_until(lambda: not any(map(is_running, offspring)), DRAIN_TIMEOUT_S):
             # What engine workers hold on a GPU is free only when they are gone.
-            left = [process.pid for process in self._offspring if is_running(process)]
+            left = [process.pid for process in offspring if is_running(process)]
             _log.warning("%s has left processes that do not end: %s", self.task.log_path.stem, left)
-        with contextlib.suppress(OSError):  # a last word that it did not hear
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+        _reap_group(self.pid)
+        deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
         for thread in self._threads:
-            thread.join(DRAIN_TIMEOUT_S)  # a stray process may keep a pipe open
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            _log.warning("%s has left a process that still has its output open", self.task.log_path.stem)
+
+    def _hang_up(self) -> None:
+        """Close the job's stdin: its guardian then kills all there is."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # a last word that it did not hear
+                self._process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGCONT)
 
     def describe_end(self) -> str:
         """Why the process ended without a result, in words; after `kill_group` of one that ended by itself."""
         cause = describe_exit(None if self._process is None else self._process.returncode)
+        if self._no_messages:
+            lines = f"{len(self._no_messages)} lines" if len(self._no_messages) > 1 else "1 line"
+            cause += f"; {lines} among its replies were no messages, the first: {self._no_messages[0]!r}"
         last_line = self._log.last_line()
         return f"{cause} (last output: {last_line})" if last_line else cause
 
     def _read_messages(self, source: IO[bytes]) -> None:
-        with source:
-            for line in source:
-                message = from_line(line)
-                if isinstance(message, _EVENTS):
-                    self._events.put(message)
-                elif message is not None:
-                    self._mailbox.put((self, message))
-        self._events.put(None)
-        self._mailbox.put((self, Ended()))
+        try:
+            with source:
+                while line := source.readline(LONGEST_LINE_BYTES):
+                    self._take_line(line)
+        except (OSError, MemoryError) as error:
+            _log.warning("Cannot read what %s replies: %s", self.task.log_path.stem, error or "out of memory")
+        finally:
+            self._events.put(None)
+            self._mailbox.put((self, Ended()))
+
+    def _take_line(self, line: bytes) -> None:
+        message = from_line(line)
+        if isinstance(message, _EVENTS):
+            self._events.put(message)
+        elif message is not None:
+            self._mailbox.put((self, message))
+        elif len(self._no_messages) < MAX_NO_MESSAGES:
+            self._no_messages.append(line[:_SHOWN_BYTES])
 
     def _tell_events(self) -> None:
         while (event := self._events.get()) is not None:
@@ -201,13 +240,45 @@ class Child:
                 _log.exception("The observer of progress events failed on %r", event)
 
 
+def _reap_group(group: int) -> None:
+    """Reap orphans of a process group that were handed to this process: as the first one of a container, say."""
+
+    def all_reaped() -> bool:
+        try:
+            while os.waitpid(-group, os.WNOHANG)[0] != 0:
+                pass
+        except ChildProcessError:
+            return True
+        return False
+
+    _wait_until(all_reaped, DRAIN_TIMEOUT_S)
+
+
 def _wait_until(condition: Callable[[], bool], timeout_s: float, give_up: Callable[[], bool] = lambda: False) -> bool:
-    deadline_s = time.monotonic() + timeout_s
+    stopwatch = Stopwatch()
     while not condition():
-        if give_up() or time.monotonic() >= deadline_s:
+        if give_up() or stopwatch.elapsed_s() >= timeout_s:
             return False
         time.sleep(0.02)
     return True
+
+
+class Stopwatch:
+    """How long this process has waited; time in which it was stopped (Ctrl-Z) or slept with its machine does not count.
+
+    Whoever waits has to look at it all the time.
+    """
+
+    def __init__(self) -> None:
+        self._elapsed_s = 0.0
+        self._seen_s = time.monotonic()
+
+    def elapsed_s(self) -> float:
+        """Seconds since it was made, as far as they count."""
+        now_s = time.monotonic()
+        self._elapsed_s += min(now_s - self._seen_s, LONGEST_STEP_S)
+        self._seen_s = now_s
+        return self._elapsed_s
 
 
 class ChildLog:

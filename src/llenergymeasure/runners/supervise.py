@@ -19,7 +19,7 @@ from typing import Any, Final
 from llenergymeasure.core.progress import Observer
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.runners.child import RESULT_FILE, AtBarrier, Done, Failed, Go, Message, Open, Ready
-from llenergymeasure.runners.process import Child, ChildTask, Ended, Mail
+from llenergymeasure.runners.process import Child, ChildTask, Ended, Mail, Stopwatch
 
 POLL_INTERVAL_S: Final = 0.25
 """How often whoever waits looks at an `Interrupt`, in seconds."""
@@ -116,8 +116,7 @@ class ChildGroup:
         self.children = tuple(Child(task, self._mailbox) for task in tasks)
         self._patience = patience
         self._task_s = task_s
-        self._started_s: float | None = None
-        self._task_began_s = 0.0
+        self._waited: Stopwatch | None = None
         self._ready: set[Child] = set()
         self._at_barrier: dict[Child, AtBarrier] = {}
         self._results: dict[Child, str] = {}
@@ -128,15 +127,15 @@ class ChildGroup:
         """Start the interpreters, so that their imports are done when `run` is called; calling it again does nothing.
 
         Raises:
-            ChildFailedError: The system refuses another process.
+            ChildFailedError: The system refuses another process or thread; nothing is left running.
         """
-        if self._started_s is not None:
+        if self._waited is not None:
             return
-        self._started_s = time.monotonic()
+        self._waited = Stopwatch()
         try:
             for child in self.children:
                 child.start()
-        except OSError as error:
+        except (OSError, ExperimentError) as error:  # no process, no descriptor or no thread to be had
             self.kill()
             raise ChildFailedError("Crash", f"a child process could not be started: {error}") from error
 
@@ -153,22 +152,36 @@ class ChildGroup:
         self.children[0].observer = observer
         self.start()
         try:
-            while len(self._results) < len(self.children):
-                with contextlib.suppress(queue.Empty):
-                    self._take(*self._mailbox.get(timeout=POLL_INTERVAL_S))
-                if interrupt.requested:
-                    raise RunInterruptedError("interrupted")
-                self._check_time()
-                self._check_alive()
-            for child in self.children:
-                if not child.wait(self._patience.exit_s, lambda: interrupt.requested):
-                    _log.warning("%s gave its result and did not end; killing it", child.task.log_path.stem)
-        except BaseException:  # also Ctrl-C and SIGTERM, where this process is a child itself
+            self._see_through(interrupt)
+        except BaseException as error:  # also Ctrl-C and SIGTERM, where this process is a child itself
             self._tear_down(interrupt)
-            raise
+            self.kill()
+            if not isinstance(error, ExperimentError) or not self._arrived_after_all():
+                raise
         finally:
             self.kill()
         return [self._results[child] for child in self.children]
+
+    def _see_through(self, interrupt: Interrupt) -> None:
+        while len(self._results) < len(self.children):
+            with contextlib.suppress(queue.Empty):
+                self._take(*self._mailbox.get(timeout=POLL_INTERVAL_S))
+            if interrupt.requested:
+                raise RunInterruptedError("interrupted")
+            self._check_time()
+            self._check_alive()
+        for child in self.children:
+            if not child.wait(self._patience.exit_s, lambda: interrupt.requested):
+                _log.warning("%s gave its result and did not end; killing it", child.task.log_path.stem)
+
+    def _arrived_after_all(self) -> bool:
+        """Whether every result has come while this process was busy giving up: what was measured counts."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                child, message = self._mailbox.get_nowait()
+                if isinstance(message, Done):
+                    self._results[child] = _result_of(child, message)
+        return len(self._results) == len(self.children)
 
     def kill(self) -> None:
         """Kill what is left of all children, at once."""
@@ -179,7 +192,7 @@ class ChildGroup:
         if isinstance(message, Ready):
             self._ready.add(child)
             if len(self._ready) == len(self.children):  # one child's imports must not disturb another's baseline
-                self._task_began_s = time.monotonic()
+                self._waited = Stopwatch()
                 for each in self.children:
                     each.send(Go())
         elif isinstance(message, AtBarrier):
@@ -199,11 +212,11 @@ class ChildGroup:
             self._fail_as_crashed(child)
 
     def _check_time(self) -> None:
-        now_s = time.monotonic()
+        waited_s = 0.0 if self._waited is None else self._waited.elapsed_s()
         if len(self._ready) < len(self.children):
-            if now_s - (self._started_s or now_s) > self._patience.imports_s:
+            if waited_s > self._patience.imports_s:
                 raise ChildFailedError("Timeout", f"its imports took longer than {self._patience.imports_s:.0f} s")
-        elif self._task_s is not None and now_s - self._task_began_s > self._task_s:
+        elif self._task_s is not None and waited_s > self._task_s:
             raise ChildFailedError(
                 "Timeout",
                 f"took longer than {self._task_s:.0f} s and was stopped. "

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +20,13 @@ from typing import Final
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.baseline import CachedBaseline
-from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.core.clock import Clock, SteadyClock
 from llenergymeasure.core.progress import Event, SkipKey, StepStarted
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import LLEMError, PersistenceError, ResultRescuedError, StudyError
-from llenergymeasure.results.persistence import save_result, save_result_or_rescue
+from llenergymeasure.results.persistence import refuge, save_result, save_result_or_rescue
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.launchers import Launcher
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError, signals_as
@@ -92,7 +91,7 @@ class StudyHost:
     """
 
     launcher: Launcher
-    clock: Clock = field(default_factory=SystemClock)
+    clock: Clock = field(default_factory=SteadyClock)
     observer: StudyObserver = field(default=lambda event: None)
     interrupt: Interrupt = field(default_factory=Interrupt)
     leftovers: Callable[[], Sequence[str]] = leftover_gpu_memory
@@ -253,7 +252,7 @@ class StudyRunner:
         files = measured.artefacts
         try:
             if not self._directory_is_ours():  # nor are the run's files, which lay in it
-                raise ResultRescuedError(self._dir, save_result(result, tempfile.gettempdir()), _GONE)
+                raise ResultRescuedError(self._dir, save_result(result, refuge()), _GONE)
             beside = [*files.beside_timeseries, *_logs(job)]
             path = save_result_or_rescue(result, self._dir, files.timeseries, beside)
         except PersistenceError as error:

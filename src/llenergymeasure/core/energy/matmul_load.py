@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
+from llenergymeasure.core.host.threads import started
 from llenergymeasure.exceptions import EnergyError
 
 
@@ -32,8 +33,7 @@ class MatmulLoad:
         except RuntimeError as error:
             raise EnergyError(f"the load does not run: {error}") from error
         self._stop.clear()
-        self._thread = threading.Thread(target=self._work, name="llem-calibration-load", daemon=True)
-        self._thread.start()
+        self._thread = started(threading.Thread(target=self._work, name="llem-calibration-load", daemon=True))
 
     def stop(self) -> None:
         """Stop, and wait for the last product."""

@@ -33,6 +33,7 @@ from llenergymeasure.core.gpu.driver import (
     InvalidReadingError,
     NotSupportedError,
 )
+from llenergymeasure.core.host.threads import started
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
@@ -107,8 +108,9 @@ class PowerSampler:
 
         Raises:
             EnergyError: The first round failed or did not come.
+            ExperimentError: The system refuses another thread.
         """
-        self._thread.start()
+        started(self._thread)
         try:
             arrived = self._first_round.wait(FIRST_SAMPLE_TIMEOUT_S)
         except BaseException:

@@ -27,6 +27,7 @@ from llenergymeasure.constants import VERSION
 from llenergymeasure.core.gpu.driver import DriverMissingError, Gpu
 from llenergymeasure.core.gpu.visible import visible_gpus
 from llenergymeasure.core.host.host import Host, installed_version
+from llenergymeasure.core.host.threads import started
 from llenergymeasure.domain.environment import (
     ContainerEnvironment,
     CPUEnvironment,
@@ -78,14 +79,16 @@ def environment_in_background(
 
     Args:
         timeout_s: How long to wait at most. After that the snapshot holds versions alone, and the log says so.
+
+    Raises:
+        ExperimentError: No thread can be started.
     """
     collected: Future[EnvironmentSnapshot] = Future()
 
     def collect() -> None:
         collected.set_result(collect_environment(host))
 
-    thread = threading.Thread(target=collect, name="llem-environment", daemon=True)
-    thread.start()
+    thread = started(threading.Thread(target=collect, name="llem-environment", daemon=True))
 
     @cache
     def snapshot() -> EnvironmentSnapshot:
