@@ -29,6 +29,7 @@ from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.host.marker import alone
 from llenergymeasure.core.preflight import Ready
+from llenergymeasure.core.progress import SkipKey
 from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.core.window import Window
 from llenergymeasure.domain.environment import EnvironmentSnapshot
@@ -197,6 +198,7 @@ def run_virtual_experiment(
     clock: VirtualClock | None = None,
     engine: StepEngine | None = None,
     alongside: Callable[[], AbstractContextManager[Callable[[], bool]]] = alone,
+    skip: SkipKey | None = None,
     **fields: object,
 ) -> ExperimentResult:
     """An experiment without hardware or baseline: a meter that sees constant power, a clock that only work moves."""
@@ -213,5 +215,6 @@ def run_virtual_experiment(
         environment=_snapshot,
         clock=clock,
         alongside=alongside,
+        skip=skip,
     )
     return aggregate_results("id", [measure(config, bench, "id", directory).record])

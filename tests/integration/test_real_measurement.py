@@ -59,6 +59,9 @@ def test_the_second_experiment_of_a_session_takes_the_baseline_of_the_first_and_
     one, two = first.energy_breakdown, second.energy_breakdown
     assert one is not None
     assert two is not None
+    if any(warning.startswith("baseline_not_idle") for warning in first.measurement_warnings):
+        assert two.baseline_method == "fresh"  # one of a busy machine is not kept
+        pytest.skip("other programs use this processor, so that its idle power cannot be cached")
     assert two.baseline_method == "cached"
     assert two.baseline_power_w == one.baseline_power_w == second.baseline_power_w
     assert two.baseline_timestamp == one.baseline_timestamp

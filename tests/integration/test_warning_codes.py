@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -256,8 +257,15 @@ def beside_another(directory: Path) -> set[str]:
         return codes_of(run_virtual_experiment(directory, alongside=partial(measuring, directory), **LONG_ENOUGH))
 
 
+def impatient(directory: Path) -> set[str]:
+    """Somebody presses the key once, near the end of the wait, when the idle power of then is known already."""
+    looks = count()
+    return codes_of(run_virtual_experiment(directory, skip=lambda: next(looks) == 57, **LONG_ENOUGH))
+
+
 ELSEWHERE: Mapping[WarningCode, Callable[[Path], set[str]]] = {
     WarningCode.OTHER_MEASUREMENT: beside_another,
+    WarningCode.WAIT_SKIPPED: impatient,
     WarningCode.THERMAL_FLOOR_DISABLED: lambda path: virtual(path, warmup={"thermal_floor_seconds": 0}),
     WarningCode.WARMUP_NOT_CONVERGED: warmup_that_does_not_settle,
     WarningCode.COMPILED_IN_WINDOW: lambda path: on_engine(path, UnsettledEngine),
