@@ -1,6 +1,7 @@
 """What the command line asks on a terminal, and how the user switches the questions off.
 
-The experiments of these studies end at once: their backend cannot run here, which is found before anything is loaded.
+Of each study the first experiment takes seconds, and the second fails before anything is loaded: its model is missing.
+A study of nothing but such would be refused before it begins.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("transformers", reason="needs the pytorch extra")
+
 QUESTION = "Go on with it?"
 LIMIT_S = 60.0
 
 STUDY = """
 name: asked
 dataset: {synthetic: {n: 1, input_len: 4, output_len: 1}}
-backend: tensorrt
-experiments: [{model: /no/model-1}, {model: /no/model-2}]
+pytorch: {device: cpu}
+baseline: {enabled: false}
+warmup: {enabled: false, thermal_floor_seconds: 0}
+experiments: [{model: builtin/tiny-llama}, {model: /no/model-2}]
 execution: {n_cycles: 1, config_gap_seconds: GAP}
 """
 
@@ -165,7 +170,6 @@ def test_enter_skips_nothing_where_prompts_are_off(desk: Desk) -> None:
 
 
 def test_enter_ends_the_wait_of_a_single_run_and_the_result_says_so(desk: Desk) -> None:
-    pytest.importorskip("transformers", reason="needs the pytorch extra")
     (desk.directory / "study.yaml").write_text(
         "{model: builtin/tiny-llama, n: 1, dataset: {synthetic: {n: 1, input_len: 4, output_len: 2}},"
         " pytorch: {device: cpu}, baseline: {enabled: false}, warmup: {n_warmup: 1, thermal_floor_seconds: 60}}"
