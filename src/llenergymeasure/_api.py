@@ -49,14 +49,13 @@ AnyObserver = Callable[[Any], None]
 """An `Observer` for a single experiment, a `StudyObserver` for a study."""
 
 
+# `progress` is not spelled out here: a type checker would then refuse `**{"pytorch.batch_size": 8}`.
 @overload
-def run_experiment(
-    config: str | Path | ExperimentConfig, *, progress: bool = False, **kwargs: Any
-) -> ExperimentResult: ...
+def run_experiment(config: str | Path | ExperimentConfig, **kwargs: Any) -> ExperimentResult: ...
 
 
 @overload
-def run_experiment(config: None = None, *, model: str, progress: bool = False, **kwargs: Any) -> ExperimentResult: ...
+def run_experiment(config: None = None, *, model: str, **kwargs: Any) -> ExperimentResult: ...
 
 
 def run_experiment(

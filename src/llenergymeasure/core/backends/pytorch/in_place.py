@@ -40,4 +40,4 @@ def _make(location: str, *, dtype: torch.dtype, device_map: str, **arguments: An
             if parameter.dim() == 2:  # the others scale norms, and are ones
                 generator.manual_seed(zlib.crc32(f"{getattr(config, WEIGHTS_SEED)}/{name}".encode()))
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-    return model.eval(), {"missing_keys": []}
+    return model.eval(), {"missing_keys": [], "unexpected_keys": []}
