@@ -191,7 +191,8 @@ def bare_loop_s(engine: PyTorchBackend, requests: Sequence[GenerationRequest]) -
     for batch in split_into_batches(requests, BATCH_SIZE):
         input_ids, attention_mask = pad_left(batch, decoding.pad_token_id, model.device)
         with torch.inference_mode():
-            model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=generation).tolist()
+            done = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=generation)
+            done.sequences.tolist()
     engine.synchronize()
     return time.perf_counter() - start
 
