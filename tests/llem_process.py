@@ -74,11 +74,15 @@ class Workplace:
 
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run `llem` to its end, without a terminal."""
+        return self.call([*llem_command(), *arguments], **environ)
+
+    def call(self, command: Sequence[str], said: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run any command to its end, with `said` on its standard input."""
         return subprocess.run(
-            [*llem_command(), *arguments],
+            command,
             cwd=self.cwd,
             env={**self.variables, **environ},
-            stdin=subprocess.DEVNULL,
+            input=said,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

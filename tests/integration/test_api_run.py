@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llem_process import TIMEOUT_S, Workplace
+from llem_process import Workplace
 from llenergymeasure.results.persistence import load_result
 
 pytest.importorskip("transformers", reason="needs the pytorch extra")
@@ -87,16 +86,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, dict[s
     root = tmp_path_factory.mktemp("session")
     workplace = Workplace(root, root / "home")
     workplace.home.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-"],
-        input=SCRIPT,
-        cwd=workplace.cwd,
-        env=workplace.variables,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    done = workplace.call([sys.executable, "-"], said=SCRIPT)
     assert done.returncode == 0, done.stderr
     return workplace, json.loads((workplace.cwd / "report.json").read_text()), done.stdout + done.stderr
 

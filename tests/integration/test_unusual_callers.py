@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llem_process import TIMEOUT_S, Workplace, llem_command
+from llem_process import Workplace, llem_command
 
 pytest.importorskip("transformers", reason="needs the pytorch extra")
 
@@ -47,15 +47,7 @@ def workplace_of(directory: Path, home: Path) -> Workplace:
 def reported(workplace: Workplace, body: str, *, shell: str = "", threads: int = 1) -> Any:
     """What a Python script of a user leaves in `report.json`."""
     workplace.write("script.py", HEAD + body)
-    done = subprocess.run(
-        ["sh", "-c", f"exec {sys.executable} script.py {shell}"],
-        cwd=workplace.cwd,
-        env={**workplace.variables, "OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    done = workplace.call(["sh", "-c", f"exec {sys.executable} script.py {shell}"], OMP_NUM_THREADS=str(threads))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return json.loads((workplace.cwd / "report.json").read_text())
@@ -89,15 +81,7 @@ def test_the_library_works_without_standard_streams_and_leaves_them_closed(tmp_p
 def test_the_command_works_without_standard_streams(tmp_path: Path, home: Path, streams: str) -> None:
     workplace = workplace_of(tmp_path, home)
     command = f"exec {' '.join(llem_command())} run q.yaml {streams}"
-    done = subprocess.run(
-        ["sh", "-c", command],
-        cwd=workplace.cwd,
-        env=workplace.variables,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    done = workplace.call(["sh", "-c", command])
     assert done.returncode == 0, done.stderr
     assert len(workplace.results()) == 1
     assert ("Throughput" in done.stdout) == (">&-" not in streams.split())
@@ -113,29 +97,15 @@ def homeless(*command: str) -> list[str]:
 
 def test_a_user_without_a_home_can_use_the_command(tmp_path: Path, home: Path) -> None:
     workplace = workplace_of(tmp_path, home)
-    done = subprocess.run(
-        homeless(*llem_command(), "run", "q.yaml"),
-        cwd=workplace.cwd,
-        env=workplace.variables,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    done = workplace.call(homeless(*llem_command(), "run", "q.yaml"))
     assert done.returncode == 0, done.stderr
     assert len(workplace.results()) == 1
 
 
 def test_a_user_without_a_home_is_told_by_the_library(tmp_path: Path, home: Path) -> None:
     workplace = workplace_of(tmp_path, home)
-    done = subprocess.run(
-        homeless(sys.executable, "-c", "import llenergymeasure; llenergymeasure.run_experiment(model='m')"),
-        cwd=workplace.cwd,
-        env=workplace.variables,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
+    done = workplace.call(
+        homeless(sys.executable, "-c", "import llenergymeasure; llenergymeasure.run_experiment(model='m')")
     )
     assert "ConfigError: user 54321 has no home directory" in done.stderr
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import unicodedata
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -123,9 +124,9 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 class CheckedConfig(ConfigModel):
     """A model whose values have to go together; all its problems come as one error of type `COMBINATION_ERROR`."""
 
+    @abstractmethod
     def problems(self) -> Iterable[Problem]:
         """Every reason why the values do not go together."""
-        raise NotImplementedError
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -9,6 +9,7 @@ these declarations, so that a new figure is its declaration and what measures it
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -41,9 +42,9 @@ class Record(BaseModel):
 class Printed(Record):
     """A record that people print: it shows itself in one line."""
 
+    @abstractmethod
     def headline(self) -> str:
         """The record in one line."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.headline()}>"
