@@ -27,7 +27,16 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "src")]
 
 from gpu_check_parts.adopt import NotEvidenceError, adopt  # noqa: E402
 from gpu_check_parts.lines import Book  # noqa: E402
-from gpu_check_parts.plan import ON_REQUEST, PARTS, REHEARSAL_FACTOR, TOTAL_S, Part, budget_table, part_named  # noqa: E402
+from gpu_check_parts.plan import (  # noqa: E402
+    ON_REQUEST,
+    PARTS,
+    REHEARSAL_FACTOR,
+    TOTAL_S,
+    Part,
+    budget_table,
+    part_named,
+    stretch,
+)
 from gpu_check_parts.report import describe_machine, write_report  # noqa: E402
 from gpu_check_parts.supervise import ENDED, part_command, run_parts  # noqa: E402
 from gpu_check_parts.wheels import download_command, missing_modules, put_on_path, unpacked  # noqa: E402
@@ -60,7 +69,8 @@ def _run(asked: argparse.Namespace) -> int:
     work = out / "parts"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    print(f"Budget:\n{budget_table(parts)}\n", flush=True)
+    factor = stretch(parts, asked.seconds) if asked.only else 1.0
+    print(f"Budget:\n{budget_table(parts, asked.seconds, factor)}\n", flush=True)
     if asked.wheels:
         names = unpacked(asked.wheels, work / "packages")
         print(f"{len(names)} wheels from {asked.wheels}: {', '.join(names)}", flush=True)
@@ -75,8 +85,8 @@ def _run(asked: argparse.Namespace) -> int:
     )
     flags = ["--rehearse"] if asked.rehearse else []
     command = part_command(Path(__file__), [*flags, "--out", str(work)])
-    factor = REHEARSAL_FACTOR if asked.rehearse else 1.0
-    outcomes = run_parts(parts, command, work, factor * TOTAL_S, factor)
+    slower = REHEARSAL_FACTOR if asked.rehearse else 1.0
+    outcomes = run_parts(parts, command, work, slower * asked.seconds, slower * factor)
     report = write_report(out, describe_machine(_board(work), asked.rehearse), outcomes, time.monotonic() - started_s)
     shutil.rmtree(work)
     verdicts = [line["verdict"] for part in report["parts"] for line in part["lines"]]
@@ -137,6 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="directory for the report; default: a new temporary one")
     parser.add_argument(
         "--only", action="append", choices=names, metavar="PART", help="only this part; may be repeated"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=TOTAL_S,
+        help="time in all, which parts named by --only share; default: %(default).0f",
     )
     parser.add_argument("--wheels", type=Path, help="directory of wheels to put on the path")
     parser.add_argument("--rehearse", action="store_true", help="on a scripted board, in a share of the time")
