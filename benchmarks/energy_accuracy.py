@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.report import Figure, render
 from tests.nvml.virtual import ARCHITECTURES, Counter
-from tests.nvml.virtual_run import VirtualWindow, by_nvml, quantile, random_board, run_window
+from tests.nvml.virtual_run import VirtualWindow, by_nvml, quantile, random_board, run_window, sampling_of
 from tests.nvml.waveform import Waveform, constant, noise, ramp, square
 
 from llenergymeasure.core.energy.integrate import integrate_power
@@ -88,7 +88,7 @@ def measure(draws: int) -> Iterator[Cell]:
     """Draw windows for every architecture, load and length."""
     draw = random.Random(2026)
     for architecture, kind in ARCHITECTURES.items():
-        sensor = kind.instant
+        sampling = sampling_of(kind)
         for load, waveform in LOADS.items():
             for length_s in LENGTHS_S:
                 windows = [
@@ -97,7 +97,6 @@ def measure(draws: int) -> Iterator[Cell]:
                     )
                     for _ in range(draws)
                 ]
-                sampling = PowerSampling(sensor.window_s, sensor.update_s)
                 yield Cell(
                     architecture,
                     load,

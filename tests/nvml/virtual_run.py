@@ -7,8 +7,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 
-from tests.nvml.virtual import ARCHITECTURES, Board, Counter, Sensor
+from tests.nvml.virtual import ARCHITECTURES, Architecture, Board, Counter, Sensor
 from tests.nvml.waveform import Waveform
 
 from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, fuse_energy
@@ -78,6 +79,7 @@ def random_board(architecture: str, waveform: Waveform, draw: random.Random, *, 
         waveform=waveform,
         instant=shifted(kind.instant),
         average=shifted(kind.average),
+        buffer=shifted(kind.buffer),
         counter=Counter(phase_s=draw.uniform(0.0, 0.1)) if kind.counter else None,
         gain=gain,
         seed=draw.getrandbits(32),
@@ -130,7 +132,7 @@ def run_window(
         after=after.get("gpu", ()),
         sensor=replace(
             seen or SensorDescription(counter_period_tolerance_s=0.0),
-            averaging_window_s=board.instant.window_s if board.instant else 1.0,
+            averaging_window_s=sampled.window_s if (sampled := board.buffer or board.instant) else 1.0,
         ),
         samples=tuple(_sample(board, asked_s - draw.uniform(0.2, 0.3), end_s, clock.now() + 0.02, sampler_interval_s)),
         true_j=true_j,
@@ -143,7 +145,6 @@ def by_nvml(
     window: VirtualWindow, board: Board, architecture: str, *, follows: bool | None = False
 ) -> EnergyMeasurement:
     """What the NVML meter makes of a window; `follows`: what it knows of the counter's kind."""
-    sensor = ARCHITECTURES[architecture].instant
     record = BoardRecord(
         device="g",
         board="g",
@@ -151,13 +152,18 @@ def by_nvml(
         before=window.before,
         after=window.after,
         sensor=replace(window.sensor, counter_follows_sensor=follows),
-        sampling=PowerSampling(sensor.window_s, sensor.update_s),
+        sampling=sampling_of(ARCHITECTURES[architecture]),
     )
     gpu_window = GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml")
     log = SampleLog()
     for time_s, power_w in window.samples:
         log.append(TelemetrySample(time_s, power_w))
     return gpu_measurement(gpu_window, Telemetry({"g": log}))
+
+
+def sampling_of(kind: Architecture) -> PowerSampling:
+    """How power samples of an architecture come about, as the meter knows it."""
+    return PowerSampling(kind.sampled.window_s, kind.sampled.update_s, stamped_at_update=kind.buffer is not None)
 
 
 def _plain_error_j(board: Board, start_s: float, end_s: float) -> float:
@@ -172,6 +178,9 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def _sample(board: Board, from_s: float, end_s: float, closed_s: float, interval_s: float) -> list[Sample]:
+    if board.buffer is not None:  # emptied before it is full
+        reads_s = [from_s + n for n in range(int(closed_s - from_s) + 1)] + [closed_s]
+        return [sample for a, b in pairwise(reads_s) for sample in board.buffered_w(a, b)]
     times, t = [], from_s
     while t < end_s:
         times.append(t)
