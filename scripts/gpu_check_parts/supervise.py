@@ -9,12 +9,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,16 +60,16 @@ def run_parts(
         total_s: Time for all of them, in seconds.
         factor: So many times its limit each part may take.
     """
-    _adopt_orphans()
     deadline_s = time.monotonic() + total_s - REPORT_S
     outcomes = []
-    for part in parts:
-        left_s = deadline_s - time.monotonic()
-        limit_s = left_s if part.takes_rest else min(factor * part.limit_s, left_s)
-        print(f"{part.name:<12} up to {max(0.0, limit_s):3.0f} s  {part.asks}", flush=True)
-        outcome = _run(part, run, out / part.name, limit_s)
-        outcomes.append(outcome)
-        print(f"{'':<12} {outcome.ended} after {outcome.took_s:.1f} s: {_tally(outcome)}", flush=True)
+    with _orphans_adopted():
+        for part in parts:
+            left_s = deadline_s - time.monotonic()
+            limit_s = left_s if part.takes_rest else min(factor * part.limit_s, left_s)
+            print(f"{part.name:<12} up to {max(0.0, limit_s):3.0f} s  {part.asks}", flush=True)
+            outcome = _run(part, run, out / part.name, limit_s)
+            outcomes.append(outcome)
+            print(f"{'':<12} {outcome.ended} after {outcome.took_s:.1f} s: {_tally(outcome)}", flush=True)
     return outcomes
 
 
@@ -79,10 +78,14 @@ def _run(part: Part, run: Callable[[Part], int], directory: Path, limit_s: float
     started_s = time.monotonic()
     ended = NO_TIME
     if limit_s > 1.0:
+        others = _descendants()
         child = os.fork()
         if child == 0:
             _be_part(part, run, directory / "log.txt", limit_s)
-        ended = _wait(child, limit_s)
+        try:
+            ended = _wait(child, limit_s)
+        finally:
+            _end_family(others)
     log_text = (directory / "log.txt").read_text(errors="replace") if ended == FAILED else ""
     return read_outcome(replace(_nothing(part), ended=ended, took_s=time.monotonic() - started_s), directory, log_text)
 
@@ -107,41 +110,43 @@ def _be_part(part: Part, run: Callable[[Part], int], log: Path, limit_s: float) 
 
 def _wait(child: int, limit_s: float) -> str:
     deadline_s = time.monotonic() + limit_s
-    ended = TIMED_OUT
-    try:
-        while time.monotonic() < deadline_s:
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid == child:
-                ended = ENDED if status == 0 else FAILED
-                break
-            time.sleep(0.02)
-    finally:
-        _end_family(child)
-    return ended
+    while time.monotonic() < deadline_s:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid == child:
+            return ENDED if status == 0 else FAILED
+        time.sleep(0.02)
+    return TIMED_OUT
 
 
-def _end_family(child: int) -> None:
-    """Kill a part and whatever it started; orphans have become this process's own children."""
+def _end_family(others: set[Any]) -> None:
+    """Kill a part and whatever it started, which is all below this process but `others`."""
     import psutil
 
-    with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
     deadline_s = time.monotonic() + END_TIMEOUT_S
-    while (family := psutil.Process().children(recursive=True)) and time.monotonic() < deadline_s:
+    while (family := _descendants() - others) and time.monotonic() < deadline_s:
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        time.sleep(0.02)
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0] != 0:
-                pass
+        for process in family:
+            with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+                process.wait(0.1)  # reaps what has become this process's own child
 
 
-def _adopt_orphans() -> None:
-    """Become the parent of processes below that lose theirs (Linux; elsewhere the part's group has to do)."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # a libc without prctl
-            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+def _descendants() -> set[Any]:
+    import psutil  # comes along as a wheel
+
+    return set(psutil.Process().children(recursive=True))
+
+
+@contextmanager
+def _orphans_adopted() -> Iterator[None]:
+    """Be the parent of processes below that lose theirs (Linux), so that none of them is overlooked."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: None
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def _nothing(part: Part) -> Outcome:

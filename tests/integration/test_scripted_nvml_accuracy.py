@@ -79,7 +79,7 @@ def test_samples_that_the_driver_takes_itself_need_no_calibration(scripted_nvml:
     gpu = ScriptedGpu.of("hopper", waveform=square(120.0, 500.0, 0.7), counter=Counter(0.1, phase_s=0.037))
     scripted_nvml.play(gpu)
     energy = _measure(gpu, seconds=3.0)
-    assert energy.telemetry is not None and energy.total_j is not None and energy.integral_j is not None
+    assert energy.total_j is not None
     assert abs(energy.total_j - _truth_j(energy, gpu)) <= comparative_half_width(energy.components)
     assert comparative_half_width(energy.components) < 0.05 * energy.total_j
     assert energy.integral_j == pytest.approx(_truth_j(energy, gpu), rel=0.03)

@@ -62,11 +62,6 @@ class Architecture:
     counter: bool = True
     buffer: Sensor | None = None
 
-    @property
-    def sampled(self) -> Sensor:
-        """What power samples come from: the driver's own where there are any, as the meter does it."""
-        return self.buffer or self.instant
-
 
 ARCHITECTURES = {
     # arXiv 2312.02741, table of sensors. `instant` is what nvmlDeviceGetPowerUsage gives where there are no fields yet.

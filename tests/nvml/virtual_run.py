@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 
-from tests.nvml.virtual import ARCHITECTURES, Architecture, Board, Counter, Sensor
+from tests.nvml.virtual import ARCHITECTURES, Board, Counter, Sensor
 from tests.nvml.waveform import Waveform
 
 from llenergymeasure.core.energy.fusion import FusedEnergy, Sample, fuse_energy
@@ -60,6 +60,7 @@ class VirtualWindow:
     after: tuple[CounterRead, ...]
     samples: tuple[Sample, ...]
     sensor: SensorDescription
+    sampling: PowerSampling
     true_j: float
     plain_j: float
     outside_s: float
@@ -132,8 +133,9 @@ def run_window(
         after=after.get("gpu", ()),
         sensor=replace(
             seen or SensorDescription(counter_period_tolerance_s=0.0),
-            averaging_window_s=sampled.window_s if (sampled := board.buffer or board.instant) else 1.0,
+            averaging_window_s=_sampling_of(board).averaging_window_s,
         ),
+        sampling=_sampling_of(board),
         samples=tuple(_sample(board, asked_s - draw.uniform(0.2, 0.3), end_s, clock.now() + 0.02, sampler_interval_s)),
         true_j=true_j,
         plain_j=true_j + _plain_error_j(board, asked_s, asked_s + length_s) if board.counter else math.nan,
@@ -141,9 +143,7 @@ def run_window(
     )
 
 
-def by_nvml(
-    window: VirtualWindow, board: Board, architecture: str, *, follows: bool | None = False
-) -> EnergyMeasurement:
+def by_nvml(window: VirtualWindow, board: Board, *, follows: bool | None = False) -> EnergyMeasurement:
     """What the NVML meter makes of a window; `follows`: what it knows of the counter's kind."""
     record = BoardRecord(
         device="g",
@@ -152,7 +152,7 @@ def by_nvml(
         before=window.before,
         after=window.after,
         sensor=replace(window.sensor, counter_follows_sensor=follows),
-        sampling=sampling_of(ARCHITECTURES[architecture]),
+        sampling=window.sampling,
     )
     gpu_window = GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml")
     log = SampleLog()
@@ -161,9 +161,12 @@ def by_nvml(
     return gpu_measurement(gpu_window, Telemetry({"g": log}))
 
 
-def sampling_of(kind: Architecture) -> PowerSampling:
-    """How power samples of an architecture come about, as the meter knows it."""
-    return PowerSampling(kind.sampled.window_s, kind.sampled.update_s, stamped_at_update=kind.buffer is not None)
+def _sampling_of(board: Board) -> PowerSampling:
+    """How power samples of a board come about, as the meter knows it."""
+    sensor = board.buffer or board.instant
+    if sensor is None:
+        return PowerSampling(1.0)
+    return PowerSampling(sensor.window_s, sensor.update_s, stamped_at_update=board.buffer is not None)
 
 
 def _plain_error_j(board: Board, start_s: float, end_s: float) -> float:

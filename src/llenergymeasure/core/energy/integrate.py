@@ -16,7 +16,8 @@ Two things make a trace that is cut better than one that is only summed:
   and half an update. Phases would all seem to begin that much late, so the trace is read that much later. What remains
   is where within an update the samples fall, which nobody knows.
 - A phase begins where the load changes. A straight line between the samples on either side of such an edge would give a
-  sixth of a sampling interval's worth of the difference to the wrong side; the trace has a step there instead.
+  sixth of a sampling interval's worth of the difference to the wrong side; the trace has a step there instead. Where
+  samples carry the time at which they were taken, those whose average reaches over an edge are left out.
 """
 
 from __future__ import annotations
@@ -132,7 +133,10 @@ class TracedWindow:
         traced_j = {device: _whole_j(self._window, *trace) for device, trace in samples.items()}
         for device, (times_s, power_w) in samples.items():
             sampling, lag_s = _sampling(energy, device, _mean_step_s(times_s, self._window))
-            stepped = _with_steps(times_s, power_w, [edge_s + lag_s for edge_s in edges])
+            shown_s = [edge_s + lag_s for edge_s in edges]
+            if sampling.stamped_at_update:
+                times_s, power_w = _unmixed(times_s, power_w, shown_s, 0.5 * sampling.averaging_window_s)
+            stepped = _with_steps(times_s, power_w, shown_s)
             metered_j = energy.per_gpu_j.get(device)
             if metered_j is None:  # a meter that tells the sum only
                 metered_j = energy.total_j * traced_j[device] / math.fsum(traced_j.values())
@@ -316,6 +320,21 @@ def _with_steps(
     knots.append(samples[-1])
     stepped_s, stepped_w = zip(*knots, strict=True)
     return array("d", stepped_s), array("d", stepped_w)
+
+
+def _unmixed(
+    times_s: Sequence[float], power_w: Sequence[float], edges_s: Sequence[float], reach_s: float
+) -> tuple[array[float], array[float]]:
+    """The samples that are farther from every edge than `reach_s`; between edges that leave none, all there are."""
+    kept_s, kept_w = array("d"), array("d")
+    limits_s = [-math.inf, *edges_s, math.inf]
+    for begins_s, ends_s in pairwise(limits_s):
+        first, last = bisect_left(times_s, begins_s), bisect_left(times_s, ends_s)
+        inner = bisect_right(times_s, begins_s + reach_s), bisect_left(times_s, ends_s - reach_s)
+        first, last = inner if inner[0] < inner[1] else (first, last)
+        kept_s.extend(times_s[first:last])
+        kept_w.extend(power_w[first:last])
+    return kept_s, kept_w
 
 
 def _samples(energy: EnergyMeasurement) -> dict[DeviceId, tuple[array[float], array[float]]]:

@@ -70,15 +70,15 @@ class PowerSampling:
     @property
     def lag_s(self) -> float:
         """How old, on average, is what a sample shows: half of the average's length, and half an update if unread."""
-        return 0.5 * (self.averaging_window_s + self._unread_s)
+        return 0.5 * (self.averaging_window_s + self.unread_s)
 
     @property
     def unknown_lag_s(self) -> float:
         """How far from that the age may be: half an unread update either way, and what the average blurs on top."""
-        return 0.5 * self._unread_s + 0.25 * self.averaging_window_s
+        return 0.5 * self.unread_s + 0.25 * self.averaging_window_s
 
     @property
-    def _unread_s(self) -> float:
+    def unread_s(self) -> float:
         """Longest time in seconds for which an update may have waited for its reading."""
         return 0.0 if self.stamped_at_update else self.update_s
 

@@ -106,7 +106,7 @@ def integral_components(
     A load that swings (almost) exactly with the sensor's updates looks steady; only the counter can tell, and the audit
     of both does.
     """
-    oldest_s = sampling.averaging_window_s + sampling.update_s
+    oldest_s = sampling.averaging_window_s + sampling.unread_s
     return trace_components(times_s, power_w, ((start_s, end_s),), sampling, oldest_s)
 
 
