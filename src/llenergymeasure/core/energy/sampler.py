@@ -62,6 +62,9 @@ ABSURD_POWER_W: Final = 5000.0
 BUFFER_SILENCE_S: Final = 0.25
 """A driver that has taken no sample by itself for so long is asked for its power instead."""
 
+BUFFER_HOLDS_S: Final = 2.0
+"""A driver keeps its own samples for at least so long: 120 of them, one every 20 ms (docs/validation/nvidia-h200)."""
+
 BUFFER_AGE_S: Final = (-0.05, 0.5)
 """So old may the newest of the driver's own samples be; otherwise their times are not those of this machine's clock."""
 
@@ -232,10 +235,9 @@ class GpuReader:
     `problems`, and the reading is tried again next time.
     """
 
-    longest_interval_s = math.inf
-
     def __init__(self, gpu: Gpu, clock: Clock, *, buffered: bool = False) -> None:
         self._buffered = buffered
+        self.longest_interval_s = BUFFER_HOLDS_S if buffered else math.inf
         self._newest_us: int | None = None  # of the driver's own samples; None: none was seen yet
         self.device: DeviceId = gpu.uuid
         self._handle, self._driver, self._clock = gpu.handle, gpu.driver, clock
