@@ -65,7 +65,7 @@ BUFFER_SILENCE_S: Final = 0.25
 BUFFER_HOLDS_S: Final = 2.0
 """A driver keeps its own samples for at least so long: 120 of them, one every 20 ms (docs/validation/nvidia-h200)."""
 
-BUFFER_AGE_S: Final = (-0.05, 0.5)
+BUFFER_AGE_S: Final = (-0.05, BUFFER_HOLDS_S)
 """So old may the newest of the driver's own samples be; otherwise their times are not those of this machine's clock."""
 
 PLAUSIBLE_AGE_S: Final = 10.0
