@@ -98,12 +98,12 @@ def _be_part(part: Part, run: Callable[[Part], int], log: Path, limit_s: float) 
         nothing, output = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for old, new in ((nothing, 0), (output, 1), (output, 2)):
             os.dup2(old, new)
+        sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)
         os.environ["GPU_CHECK_SECONDS"] = f"{limit_s:.0f}"
         code = run(part)
     except BaseException:  # noqa: BLE001 - a process ends here, and its parent reads the log
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 

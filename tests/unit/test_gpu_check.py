@@ -266,3 +266,21 @@ def test_a_studys_spread_is_held_against_its_intervals(tmp_path: Path) -> None:
 
 def test_spread_is_the_coefficient_of_variation() -> None:
     assert spread([1.0, 2.0, 3.0]) == pytest.approx(50.0)
+
+
+def test_evidence_names_no_path_of_the_machine_it_was_taken_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def run(part: Part) -> int:
+        (out / "parts" / part.name / "command.txt").write_text(f"{sys.executable} {ROOT}/scripts/gpu_check.py {out}")
+        raise RuntimeError(f"{ROOT} is full")
+
+    outcomes = run_parts([CLOCKS], run, out / "parts", 30.0)
+    report.write_report(out, {"rehearsal": False, "gpu": "G", "taken_at": "now"}, outcomes, 1.0)
+    with tarfile.open(out / report.TRACES) as archive:
+        archive.extractall(tmp_path / "traces", filter="data")
+    files = [*out.glob("report.*"), *(tmp_path / "traces").rglob("*.txt")]
+    texts = [file.read_text() for file in files]
+    assert len(texts) == 4
+    assert not any(str(path) in text for text in texts for path in (ROOT, out, sys.prefix))
+    assert "REPOSITORY is full" in (out / "report.md").read_text()

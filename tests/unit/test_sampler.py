@@ -247,7 +247,7 @@ def test_a_driver_that_does_not_sample_is_asked_for_that_once() -> None:
     assert not reader.problems()
 
 
-@pytest.mark.parametrize("ahead_s", [3600.0, -2.0])
+@pytest.mark.parametrize("ahead_s", [3600.0, -5.0])
 def test_samples_stamped_by_another_clock_are_not_used(ahead_s: float) -> None:
     clock = VirtualClock()
     far_us = round(1e6 * (clock.wall().timestamp() + ahead_s))

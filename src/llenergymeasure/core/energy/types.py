@@ -74,8 +74,16 @@ class PowerSampling:
 
     @property
     def unknown_lag_s(self) -> float:
-        """How far from that the age may be: half an unread update either way, and what the average blurs on top."""
-        return 0.5 * self.unread_s + 0.25 * self.averaging_window_s
+        """How far from that the age may be: half an unread update either way, and what the average blurs on top.
+
+        Where a sample's own time is known, those that are blurred over an edge are left out (integrate.py); what is
+        left is how well the mean delay of the average is known, and its tail.
+        """
+        return (
+            0.1 * self.averaging_window_s
+            if self.stamped_at_update
+            else 0.5 * self.update_s + 0.25 * self.averaging_window_s
+        )
 
     @property
     def unread_s(self) -> float:
