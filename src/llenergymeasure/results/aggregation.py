@@ -26,6 +26,7 @@ from llenergymeasure.domain.energy import (
 )
 from llenergymeasure.domain.environment import AggregationMetadata, MeasurementBoundary
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
+from llenergymeasure.domain.latency import pool_request_energy
 from llenergymeasure.domain.metrics import MultiGPUMetrics, extended_metrics, merge_phases, ratio
 from llenergymeasure.domain.readable import duration
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -141,6 +142,9 @@ def aggregate_results(
         process_results=[record.model_copy(update=_WITHOUT_BULK) for record in records],
         aggregation=metadata,
         phases=merge_phases([record.phases for record in records], bool(attribution.shared_devices)),
+        request_energy=pool_request_energy(
+            [record.requests for record in records if record.requests is not None], bool(attribution.shared_devices)
+        ),
         **figures,
     )
     uncertainty = merge_uncertainties(
