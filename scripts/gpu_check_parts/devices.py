@@ -53,7 +53,7 @@ measurement: {{min_duration_seconds: 60}}
 sweep: {{random_seed: [1, 2]}}
 """
 
-START_TIMEOUT_S, END_TIMEOUT_S = 20.0, 10.0
+START_TIMEOUT_S, END_TIMEOUT_S = 36.0, 10.0
 SMALL_MB = 64.0
 
 
@@ -137,7 +137,7 @@ def killed_study(rig: Any, book: Book) -> None:
     book.judge("devices.killed", not alive and left_mb < 100.0, measured, took_s=took_s, left_mb=left_mb)
 
 
-STEPS = (visible, memory, killed_study)
+STEPS = (killed_study, visible, memory)
 
 
 def _is_alive(process: Any) -> bool:

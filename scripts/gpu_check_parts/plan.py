@@ -50,12 +50,12 @@ class Part:
 
 
 PARTS = (
-    Part("sensor", 70, "fields, time stamps, update periods, calibration"),
+    Part("sensor", 62, "fields, time stamps, update periods, calibration"),
     Part("counter", 76, "counter against integral on known loads; does the counter see all the time?"),
     Part("idle", 42, "idle power: bare, with a CUDA context, with a model; the baseline of a second run"),
-    Part("harness", 56, "throughput, step times, hooks, sampler, reseeding, first pass against second"),
+    Part("harness", 54, "throughput, step times, hooks, sampler, reseeding, first pass against second"),
     Part("compiling", 50, "a static cache, which the library compiles for: nothing of it inside the window"),
-    Part("devices", 42, "visible devices, memory, out of memory, a study killed in the middle"),
+    Part("devices", 52, "visible devices, memory, out of memory, a study killed in the middle"),
     Part("phases", 46, "prefill and decode joules against separate runs"),
     Part("floor", 34, "the thermal floor, resident idle power, drift after it"),
     Part("clocks", 12, "power limit, clocks and throttle reasons"),
