@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,10 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.results.export import ROWS_AT_ONCE, to_csv
 from llenergymeasure.results.persistence import to_parquet
 from llenergymeasure.results.statistics import summarise_configurations
+from memory import peak_bytes
 from result_samples import make_rich_result
 
-SMALL, LARGE = 2 * ROWS_AT_ONCE, 20 * ROWS_AT_ONCE
+SMALL, LARGE = 2 * ROWS_AT_ONCE, 6 * ROWS_AT_ONCE
 MOST_BYTES_PER_RUN = 100
 """The three figures that statistics need, and room to spare; the row of a run takes several thousand."""
 
@@ -36,15 +37,6 @@ class Results:
             yield RESULT.model_copy(update={"measurement_config_hash": f"{heat:016x}", "effective_config": config})
 
 
-def peak_bytes(act: Callable[[], object]) -> int:
-    tracemalloc.start()
-    try:
-        act()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 @pytest.mark.parametrize(
     "write",
     [
@@ -58,5 +50,5 @@ def test_the_end_of_a_study_keeps_no_more_of_a_run_than_its_figures(
     write: Callable[[Results, Path], object], tmp_path: Path
 ) -> None:
     write(Results(SMALL), tmp_path)  # what is imported and cached once
-    small, large = (peak_bytes(lambda count=count: write(Results(count), tmp_path)) for count in (SMALL, LARGE))
+    small, large = (peak_bytes(partial(write, Results(count), tmp_path)) for count in (SMALL, LARGE))
     assert (large - small) / (LARGE - SMALL) < MOST_BYTES_PER_RUN, (small, large)
