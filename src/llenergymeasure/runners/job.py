@@ -24,7 +24,7 @@ from llenergymeasure.constants import VERSION
 from llenergymeasure.core.baseline import CachedBaseline
 from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.datasets.types import WHOLE, Shard
-from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
 from llenergymeasure.exceptions import ExperimentError, PersistenceError
 from llenergymeasure.security import is_safe_path
 
@@ -66,10 +66,15 @@ class MeasuredRun:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredShard:
-    """What a shard hands back besides its record; see `MeasuredRun`."""
+    """What a shard hands back besides its record; see `MeasuredRun`.
+
+    Args:
+        unsaved: The record itself, where the disk did not take it.
+    """
 
     artefacts: Artefacts
     baselines: tuple[CachedBaseline, ...] = ()
+    unsaved: RawProcessResult | None = None
 
 
 RunT = TypeVar("RunT", MeasuredRun, MeasuredShard)
