@@ -18,7 +18,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llenergymeasure.atomic import read_plain_file, write_bytes_atomically
+from llenergymeasure.atomic import naming_the_path, read_plain_file, write_bytes_atomically
 from llenergymeasure.core.host.processes import MAX_PID, ProcessIdentity, current_process, is_running
 from llenergymeasure.core.progress import Event, Observer, StepFinished, StepStarted
 from llenergymeasure.domain.base import Moment
@@ -138,10 +138,8 @@ class StateManager:
         Raises:
             PersistenceError: It cannot be written.
         """
-        try:
+        with naming_the_path(self._state_dir, "create"):
             self._state_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PersistenceError(f"Cannot create {self._state_dir}: {error.strerror or error}.") from error
         content = json.dumps(state.model_dump(mode="json"), indent=2) + "\n"
         write_bytes_atomically(self._path(state.experiment_id), content.encode())
 

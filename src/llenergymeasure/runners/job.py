@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from llenergymeasure.atomic import naming_the_path
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.constants import VERSION
@@ -25,7 +26,7 @@ from llenergymeasure.core.baseline import CachedBaseline
 from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.datasets.types import WHOLE, Shard
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
-from llenergymeasure.exceptions import ExperimentError, PersistenceError
+from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.security import is_safe_path
 
 JOB_FILE: Final = "job.json"
@@ -89,12 +90,13 @@ def write_job(job: Job) -> None:
     path = job.work_dir / JOB_FILE
     # What is unset stays unset: a config must not change on its way.
     content = TypeAdapter(Job).dump_json(job, exclude={"work_dir"}, exclude_unset=True, indent=2)
-    try:
-        # For its owner alone: the machine's settings may name a webhook, whose address can be a secret.
-        with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(content)
-    except OSError as error:
-        raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+    def for_its_owner(name: str, flags: int) -> int:
+        """The machine's settings may name a webhook, whose address can be a secret."""
+        return os.open(name, flags, 0o600)
+
+    with naming_the_path(path), open(path, "wb", opener=for_its_owner) as file:
+        file.write(content)
 
 
 def read_job(directory: Path) -> Job:

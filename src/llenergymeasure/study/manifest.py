@@ -22,7 +22,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
-from llenergymeasure.atomic import make_unique_directory, open_ours, read_plain_file, write_atomically
+from llenergymeasure.atomic import make_unique_directory, naming_the_path, open_ours, read_plain_file, write_atomically
 from llenergymeasure.config.base import portable_data
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.core.clock import Clock, SystemClock
@@ -299,15 +299,16 @@ class Journal:
         """
         content = line + b"\n"
         descriptor = self._file.fileno()
-        try:
-            written = os.pwrite(descriptor, content, self._length)
-            if written < len(content):  # the disk is full: the rest of the line says so
-                os.pwrite(descriptor, content[written:], self._length + written)
-            os.fdatasync(descriptor)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # the next line goes over what was written of this one anyway
-                os.ftruncate(descriptor, self._length)
-            raise self._cannot("write", error) from error
+        with naming_the_path(self._path):
+            try:
+                written = os.pwrite(descriptor, content, self._length)
+                if written < len(content):  # the disk is full: the rest of the line says so
+                    os.pwrite(descriptor, content[written:], self._length + written)
+                os.fdatasync(descriptor)
+            except OSError:
+                with contextlib.suppress(OSError):  # the next line goes over what was written of this one anyway
+                    os.ftruncate(descriptor, self._length)
+                raise
         self._length += len(content)
 
     def empty(self) -> None:
@@ -316,10 +317,8 @@ class Journal:
         Raises:
             PersistenceError: They are still there.
         """
-        try:
+        with naming_the_path(self._path):
             os.ftruncate(self._file.fileno(), 0)
-        except OSError as error:
-            raise self._cannot("write", error) from error
         self._length = 0
 
     def remove(self) -> None:
@@ -328,14 +327,9 @@ class Journal:
         Raises:
             PersistenceError: It cannot be deleted.
         """
-        try:
+        with naming_the_path(self._path, "remove"):
             self._path.unlink(missing_ok=True)
             self._file.close()
-        except OSError as error:
-            raise self._cannot("remove", error) from error
-
-    def _cannot(self, do: str, error: OSError) -> PersistenceError:
-        return PersistenceError(f"Cannot {do} {self._path}: {error.strerror or error}.")
 
 
 def read_journal(path: Path) -> Iterator[ExperimentManifestEntry]:

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from llenergymeasure.atomic import open_ours, read_plain_file
+from llenergymeasure.atomic import naming_the_path, open_ours, read_plain_file
 from llenergymeasure.config.base import by_dotted_path
 from llenergymeasure.config.grid import compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
@@ -224,11 +224,9 @@ def locked(study_dir: Path) -> Iterator[None]:
             if error.errno not in _UNSUPPORTED:
                 raise PersistenceError(f"Cannot lock {path}: {error.strerror or error}.") from error
             _log.warning("%s cannot be locked (%s); see to it yourself that nobody else uses it", path, error.strerror)
-        try:
+        with naming_the_path(path):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        except OSError as error:
-            raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
         yield
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from llenergymeasure.atomic import naming_the_path
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.baseline import CachedBaseline
@@ -212,10 +213,8 @@ class StudyRunner:
         work_dir = self._dir / WORK_DIR / f"run-{run.position:05d}"
         if not self._directory_is_ours():
             raise PersistenceError(f"Cannot write to {self._dir}: {_GONE}")
-        try:
+        with naming_the_path(work_dir, "create"):
             work_dir.mkdir()
-        except OSError as error:
-            raise PersistenceError(f"Cannot create {work_dir}: {error.strerror or error}.") from error
         limit_s = self._study.execution.experiment_timeout_seconds
         return Job(
             config=run.config,
