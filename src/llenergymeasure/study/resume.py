@@ -34,7 +34,7 @@ from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import RESULT_FILE, load_result
 from llenergymeasure.results.summary import one_line
 from llenergymeasure.security import is_safe_path, validate_path
-from llenergymeasure.study.manifest import MANIFEST_FILE, load_manifest
+from llenergymeasure.study.manifest import JOURNAL_FILE, MANIFEST_FILE, load_manifest
 from llenergymeasure.study.plan import plan_runs
 
 MAX_DIFFERENCES: Final = 20
@@ -60,6 +60,7 @@ class Resumption:
         kept: Completed entries that stay.
         started_at: When the study began; `None` where nobody knows.
         environment: Environment of the kept results.
+        is_closed: Whether the manifest says by itself, without a journal, that the study is completed.
         warnings: What the user should know: results that are run again, and why.
     """
 
@@ -67,6 +68,7 @@ class Resumption:
     kept: tuple[ExperimentManifestEntry, ...] = ()
     started_at: datetime | None = None
     environment: EnvironmentSnapshot | None = None
+    is_closed: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -153,8 +155,13 @@ def plan_resumption(
         kept=tuple(kept),
         started_at=None if manifest is None else manifest.started_at,
         environment=environment,
+        is_closed=_is_closed(manifest, study_dir),
         warnings=tuple(warnings),
     )
+
+
+def _is_closed(manifest: StudyManifest | None, study_dir: Path) -> bool:
+    return manifest is not None and manifest.status == "completed" and not os.path.lexists(study_dir / JOURNAL_FILE)
 
 
 def experiments_left(resumption: Resumption) -> list[ExperimentConfig]:
