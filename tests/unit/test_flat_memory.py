@@ -16,7 +16,7 @@ from llenergymeasure.results.statistics import summarise_configurations
 from memory import peak_bytes
 from result_samples import make_rich_result
 
-SMALL, LARGE = 2 * ROWS_AT_ONCE, 6 * ROWS_AT_ONCE
+SMALL, LARGE = 2 * ROWS_AT_ONCE, 5 * ROWS_AT_ONCE
 MOST_BYTES_PER_RUN = 100
 """The three figures that statistics need, and room to spare; the row of a run takes several thousand."""
 

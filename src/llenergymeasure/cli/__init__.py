@@ -14,7 +14,7 @@ from llenergymeasure.core.host.streams import discard_stdout, open_standard_stre
 
 
 def main() -> None:
-    """Run the command line with `sys.argv` and exit with its code."""
+    """Run the command line with `sys.argv`; exits with its code unless that is 0."""
     _make_streams_safe()
     provide_home()
     try:
@@ -26,7 +26,8 @@ def main() -> None:
         with suppress(OSError):
             sys.stderr.write(f"Cannot write to stdout: {error.strerror}.\n")
         code = 1
-    sys.exit(code)
+    if code:
+        sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
