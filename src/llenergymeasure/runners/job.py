@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -81,6 +82,12 @@ class MeasuredShard:
 RunT = TypeVar("RunT", MeasuredRun, MeasuredShard)
 
 
+@cache
+def _jobs() -> TypeAdapter[Job]:
+    """Reads and writes jobs; to make it takes longer than to use it."""
+    return TypeAdapter(Job)
+
+
 def write_job(job: Job) -> None:
     """Leave a job in its directory.
 
@@ -89,7 +96,7 @@ def write_job(job: Job) -> None:
     """
     path = job.work_dir / JOB_FILE
     # What is unset stays unset: a config must not change on its way.
-    content = TypeAdapter(Job).dump_json(job, exclude={"work_dir"}, exclude_unset=True, indent=2)
+    content = _jobs().dump_json(job, exclude={"work_dir"}, exclude_unset=True, indent=2)
 
     def for_its_owner(name: str, flags: int) -> int:
         """The machine's settings may name a webhook, whose address can be a secret."""
@@ -116,7 +123,7 @@ def read_job(directory: Path) -> Job:
             f"{path} was written by llenergymeasure {version}, and this is {VERSION}. "
             "Use the same release at both ends."
         )
-    return replace(TypeAdapter(Job).validate_json(content), work_dir=directory)
+    return replace(_jobs().validate_json(content), work_dir=directory)
 
 
 def run_to_json(run: RunT, directory: Path) -> str:
