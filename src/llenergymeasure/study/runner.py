@@ -353,11 +353,10 @@ class StudyRunner:
         )
 
     def _how_to_go_on(self, reason: str, unsaved: Sequence[PersistenceError] = ()) -> str:
-        done = sum(entry.status == "completed" for entry in self._manifest.entries())
         told = "".join(f"\nNot saved, and made anew by going on: {error}" for error in unsaved)
+        finished = f"{self._manifest.completed} of {len(self._all)} runs are finished"
         return (
-            f"{reason.rstrip('.')}. {done} of {len(self._all)} runs are finished and kept in {self._dir}. "
-            f"Go on with: llem run --resume {self._dir}{told}"
+            f"{reason.rstrip('.')}. {finished} and kept in {self._dir}. Go on with: llem run --resume {self._dir}{told}"
         )
 
     def _mark_interrupted(self) -> None:
