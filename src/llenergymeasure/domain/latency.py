@@ -78,9 +78,9 @@ class RequestTimings(Record):
     )
     queue_ms: Float64Array | None = optional("Waiting in the engine before the start, in ms; null: not told.")
     itl_ms: Float32Array | None = optional("All gaps between consecutive tokens of a request, in ms; null: not told.")
-    energy_j: Float64Array | None = optional("Share of each in the energy of the window, in J; null: see the reason.")
+    energy_j: Float64Array | None = optional("Share of each in the window's energy, in joules; null: see the reason.")
     energy_half_width_j: Float64Array | None = optional(
-        "95 % half-width of each share, without the sensor's gain, in J."
+        "95 % half-width of each, without the sensor's gain, in joules."
     )
     energy_reason: str | None = optional("Why there are no joules of single requests; null: there are.")
 
@@ -152,13 +152,13 @@ class LatencyStatistics(Record):
 class RequestEnergy(Record):
     """Joules of single requests over all processes: shares of the meter's figure, which add up to it."""
 
-    energy_j: Annotated[Percentiles | None, _columns(66, "request_energy", "Energy of a request", "J")] = optional(
-        "Joules of a request; null: see the reason."
+    energy_j: Annotated[Percentiles | None, _columns(64, "request_energy", "Energy of a request", "J")] = optional(
+        "Energy of a request, in joules; null: see the reason."
     )
-    stdev_j: float | None = optional("Standard deviation over the requests, in J.")
+    stdev_j: float | None = optional("Standard deviation over the requests, in joules.")
     half_width_j: Percentiles | None = optional(
         "95 % half-widths, without the sensor's gain, of the requests nearest to the values of energy_j (of the mean: "
-        "their mean), in J."
+        "their mean), in joules."
     )
     reason: str | None = optional("Why there are no joules of single requests; null: there are.")
 
