@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +35,6 @@ sweep: {precision: [fp32, bf16], pytorch.batch_size: [1, 2]}
 def llem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     directory = tmp_path / "work"
     directory.mkdir()
-    if "huggingface_hub" in sys.modules:  # it reads the environment once, as it is imported
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return CommandLine(directory, monkeypatch, capsys)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 
 from llenergymeasure.cli.dry_run import MAX_LISTED
-from llenergymeasure.cli.large_study import preview_lines
+from llenergymeasure.cli.large_study import preview_lines, print_preview
 from llenergymeasure.config.grid import MAX_POINTS, StudyTooLargeError, expand_grid, validated_points
 from llenergymeasure.config.study_plan import StudyPlan, plan_study
 from memory import peak_bytes
@@ -90,3 +93,24 @@ def test_ten_times_the_points_take_no_more_memory(list_all: bool) -> None:
     go_through(plan_of(SMALL))  # what is made once
     small, large = (peak_bytes(partial(go_through, plan_of(points))) for points in (SMALL, LARGE))
     assert (large - small) / (LARGE - SMALL) < MOST_BYTES_PER_POINT, (small, large)
+
+
+class NeverLookedAt(dict[str, Any]):
+    """The fixed part of points that nobody may look at."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("a point was looked at")
+
+    keys = __iter__  # type: ignore[assignment]
+
+
+def test_a_reader_who_has_left_ends_it_before_the_next_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = plan_of(SMALL).blocks
+    plan = replace(plan_of(SMALL), blocks=(replace(block, fixed=NeverLookedAt()),))
+    with pytest.raises(AssertionError, match="a point was looked at"):
+        list(preview(plan))
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as left:
+        monkeypatch.setattr(sys, "stdout", left)
+        print_preview(plan, list_all=True)

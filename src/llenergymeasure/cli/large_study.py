@@ -33,7 +33,8 @@ def print_preview(plan: StudyPlan, *, list_all: bool) -> None:
         disable=list_all or not sys.stderr.isatty(),
     )
     for line in preview_lines(plan, points, list_all=list_all):
-        print_result(line)
+        if not print_result(line):
+            break
 
 
 def preview_lines(

@@ -45,15 +45,15 @@ class UsageError(Exception):
     """Flags that do not go together."""
 
 
-def print_result(text: str) -> None:
-    """Write `text` and a line's end to stdout; a reader who has left (`| head`) is nobody's fault.
+def print_result(text: str) -> bool:
+    """Write `text` and a line's end to stdout; whether somebody still reads, for nobody need (`| head`).
 
     Raises:
         PersistenceError: The disk that stdout goes to is full, or fails; the text is on stderr then.
     """
     line = for_display(text) + "\n"
     try:
-        write_stdout(line)
+        return write_stdout(line)
     except OSError as error:
         with suppress(OSError):
             sys.stderr.write(line)

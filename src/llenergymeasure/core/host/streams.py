@@ -25,8 +25,11 @@ def open_standard_streams() -> tuple[tuple[int, ...], tuple[str, ...]]:
     return opened, tuple(filled)
 
 
-def write_stdout(text: str) -> None:
+def write_stdout(text: str) -> bool:
     """Write `text` to stdout at once; a reader who has left (`| head`) is nobody's fault.
+
+    Returns:
+        Whether somebody still reads.
 
     Raises:
         OSError: The disk that it goes to is full, or fails. What is written later is lost without another error, of
@@ -39,6 +42,8 @@ def write_stdout(text: str) -> None:
         discard_stdout()
         if not isinstance(error, BrokenPipeError):
             raise
+        return False
+    return True
 
 
 def discard_stdout() -> None:
