@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.steps import StepLog
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.parameters import ParameterCount
 from llenergymeasure.datasets.types import PromptTokenizer
@@ -73,10 +74,12 @@ class GenerationOutput:
     Args:
         compilations: Programs that were compiled and graphs that were recorded during the call; 0 also where the engine
             does not tell.
+        steps: The engine's steps during the call; `None` where it does not tell.
     """
 
     requests: tuple[RequestOutput, ...]
     compilations: int = 0
+    steps: StepLog | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +93,13 @@ class Specialisation:
         full_output_length: So is each length that the texts reach, so that short outputs do not meet them all.
         meetings: Times that a shape is met until nothing is left to prepare: 3 for CUDA graphs (run, record, replay);
             0 for an engine that prepares nothing.
+        rows: Requests that run at once in an engine that batches by itself: so many are rehearsed together.
     """
 
     every_prompt_length: bool = False
     full_output_length: bool = False
     meetings: int = 1
+    rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)

