@@ -21,7 +21,7 @@ test: $(VENV)/.test
 vllm-env: $(VLLM)/.test
 
 test-vllm: $(VLLM)/.test
-	LLEM_TEST_REQUIRE=vllm,gcc $(VLLM)/bin/python -m pytest tests/vllm
+	LLEM_TEST_REQUIRE=vllm,gcc $(VLLM)/bin/python -m pytest tests/vllm_engine
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 _TESTS = Path(__file__).resolve().parent.parent / "tests"
-sys.path += [str(_TESTS), str(_TESTS / "unit"), str(_TESTS / "integration"), str(_TESTS / "vllm")]
+sys.path += [str(_TESTS), str(_TESTS / "unit"), str(_TESTS / "integration"), str(_TESTS / "vllm_engine")]
 
 import test_config_models as config_models
 import test_gaps as gaps

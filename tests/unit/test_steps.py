@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fakes import ConstantMeter, StepEngine, VirtualClock, requests
-from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, RequestOutput
-from llenergymeasure.core.backends.steps import EngineStep, StepLog, steps_of_batch
+from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, RequestOutput, steps_of_batch
+from llenergymeasure.core.backends.steps import EngineStep, StepLog
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.window import measure_window
 

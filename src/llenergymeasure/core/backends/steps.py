@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from llenergymeasure.core.backends.protocol import RequestOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +52,3 @@ class StepLog:
         self._requests.extend(steps._requests)
         self._prefill_tokens.extend(steps._prefill_tokens)
         self._decode_tokens.extend(steps._decode_tokens)
-
-
-def steps_of_batch(outputs: Sequence[RequestOutput]) -> StepLog | None:
-    """The steps of a batch that begins as one and is not refilled; `None` where its tokens have no instants.
-
-    A row that has ended may be computed on until the batch ends; it is no longer counted.
-    """
-    times_s = max((output.token_times_s or () for output in outputs), key=len, default=())
-    if not times_s or any(output.token_times_s is None for output in outputs):
-        return None
-    lengths = sorted(output.output_tokens for output in outputs)
-    log = StepLog()
-    log.add(times_s[0], len(outputs), sum(output.input_tokens for output in outputs), 0)
-    running = tokens = 0
-    for position in range(1, len(times_s)):
-        alive = len(lengths) - bisect_right(lengths, position)
-        running, tokens = running or alive, tokens + alive
-        if position + 1 == len(times_s) or times_s[position + 1] > times_s[position]:  # else drafted: of the same step
-            log.add(times_s[position], running, 0, tokens)
-            running = tokens = 0
-    return log

@@ -20,6 +20,7 @@ from llenergymeasure.core.backends.protocol import (
     LoadedModel,
     MemoryStats,
     RequestOutput,
+    steps_of_batch,
 )
 from llenergymeasure.core.backends.pytorch.compiling import CompilationCounter, may_compile
 from llenergymeasure.core.backends.pytorch.generation import DeviceStepTimer, HostStepTimer, StepTimer, generate_batch
@@ -32,7 +33,7 @@ from llenergymeasure.core.backends.pytorch.preflight import (
     used_devices,
 )
 from llenergymeasure.core.backends.shared import TransformersTokenizer, engine_output_logged, load_tokenizer, seeded
-from llenergymeasure.core.backends.steps import StepLog, steps_of_batch
+from llenergymeasure.core.backends.steps import StepLog
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.memory import MB

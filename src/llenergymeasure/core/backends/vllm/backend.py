@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+import vllm
 from transformers import PreTrainedTokenizerBase
+from vllm import LLM
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
@@ -30,7 +32,6 @@ from llenergymeasure.core.backends.protocol import (
     Specialisation,
     TokenPasses,
 )
-from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.backends.shared import TransformersTokenizer, engine_output_logged, load_tokenizer, seeded
 from llenergymeasure.core.backends.vllm.adapters import check_adapter, lora_request
 from llenergymeasure.core.backends.vllm.engine import (
@@ -42,6 +43,7 @@ from llenergymeasure.core.backends.vllm.engine import (
 )
 from llenergymeasure.core.backends.vllm.engine_log import EngineLog
 from llenergymeasure.core.backends.vllm.listening import RequestTimes, StepListener, listening
+from llenergymeasure.core.backends.vllm.liveness import watch_core
 from llenergymeasure.core.backends.vllm.preflight import (
     check_passthrough,
     planned_devices,
@@ -54,7 +56,6 @@ from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.parameters import count_from_config
 from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model
 from llenergymeasure.exceptions import BackendError
-from vllm import LLM
 
 LOGGERS: Final = ("vllm", "torch", "gloo")
 """What vLLM and the libraries behind it speak through."""
@@ -113,7 +114,7 @@ class VLLMBackend:
 
     def version(self) -> str:
         """Version of vLLM."""
-        return next(iter(package_versions(self.name).values()))
+        return str(vllm.__version__)
 
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
@@ -147,6 +148,7 @@ class VLLMBackend:
             with engine_output_logged(*LOGGERS), log.taken(), seeded(config.random_seed):
                 llm = LLM(**arguments)
                 _switch_front_statistics_off(llm.llm_engine)
+                watch_core(llm.llm_engine.engine_core)
                 self._session = _Session(
                     llm=llm,
                     log=log,
@@ -173,9 +175,9 @@ class VLLMBackend:
         return tuple(dict.fromkeys(device for device, _ in self._loaded().ask_workers("llem_device")))
 
     @property
-    def engine_config(self) -> Any:
-        """The engine's own config (`VllmConfig`), to look at."""
-        return self._loaded().engine.vllm_config
+    def llm(self) -> LLM:
+        """The loaded `LLM`, to look at."""
+        return self._loaded().llm
 
     @property
     def batch_size(self) -> int | None:
@@ -188,9 +190,9 @@ class VLLMBackend:
         for request in requests:
             check_request(request, session.engine.model_config.max_model_len, session.vocab_size)
         with engine_output_logged(*LOGGERS):
-            session.engine.reset_prefix_cache()
             listener = StepListener(self._clock)
             try:
+                session.engine.reset_prefix_cache()
                 finished = _run(session, requests, listener)
             except Exception as error:
                 raise BackendError(_explain_generating(error, session.log, requests)) from error
@@ -353,8 +355,9 @@ def _explain_loading(error: Exception, log: EngineLog, config: ExperimentConfig)
 
 
 def _explain_generating(error: Exception, log: EngineLog, requests: Sequence[GenerationRequest]) -> str:
-    cause = log.cause() if isinstance(error, EngineDeadError) else None
-    told = cause or told_by_vllm(error)
+    told = told_by_vllm(error)
+    if isinstance(error, EngineDeadError):
+        told = log.cause() or "the engine's process has ended. Was it killed, or did memory run out? dmesg tells"
     if "OutOfMemory" in told or isinstance(error, MemoryError):
         return (
             f"out of memory while generating for {len(requests)} prompts ({told}). Lower vllm.gpu_memory_utilization, "

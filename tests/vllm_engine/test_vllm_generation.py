@@ -79,7 +79,7 @@ def test_an_adapter_says_the_same_as_on_pytorch(model: Path, tmp_path: Path) -> 
     asked = requests(*TEXTS)
     with loaded(experiment(model, lora=lora)) as engine:
         adapted = ids(engine.generate(asked))
-        assert engine.engine_config.lora_config.max_lora_rank == 8
+        assert engine.llm.llm_engine.vllm_config.lora_config.max_lora_rank == 8
     assert adapted == pytorch_texts(model, asked, lora=lora)
     assert adapted != pytorch_texts(model, asked)
 

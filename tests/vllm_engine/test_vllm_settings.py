@@ -30,11 +30,11 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def engine_config(config: ExperimentConfig) -> Any:
     """What vLLM makes of the arguments that an experiment gives it, before anything is loaded."""
+    from vllm import EngineArgs
     from vllm.usage.usage_lib import UsageContext
 
     from llenergymeasure.core.backends.vllm.engine import engine_arguments
     from llenergymeasure.core.model.source import find_model
-    from vllm import EngineArgs
 
     source = find_model(config.model, None, cache_home=None)
     return EngineArgs(**engine_arguments(config, source, None)).create_engine_config(UsageContext.LLM_CLASS)
@@ -135,7 +135,7 @@ def test_a_format_that_the_checkpoint_is_not_in_is_found_before_loading(
 def test_what_was_loaded_is_told_from_the_engine_itself(model: Path) -> None:
     with loaded(experiment(model, vllm={"block_size": 64})) as engine:
         found = engine.describe()
-        assert engine.engine_config.cache_config.block_size == 64
+        assert engine.llm.llm_engine.vllm_config.cache_config.block_size == 64
     assert found.settings["precision"] == "fp32"
     assert found.settings["vllm.block_size"] == 64
     assert found.settings["vllm.max_num_seqs"] == 4

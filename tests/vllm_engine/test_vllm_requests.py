@@ -81,7 +81,7 @@ def test_more_requests_than_fit_wait_and_every_step_tells_its_batch(engine: VLLM
 
 def test_a_stall_in_a_step_appears_in_the_gap_before_its_tokens(engine: VLLMBackend) -> None:
     """The scheduler is made to sleep before one step, as a machine would stall."""
-    scheduler = engine._loaded().engine.engine_core.engine_core.scheduler
+    scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
     schedule, calls, stall_s = scheduler.schedule, 0, 0.25
 
     def stalling(*arguments: Any, **keywords: Any) -> Any:
