@@ -87,9 +87,7 @@ def test_an_adapter_says_the_same_as_on_pytorch(model: Path, tmp_path: Path) -> 
 def test_an_adapter_of_another_model_is_an_error_of_loading(model: Path, tmp_path: Path) -> None:
     other = save_wide_model(tmp_path / "other", intermediate_size=64)
     lora = {"adapter_path": str(save_adapter(tmp_path / "adapter", other))}
-    with pytest.raises(
-        BackendError, match=r"lora: .*adapter does not fit .*: 4 of its tensors have no counterpart .*down_proj"
-    ):
+    with pytest.raises(BackendError, match=r"does not fit .*2 of its tensors have .*down_proj"):
         backend().load(experiment(model, lora=lora))
 
 

@@ -44,11 +44,11 @@ def workplace(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Workp
 
 
 def processes_of(place: Workplace) -> list[str]:
-    """What runs with the workplace's temporary directory in its environment, zombies left out."""
+    """What runs with the workplace's home in its environment, zombies left out."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("TMPDIR") == str(place.tmp) and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get("HOME") == str(place.home) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(f"{process.pid} {process.name()}")
         except psutil.Error:  # it has ended, or is another user's
             continue

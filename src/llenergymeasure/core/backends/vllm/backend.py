@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +41,9 @@ from llenergymeasure.core.backends.vllm.engine import (
     section_of,
     told_by_vllm,
 )
-from llenergymeasure.core.backends.vllm.engine_log import EngineLog
 from llenergymeasure.core.backends.vllm.listening import RequestTimes, StepListener, listening
 from llenergymeasure.core.backends.vllm.liveness import watch_core
+from llenergymeasure.core.backends.vllm.place import EnginePlace
 from llenergymeasure.core.backends.vllm.preflight import (
     check_passthrough,
     planned_devices,
@@ -74,7 +74,6 @@ class _Session:
     """A loaded engine, and what every request needs to know."""
 
     llm: LLM
-    log: EngineLog
     source: ModelSource
     decoder: DecoderConfig
     seed: int
@@ -109,6 +108,7 @@ class VLLMBackend:
         self._source: ModelSource | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._session: _Session | None = None
+        self._place: EnginePlace | None = None
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
 
@@ -137,36 +137,18 @@ class VLLMBackend:
         if self._session is not None:
             self.unload()
         check_passthrough(config)
-        source, tokenizer = self._model_source(config), self._own_tokenizer(config)
-        arguments = engine_arguments(config, source, self._cache_home)
-        adapter = find_adapter(config.lora, self._cache_home) if config.lora is not None else None
-        if config.lora is not None and adapter is not None:
-            check_adapter(config.lora, adapter, source)
-        lora = lora_request(adapter) if adapter is not None else None
-        log = EngineLog()
+        arguments = engine_arguments(config, self._model_source(config), self._cache_home)
+        lora = self._adapter(config)
+        place = self._place = EnginePlace()
         try:
-            with engine_output_logged(*LOGGERS), log.taken(), seeded(config.random_seed):
-                llm = LLM(**arguments)
-                _switch_front_statistics_off(llm.llm_engine)
-                watch_core(llm.llm_engine.engine_core)
-                self._session = _Session(
-                    llm=llm,
-                    log=log,
-                    source=source,
-                    decoder=config.decoder,
-                    seed=config.random_seed,
-                    eos_token_ids=_eos_token_ids(llm, tokenizer),
-                    vocab_size=llm.llm_engine.model_config.get_vocab_size(),
-                    lora=lora,
-                )
-                if lora is not None:
-                    llm.llm_engine.add_lora(lora)
+            with engine_output_logged(*LOGGERS), place.taken(), seeded(config.random_seed):
+                self._session = self._start(config, arguments, lora)
             check_arrived(section_of(config), self._settings())
         except BackendError:
             self.unload()
             raise
         except Exception as error:  # vLLM's own checks, a hundred architectures, and what its processes die of
-            told = _explain_loading(error, log, config)
+            told = _explain_loading(error, place, config)
             self.unload()
             raise BackendError(told) from error
 
@@ -195,7 +177,7 @@ class VLLMBackend:
                 session.engine.reset_prefix_cache()
                 finished = _run(session, requests, listener)
             except Exception as error:
-                raise BackendError(_explain_generating(error, session.log, requests)) from error
+                raise BackendError(_explain_generating(error, self._place, requests)) from error
         outputs = (_request_output(*pair, listener) for pair in zip(requests, finished, strict=True))
         return GenerationOutput(tuple(outputs), steps=listener.steps)
 
@@ -234,6 +216,30 @@ class VLLMBackend:
             specialisation=Specialisation(rows=found.scheduler_config.max_num_seqs),
         )
 
+    def _start(self, config: ExperimentConfig, arguments: Mapping[str, Any], lora: LoRARequest | None) -> _Session:
+        llm = LLM(**arguments)
+        engine = llm.llm_engine
+        _switch_front_statistics_off(engine)
+        watch_core(engine.engine_core)
+        if lora is not None:
+            engine.add_lora(lora)
+        return _Session(
+            llm=llm,
+            source=self._model_source(config),
+            decoder=config.decoder,
+            seed=config.random_seed,
+            eos_token_ids=_eos_token_ids(llm, self._own_tokenizer(config)),
+            vocab_size=engine.model_config.get_vocab_size(),
+            lora=lora,
+        )
+
+    def _adapter(self, config: ExperimentConfig) -> LoRARequest | None:
+        if config.lora is None:
+            return None
+        adapter = find_adapter(config.lora, self._cache_home)
+        check_adapter(config.lora, adapter, self._model_source(config))
+        return lora_request(adapter)
+
     def _settings(self) -> dict[str, Any]:
         session = self._loaded()
         found = session.engine.vllm_config
@@ -251,11 +257,13 @@ class VLLMBackend:
         with engine_output_logged(*LOGGERS):
             if session is not None:
                 session.engine.engine_core.shutdown()
-                logger.info("What vLLM wrote to standard error:\n%s", session.log.text())
-                session.log.close()
             del session
             gc.collect()
             _forget_process_groups()
+        if self._place is not None:
+            logger.info("What vLLM wrote to standard error:\n%s", self._place.text())
+            self._place.close()
+            self._place = None
 
     def _own_tokenizer(self, config: ExperimentConfig) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
@@ -346,18 +354,19 @@ def _forget_process_groups() -> None:
         cleanup_dist_env_and_memory()
 
 
-def _explain_loading(error: Exception, log: EngineLog, config: ExperimentConfig) -> str:
-    told = log.cause() or told_by_vllm(error)
+def _explain_loading(error: Exception, place: EnginePlace, config: ExperimentConfig) -> str:
+    told = place.cause() or told_by_vllm(error)
     if "lora" in told.lower() and config.lora is not None:
         return f"lora: {config.lora.adapter_id or config.lora.adapter_path} cannot be loaded by vLLM: {told}"
     sent = f" (passthrough_kwargs sent along: {', '.join(sorted(config.passthrough_kwargs or {}))})"
     return f"model: {config.model} cannot be loaded by vLLM: {told}{sent if config.passthrough_kwargs else ''}"
 
 
-def _explain_generating(error: Exception, log: EngineLog, requests: Sequence[GenerationRequest]) -> str:
+def _explain_generating(error: Exception, place: EnginePlace | None, requests: Sequence[GenerationRequest]) -> str:
     told = told_by_vllm(error)
     if isinstance(error, EngineDeadError):
-        told = log.cause() or "the engine's process has ended. Was it killed, or did memory run out? dmesg tells"
+        cause = place.cause() if place is not None else None
+        told = cause or "the engine's process has ended. Was it killed, or did memory run out? dmesg tells"
     if "OutOfMemory" in told or isinstance(error, MemoryError):
         return (
             f"out of memory while generating for {len(requests)} prompts ({told}). Lower vllm.gpu_memory_utilization, "
