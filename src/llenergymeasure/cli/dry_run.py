@@ -14,7 +14,7 @@ from llenergymeasure.config.grid import describe_skipped
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.config.same_work import partial_batch
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.backends.registry import package_versions
+from llenergymeasure.core.backends.registry import device_choice, package_versions
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, free_memory_mb
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_vram, memory_text
@@ -105,7 +105,7 @@ def known_waits(config: ExperimentConfig) -> Iterator[tuple[str, float]]:
 def render_dry_run(report: DryRunReport) -> str:
     """The report as text."""
     config = report.config
-    on_cpu = not report.gpus and config.backend_config.device_choice in ("cpu", "auto")
+    on_cpu = not report.gpus and device_choice(config) in ("cpu", "auto")
     entries = {
         "Config": ["valid"],
         "Engine": [report.engine],
@@ -202,9 +202,10 @@ def gpus_here(host: Host) -> tuple[Gpu, ...]:
 
 def _devices(config: ExperimentConfig, host: Host) -> tuple[tuple[Gpu, ...], str | None]:
     """The GPUs that the run would use, and what to know about them."""
-    device = config.backend_config.device_choice
+    device = device_choice(config)
     if device == "cpu":
-        return (), f"the CPU, as {config.backend}.device says"
+        who = f"{config.backend}.device" if config.backend_config.device_choice == device else "the engine's build"
+        return (), f"the CPU, as {who} says"
     gpus = gpus_here(host)
     if not gpus and device == "auto":
         return (), "the CPU: there is no GPU here"
@@ -279,7 +280,7 @@ def _configurations(
 
 def _memory_needed(config: ExperimentConfig, machine: UserConfig, gpus: Sequence[Gpu], host: Host) -> str:
     """The GPU memory that `config` needs; nothing on the CPU, and where it is not known."""
-    if config.backend_config.device_choice == "cpu":
+    if device_choice(config) == "cpu":
         return ""
     vram = estimate_vram(config, environ=host.environ, cache_home=Path(machine.output.model_cache_dir))
     if vram.total_mb is None:

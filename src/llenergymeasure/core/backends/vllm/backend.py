@@ -220,9 +220,13 @@ class VLLMBackend:
         llm = LLM(**arguments)
         engine = llm.llm_engine
         _switch_front_statistics_off(engine)
-        watch_core(engine.engine_core)
-        if lora is not None:
-            engine.add_lora(lora)
+        try:
+            watch_core(engine.engine_core)
+            if lora is not None:
+                engine.add_lora(lora)
+        except BaseException:
+            engine.engine_core.shutdown()
+            raise
         return _Session(
             llm=llm,
             source=self._model_source(config),
@@ -288,10 +292,10 @@ def _run(session: _Session, requests: Sequence[GenerationRequest], listener: Ste
     ids: list[str] = []
     try:
         with listening(engine.engine_core, listener.note):
-            for request in requests:
+            for position, request in enumerate(requests):
                 parameters = sampling_parameters(request, session.decoder, session.eos_token_ids, session.seed)
                 prompt = tokens_input(list(request.token_ids))
-                ids.append(engine.add_request(str(request.index), prompt, parameters, lora_request=session.lora))
+                ids.append(engine.add_request(str(position), prompt, parameters, lora_request=session.lora))
             outputs: dict[str, Any] = {}
             while engine.has_unfinished_requests():
                 outputs.update((output.request_id, output) for output in engine.step())
@@ -299,7 +303,7 @@ def _run(session: _Session, requests: Sequence[GenerationRequest], listener: Ste
         with suppress(Exception):  # an engine that died has nothing left to give up
             engine.abort_request(ids, internal=True)
         raise
-    return [(inner, outputs[str(request.index)]) for inner, request in zip(ids, requests, strict=True)]
+    return [(inner, outputs[str(position)]) for position, inner in enumerate(ids)]
 
 
 def _request_output(request: GenerationRequest, answer: tuple[str, Any], listener: StepListener) -> RequestOutput:

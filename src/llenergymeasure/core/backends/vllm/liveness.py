@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from multiprocessing.connection import wait
+from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -24,10 +24,13 @@ def watch_core(core: Any) -> None:
     resources = getattr(core, "resources", None)
     if resources is None:  # it is in this process
         return
-    sentinels = [process.sentinel for process in resources.engine_manager.processes]
+    ended = DefaultSelector()
+    for process in resources.engine_manager.processes:
+        ended.register(process.sentinel, EVENT_READ)  # a descriptor that is readable once the process is gone
 
     def tell() -> None:
-        wait(sentinels)
+        ended.select()
+        ended.close()
         resources.engine_dead = True
         core.outputs_queue.put_nowait(EngineDeadError())
         for owed in list(core.utility_results.values()):
