@@ -1,18 +1,27 @@
 # Two commands, each enough on a fresh machine with Python 3.11 to 3.13 and a network:
 #   make demo   measures the built-in model and prints what it cost
 #   make test   runs every test that this machine can run
+# A third sets up vLLM's CPU build in an environment of its own, which `make test` uses from then on:
+#   make vllm-env
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := $(VENV)-vllm
 
-.PHONY: demo test lint format docs bench bench-smoke clean
+.PHONY: demo test vllm-env test-vllm bench-vllm lint format docs bench bench-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/llem run examples/quickstart.yaml
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest tests
+	$(if $(wildcard $(VLLM)/.test),$(MAKE) test-vllm)
+
+vllm-env: $(VLLM)/.test
+
+test-vllm: $(VLLM)/.test
+	LLEM_TEST_REQUIRE=vllm,gcc $(VLLM)/bin/python -m pytest tests/vllm_engine
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -38,11 +47,14 @@ bench-smoke: $(VENV)/.test
 	$(BIN)/python -m benchmarks.study --quick
 	$(BIN)/python -m benchmarks.energy_accuracy --quick
 
+bench-vllm: $(VLLM)/.test
+	$(VLLM)/bin/python -m benchmarks.vllm_overhead
+
 docs: $(VENV)-docs/.docs
 	$(VENV)-docs/bin/mkdocs build
 
 clean:
-	rm -rf $(VENV) $(VENV)-docs site .pytest_cache .mypy_cache .ruff_cache tests/nvml/_build
+	rm -rf $(VENV) $(VENV)-docs $(VLLM) site .pytest_cache .mypy_cache .ruff_cache tests/nvml/_build
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "The pinned environment needs Python 3.11 to 3.13; this is %d.%d. Name another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -58,6 +70,13 @@ $(VENV)/.demo: $(VENV)/.python requirements/run.txt pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo requirements/test.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements/test.txt
+	touch $@
+
+$(VLLM)/.test: requirements/torch.txt requirements/vllm.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --quiet -r requirements/torch.txt
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -r requirements/vllm.txt
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
 	touch $@
 
 $(VENV)-docs/.docs: requirements/docs.txt

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 _TESTS = Path(__file__).resolve().parent.parent / "tests"
-sys.path += [str(_TESTS), str(_TESTS / "unit"), str(_TESTS / "integration")]
+sys.path += [str(_TESTS), str(_TESTS / "unit"), str(_TESTS / "integration"), str(_TESTS / "vllm_engine")]
 
 import test_config_models as config_models
 import test_gaps as gaps
@@ -38,6 +38,7 @@ import test_settings_effects_terminal as terminal
 import test_settings_effects_user as user
 import test_study_faults as study_faults
 import test_study_runner as study_runner
+import test_vllm_settings as vllm
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,14 @@ _GENERATE: Final = Effect(_LOADING, pytorch.test_generation_fields_reach_the_gen
 _ASSISTANT: Final = Effect(_LOADING, pytorch.test_the_assistant_drafts_with_its_settings)
 _COMPILE: Final = Effect(_LOADING, pytorch.test_compiling_goes_through_torch_compile_and_gives_the_same_text)
 _QUANTISER: Final = Effect(_LOADING, pytorch.test_quantisation_details_reach_the_quantiser)
+_VLLM: Final = Effect(
+    "core/backends/vllm/engine.py",
+    vllm.test_every_field_arrives_in_the_engines_own_config,
+    "tested on vLLM's CPU build",
+)
+_VLLM_QUANTISATION: Final = Effect("core/backends/vllm/engine.py", vllm.test_weights_are_quantised_while_loading)
+_VLLM_EXPERTS: Final = Effect("core/backends/vllm/engine.py", vllm.test_expert_parallelism_arrives_and_needs_experts)
+_VLLM_DRAFTER: Final = Effect("core/backends/vllm/engine.py", vllm.test_a_draft_model_arrives_with_its_settings)
 _SYNTHETIC: Final = Effect(
     "datasets/loader.py", experiment.test_synthetic_prompts_have_the_number_and_the_lengths_asked_for
 )
@@ -195,7 +204,12 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
     "pytorch.bnb_4bit_quant_type": _QUANTISER,
     "pytorch.bnb_4bit_use_double_quant": _QUANTISER,
     "pytorch.allow_tf32": Effect(_LOADING, pytorch.test_tf32_is_set_while_loaded_and_put_back),
-    "vllm.*": _REFUSED,
+    **{f"vllm.{name}": _VLLM for name in vllm.VALUES if name != "speculative_config"},
+    **{f"vllm.speculative_config.{name}": _VLLM for name in vllm.VALUES["speculative_config"]},
+    "vllm.speculative_config.model": _VLLM_DRAFTER,
+    "vllm.speculative_config.draft_tensor_parallel_size": _VLLM_DRAFTER,
+    "vllm.quantization": _VLLM_QUANTISATION,
+    "vllm.enable_expert_parallel": _VLLM_EXPERTS,
     "tensorrt.*": _REFUSED,
 }
 """Fields of an experiment. `name.*` stands for the whole section of an engine that this release does not run."""

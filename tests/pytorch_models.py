@@ -56,6 +56,21 @@ def save_model(directory: Path, seed: int = 0, *, tokenizer: bool = True, **over
     return directory
 
 
+def save_adapter(directory: Path, base: Path, **settings: object) -> Path:
+    """A LoRA adapter with weights large enough to change every text."""
+    import peft
+
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **settings})
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+    adapted.save_pretrained(directory)
+    return directory
+
+
 def experiment(model: Path | str, **fields: Any) -> ExperimentConfig:
     """A short greedy experiment on the CPU in fp32; `pytorch` fields are added to `device: cpu`."""
     fields["pytorch"] = {"device": "cpu", **fields.get("pytorch", {})}

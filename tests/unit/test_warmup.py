@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fakes import PREPARES_NOTHING, ConstantMeter, StepEngine, VirtualClock, requests
 from llenergymeasure.config.models import WarmupConfig
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, Specialisation
-from llenergymeasure.core.backends.rehearsal import MAX_MEETINGS, SHORT_OUTPUT_TOKENS
+from llenergymeasure.core.backends.rehearsal import MAX_MEETINGS, SHORT_OUTPUT_TOKENS, rehearsed_batches
 from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.progress import Waiting, ignore_events
@@ -223,6 +223,16 @@ def rehearsed_shapes(asked: list[GenerationRequest], specialisation: Specialisat
 def test_every_engine_meets_the_ragged_batch_and_the_longest_prompt_with_short_texts() -> None:
     asked = prompts_of(4, 4, 4, 4, 9, 4, 6)
     assert rehearsed_shapes(asked, Specialisation()) == [(3, 9, SHORT_OUTPUT_TOKENS), (1, 6, SHORT_OUTPUT_TOKENS)]
+
+
+def test_an_engine_that_batches_by_itself_meets_as_many_at_once_as_it_will_run() -> None:
+    asked = prompts_of(4, 4, 9, 4, 6)
+    assert [len(batch) for batch in rehearsed_batches(asked, None, Specialisation(rows=3))] == [3, 2]
+    clock = VirtualClock()
+    engine = CompilingEngine(clock, batch_size=None)
+    config = WarmupConfig(n_warmup=2, thermal_floor_seconds=0)
+    warm_up(engine, asked, config, Specialisation(rows=3, meetings=0), ConstantMeter(clock), clock, ignore_events)
+    assert {rows for rows, _, _ in engine.met} == {3}
 
 
 def test_texts_in_full_are_met_where_the_engine_specialises_on_their_length() -> None:

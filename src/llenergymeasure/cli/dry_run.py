@@ -14,7 +14,7 @@ from llenergymeasure.config.grid import describe_skipped
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.config.same_work import partial_batch
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.backends.registry import package_versions
+from llenergymeasure.core.backends.registry import device_choice, package_versions
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, GpuDriverError, free_memory_mb
@@ -212,7 +212,7 @@ def _prompts(config: ExperimentConfig) -> str:
 
 def _cpu_if_used(config: ExperimentConfig) -> tuple[DeviceId, ...]:
     """The CPU, where a run without a GPU would be on it; else nothing."""
-    return (CPU_DEVICE,) if config.backend_config.device_choice in ("cpu", "auto") else ()
+    return (CPU_DEVICE,) if device_choice(config) in ("cpu", "auto") else ()
 
 
 def gpus_here(host: Host) -> tuple[Gpu, ...]:
@@ -225,9 +225,10 @@ def gpus_here(host: Host) -> tuple[Gpu, ...]:
 
 def _devices(config: ExperimentConfig, host: Host) -> tuple[tuple[Gpu, ...], str | None]:
     """The GPUs that the run would use, and what to know about them."""
-    device = config.backend_config.device_choice
+    device = device_choice(config)
     if device == "cpu":
-        return (), f"the CPU, as {config.backend}.device says"
+        who = f"{config.backend}.device" if config.backend_config.device_choice == device else "the engine's build"
+        return (), f"the CPU, as {who} says"
     gpus = gpus_here(host)
     if not gpus and device == "auto":
         return (), "the CPU: there is no GPU here"
@@ -302,7 +303,7 @@ def _configurations(
 
 def _memory_needed(config: ExperimentConfig, machine: UserConfig, gpus: Sequence[Gpu], host: Host) -> str:
     """The GPU memory that `config` needs; nothing on the CPU, and where it is not known."""
-    if config.backend_config.device_choice == "cpu":
+    if device_choice(config) == "cpu":
         return ""
     vram = estimate_vram(config, environ=host.environ, cache_home=Path(machine.output.model_cache_dir))
     if vram.total_mb is None:

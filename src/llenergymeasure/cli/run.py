@@ -29,6 +29,7 @@ from llenergymeasure.config.loader import resolve_experiment
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
+from llenergymeasure.core.backends.registry import device_choice
 from llenergymeasure.core.gpu.driver import GpuDriverError
 from llenergymeasure.core.gpu.visible import order_is_certain, visible_gpus
 from llenergymeasure.core.host.environment import read_cpu
@@ -142,7 +143,7 @@ def device_title(config: ExperimentConfig, host: Host) -> str | None:
 
     `None` where there is none for the run, and where CUDA alone knows which of several unlike boards it will be.
     """
-    device = config.backend_config.device_choice
+    device = device_choice(config)
     if device != "cpu":
         try:
             driver = host.open_driver()

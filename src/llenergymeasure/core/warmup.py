@@ -84,7 +84,7 @@ def warm_up(
     if not config.enabled:
         observer(StepFinished("warmup", f"off; {len(rehearsed)} shapes rehearsed"))
         return Warmup(result=None)
-    size = min(engine.batch_size or 1, len(requests))
+    size = min(engine.batch_size or specialisation.rows, len(requests))
     short = itertools.cycle([shortened(request) for request in requests])
     started_s = clock.now()
 

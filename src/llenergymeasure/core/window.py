@@ -22,6 +22,7 @@ from llenergymeasure.core.backends.protocol import (
     RequestOutput,
     split_into_batches,
 )
+from llenergymeasure.core.backends.steps import StepLog
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.integrate import energy_between
 from llenergymeasure.core.energy.spans import Span
@@ -46,6 +47,7 @@ class Window:
 
     Args:
         compilations: Programs compiled and graphs recorded in it, as far as the engine tells.
+        steps: The engine's steps in it; `None` where it does not tell.
     """
 
     outputs: tuple[RequestOutput, ...]
@@ -53,6 +55,7 @@ class Window:
     started_at: datetime
     ended_at: datetime
     compilations: int = 0
+    steps: StepLog | None = None
 
 
 def measure_window(
@@ -76,6 +79,7 @@ def measure_window(
         BackendError: The engine failed; the meter has been stopped.
     """
     outputs: list[RequestOutput] = []
+    steps = StepLog()
     output_tokens = compilations = 0
 
     def add(produced: GenerationOutput) -> None:
@@ -84,6 +88,7 @@ def measure_window(
         outputs.extend(produced.requests)
         output_tokens += sum(request.output_tokens for request in produced.requests)
         compilations += produced.compilations
+        steps.extend(produced.steps or StepLog())
         observer(PromptsDone("measure", len(outputs), planned, output_tokens, clock.now() - handle.start_s))
 
     batched = BatchedEngine(engine, add)
@@ -107,7 +112,7 @@ def measure_window(
     ended_at = clock.wall()
     took = f"[{clock_face(energy.duration_sec)}, {output_tokens / energy.duration_sec:.0f} tok/s]"
     observer(StepFinished("measure", f"{len(outputs)}/{len(outputs)} prompts  {took}"))
-    return Window(tuple(outputs), energy, started_at, ended_at, compilations)
+    return Window(tuple(outputs), energy, started_at, ended_at, compilations, steps or None)
 
 
 class BatchedEngine:
@@ -128,13 +133,15 @@ class BatchedEngine:
             BackendError: The engine failed.
         """
         outputs: list[RequestOutput] = []
+        steps = StepLog()
         compilations = 0
         for batch in split_into_batches(requests, self._backend.batch_size):
             produced = self._backend.generate(batch)
             outputs.extend(produced.requests)
             compilations += produced.compilations
+            steps.extend(produced.steps or StepLog())
             self._on_batch(produced)
-        return GenerationOutput(tuple(outputs), compilations)
+        return GenerationOutput(tuple(outputs), compilations, steps or None)
 
 
 @dataclass(frozen=True, slots=True)

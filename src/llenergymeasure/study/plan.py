@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from llenergymeasure.config.grid import apply_cycles, compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, study_titles
+from llenergymeasure.core.backends.registry import device_choice
 from llenergymeasure.core.model.parameters import count_from_name
 from llenergymeasure.core.progress import Event
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
@@ -100,7 +101,7 @@ def timeout_s(config: ExperimentConfig) -> float:
     waits and the size in its model's name.
     """
     billions = max(1.0, (count_from_name(config.model).params or UNKNOWN_SIZE) / 1e9)
-    on_cpu = config.backend_config.device_choice in ("cpu", "auto")
+    on_cpu = device_choice(config) in ("cpu", "auto")
     per_token_s = SLOWEST_CPU_S_PER_TOKEN if on_cpu else SLOWEST_S_PER_TOKEN
     warmup_prompts = max(config.warmup.n_warmup, config.warmup.max_prompts)
     generation_s = (config.n + warmup_prompts) * config.max_output_tokens * per_token_s * billions

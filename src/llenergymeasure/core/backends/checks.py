@@ -12,6 +12,7 @@ from importlib import util
 from typing import Final, TypeVar
 
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.protocol import GenerationRequest
 from llenergymeasure.core.model.context import context_length
 from llenergymeasure.core.model.source import ModelSource, first_line
 from llenergymeasure.exceptions import BackendError, ConfigError
@@ -47,6 +48,32 @@ class EngineHost:
 
 
 Check = Callable[[ExperimentConfig, EngineHost], Iterator[str]]
+
+
+def check_request(request: GenerationRequest, context_length: int | None, vocab_size: int) -> None:
+    """Refuse what a loaded model cannot answer.
+
+    Args:
+        context_length: Longest sequence it takes, in tokens; `None`: unbounded.
+        vocab_size: Rows of its input embedding.
+
+    Raises:
+        BackendError: The prompt is empty, too long, or of another model's tokens.
+    """
+    length = len(request.token_ids)
+    if length == 0:
+        raise BackendError(f"prompt {request.index} has no tokens. Remove empty prompts from the data set.")
+    highest = max(request.token_ids)
+    if highest >= vocab_size:
+        raise BackendError(
+            f"prompt {request.index} holds token id {highest}, but the model's vocabulary ends at "
+            f"{vocab_size - 1}: the tokenizer belongs to another model."
+        )
+    if context_length is not None and length + request.max_new_tokens > context_length:
+        raise BackendError(
+            f"prompt {request.index} has {length} tokens and may grow by {request.max_new_tokens}, but the model takes "
+            f"{context_length} in all. Lower max_input_tokens or max_output_tokens."
+        )
 
 
 def attempt(find: Callable[[], T], problems: list[str]) -> T | None:

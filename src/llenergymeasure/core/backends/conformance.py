@@ -2,9 +2,9 @@
 
     assert check_backend(lambda: MyBackend(SystemClock()), config) == []
 
-The checks load `config`'s model for real and generate a few short texts. They look at what figures depend on: counts of
-tokens, their instants, the devices, and that the process is left as it was found. The engine must use the machine's own
-clock (`SystemClock`).
+The checks load `config`'s model for real, three times, and generate a few short texts. They look at what figures depend
+on: counts of tokens, their instants, the engine's steps, the devices, and that the process is left as it was found. The
+engine must use the machine's own clock (`SystemClock`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import cycle, pairwise
 from typing import Final
 
-from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.models import DecoderConfig, ExperimentConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend, RequestOutput
 from llenergymeasure.core.backends.rehearsal import MAX_MEETINGS
 from llenergymeasure.core.clock import SystemClock
@@ -33,6 +33,9 @@ TEXTS: Final = (
 )
 OUTPUT_TOKENS: Final = 8
 """Longest output of the checks, in tokens; `config.max_output_tokens` must allow it."""
+
+NO_VOCABULARY: Final = 10_000_000
+"""More tokens than any vocabulary has."""
 
 MISSING_MODEL: Final = "./there-is-no-such-model"
 
@@ -154,6 +157,8 @@ def _outputs_answer_requests(subject: _Subject) -> Iterator[str]:
             yield f"{where}: {output.output_tokens} output tokens with a limit of {limit}"
         if output.finish_reason == "length" and output.output_tokens != limit:
             yield f"{where}: ended by length after {output.output_tokens} of {limit} tokens"
+        if output.finish_reason == "eos" and output.token_ids[-1] in list(output.token_ids[:-1]):
+            yield f"{where}: went on after its first end-of-sequence token {output.token_ids[-1]}"
 
 
 def _forced_lengths_are_met(subject: _Subject) -> Iterator[str]:
@@ -161,6 +166,17 @@ def _forced_lengths_are_met(subject: _Subject) -> Iterator[str]:
     for output in subject.generate(subject.requests(forced=True)):
         if output.output_tokens != OUTPUT_TOKENS:
             yield f"prompt {output.index}: {output.output_tokens} tokens where {OUTPUT_TOKENS} were forced"
+
+
+def _company_changes_no_length(subject: _Subject) -> Iterator[str]:
+    """A request alone has as many tokens as among others, whatever the size of a batch."""
+    requests = subject.requests(forced=True)
+    for count in range(1, len(requests) + 1):
+        outputs = subject.generate(requests[:count])
+        found = [(output.input_tokens, output.output_tokens) for output in outputs]
+        expected = [(len(request.token_ids), request.max_new_tokens) for request in requests[:count]]
+        if found != expected:
+            yield f"{count} requests at once: {found} tokens in and out, expected {expected}"
 
 
 def _rows_end_on_their_own(subject: _Subject) -> Iterator[str]:
@@ -191,6 +207,29 @@ def _tokens_are_timed_truly(subject: _Subject) -> Iterator[str]:
             yield f"{where}: tokens at {times_s[0]:.6f}..{times_s[-1]:.6f} s, generated within the call"
         elif any(later < earlier for earlier, later in pairwise(times_s)):
             yield f"{where}: a token before its predecessor"
+
+
+def _steps_add_up(subject: _Subject) -> Iterator[str]:
+    """Where an engine tells its steps, they hold every token, each at the instant that its request says."""
+    requests = subject.requests(forced=True)[: subject.engine.batch_size]
+    produced = subject.engine.generate(requests)
+    if produced.steps is None:
+        return
+    steps = list(produced.steps)
+    ends_s = [step.ended_s for step in steps]
+    told_s = {instant for output in produced.requests for instant in output.token_times_s or ()}
+    if any(later <= earlier for earlier, later in pairwise(ends_s)):
+        yield "a step does not end after the one before it"
+    if not told_s <= set(ends_s):
+        yield "tokens are there at instants at which no step ends"
+    if not all(1 <= step.requests <= len(requests) for step in steps):
+        yield f"steps of {sorted({step.requests for step in steps})} requests, and {len(requests)} were asked for"
+    continued = sum(output.output_tokens - 1 for output in produced.requests)
+    if sum(step.decode_tokens for step in steps) < continued:
+        yield f"steps hold {sum(step.decode_tokens for step in steps)} decode tokens, and {continued} are in the texts"
+    prompts = sum(output.input_tokens for output in produced.requests)
+    if not 1 <= sum(step.prefill_tokens for step in steps) <= prompts:
+        yield f"steps hold {sum(step.prefill_tokens for step in steps)} prefill tokens of prompts of {prompts}"
 
 
 def _greedy_decoding_repeats(subject: _Subject) -> Iterator[str]:
@@ -230,6 +269,19 @@ def _random_states() -> tuple[object, ...]:
     return (random.getstate(), torch.get_rng_state().tolist() if torch is not None else None)
 
 
+def _bad_requests_are_errors(subject: _Subject) -> Iterator[str]:
+    """What cannot be answered is refused, and does not take the engine down with it."""
+    vocabulary = max(max(prompt) for prompt in subject.prompts) + NO_VOCABULARY
+    for what, ids in (("no token", ()), ("a token beyond the vocabulary", (vocabulary,))):
+        try:
+            subject.engine.generate([GenerationRequest(0, ids, 1)])
+        except BackendError:
+            continue
+        yield f"a prompt of {what} raised no BackendError"
+    if len(subject.generate(subject.requests(forced=True))) != len(subject.prompts):
+        yield "the engine no longer answers after a request that it refused"
+
+
 def _figures_are_plausible(subject: _Subject) -> Iterator[str]:
     subject.engine.reset_peak_memory()
     subject.generate(subject.requests())
@@ -244,6 +296,29 @@ def _figures_are_plausible(subject: _Subject) -> Iterator[str]:
         yield "describe() reads no setting back"
     if model.parameters.params is None and not model.parameters.note:
         yield "describe() counts no parameters and does not say why"
+
+
+def _loads_again_and_follows_the_seed(subject: _Subject) -> Iterator[str]:
+    """Unloaded and loaded again, sampling: the seed alone decides the texts, not what was generated before."""
+    decoder = DecoderConfig(temperature=1.0, top_k=0)
+    config = subject.config.model_copy(update={"decoder": decoder})
+    if subject.engine.preflight(config):
+        return  # it does not sample
+    requests = subject.requests(forced=True)
+    texts = []
+    for seed in (config.random_seed, config.random_seed + 1):
+        subject.engine.unload()
+        subject.engine.load(config.model_copy(update={"random_seed": seed}))
+        texts.append(_texts(subject.generate(requests)))
+        subject.generate(requests[:1])
+        if _texts(subject.generate(requests)) != texts[-1]:
+            yield f"seed {seed}: what was generated before changed the texts"
+    if texts[0] == texts[1]:
+        yield "two seeds gave the same texts"
+
+
+def _texts(outputs: Sequence[RequestOutput]) -> list[list[int]]:
+    return [list(output.token_ids) for output in outputs]
 
 
 def _unloads_for_good(subject: _Subject) -> Iterator[str]:
@@ -261,12 +336,16 @@ _CHECKS: Final[dict[str, Callable[[_Subject], Iterator[str]]]] = {
     "batch_size": _batch_size_is_sane,
     "outputs": _outputs_answer_requests,
     "forced_lengths": _forced_lengths_are_met,
+    "company": _company_changes_no_length,
     "row_limits": _rows_end_on_their_own,
     "timestamps": _tokens_are_timed_truly,
+    "steps": _steps_add_up,
     "determinism": _greedy_decoding_repeats,
     "shapes": _shapes_are_prepared_once,
     "side_effects": _process_is_left_alone,
     "figures": _figures_are_plausible,
+    "errors": _bad_requests_are_errors,
+    "reload": _loads_again_and_follows_the_seed,
     "unload": _unloads_for_good,
 }
 """In this order, since nothing works after the last."""

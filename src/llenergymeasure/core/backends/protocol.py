@@ -8,11 +8,13 @@ The harness owns the lifecycle and calls these in this order; an engine never me
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.steps import StepLog
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.parameters import ParameterCount
 from llenergymeasure.datasets.types import PromptTokenizer
@@ -73,10 +75,12 @@ class GenerationOutput:
     Args:
         compilations: Programs that were compiled and graphs that were recorded during the call; 0 also where the engine
             does not tell.
+        steps: The engine's steps during the call; `None` where it does not tell.
     """
 
     requests: tuple[RequestOutput, ...]
     compilations: int = 0
+    steps: StepLog | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,13 @@ class Specialisation:
         full_output_length: So is each length that the texts reach, so that short outputs do not meet them all.
         meetings: Times that a shape is met until nothing is left to prepare: 3 for CUDA graphs (run, record, replay);
             0 for an engine that prepares nothing.
+        rows: Requests that run at once in an engine that batches by itself: so many are rehearsed together.
     """
 
     every_prompt_length: bool = False
     full_output_length: bool = False
     meetings: int = 1
+    rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,3 +237,24 @@ def split_into_batches(
     """The requests in order, `batch_size` at a time; all at once for `None`, where the engine batches by itself."""
     size = batch_size or len(requests)
     return [requests[start : start + size] for start in range(0, len(requests), size)]
+
+
+def steps_of_batch(outputs: Sequence[RequestOutput]) -> StepLog | None:
+    """The steps of a batch that begins as one and is not refilled; `None` where its tokens have no instants.
+
+    A row that has ended may be computed on until the batch ends; it is no longer counted.
+    """
+    times_s = max((output.token_times_s or () for output in outputs), key=len, default=())
+    if not times_s or any(output.token_times_s is None for output in outputs):
+        return None
+    lengths = sorted(output.output_tokens for output in outputs)
+    log = StepLog()
+    log.add(times_s[0], len(outputs), sum(output.input_tokens for output in outputs), 0)
+    running = tokens = 0
+    for position in range(1, len(times_s)):
+        alive = len(lengths) - bisect_right(lengths, position)
+        running, tokens = running or alive, tokens + alive
+        if position + 1 == len(times_s) or times_s[position + 1] > times_s[position]:  # else drafted: of the same step
+            log.add(times_s[position], running, 0, tokens)
+            running = tokens = 0
+    return log

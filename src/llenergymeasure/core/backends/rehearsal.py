@@ -33,10 +33,11 @@ def rehearsed_batches(
     """One batch of the window, that with the longest prompt, for each shape of it, in order.
 
     Args:
-        batch_size: As the engine tells it; where it batches by itself (`None`), each request is taken alone.
+        batch_size: As the engine tells it; where it batches by itself (`None`), the batches are of so many requests as
+            run at once.
     """
     largest: dict[tuple[int, int, int], Batch] = {}
-    for batch in split_into_batches(requests, batch_size or 1):
+    for batch in split_into_batches(requests, batch_size or specialisation.rows):
         width = prompt_width(batch)
         shape = (
             len(batch),

@@ -1,4 +1,4 @@
-"""What engines share: seeded random numbers, their output in the log, and the model's own tokenizer.
+"""What engines share: seeded random numbers, the GPUs, their output in the log, and the model's own tokenizer.
 
 Figures must depend on the seed alone, and the process is left as it was found. An engine's warnings speak to the
 programmer who called it (deprecations, casts, retries), so they are kept in this package's log as information; what
@@ -8,6 +8,7 @@ matters to a figure is found out and told by this package itself. Its errors sta
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sys
 import warnings
@@ -20,6 +21,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError
+from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
 from llenergymeasure.core.model.source import ModelSource, first_line
 from llenergymeasure.exceptions import BackendError
 
@@ -30,6 +34,24 @@ HUB_LOGGERS: Final = ("transformers", "huggingface_hub")
 """Loggers of what every engine finds its models with."""
 
 
+def gpu_uuids() -> tuple[DeviceId, ...]:
+    """The GPUs that this process's PyTorch can use, in CUDA's order; CUDA is started only where NVML cannot tell."""
+    try:
+        nvml = open_nvml()
+        if order_is_certain(os.environ, nvml):
+            gpus = visible_gpus(os.environ, nvml)
+            if len(gpus) == torch.cuda.device_count():
+                return tuple(gpu.uuid for gpu in gpus)
+    except GpuDriverError:
+        pass  # a container may have CUDA without NVML; the energy backend will say what that costs
+    return cuda_uuids_of_torch(torch)
+
+
+def derived_seed(seed: int, stream: int) -> int:
+    """A seed for one of the uses of `seed`, so that no two of them draw the same numbers."""
+    return random.Random(f"{seed}/{stream}").getrandbits(32)
+
+
 @contextmanager
 def seeded(seed: int, stream: int = 0) -> Iterator[None]:
     """Seed Python's, numpy's (if loaded) and PyTorch's generators, and put their states back afterwards.
@@ -37,7 +59,7 @@ def seeded(seed: int, stream: int = 0) -> Iterator[None]:
     Args:
         stream: Tells apart the uses of one seed, so that two batches do not draw the same numbers.
     """
-    derived = random.Random(f"{seed}/{stream}").getrandbits(32)
+    derived = derived_seed(seed, stream)
     python_state = random.getstate()
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy else None

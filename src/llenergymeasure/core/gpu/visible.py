@@ -64,8 +64,13 @@ def cuda_is_up() -> bool:
 
 def cuda_uuids_of_torch(torch: Any) -> tuple[str, ...]:
     """UUIDs of the GPUs that the module `torch` sees, in CUDA's order, as NVML writes them; CUDA is initialised."""
-    uuids = (str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count()))
-    return tuple(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}" for uuid in uuids)
+    return tuple(uuid_of_torch(torch, index) for index in range(torch.cuda.device_count()))
+
+
+def uuid_of_torch(torch: Any, device: Any) -> str:
+    """UUID of one GPU of the module `torch`, as NVML writes it."""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
 
 
 def _select(visible: str | None, boards: Sequence[Gpu]) -> Sequence[Gpu]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +13,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.host_memory import peak_rss_mb, start_rss_peak
 from llenergymeasure.core.backends.protocol import (
     GenerationOutput,
     GenerationRequest,
     LoadedModel,
     MemoryStats,
     RequestOutput,
+    steps_of_batch,
 )
 from llenergymeasure.core.backends.pytorch.compiling import CompilationCounter, may_compile
 from llenergymeasure.core.backends.pytorch.generation import DeviceStepTimer, HostStepTimer, StepTimer, generate_batch
@@ -33,6 +33,7 @@ from llenergymeasure.core.backends.pytorch.preflight import (
     used_devices,
 )
 from llenergymeasure.core.backends.shared import TransformersTokenizer, engine_output_logged, load_tokenizer, seeded
+from llenergymeasure.core.backends.steps import StepLog
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.memory import MB
@@ -41,10 +42,6 @@ from llenergymeasure.exceptions import BackendError
 
 LOGGERS: Final = ("accelerate", "peft", "bitsandbytes")
 """What the libraries behind transformers speak through."""
-
-PROC: Final = Path("/proc/self")
-RESET_PEAK_RSS: Final = "5"
-"""Written to `/proc/self/clear_refs`, it makes the kernel start a new peak of the resident set (proc(5))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +135,14 @@ class PyTorchBackend:
         """Generate for `requests`, `batch_size` at a time."""
         session = self._loaded()
         outputs: list[RequestOutput] = []
+        steps = StepLog()
         before = session.compilations.count
         with engine_output_logged(*LOGGERS):
             for start in range(0, len(requests), session.batch_size):
-                outputs += _generate_batch(session, requests[start : start + session.batch_size])
-        return GenerationOutput(tuple(outputs), session.compilations.count - before)
+                batch = _generate_batch(session, requests[start : start + session.batch_size])
+                outputs += batch
+                steps.extend(steps_of_batch(batch) or StepLog())
+        return GenerationOutput(tuple(outputs), session.compilations.count - before, steps or None)
 
     def synchronize(self) -> None:
         """Wait for every GPU that holds a part of the model."""
@@ -249,10 +249,7 @@ class MemoryMeter:
         for index in self.gpu_indices:
             torch.cuda.reset_peak_memory_stats(index)
         if not self.gpu_indices:
-            self._peak_is_ours = False
-            with suppress(OSError):
-                (PROC / "clear_refs").write_text(RESET_PEAK_RSS)
-                self._peak_is_ours = True
+            self._peak_is_ours = start_rss_peak()
 
     def note_cache(self, cache_bytes: int | None) -> None:
         """Remember what the cache of a batch held in the end."""
@@ -260,16 +257,7 @@ class MemoryMeter:
 
     def stats(self) -> MemoryStats:
         """The figures since the last reset; on the CPU, the peak is the process's resident memory."""
-        peak_mb = _peak_rss_mb() if self._peak_is_ours else None
+        peak_mb = peak_rss_mb() if self._peak_is_ours else None
         if self.gpu_indices:
             peak_mb = float(sum(torch.cuda.max_memory_allocated(index) for index in self.gpu_indices)) / MB
         return MemoryStats(peak_mb, self._model_mb, self._largest_cache_bytes / MB or None)
-
-
-def _peak_rss_mb() -> float | None:
-    """Highest resident memory of this process in MB since the last reset; `None` where the kernel hides it."""
-    try:
-        match = re.search(r"^VmHWM:\s+(\d+) kB$", (PROC / "status").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match[1]) * 1024 / MB if match else None

@@ -20,6 +20,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from llenergymeasure.config.models import DecoderConfig
+from llenergymeasure.core.backends.checks import check_request
 from llenergymeasure.core.backends.protocol import GenerationRequest, RequestOutput
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.exceptions import BackendError
@@ -89,7 +90,7 @@ def generate_batch(
         BackendError: A request does not fit the model, or a row came back empty.
     """
     for request in requests:
-        _check_request(request, decoding)
+        check_request(request, decoding.context_length, decoding.vocab_size)
     started_s = timer.start()
     input_ids, attention_mask = pad_left(requests, decoding.pad_token_id, model.device)
     width = input_ids.shape[1]
@@ -269,24 +270,6 @@ def _row_values(values: Sequence[int], input_ids: torch.Tensor) -> torch.Tensor:
     """One value per row of `input_ids`; with beams, each prompt has several rows next to each other."""
     tensor = torch.tensor(values, device=input_ids.device)
     return tensor.repeat_interleave(input_ids.shape[0] // len(values))
-
-
-def _check_request(request: GenerationRequest, decoding: Decoding) -> None:
-    length = len(request.token_ids)
-    if length == 0:
-        raise BackendError(f"prompt {request.index} has no tokens. Remove empty prompts from the data set.")
-    highest = max(request.token_ids)
-    if highest >= decoding.vocab_size:
-        raise BackendError(
-            f"prompt {request.index} holds token id {highest}, but the model's vocabulary ends at "
-            f"{decoding.vocab_size - 1}: the tokenizer belongs to another model."
-        )
-    context = decoding.context_length
-    if context is not None and length + request.max_new_tokens > context:
-        raise BackendError(
-            f"prompt {request.index} has {length} tokens and may grow by {request.max_new_tokens}, but the model takes "
-            f"{context} in all. Lower max_input_tokens or max_output_tokens."
-        )
 
 
 def _request_output(

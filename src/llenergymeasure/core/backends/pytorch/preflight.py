@@ -21,9 +21,10 @@ from llenergymeasure.core.backends.checks import (
     quantised_already,
 )
 from llenergymeasure.core.backends.pytorch.model_checks import MODEL_CHECKS
+from llenergymeasure.core.backends.shared import gpu_uuids
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
-from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
+from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, visible_gpus
 from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model
 from llenergymeasure.exceptions import BackendError
 
@@ -110,7 +111,7 @@ def planned_devices(section: PyTorchConfig) -> tuple[DeviceId, ...]:
     """
     if not placement_here(section).on_gpu:
         return (CPU_DEVICE,)
-    uuids = _gpu_uuids()
+    uuids = gpu_uuids()
     return uuids[: section.gpu_count(len(uuids))]
 
 
@@ -125,18 +126,6 @@ def used_devices(gpu_indices: Sequence[int]) -> tuple[DeviceId, ...]:
         gpus = ()
     names = {gpu.cuda_index: gpu.uuid for gpu in gpus} if len(gpus) == len(uuids) else dict(enumerate(uuids))
     return tuple(names[index] for index in gpu_indices)
-
-
-def _gpu_uuids() -> tuple[DeviceId, ...]:
-    try:
-        nvml = open_nvml()
-        if order_is_certain(os.environ, nvml):
-            gpus = visible_gpus(os.environ, nvml)
-            if len(gpus) == torch.cuda.device_count():
-                return tuple(gpu.uuid for gpu in gpus)
-    except GpuDriverError:
-        pass  # a container may have CUDA without NVML; the energy backend will say what that costs
-    return cuda_uuids_of_torch(torch)
 
 
 def preflight_problems(
