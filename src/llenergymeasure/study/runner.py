@@ -27,8 +27,8 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import LLEMError, PersistenceError, ResultRescuedError, StudyError
 from llenergymeasure.results.persistence import refuge, save_result, save_result_or_rescue
+from llenergymeasure.runners.isolated import Launcher
 from llenergymeasure.runners.job import Job, MeasuredRun
-from llenergymeasure.runners.launchers import Launcher
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError, signals_as
 from llenergymeasure.study.gaps import environment_changes, gaps_of, leftover_gpu_memory, wait_out
 from llenergymeasure.study.manifest import ManifestWriter
@@ -43,6 +43,7 @@ from llenergymeasure.study.plan import (
     StudyWarning,
     plan_runs,
     shared_parts,
+    silence_s,
     timeout_s,
 )
 from llenergymeasure.study.resume import Resumption
@@ -217,13 +218,14 @@ class StudyRunner:
             work_dir.mkdir()
         except OSError as error:
             raise PersistenceError(f"Cannot create {work_dir}: {error.strerror or error}.") from error
-        limit_s = self._study.execution.experiment_timeout_seconds
+        execution = self._study.execution
         return Job(
             config=run.config,
             machine=self._machine,
             work_dir=work_dir,
             baselines=self._baselines,
-            timeout_s=timeout_s(run.config) if limit_s is None else limit_s,
+            timeout_s=timeout_s(run.config, execution),
+            silence_s=silence_s(run.config, execution),
         )
 
     def _run_one(self, run: PlannedRun, job: Job) -> None:
