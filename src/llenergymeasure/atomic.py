@@ -78,9 +78,12 @@ def open_ours(path: Path, flags: int) -> int:
     """
     with _naming_the_path(path):
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    if problem := _not_ours(os.fstat(descriptor), os.stat(path.parent)):
-        os.close(descriptor)
-        raise PersistenceError(f"{path} is not used: {problem}. Look who put it there, and remove it.")
+        try:
+            if problem := _not_ours(os.fstat(descriptor), os.stat(path.parent)):
+                raise PersistenceError(f"{path} is not used: {problem}. Look who put it there, and remove it.")
+        except BaseException:
+            os.close(descriptor)
+            raise
     return descriptor
 
 

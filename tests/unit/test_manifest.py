@@ -212,7 +212,7 @@ def test_missing_manifest_is_an_error_that_names_the_file(tmp_path: Path) -> Non
 
 def test_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL_FILE
-    journal, line = Journal(path), f'{{"entry": {ENTRY.model_dump_json()}}}'
+    journal, line = Journal(path), b'{"entry": ' + ENTRY.model_dump_json().encode() + b"}"
     journal.append(line)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 10, limits[1]))
@@ -221,7 +221,7 @@ def test_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
             journal.append(line)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_text() == line + "\n"
+    assert path.read_bytes() == line + b"\n"
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,25 @@ def test_a_dry_run_refuses_what_no_run_could_do_with_its_exit_code(
     assert message in said.err
 
 
+@pytest.mark.parametrize(("fields", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_single_dry_run_reports_and_then_refuses_in_the_words_of_its_run(
+    llem: CommandLine, fields: str, message: str
+) -> None:
+    experiment = llem.file("e.yaml", f"{{{fields}}}\n")
+    preview, run = llem("run", experiment, "--dry-run"), llem("run", experiment, "--quiet")
+    assert (preview.code, preview.err) == (run.code, run.err)
+    assert preview.code == 1
+    assert message in preview.err
+    assert preview.out.endswith("Nothing was run.\n")
+    assert run.out == ""
+
+
+def test_a_single_dry_run_of_what_can_run_says_nothing_more(llem: CommandLine) -> None:
+    experiment = llem.file("e.yaml", f"{{{SOUND}, energy: {{backend: null}}}}\n")
+    preview = llem("run", experiment, "--dry-run")
+    assert (preview.code, preview.err) == (0, "")
+
+
 def test_a_run_is_refused_in_the_same_words_before_anything_starts(llem: CommandLine) -> None:
     study = llem.file("s.yaml", f"{{{SOUND}, dataset: none.jsonl, sweep: {{random_seed: [1, 2]}}}}\n")
     preview, run = llem("run", study, "--dry-run"), llem("run", study)

@@ -104,9 +104,11 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
         raise config_error(error, document, request.sources()) from error
     config = with_default_backend(config)
     if request.dry_run:
-        from llenergymeasure.cli.dry_run import dry_run_experiment, render_dry_run
+        from llenergymeasure.cli.dry_run import dry_run_experiment, meter_here, render_dry_run
+        from llenergymeasure.study.preflight import check_here
 
-        print_result(render_dry_run(dry_run_experiment(config, machine)))
+        print_result(render_dry_run(dry_run_experiment(config, machine, find_meter=meter_here)))
+        check_here([config], machine)  # what its run would refuse, in the same words
         return EXIT_OK
     results: list[ExperimentResult] = []
     progress = None if request.quiet else ExperimentProgress(sys.stderr, _title(config))

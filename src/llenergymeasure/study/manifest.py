@@ -1,7 +1,8 @@
 """The checkpoint of a study: `manifest.json`, and a journal for what happened since it was last written.
 
     transition ──> one line in manifest.journal.jsonl, synced to disk     (constant cost)
-              └──> manifest.json written anew, whole: at once while it is small, else within `SNAPSHOT_DELAY_S`
+              └──> manifest.json written anew, whole: at once while it is small, else within `SNAPSHOT_DELAY_S`,
+                   and at once where the journal cannot be written
 
 `load_manifest` reads both. A journal line carries an entry's whole new state, so reading a line twice, or one that
 `manifest.json` already knows, changes nothing.
@@ -15,12 +16,13 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
-from llenergymeasure.atomic import make_unique_directory, open_ours, read_plain_file, write_bytes_atomically
+from llenergymeasure.atomic import make_unique_directory, open_ours, read_plain_file, write_atomically
 from llenergymeasure.config.base import portable_data
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.core.clock import Clock, SystemClock
@@ -118,7 +120,7 @@ class ManifestWriter:
             self._entries[run.key] = done.get(run.key) or ExperimentManifestEntry(
                 config_hash=run.config_hash, config_summary=run.title, cycle=run.cycle
             )
-        self._lines = {key: entry.model_dump_json() for key, entry in self._entries.items()}
+        self._lines = {key: _line(entry) for key, entry in self._entries.items()}
         self._header = StudyManifest(
             study_name=study.name or DEFAULT_NAME,
             study_design_hash=design_hash_of(study),
@@ -126,7 +128,7 @@ class ManifestWriter:
             total_experiments=len(self._entries),
             pending=len(self._entries),
         )
-        self._study_text = json.dumps(portable_data(study), ensure_ascii=False)
+        self._study = json.dumps(portable_data(study), ensure_ascii=False).encode()
         self._lock = threading.Lock()
         self._cancel_snapshot: Cancel | None = None
         self._version = 0
@@ -190,14 +192,31 @@ class ManifestWriter:
         key = (config_hash, cycle)
         with self._lock:
             entry = ExperimentManifestEntry.model_validate({**dict(self._entries[key]), **changes})
-            line = entry.model_dump_json()
-            self._journal.append(f'{{"entry": {line}}}')
+            line = _line(entry)
+            # First here: what has happened has happened, whether it can be written or not.
             self._entries[key], self._lines[key] = entry, line
             self._version += 1
+            try:
+                self._journal.append(b'{"entry": ' + line + b"}")
+            except PersistenceError as error:
+                self._do_without_journal(error)
             if self._written_bytes <= SMALL_BYTES:
                 self._try_to_write(self._version, self._render())
             elif self._cancel_snapshot is None:
                 self._cancel_snapshot = self._after(SNAPSHOT_DELAY_S, self._snapshot_on_time)
+
+    def _do_without_journal(self, error: PersistenceError) -> None:
+        """Write the manifest whole; the lines that are in the journal would undo it, so they go.
+
+        Raises:
+            PersistenceError: `error`, where that cannot be done either.
+        """
+        try:
+            self._write(self._version, self._render())
+            self._journal.empty()
+        except PersistenceError:
+            raise error from None
+        _log.warning("%s The manifest is written whole instead.", error)
 
     def _end(self, status: StudyStatus) -> None:
         with self._lock:
@@ -207,12 +226,15 @@ class ManifestWriter:
             for key, entry in self._entries.items():
                 if entry.status == "running":
                     stopped = entry.model_copy(update={"status": "pending", "started_at": None})
-                    self._entries[key], self._lines[key] = stopped, stopped.model_dump_json()
+                    self._entries[key], self._lines[key] = stopped, _line(stopped)
             completed_at = None if status == "interrupted" else self._clock.wall()
             self._header = self._header.model_copy(update={"status": status, "completed_at": completed_at})
             self._version += 1
             self._write(self._version, self._render())
-            self._journal.remove()
+            try:
+                self._journal.remove()
+            except PersistenceError as error:
+                _log.warning("%s What it holds is in the manifest.", error)
 
     def _snapshot_on_time(self) -> None:
         with self._lock:
@@ -222,25 +244,32 @@ class ManifestWriter:
             version, content = self._version, self._render()
         self._try_to_write(version, content)  # outside the lock: no transition waits for a large file
 
-    def _render(self) -> bytes:
-        """The manifest as JSON, put together from lines that are made once, one run per line."""
+    def _render(self) -> list[bytes]:
+        """The manifest as JSON, in parts of which those of the runs, one a line, are made once."""
         header = self._header.model_copy(update=_counts(self._entries.values()))
         opening = header.model_dump_json(exclude={"experiments", "study"}, indent=2).removesuffix("\n}")
-        runs = ",\n    ".join(self._lines.values())
-        return f'{opening},\n  "experiments": [\n    {runs}\n  ],\n  "study": {self._study_text}\n}}\n'.encode()
+        between = [b",\n    "] * (2 * len(self._lines) - 1)
+        between[::2] = self._lines.values()
+        return [
+            f'{opening},\n  "experiments": [\n    '.encode(),
+            *between,
+            b'\n  ],\n  "study": ',
+            self._study,
+            b"\n}\n",
+        ]
 
-    def _try_to_write(self, version: int, content: bytes) -> None:
+    def _try_to_write(self, version: int, content: Sequence[bytes]) -> None:
         try:
             self._write(version, content)
         except PersistenceError as error:  # the journal has it
             _log.warning("The manifest is behind its journal: %s", error)
 
-    def _write(self, version: int, content: bytes) -> None:
+    def _write(self, version: int, content: Sequence[bytes]) -> None:
         """Write `manifest.json`, never an older version over a newer one."""
         with self._writing:
             if version > self._written_version:
-                write_bytes_atomically(self._path, content)
-                self._written_version, self._written_bytes = version, len(content)
+                write_atomically(self._path, lambda file: file.writelines(content))
+                self._written_version, self._written_bytes = version, sum(map(len, content))
 
 
 class Journal:
@@ -255,31 +284,43 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._length = 0
-        self._descriptor = open_ours(path, os.O_WRONLY | os.O_CREAT)
+        self._file = FileIO(open_ours(path, os.O_WRONLY | os.O_CREAT), "wb")
         try:
-            os.ftruncate(self._descriptor, 0)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise self._cannot_write(error) from error
+            self.empty()
+        except BaseException:
+            self._file.close()
+            raise
 
-    def append(self, line: str) -> None:
+    def append(self, line: bytes) -> None:
         """Write one line.
 
         Raises:
             PersistenceError: It is not on disk; what was there before is untouched.
         """
-        content = line.encode("utf-8") + b"\n"
+        content = line + b"\n"
+        descriptor = self._file.fileno()
         try:
-            written = os.pwrite(self._descriptor, content, self._length)
+            written = os.pwrite(descriptor, content, self._length)
             if written < len(content):  # the disk is full: the rest of the line says so
-                os.pwrite(self._descriptor, content[written:], self._length + written)
-            os.fdatasync(self._descriptor)
+                os.pwrite(descriptor, content[written:], self._length + written)
+            os.fdatasync(descriptor)
         except OSError as error:
             with contextlib.suppress(OSError):  # the next line goes over what was written of this one anyway
-                os.ftruncate(self._descriptor, self._length)
-            raise self._cannot_write(error) from error
+                os.ftruncate(descriptor, self._length)
+            raise self._cannot("write", error) from error
         self._length += len(content)
+
+    def empty(self) -> None:
+        """Discard all lines: everything in them stands elsewhere.
+
+        Raises:
+            PersistenceError: They are still there.
+        """
+        try:
+            os.ftruncate(self._file.fileno(), 0)
+        except OSError as error:
+            raise self._cannot("write", error) from error
+        self._length = 0
 
     def remove(self) -> None:
         """Close and delete the file: everything in it stands elsewhere.
@@ -287,14 +328,14 @@ class Journal:
         Raises:
             PersistenceError: It cannot be deleted.
         """
-        os.close(self._descriptor)
         try:
             self._path.unlink(missing_ok=True)
+            self._file.close()
         except OSError as error:
-            raise self._cannot_write(error) from error
+            raise self._cannot("remove", error) from error
 
-    def _cannot_write(self, error: OSError) -> PersistenceError:
-        return PersistenceError(f"Cannot write {self._path}: {error.strerror or error}.")
+    def _cannot(self, do: str, error: OSError) -> PersistenceError:
+        return PersistenceError(f"Cannot {do} {self._path}: {error.strerror or error}.")
 
 
 def read_journal(path: Path) -> Iterator[ExperimentManifestEntry]:
@@ -318,6 +359,10 @@ def read_journal(path: Path) -> Iterator[ExperimentManifestEntry]:
             _log.warning("%s: line %d is ignored: it was cut short, or tells of no run", path, number)
         else:
             yield entry
+
+
+def _line(entry: ExperimentManifestEntry) -> bytes:
+    return entry.model_dump_json().encode()
 
 
 def _counts(entries: Iterable[ExperimentManifestEntry]) -> dict[str, int]:

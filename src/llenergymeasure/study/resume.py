@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +44,8 @@ LOCK_FILE: Final = ".lock"
 
 MAX_HOLDER: Final = 200
 """Bytes read of a lock file, which says who holds it."""
+
+UNKNOWN_HOLDER: Final = "another process"
 
 _UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
@@ -209,14 +212,13 @@ def locked(study_dir: Path) -> Iterator[None]:
         PersistenceError: The lock file cannot be written, or is not ours.
     """
     path = study_dir / LOCK_FILE
-    with open(open_ours(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0) as file:
+    with FileIO(open_ours(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = one_line(file.read(MAX_HOLDER).decode(errors="replace")) or "another process"
             raise StudyError(
-                f"{study_dir} is in use by {holder}. Wait for it to end, or stop it; two studies must not share a "
-                "directory, nor a machine."
+                f"{study_dir} is in use by {_holder(file)}. Wait for it to end, or stop it; two studies must not share "
+                "a directory, nor a machine."
             ) from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
@@ -228,6 +230,13 @@ def locked(study_dir: Path) -> Iterator[None]:
         except OSError as error:
             raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
         yield
+
+
+def _holder(lock: FileIO) -> str:
+    """Who holds a lock, as its file says."""
+    with suppress(OSError):  # that it is held is what matters
+        return one_line(lock.read(MAX_HOLDER).decode(errors="replace")) or UNKNOWN_HOLDER
+    return UNKNOWN_HOLDER
 
 
 def find_unfinished(parent: Path, study_design_hash: str) -> Path | None:
