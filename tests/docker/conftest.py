@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.docker.daemon import Daemon, running_daemon, why_not
 from tests.docker.image import build_image
 
 TESTS = Path(__file__).parents[1]
+IN_CONTAINER = Path(__file__).with_name("in_container.py")
 SCRIPTS = ("children.py", "study_children.py", "study_fakes.py", "fakes.py", "result_samples.py")
 """Experiments of other tests."""
 
@@ -35,20 +37,25 @@ def _no_container_is_left(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> It
 @pytest.fixture(scope="session")
 def plain_image(daemon: Daemon) -> str:
     """An image without any engine, and with the experiments of tests that measure nothing."""
-    more = {f"opt/site/{name}": TESTS / name for name in SCRIPTS}
-    more["opt/site/in_container.py"] = TESTS / "docker" / "in_container.py"
-    return _made(daemon, "llem-test/plain:1", packages=("hypothesis",), more=more)
+    return made(daemon, "llem-test/plain:1", **plain_content())
 
 
 @pytest.fixture(scope="session")
 def torch_image(daemon: Daemon) -> str:
     """An image with the pytorch engine."""
     pytest.importorskip("torch")
-    return _made(daemon, "llem-test/torch:1", extras=("pytorch",))
+    return made(daemon, "llem-test/torch:1", extras=("pytorch",))
 
 
-def _made(daemon: Daemon, tag: str, **how: object) -> str:
+def plain_content() -> dict[str, Any]:
+    """What is in the plain image besides this package."""
+    more = {f"opt/site/{name}": TESTS / name for name in SCRIPTS}
+    return {"packages": ("hypothesis",), "more": {**more, "opt/site/in_container.py": IN_CONTAINER}}
+
+
+def made(daemon: Daemon, tag: str, further: Mapping[str, Path] | None = None, **how: Any) -> str:
+    """Make an image on a daemon; returns its name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", daemon.address)
-        build_image(tag, **how)  # type: ignore[arg-type]
+        build_image(tag, **{**how, "more": {**how.get("more", {}), **(further or {})}})
     return tag

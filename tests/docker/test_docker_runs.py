@@ -79,11 +79,13 @@ def test_a_study_in_containers_is_whole_and_can_be_resumed(workplace: Workplace)
     assert "nothing to do" in again.stderr
 
 
-@pytest.mark.parametrize("kind", ["q.yaml", "s.yaml"])
-def test_ctrl_c_ends_the_container_and_the_command_says_so(workplace: Workplace, daemon: Daemon, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "sign"), [("q.yaml", "Measuring"), ("s.yaml", "c1/3")])
+def test_ctrl_c_ends_the_container_and_the_command_says_so(
+    workplace: Workplace, daemon: Daemon, kind: str, sign: str
+) -> None:
     workplace.write("q.yaml", f"{QUICK}{LONG}")
     workplace.write("s.yaml", f"{QUICK}{LONG}sweep: {{random_seed: [1, 2]}}\n")
-    ended = run_on_terminal(workplace, [*llem_command(), "run", kind], [("Measuring", signal.SIGINT)])
+    ended = run_on_terminal(workplace, [*llem_command(), "run", kind], [(sign, signal.SIGINT)])
     assert (ended.signals_sent, ended.code) == (1, 130), ended.text
     assert daemon.containers() == []
 
@@ -176,7 +178,7 @@ def test_a_missing_image_is_told_before_anything_starts(workplace: Workplace) ->
 
 def test_what_the_engine_in_the_container_refuses_is_told_alike(workplace: Workplace) -> None:
     workplace.write("q.yaml", QUICK.replace("n: 2", "n: 3"))
-    assert "has 2 prompts" in refused(workplace, workplace.run)
+    assert "it has 2" in refused(workplace, workplace.run)
 
 
 def test_config_shows_daemon_and_images_as_they_are(workplace: Workplace) -> None:

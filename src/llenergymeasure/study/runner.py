@@ -123,7 +123,7 @@ class StudyRunner:
         self._host = host
         self._export_csv = export_csv
         self._gaps = gaps_of(study.execution, machine)
-        self._environment = before.environment
+        self._environments = dict(before.environments)
         self._baselines: tuple[CachedBaseline, ...] = ()
         self._failures_in_a_row: list[str] = []
         self._machine_is_cool = True
@@ -287,10 +287,9 @@ class StudyRunner:
 
     def _annotated(self, result: ExperimentResult, run: PlannedRun, notes: list[str]) -> ExperimentResult:
         """The result with its place in the study and the warnings that only the study can give."""
-        if self._environment is None:
-            self._environment = result.environment_snapshot
-        elif result.environment_snapshot is not None:
-            changes = environment_changes(self._environment, result.environment_snapshot)
+        environment = result.environment_snapshot
+        if environment is not None:  # of one backend: each may have an image of its own
+            changes = environment_changes(self._environments.setdefault(result.backend, environment), environment)
             if changes:
                 message = "differs from the study's earlier results in " + "; ".join(changes)
                 notes = [*notes, str(MeasurementWarning(WarningCode.ENVIRONMENT_CHANGED, message))]

@@ -98,7 +98,7 @@ def explain(text: str) -> str:
     said = next((line for line in reversed(lines) if line.startswith("docker: ")), lines[-1] if lines else "")
     reason = said.removeprefix("docker: ").removeprefix("Error response from daemon: ").rstrip(".") or "no reason given"
     advice = next((advice for words, advice in _MEANINGS if words in reason.lower()), "")
-    return f"{reason}. {advice}".strip()
+    return f"{reason}{'' if reason.endswith('?') else '.'} {advice}".strip()
 
 
 def _ask(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
