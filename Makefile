@@ -6,13 +6,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format docs bench bench-smoke clean
+.PHONY: demo test test-docker lint format docs bench bench-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/llem run examples/quickstart.yaml
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest tests
+
+# Experiments in containers of a daemon that the tests start themselves; needs root and docker.io. Part of `test` too.
+test-docker: $(VENV)/.test
+	LLEM_TEST_REQUIRE=dockerd,docker $(BIN)/python -m pytest tests/docker
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

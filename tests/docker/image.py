@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -60,9 +61,10 @@ def build_image(
     options = [word for change in changes for word in ("--change", change)]
     with subprocess.Popen(["docker", "import", *options, "-", tag], stdin=subprocess.PIPE) as importing:
         assert importing.stdin is not None
-        with tarfile.open(fileobj=importing.stdin, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-            _fill(archive, chain(_further(more or {}), _members(extras, packages)))
-        importing.stdin.close()
+        with suppress(BrokenPipeError):  # the client says why it reads no more
+            with tarfile.open(fileobj=importing.stdin, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+                _fill(archive, chain(_further(more or {}), _members(extras, packages)))
+            importing.stdin.close()
     if importing.returncode != 0:
         raise RuntimeError(f"docker import of {tag} failed")
 
@@ -77,7 +79,8 @@ def _fill(archive: tarfile.TarFile, members: Members) -> None:
             if ".so" in source.name:
                 binaries.append(source)
     for library in _system_libraries(binaries):
-        archive.add(library.resolve(), str(library).lstrip("/"), filter=_owned_by_root)
+        if Path(str(library).lstrip("/")) not in added:
+            archive.add(library.resolve(), str(library).lstrip("/"), filter=_owned_by_root)
     for name in ("python3", "python"):
         archive.addfile(_link(f"usr/local/bin/{name}", Path(sys.executable).resolve().name))
     _add_text(archive, "etc/passwd", "root:x:0:0:root:/:/bin/sh\n")

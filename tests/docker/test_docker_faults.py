@@ -29,6 +29,8 @@ from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedErr
 from mounts import fill
 from study_fakes import study_of
 
+pytestmark = pytest.mark.docker
+
 PATIENCE = Patience(imports_s=60, teardown_s=2, exit_s=10)
 TIMEOUT_S = 3.0
 

@@ -20,6 +20,8 @@ from llem_process import QUICK, Workplace, llem_command, run_on_terminal
 from llenergymeasure.domain.study import StudyManifest
 from llenergymeasure.runners.docker import NAME_LABEL
 
+pytestmark = pytest.mark.docker
+
 UID = 54321
 AsUser = Callable[..., "subprocess.CompletedProcess[str]"]
 

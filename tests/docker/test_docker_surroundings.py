@@ -24,6 +24,8 @@ from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.process import ChildTask
 from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Interrupt, Patience
 
+pytestmark = pytest.mark.docker
+
 ON_CPU = ExperimentConfig.model_validate({"model": "m", "pytorch": {"device": "cpu"}})
 HOOK = "nvidia-container-runtime-hook"
 """What a daemon looks for on its PATH before it takes `--gpus`."""

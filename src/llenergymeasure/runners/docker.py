@@ -43,7 +43,7 @@ from llenergymeasure.runners.child import DIRECTORY_VARIABLE
 from llenergymeasure.runners.isolated import ProcessLauncher, asked_in_groups
 from llenergymeasure.runners.job import LOCAL_RUNNER, Job
 from llenergymeasure.runners.process import ChildTask, Stopwatch, describe_exit, job_options
-from llenergymeasure.runners.supervise import ChildGroup
+from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup
 
 DOCKER_RUNNER: Final = "docker"
 """What stands before the colon where the user's settings name an image."""
@@ -192,6 +192,10 @@ class DockerLauncher(ProcessLauncher):
                 inside = super(DockerLauncher, self).failures(alike, machine)
             except PreFlightError as error:
                 inside = [list(error.failures)] * len(alike)
+            except ChildFailedError as error:
+                backend = alike[0].backend
+                told = f"runners.{backend}: {machine.runners.of(backend)}: what was asked in a container {error}"
+                inside = [[told]] * len(alike)
             return [[*found, *_no_output(config)] for config, found in zip(alike, inside, strict=True)]
 
         return asked_in_groups(configs, lambda config: (config.backend, _gpus(config, Host())), ask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ VERSION_LABEL: Final = f"{APP_NAME}.version"
 
 CUDA_MAJOR: Final = 13
 """What the engines' releases of today are built with."""
+
+_BEGINNINGS: Final = re.compile(r"^(docker: )?(Error response from daemon: )?(\[FATAL tini \(\d+\)\] )?")
+"""Who says it, in the client's words; the number of the container's first process is another each time."""
 
 _MEANINGS: Final = (
     ("permission denied", "Join its group, then log in anew: sudo usermod -aG docker $USER"),
@@ -96,7 +100,7 @@ def explain(text: str) -> str:
     """What the client wrote about an error, in one line, with what to do where that is known."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and "--help" not in line]
     said = next((line for line in reversed(lines) if line.startswith("docker: ")), lines[-1] if lines else "")
-    reason = said.removeprefix("docker: ").removeprefix("Error response from daemon: ").rstrip(".") or "no reason given"
+    reason = _BEGINNINGS.sub("", said).rstrip(".") or "no reason given"
     advice = next((advice for words, advice in _MEANINGS if words in reason.lower()), "")
     return f"{reason}{'' if reason.endswith('?') else '.'} {advice}".strip()
 
