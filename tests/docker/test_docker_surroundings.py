@@ -18,11 +18,12 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.progress import StepStarted, ignore_events
+from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.runners.child import ParentLink
 from llenergymeasure.runners.docker import DockerLauncher, container_for
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.process import ChildTask
-from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Interrupt, Patience
+from llenergymeasure.runners.supervise import ChildGroup, Interrupt, Patience
 
 pytestmark = pytest.mark.docker
 
@@ -121,7 +122,7 @@ def test_a_container_gets_its_experiments_gpus_by_uuid(
 
     (tmp_path / "job").mkdir()
     job = Job(ExperimentConfig(model="good"), settings(image), tmp_path / "job", timeout_s=60)
-    with pytest.raises(ChildFailedError):  # it has no engine
+    with pytest.raises(PreFlightError, match=r"the pytorch backend needs torch>=.* \(none installed\)"):
         DockerLauncher(preload=lambda backend: ()).run(job, look, interrupt)
     assert asked == [[gpu.uuid]]
     assert daemon_with_gpus.containers() == []

@@ -16,12 +16,12 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import preload_modules
 from llenergymeasure.core.progress import Observer, ignore_events
 from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.exceptions import LLEMError, PersistenceError
+from llenergymeasure.exceptions import LLEMError, PersistenceError, PreFlightError
 from llenergymeasure.runners import inquiry
 from llenergymeasure.runners.child import DEFAULT_ENTRY
 from llenergymeasure.runners.job import Job, MeasuredRun, run_from_json, write_job
 from llenergymeasure.runners.process import ChildTask
-from llenergymeasure.runners.supervise import ChildGroup, Interrupt, Patience
+from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup, Interrupt, Patience
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class ProcessLauncher:
         """Run `job` in the child prepared for it, or else in a new one; see `Launcher.run`.
 
         Raises:
+            PreFlightError: It cannot run there; lists every reason.
             ChildFailedError: It raised, crashed or took too long.
             ExperimentError: What it handed back is no result.
         """
@@ -109,7 +110,12 @@ class ProcessLauncher:
         else:
             self.discard()
             group = self._group(job)
-        (result,) = group.run(observer, interrupt)
+        try:
+            (result,) = group.run(observer, interrupt)
+        except ChildFailedError as error:
+            if error.error_type == PreFlightError.__name__:
+                raise PreFlightError.from_text(str(error)) from error
+            raise
         run = run_from_json(MeasuredRun, result, job.work_dir)
         return replace(run, result=self._told(run.result, job, group.children[0].task))
 
