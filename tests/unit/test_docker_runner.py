@@ -184,3 +184,26 @@ def test_the_command_that_gets_an_image_is_the_one_that_works_for_it(name: str, 
 )
 def test_what_the_client_says_is_told_with_what_to_do(said: str, meaning: str) -> None:
     assert explain(said).endswith(meaning) or meaning in explain(said)
+
+
+def test_caches_named_by_variables_are_shared_and_a_token_file_is_read_only(
+    client: dict[str, str], tmp_path: Path
+) -> None:
+    token, cache = tmp_path / "token", tmp_path / "cache"
+    token.touch()
+    places = {"HF_HUB_CACHE": str(cache), "HF_TOKEN_PATH": str(token)}
+    (tmp_path / "job").mkdir()
+    command = command_for({}, {**client, **places}, tmp_path / "job")
+    mounts = mounts_of(command)
+    assert mounts[str(cache)] == [str(cache)]
+    assert mounts[str(token)] == [str(token), "readonly"]
+    assert {f"{name}={value}" for name, value in places.items()} <= set(values_of("--env", command))
+
+
+def test_what_lies_in_a_cache_is_mounted_once(client: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "cache" / "model").mkdir(parents=True)
+    (tmp_path / "job").mkdir()
+    environ = {**client, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    mounts = mounts_of(command_for({"model": str(tmp_path / "cache" / "model")}, environ, tmp_path / "job"))
+    assert str(tmp_path / "cache") in mounts
+    assert str(tmp_path / "cache" / "model") not in mounts

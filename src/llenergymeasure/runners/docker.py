@@ -54,28 +54,14 @@ SHM_SIZE: Final = "8g"
 NAME_LABEL: Final = f"{APP_NAME}.job"
 """Label of every container; its value is the job's directory."""
 
-PASSED_ON: Final = (
-    "HF_",
-    "HUGGING_FACE_",
-    "TRANSFORMERS_",
-    "TOKENIZERS_",
-    "VLLM_",
-    "TRTLLM_",
-    "TLLM_",
-    "TORCH",
-    "PYTORCH_",
-)
-_AND_TOO: Final = (
-    "NCCL_",
-    "OMP_",
-    "MKL_",
-    "CUDA_DEVICE_ORDER",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "ALL_PROXY",
-)
+_OF_THE_HUB: Final = ("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_")
+_OF_ENGINES: Final = ("VLLM_", "TRTLLM_", "TLLM_", "TORCH", "PYTORCH_", "NCCL_", "OMP_", "MKL_", "CUDA_DEVICE_ORDER")
+_OF_NETWORKS: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+PASSED_ON: Final = _OF_THE_HUB + _OF_ENGINES + _OF_NETWORKS
 """Beginnings of the variables that a container gets, in capitals, where their value is no path."""
+
+PLACES: Final = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH")
+"""Variables whose value is a path that a container sees too."""
 
 REMOVAL_TIMEOUT_S: Final = 20.0
 """How long to wait until a container is gone, in seconds."""
@@ -174,11 +160,9 @@ class Container:
         """Why the client ended: as the container did, or by a signal of its own."""
         if exit_code is not None and exit_code > _SIGNALLED:
             return f"its container: {describe_exit(_SIGNALLED - exit_code)}"
-        return (
-            describe_exit(exit_code)
-            if exit_code is None or exit_code >= 0
-            else f"the Docker client: {describe_exit(exit_code)}"
-        )
+        if exit_code is not None and exit_code < 0:
+            return f"the Docker client: {describe_exit(exit_code)}"
+        return describe_exit(exit_code)
 
 
 class DockerLauncher(ProcessLauncher):
@@ -193,9 +177,8 @@ class DockerLauncher(ProcessLauncher):
             except PreFlightError as error:
                 inside = [list(error.failures)] * len(alike)
             except ChildFailedError as error:
-                backend = alike[0].backend
-                told = f"runners.{backend}: {machine.runners.of(backend)}: what was asked in a container {error}"
-                inside = [[told]] * len(alike)
+                setting = _setting(machine, alike[0].backend)
+                inside = [[f"{setting}: asking in a container failed: {error}"]] * len(alike)
             return [[*found, *_no_output(config)] for config, found in zip(alike, inside, strict=True)]
 
         return asked_in_groups(configs, lambda config: (config.backend, _gpus(config, Host())), ask)
@@ -229,10 +212,9 @@ def container_for(configs: Sequence[ExperimentConfig], machine: UserConfig, host
         PreFlightError: Their image cannot be used here.
     """
     backend = configs[0].backend
-    runner = machine.runners.of(backend)
-    setting = f"runners.{backend}: {runner}"
+    setting = _setting(machine, backend)
     try:
-        image = find_image(runner.partition(":")[2], host.environ)
+        image = find_image(machine.runners.of(backend).partition(":")[2], host.environ)
     except DockerError as error:
         raise PreFlightError([f"{setting}: {error}"]) from error
     home = _home()
@@ -247,32 +229,42 @@ def container_for(configs: Sequence[ExperimentConfig], machine: UserConfig, host
         "PYTHONSAFEPATH": "1",  # no module is taken from the current directory
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",  # utility: NVML, which measures
     }
-    kept = [own_cache, hub, Path(machine.output.model_cache_dir).expanduser()]
-    mounts = {directory: Mount(directory, directory) for directory in kept if _made(directory)}
-    if host.calibration_dir.is_dir():
-        mounts[host.calibration_dir] = Mount(host.calibration_dir, host.calibration_dir, read_only=True)
-    for path in named_paths(configs):
-        if not home.is_relative_to(path) and not any(path.is_relative_to(mounted) for mounted in mounts):
-            mounts[path] = Mount(path, path, read_only=True)
+    places = {name: Path(host.environ[name]).expanduser() for name in PLACES if host.environ.get(name)}
+    caches = [own_cache, hub, Path(machine.output.model_cache_dir).expanduser()]
+    caches += [path for path in places.values() if not path.is_file()]
     marker = shared_marker()
-    if marker is not None:
-        mounts[marker] = Mount(marker, Path("/tmp") / marker.name)
     return Container(
         image=image,
         name=f"llem-{os.getpid()}-{uuid.uuid4().hex[:12]}",
         empty=() if os.getuid() == 0 else tuple(dict.fromkeys((home, own_cache.parent))),  # root has a home in images
-        mounts=tuple(mounts.values()),
-        variables=variables,
+        mounts=(
+            *_at_their_places(caches, [*places.values(), host.calibration_dir, *named_paths(configs)], home),
+            *([] if marker is None else [Mount(marker, Path("/tmp") / marker.name)]),
+        ),
+        variables={**variables, **{name: str(path) for name, path in places.items()}},
         passed_on=tuple(sorted(set(passed_on(host.environ)) - set(variables))),
         gpus=_gpus(configs[0], host),
         setting=setting,
     )
 
 
+def _at_their_places(caches: Sequence[Path], read: Sequence[Path], home: Path) -> Iterator[Mount]:
+    """Caches, made if need be (one that the daemon made would be root's), and what is only read; each once."""
+    mounted: list[Path] = []
+    for path in (*caches, *read):
+        if path in caches:
+            with contextlib.suppress(OSError):
+                path.mkdir(parents=True, exist_ok=True)
+        seen_already = home.is_relative_to(path) or any(path.is_relative_to(above) for above in mounted)
+        if path.exists() and not seen_already:
+            mounted.append(path)
+            yield Mount(path, path, read_only=path not in caches)
+
+
 def passed_on(environ: Mapping[str, str]) -> Iterator[str]:
     """Names of the variables that say something to engines and to the Hub, and nothing about places here."""
     for name, value in environ.items():
-        if name.upper().startswith((*PASSED_ON, *_AND_TOO)) and not value.startswith(("/", "~")):
+        if name.upper().startswith(PASSED_ON) and not value.startswith(("/", "~")):
             yield name
 
 
@@ -322,8 +314,5 @@ def _home() -> Path:
     return home if home.is_absolute() and len(home.parts) > 1 else Path(tempfile.gettempdir()) / "llem-home"
 
 
-def _made(directory: Path) -> bool:
-    """Whether a cache is there, made if need be: one that the daemon made would be root's."""
-    with contextlib.suppress(OSError):
-        directory.mkdir(parents=True, exist_ok=True)
-    return directory.is_dir()
+def _setting(machine: UserConfig, backend: str) -> str:
+    return f"runners.{backend}: {machine.runners.of(backend)}"
