@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := $(VENV)-vllm
 
-.PHONY: demo test vllm-env test-vllm bench-vllm lint format docs bench bench-smoke clean
+.PHONY: demo test test-docker vllm-env test-vllm bench-vllm lint format docs bench bench-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/llem run examples/quickstart.yaml
@@ -22,6 +22,10 @@ vllm-env: $(VLLM)/.test
 
 test-vllm: $(VLLM)/.test
 	LLEM_TEST_REQUIRE=vllm,gcc $(VLLM)/bin/python -m pytest tests/vllm_engine
+
+# Experiments in containers of a daemon that the tests start themselves; needs root and docker.io. Part of `test` too.
+test-docker: $(VENV)/.test
+	LLEM_TEST_REQUIRE=dockerd,docker $(BIN)/python -m pytest tests/docker
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -22,6 +22,7 @@ import test_config_models as config_models
 import test_gaps as gaps
 import test_grid as grid
 import test_grid_cycles as grid_cycles
+import test_job_directory as job_directory
 import test_manifest as manifest
 import test_parallel_processes as parallel_processes
 import test_pytorch_generation as pytorch_generation
@@ -235,6 +236,9 @@ STUDY: Final[Mapping[str, Effect]] = {
     "execution.experiment_timeout_seconds": Effect(
         "study/plan.py", study_faults.test_fault_of_one_experiment_costs_that_experiment_alone
     ),
+    "execution.silence_timeout_seconds": Effect(
+        "study/plan.py", study_faults.test_an_engine_that_goes_silent_is_stopped_and_one_that_talks_is_not
+    ),
     "execution.max_consecutive_failures": Effect(
         "study/runner.py",
         study_runner.test_study_gives_up_after_failures_in_a_row_and_names_the_common_reason,
@@ -244,9 +248,9 @@ STUDY: Final[Mapping[str, Effect]] = {
 
 
 _RUNNER: Final = Effect(
-    "core/preflight.py",
-    user.test_a_docker_runner_is_refused_plainly_for_its_own_backend_alone,
-    "`docker:` is refused in this release",
+    "runners/launchers.py",
+    user.test_the_runner_variable_beats_the_file,
+    "`singularity:` is refused in this release",
 )
 _NOT_USED: Final = Effect(
     "study/execute.py",
@@ -336,6 +340,7 @@ VARIABLES: Final[Mapping[str, Effect]] = {
     "LLEM_RUNNER_TENSORRT": _RUNNER_VARIABLE,
     "LLEM_CARBON_INTENSITY": _FACTOR_VARIABLE,
     "LLEM_DATACENTER_PUE": _FACTOR_VARIABLE,
+    "LLEM_JOB_DIR": Effect("runners/child.py", job_directory.test_the_directory_may_come_by_a_variable),
     "LLEM_NO_PROMPT": Effect("cli/study.py", terminal.test_prompt_switched_off_asks_nothing_and_begins_anew),
 }
 """This package's own environment variables."""

@@ -263,6 +263,7 @@ def _run_here(
     from llenergymeasure.results.persistence import DirectoryRepository, ResultsRepository
     from llenergymeasure.runners.job import Job
     from llenergymeasure.runners.local import new_experiment_id  # the engines' side: only when one runs
+    from llenergymeasure.study.plan import silence_s
 
     (config,) = study.experiments
     clock = SteadyClock()
@@ -276,7 +277,8 @@ def _run_here(
         _work_dir() as work_dir,
         tracked(kept_in, experiment_id, compute_measurement_config_hash(config), observer) as follow,
     ):
-        run = _measured(Job(config, machine, work_dir, experiment_id=experiment_id), follow, skip)
+        job = Job(config, machine, work_dir, silence_s=silence_s(config), experiment_id=experiment_id)
+        run = _measured(job, follow, skip)
         on_result(run.result)  # before anything else that can fail
         try:
             if output_dir is not None and kept_in is not None:
@@ -291,12 +293,13 @@ def _run_here(
 
 
 def _measured(job: Job, observer: Observer, skip: SkipKey | None) -> MeasuredRun:
-    """Run a job here, or in a child where this process can no longer: a fork has none of an engine's threads."""
-    if is_forked() and "torch" in sys.modules:
-        from llenergymeasure.runners.launchers import ProcessLauncher
+    """Run a job here, or elsewhere where the settings say so or this process cannot: a fork has no engine's threads."""
+    from llenergymeasure.runners.launchers import ChosenLauncher, runs_here
+
+    if not runs_here(job.machine, job.config.backend) or (is_forked() and "torch" in sys.modules):
         from llenergymeasure.runners.supervise import Interrupt
 
-        return ProcessLauncher().run(job, observer, Interrupt())
+        return ChosenLauncher().run(job, observer, Interrupt())
     from llenergymeasure.runners.local import run_local
 
     return run_local(job, observer, skip=skip)

@@ -30,14 +30,22 @@ class EnergyError(LLEMError):
     """An energy backend is missing, or its sensor gave an answer that cannot be used."""
 
 
+_FAILURE = "\n  - "
+
+
 class PreFlightError(LLEMError):
     """The experiment cannot run on this machine; holds every reason at once, each with its fix."""
 
     def __init__(self, failures: str | Sequence[str]) -> None:
         self.failures: tuple[str, ...] = (failures,) if isinstance(failures, str) else tuple(failures)
         noun = "issue" if len(self.failures) == 1 else "issues"
-        lines = "\n".join(f"  - {failure}" for failure in self.failures)
-        super().__init__(f"Pre-flight failed: {len(self.failures)} {noun}\n{lines}")
+        lines = "".join(f"{_FAILURE}{failure}" for failure in self.failures)
+        super().__init__(f"Pre-flight failed: {len(self.failures)} {noun}{lines}")
+
+    @classmethod
+    def from_text(cls, text: str) -> PreFlightError:
+        """The error whose message is `text`: as another process tells it."""
+        return cls(text.split(_FAILURE)[1:])
 
     def __reduce__(self) -> tuple[type[PreFlightError], tuple[tuple[str, ...]]]:
         return (type(self), (self.failures,))  # the default would pickle the rendered message instead

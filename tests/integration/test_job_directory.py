@@ -58,6 +58,19 @@ def test_a_directory_is_all_that_a_run_needs_and_holds_all_that_came_of_it(tmp_p
     assert None not in messages  # what libraries print goes to stderr
 
 
+def test_the_directory_may_come_by_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job.json").write_text(json.dumps("named by a variable"))
+    command = [sys.executable, "-m", "llenergymeasure.runners.job", "--entry", "children:raise_backend_error"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("LLEM_JOB_DIR", str(tmp_path))
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    assert isinstance(from_line(done.stdout), Failed)
+    assert (tmp_path / "error.json").exists()
+    monkeypatch.delenv("LLEM_JOB_DIR")
+    neither = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    assert b"give the job's directory, or set LLEM_JOB_DIR" in neither.stderr
+
+
 def test_a_run_that_fails_leaves_its_error(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps("reduce the batch"))
     done = run_job(tmp_path, "--entry", "children:raise_backend_error")

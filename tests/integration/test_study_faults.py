@@ -86,6 +86,15 @@ def test_fault_of_one_experiment_costs_that_experiment_alone(tmp_path: Path) -> 
     assert load_manifest(tmp_path).status == "completed"
 
 
+def test_an_engine_that_goes_silent_is_stopped_and_one_that_talks_is_not(tmp_path: Path) -> None:
+    limits = {"silence_timeout_seconds": TIMEOUT_S, "experiment_timeout_seconds": 2 * TIMEOUT_S}
+    result = run(tmp_path, study_of("hang", "chatter", "good", **limits))
+    reasons = {failed.config["model"]: failed.reason for failed in result.failed}
+    assert reasons["hang"].startswith("gave no sign of progress for 3 s and was stopped.")
+    assert reasons["chatter"].startswith("took longer than 6 s and was stopped.")
+    assert result.summary.completed == 1
+
+
 def test_next_experiments_process_starts_within_the_gap(tmp_path: Path) -> None:
     alive: dict[type[StudyEvent], int] = {}
 

@@ -40,6 +40,11 @@ class ScriptedNvmlFactory:
         self._played.append(nvml)
         return nvml
 
+    @property
+    def playing(self) -> ScriptedNvml:
+        """What is played now."""
+        return self._played[-1]
+
     def close(self) -> None:
         for nvml in self._played:
             nvml.close()

@@ -10,9 +10,10 @@ import pytest
 from tests.nvml.scripted import ScriptedGpu
 
 from llenergymeasure.cli.config import EffectiveSettings, effective_settings, next_steps, render_capabilities
-from llenergymeasure.core.capabilities import Capabilities, collect_capabilities, docker_version
+from llenergymeasure.core.capabilities import Capabilities, collect_capabilities
 from llenergymeasure.core.gpu.driver import DeviceId, DriverMissingError, GpuDriver
 from llenergymeasure.core.gpu.nvml import open_nvml
+from llenergymeasure.core.host.docker import docker_version
 from llenergymeasure.core.host.host import Capability, Host
 from llenergymeasure.exceptions import BackendError, DockerError
 

@@ -165,7 +165,7 @@ def test_a_directory_in_place_of_a_file_is_told(llem: CommandLine) -> None:
         ("output: [\n", "line 2, column 1: invalid YAML"),
         (
             "runners: {pytorch: 'podman:x'}\n",
-            "runners.pytorch: must be local (docker:<image> is for a later release), got 'podman:x'",
+            "runners.pytorch: must be local or docker:<image>, got 'podman:x'",
         ),
     ],
 )
@@ -182,12 +182,12 @@ def test_a_broken_user_config_is_named_with_the_line_at_fault(llem: CommandLine,
         ("LLEM_DATACENTER_PUE", "0.5", "must be at least 1, got 0.5"),
         ("LLEM_DATACENTER_PUE", "nan", "must be a finite number"),
         ("LLEM_NO_PROMPT", "maybe", "must be 1 or 0, got 'maybe'"),
-        ("LLEM_RUNNER_PYTORCH", "podman", "must be local (docker:<image> is for a later release), got 'podman'"),
-        ("LLEM_RUNNER_VLLM", "docker:", "must be local (docker:<image> is for a later release), got 'docker:'"),
+        ("LLEM_RUNNER_PYTORCH", "podman", "must be local or docker:<image>, got 'podman'"),
+        ("LLEM_RUNNER_VLLM", "docker:", "must be local or docker:<image>, got 'docker:'"),
         (
             "LLEM_RUNNER_TENSORRT",
             "singularity:",
-            "must be local (docker:<image> is for a later release), got 'singularity:'",
+            "must be local or docker:<image>, got 'singularity:'",
         ),
     ],
 )

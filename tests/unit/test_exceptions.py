@@ -18,3 +18,10 @@ def test_one_reason_is_one_issue_however_it_is_given(failures: str | list[str]) 
 def test_several_reasons_are_listed_and_none_is_made_up() -> None:
     assert str(PreFlightError(["a", "b"])) == "Pre-flight failed: 2 issues\n  - a\n  - b"
     assert PreFlightError([]).failures == ()
+
+
+@pytest.mark.parametrize("failures", [["one"], ["one", "two\nin two lines"]])
+def test_a_pre_flight_error_told_by_another_process_is_the_same(failures: list[str]) -> None:
+    error = PreFlightError(failures)
+    told = PreFlightError.from_text(str(error))
+    assert (told.failures, str(told)) == (error.failures, str(error))

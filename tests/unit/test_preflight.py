@@ -108,7 +108,7 @@ def test_every_failure_is_told_at_once(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.touch()
     case = config(dataset="nowhere.jsonl", output_dir=str(blocker / "results"))
-    machine = UserConfig.model_validate({"runners": {"pytorch": "docker:llem:2"}})
+    machine = UserConfig.model_validate({"runners": {"pytorch": "singularity:llem.sif"}})
 
     with pytest.raises(PreFlightError) as caught:
         preflight(case, engine(problems=["model: no such model."]), host(tmp_path), machine=machine, meter_name="rapl")
@@ -138,26 +138,26 @@ def test_an_engine_that_cannot_plan_for_another_reason_is_told_too(tmp_path: Pat
 
 @pytest.mark.parametrize("backend", ["pytorch", "vllm", "tensorrt"])
 def test_a_runner_that_this_version_lacks_is_refused_with_the_way_out(tmp_path: Path, backend: str) -> None:
-    machine = UserConfig.model_validate({"runners": {backend: "docker:llem:2"}})
+    machine = UserConfig.model_validate({"runners": {backend: "singularity:llem.sif"}})
 
     (failure,) = failures_of(config(backend=backend), engine(), host(tmp_path), machine=machine)
 
-    assert "the docker runner is not supported yet" in failure
+    assert "the singularity runner is not supported yet" in failure
     assert f"LLEM_RUNNER_{backend.upper()}=local" in failure
 
 
 def test_a_runner_that_a_variable_chose_is_told_with_the_variable(tmp_path: Path) -> None:
-    machine = UserConfig.model_validate({"runners": {"pytorch": "docker:llem:2"}})
-    here = replace(host(tmp_path), environ={"LLEM_RUNNER_PYTORCH": "docker:llem:2"})
+    machine = UserConfig.model_validate({"runners": {"pytorch": "singularity:llem.sif"}})
+    here = replace(host(tmp_path), environ={"LLEM_RUNNER_PYTORCH": "singularity:llem.sif"})
 
     (failure,) = failures_of(config(), engine(), here, machine=machine)
 
-    assert failure.startswith("environment variable LLEM_RUNNER_PYTORCH: 'docker:llem:2'")
+    assert failure.startswith("environment variable LLEM_RUNNER_PYTORCH: 'singularity:llem.sif'")
     assert "user config" not in failure
 
 
 def test_the_runner_of_another_backend_does_not_matter(tmp_path: Path) -> None:
-    machine = UserConfig.model_validate({"runners": {"vllm": "docker:llem:2"}})
+    machine = UserConfig.model_validate({"runners": {"vllm": "singularity:llem.sif"}})
 
     assert preflight(config(), engine(), host(tmp_path), machine=machine).warnings == ()
 

@@ -31,6 +31,8 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.results.summary import render_summary
+from llenergymeasure.runners.docker import container_for
+from llenergymeasure.runners.launchers import runs_here
 from llenergymeasure.runners.local import emission_factors, energy_backend_name
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.plan import GapStarted, StudyEvent, StudyWarning
@@ -166,12 +168,9 @@ def preflight(settings: UserConfig, tmp_path: Path, **fields: Any) -> Ready:
 
 
 @pytest.mark.parametrize("backend", ["pytorch", "vllm", "tensorrt"])
-@pytest.mark.parametrize(("kind", "image"), [("docker", "llenergymeasure/image:1"), ("singularity", "/images/1.sif")])
-def test_a_docker_runner_is_refused_plainly_for_its_own_backend_alone(
-    kind: str, image: str, backend: str, tmp_path: Path
-) -> None:
-    settings = machine(runners={backend: f"{kind}:{image}"})
-    refused = rf"runners\.{backend}: .*the {kind} runner is not supported yet by this version"
+def test_a_singularity_runner_is_refused_plainly_for_its_own_backend_alone(backend: str, tmp_path: Path) -> None:
+    settings = machine(runners={backend: "singularity:/images/1.sif"})
+    refused = rf"runners\.{backend}: .*the singularity runner is not supported yet by this version"
     with pytest.raises(PreFlightError, match=refused):
         preflight(settings, tmp_path, backend=backend)
     other = "vllm" if backend == "pytorch" else "pytorch"
@@ -181,12 +180,13 @@ def test_a_docker_runner_is_refused_plainly_for_its_own_backend_alone(
 @pytest.mark.parametrize("backend", ["pytorch", "vllm", "tensorrt"])
 def test_the_runner_variable_beats_the_file(backend: str, user_file: Path, tmp_path: Path) -> None:
     user_file.write_text(f"runners: {{{backend}: 'docker:image:1'}}\n")
-    variable = f"LLEM_RUNNER_{backend.upper()}"
-    with pytest.raises(PreFlightError, match="not supported yet"):
-        preflight(load_user_config(environ={}), tmp_path, backend=backend)
-    preflight(load_user_config(environ={variable: "local"}), tmp_path, backend=backend)
-    with pytest.raises(PreFlightError, match="docker:other"):
-        preflight(load_user_config(environ={variable: "docker:other"}), tmp_path, backend=backend)
+    variable, experiment = f"LLEM_RUNNER_{backend.upper()}", ExperimentBench(tmp_path).config(backend=backend)
+    asked = [load_user_config(environ=environ) for environ in ({}, {variable: "local"}, {variable: "docker:other"})]
+    assert [runs_here(settings, backend) for settings in asked] == [False, True, False]
+    no_docker = Host({"PATH": ""}, no_driver)
+    for settings, image in ((asked[0], "image:1"), (asked[2], "other")):
+        with pytest.raises(PreFlightError, match=rf"runners\.{backend}: docker:{image}: Docker is not installed"):
+            container_for([experiment], settings, no_docker)
 
 
 # --- measurement -------------------------------------------------------------------------------------------------

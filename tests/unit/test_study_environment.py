@@ -66,7 +66,8 @@ def test_several_backends_in_one_environment_are_refused_with_the_settings_to_pa
     with pytest.raises(PreFlightError) as refusal:
         check_backends(mixed_study(), UserConfig())
     assert "several backends (pytorch, vllm)" in str(refusal.value)
-    assert "      vllm: docker:llenergymeasure/vllm:2.0.0-cuda12" in str(refusal.value)
+    assert "      vllm: docker:llenergymeasure/vllm:2.0.0-cuda13" in str(refusal.value)
+    assert "docker/build vllm" in str(refusal.value)
 
 
 def test_several_backends_are_fine_when_docker_keeps_them_apart() -> None:

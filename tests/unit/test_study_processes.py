@@ -17,7 +17,8 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.timeseries import Artefacts, merge_timeseries, write_timeseries
 from llenergymeasure.datasets.types import WHOLE, DatasetIdentity, Prompt, PromptSet, Shard
 from llenergymeasure.runners.local import merge_artefacts, process_environments
-from llenergymeasure.runners.process import ChildLog, describe_exit
+from llenergymeasure.runners.output import ChildLog
+from llenergymeasure.runners.process import describe_exit
 from llenergymeasure.runners.supervise import Interrupt, signals_as
 
 

@@ -122,9 +122,9 @@ def test_a_singularity_runner_may_be_named_as_a_docker_one_may() -> None:
         ("LLEM_CARBON_INTENSITY", "nan", "must be a finite number"),
         ("LLEM_DATACENTER_PUE", "0.9", "must be at least 1"),
         ("LLEM_NO_PROMPT", "perhaps", "must be 1 or 0, got 'perhaps'"),
-        ("LLEM_RUNNER_VLLM", "dokcer:x", r"must be local \(docker:<image> is for a later release\), got 'dokcer:x'"),
-        ("LLEM_RUNNER_VLLM", "docker:", r"must be local \(docker:<image> is for a later release\)"),
-        ("LLEM_RUNNER_VLLM", "singularity:", r"must be local \(docker:<image> is for a later release\)"),
+        ("LLEM_RUNNER_VLLM", "dokcer:x", r"must be local or docker:<image>, got 'dokcer:x'"),
+        ("LLEM_RUNNER_VLLM", "docker:", r"must be local or docker:<image>"),
+        ("LLEM_RUNNER_VLLM", "singularity:", r"must be local or docker:<image>"),
     ],
 )
 def test_a_variable_that_does_not_parse_is_named(variable: str, value: str, message: str) -> None:
@@ -146,7 +146,7 @@ def test_a_variable_that_does_not_parse_is_named(variable: str, value: str, mess
         ("advanced:\n  nvml_poll_interval_ms: 10001\n", r"advanced.nvml_poll_interval_ms: must be at most 10000"),
         (
             "runners:\n  vllm: podman:x\n",
-            r"line 2: runners.vllm: must be local \(docker:<image> is for a later release\), got 'podman:x'",
+            r"line 2: runners.vllm: must be local or docker:<image>, got 'podman:x'",
         ),
         (
             'output: {results_dir: "a\\0b"}\n',

@@ -22,6 +22,7 @@ from llenergymeasure.config.yaml_io import load_document
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.capabilities import Capabilities, collect_capabilities
 from llenergymeasure.core.gpu.driver import Gpu
+from llenergymeasure.core.host.docker import default_image
 from llenergymeasure.core.host.host import Capability
 from llenergymeasure.exceptions import ConfigError
 
@@ -67,7 +68,13 @@ class EffectiveSettings:
 def config_text(*, verbose: bool) -> str:
     """The page that `llem config` prints."""
     settings = effective_settings(get_user_config_path(), os.environ)
-    return render_capabilities(collect_capabilities(), settings, verbose=verbose)
+    values = {setting.path: setting.value for setting in settings.settings}
+
+    def image_of(backend: str) -> str:
+        kind, _, image = values.get(f"runners.{backend}", "").partition(":")
+        return image if kind == "docker" else default_image(backend)
+
+    return render_capabilities(collect_capabilities(image_of=image_of), settings, verbose=verbose)
 
 
 def effective_settings(file: Path, environ: Mapping[str, str]) -> EffectiveSettings:
@@ -91,6 +98,7 @@ def render_capabilities(capabilities: Capabilities, settings: EffectiveSettings,
         [f"llenergymeasure {VERSION}, Python {platform.python_version()}"],
         ["Machine", *_machine(capabilities, verbose=verbose)],
         ["Inference engines", *_list(capabilities.engines)],
+        ["Docker, and an image of each engine", *_list((capabilities.docker, *capabilities.images))],
         ["Energy backends", *_list(capabilities.meters)],
         _settings(settings, verbose=verbose),
         ["What to do next", *(f"  {step}" for step in next_steps(capabilities, settings))],
@@ -130,9 +138,6 @@ def _machine(capabilities: Capabilities, *, verbose: bool) -> Iterator[str]:
     governor = f", governor {cpu.governor}" if cpu.governor else ""
     yield from _entry("Processor", f"{cpu.model or 'unknown'} ({cpu.platform}{governor})")
     yield from _entry("Container", capabilities.container.runtime or "none")
-    docker = capabilities.docker
-    note = " (this version runs everything locally; docker runners are not supported yet)"
-    yield from _entry("Docker", docker.detail + note if docker.works else f"no: {docker.detail}")
 
 
 def _gpu(gpu: Gpu) -> str:

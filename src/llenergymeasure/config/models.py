@@ -94,6 +94,8 @@ class ExecutionConfig(ConfigModel):
     """Seed of the shuffled order; null: made from the study's design hash."""
     experiment_timeout_seconds: float | None = Field(default=None, gt=0.0)
     """Seconds after which an experiment is stopped; null: from its size."""
+    silence_timeout_seconds: float | None = Field(default=None, gt=0.0)
+    """Seconds without any sign of progress after which an experiment is stopped; null: from its batch."""
     max_consecutive_failures: int = Field(default=5, ge=1)
     """Failures in a row after which the study gives up."""
 

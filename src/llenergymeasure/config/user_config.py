@@ -30,14 +30,16 @@ def _check_path(value: str) -> str:
     return value
 
 
-_CONTAINERS: Final = ("docker", "singularity")
-"""Kinds of runner that a file may name; pre-flight refuses those that this release cannot use."""
+NO_RUNNERS_YET: Final = ("singularity",)
+"""Kinds of runner that a file may name and that this release cannot use: pre-flight refuses them."""
+
+_CONTAINERS: Final = ("docker", *NO_RUNNERS_YET)
 
 
 def _check_runner(value: str) -> str:
     kind, _, target = value.partition(":")
     if value != "local" and not (kind in _CONTAINERS and target.strip()):
-        raise ValueError("must be local (docker:<image> is for a later release)")
+        raise ValueError("must be local or docker:<image>")
     return value
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from llenergymeasure.config.engines import known_backends
+from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.core.backends.registry import package_versions
 from llenergymeasure.core.energy.select import CPU_PRIORITY, GPU_PRIORITY, describe_energy_backends
 from llenergymeasure.core.energy.types import MeterOptions
 from llenergymeasure.core.gpu.driver import DeviceId, DriverMissingError, Gpu, GpuDriverError
 from llenergymeasure.core.gpu.visible import visible_gpus
+from llenergymeasure.core.host.docker import default_image, docker_version, find_image
 from llenergymeasure.core.host.environment import CudaVersion, detect_container, find_cuda_version, read_cpu
 from llenergymeasure.core.host.host import Capability, Host
 from llenergymeasure.domain.environment import ContainerEnvironment, CPUEnvironment
-from llenergymeasure.exceptions import DockerError, LLEMError
-
-ANSWER_TIMEOUT_S: Final = 10.0
+from llenergymeasure.exceptions import LLEMError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +27,7 @@ class Capabilities:
 
     Args:
         gpu_problem: Why there are none.
+        images: Of the backends, by their names; none where Docker does not work.
         cuda: CUDA release of the software, if there is one.
     """
 
@@ -38,9 +38,12 @@ class Capabilities:
     cpu: CPUEnvironment
     container: ContainerEnvironment
     docker: Capability
+    images: tuple[Capability, ...]
     engines: tuple[Capability, ...]
     meters: tuple[Capability, ...]
 
+
+_SHOWN_DIGEST: Final = len("sha256:") + 12
 
 ReadMeters = Callable[[Sequence[DeviceId], Host], Sequence[Capability]]
 
@@ -53,13 +56,23 @@ def collect_capabilities(
     host: Host | None = None,
     versions_of: Callable[[str], Mapping[str, str]] = package_versions,
     read_meters: ReadMeters = _read_meters,
+    image_of: Callable[[str], str] = default_image,
 ) -> Capabilities:
-    """Look at everything; nothing is written, no engine is imported and no model is loaded."""
+    """Look at everything; nothing is written, no engine is imported and no model is loaded.
+
+    Args:
+        image_of: The image in which a backend would run.
+    """
     host = host or Host()
     driver_version, gpus, gpu_problem = _look_for_gpus(host)
+    docker = _tried("docker", partial(docker_version, host.environ))
 
     def versions(engine: str) -> str:
         return ", ".join(f"{package} {version}" for package, version in versions_of(engine).items())
+
+    def image(backend: str) -> str:
+        found = find_image(image_of(backend), host.environ)
+        return f"{found.name}, {found.version or 'of an unknown release'} ({found.digest[:_SHOWN_DIGEST]}…)"
 
     return Capabilities(
         gpus=gpus,
@@ -68,7 +81,8 @@ def collect_capabilities(
         cuda=find_cuda_version(host.environ, host.torch_dir()),
         cpu=read_cpu(host.root),
         container=detect_container(host.environ, host.root),
-        docker=_tried("docker", partial(docker_version, host.environ)),
+        docker=docker,
+        images=tuple(_tried(name, partial(image, name)) for name in BACKENDS) if docker.works else (),
         engines=tuple(_tried(name, partial(versions, name)) for name in known_backends()),
         meters=_with_absent(read_meters(tuple(gpu.uuid for gpu in gpus), host)),
     )
@@ -99,24 +113,3 @@ def _with_absent(meters: Sequence[Capability]) -> tuple[Capability, ...]:
     """Every energy backend of this package: one that has nothing to measure here is told too."""
     absent = [name for name in GPU_PRIORITY + CPU_PRIORITY if name not in {meter.name for meter in meters}]
     return (*meters, *(Capability(name, False, "measures GPUs, and there is none") for name in absent))
-
-
-def docker_version(environ: Mapping[str, str]) -> str:
-    """Version of the Docker daemon, asked of the daemon itself.
-
-    Raises:
-        DockerError: There is no client, or no daemon answers it; says what to do.
-    """
-    command = ["docker", "version", "--format", "{{.Server.Version}}"]
-    try:
-        answer = subprocess.run(command, env=dict(environ), capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
-    except FileNotFoundError as error:
-        raise DockerError("Docker is not installed. See https://docs.docker.com/engine/install/") from error
-    except OSError as error:
-        raise DockerError(f"the Docker client cannot be started: {error.strerror or error}") from error
-    except subprocess.TimeoutExpired as error:
-        raise DockerError(f"the Docker daemon did not answer within {ANSWER_TIMEOUT_S:g} s. Restart it.") from error
-    if answer.returncode != 0 or not answer.stdout.strip():
-        reason = (answer.stderr.strip() or "no reason given").splitlines()[-1]
-        raise DockerError(f"the Docker daemon cannot be reached: {reason}")
-    return answer.stdout.strip()

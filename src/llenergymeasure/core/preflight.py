@@ -17,7 +17,7 @@ from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.same_work import ineffective_settings
-from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.config.user_config import NO_RUNNERS_YET, UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
@@ -166,10 +166,10 @@ def check_engine(case: Case) -> Iterator[Finding]:
 
 
 def check_runner(case: Case) -> Iterator[Finding]:
-    """The runner must be one that this version has."""
+    """The runner must be one that this version has; a job that is in its container already is told `local`."""
     runner = case.machine.runners.of(case.config.backend)
-    if runner != "local":
-        kind, name = runner.partition(":")[0], case.config.backend
+    kind, name = runner.partition(":")[0], case.config.backend
+    if kind in NO_RUNNERS_YET:
         variable = f"LLEM_RUNNER_{name.upper()}"
         where, fix = f"runners.{name}", f"Set runners.{name}: local in the user config, or {variable}=local."
         if case.host.environ.get(variable, "").strip():  # it beats the file
@@ -228,20 +228,24 @@ def check_energy(case: Case) -> Iterator[Finding]:
 
 def check_output(case: Case) -> Iterator[Finding]:
     """Results must have a place, with room in it."""
-    if case.config.output_dir is None:
-        return
+    if case.config.output_dir is not None:
+        yield from output_findings(case.config.output_dir, case.host)
+
+
+def output_findings(output_dir: str, host: Host) -> Iterator[Finding]:
+    """See `check_output`."""
     try:
-        wanted = validate_path(case.config.output_dir, what="output_dir")
+        wanted = validate_path(output_dir, what="output_dir")
     except ConfigError as error:
         yield Failure(str(error))
         return
     existing = next(path for path in (wanted, *wanted.parents) if os.path.exists(path))  # also where one is unreadable
     if not existing.is_dir():
         yield Failure(f"output_dir: {existing} is a file. Choose a directory.")
-    elif not case.host.is_writable(existing):
+    elif not host.is_writable(existing):
         yield Failure(f"output_dir: {existing} is not writable. Choose a directory you may write to (--output).")
     else:
-        total, _used, free = case.host.disk_usage(existing)
+        total, _used, free = host.disk_usage(existing)
         if free < LOW_DISK_SHARE * total:
             yield LoggedWarning(
                 f"Less than {LOW_DISK_SHARE:.0%} of the disk that holds {wanted} is free "

@@ -93,9 +93,7 @@ _TruncatedPrompts = Annotated[Count[int | None], Field(ge=0, description="Prompt
 _ExcludedSamples = Annotated[
     Count[int | None], Field(ge=0, description="Warm-up prompts left out; null when methodology is `total`.")
 ]
-_EnergyBreakdown = Annotated[
-    EnergyBreakdown | None, Field(description="Raw and adjusted energy with their provenance.")
-]
+_EnergyBreakdown = Annotated[EnergyBreakdown | None, Field(description="Raw and adjusted energy, with provenance.")]
 _EnergyAudit = Annotated[
     EnergyAudit | None,
     Field(description="Hardware counter against power integral."),

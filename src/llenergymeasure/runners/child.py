@@ -33,6 +33,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Final, Literal, NoReturn, TextIO, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from llenergymeasure.constants import VERSION
 from llenergymeasure.core.host.streams import open_standard_streams
 from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event
@@ -40,6 +41,9 @@ from llenergymeasure.runners.guardian import go_on_guarded
 
 DEFAULT_ENTRY: Final = "llenergymeasure.runners.local:run_job"
 """What a job runs: imported by name, because the runners build on this module."""
+
+DIRECTORY_VARIABLE: Final = "LLEM_JOB_DIR"
+"""Environment variable with the job's directory, where the command does not name it."""
 
 RESULT_FILE: Final = "result.json"
 ERROR_FILE: Final = "error.json"
@@ -52,7 +56,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Job: everything is imported; waiting for the word to begin."""
+    """Job: everything is imported; waiting for the word to begin. `version`: its release."""
+
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         for name in filter(None, options.preload.split(",")):
             _preload(name)
         if options.attached:
-            link.reply(Ready())
+            link.reply(Ready(VERSION))
             link.expect(Go)
         outcome = _delivered(run(options.directory, link), options.directory, attached=options.attached)
     except BaseException as error:  # noqa: BLE001 (whatever it was, the launcher must hear of it)
@@ -238,13 +244,22 @@ def resolve(entry: str) -> Entry:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m llenergymeasure.runners.job", description="Run a job.")
-    parser.add_argument("directory", type=Path, help="holds job.json, and then what came of it")
+    parser.add_argument(
+        "directory",
+        type=Path,
+        nargs="?",
+        default=os.environ.get(DIRECTORY_VARIABLE),
+        help=f"holds job.json, and then what came of it (${DIRECTORY_VARIABLE} where it is not given)",
+    )
     parser.add_argument(
         "--attached", action="store_true", help="wait for the launcher's word on stdin, and end when that is closed"
     )
     parser.add_argument("--preload", default="", help="modules to import before that, separated by commas")
     parser.add_argument("--entry", default=DEFAULT_ENTRY, help="what to run, module:function")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.directory is None:
+        parser.error(f"give the job's directory, or set {DIRECTORY_VARIABLE}")
+    return options
 
 
 def _take_over_streams() -> tuple[BinaryIO, BinaryIO]:

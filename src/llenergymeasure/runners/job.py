@@ -44,6 +44,7 @@ class Job:
         work_dir: An existing directory for the run's files, on the disk that will hold the result; not in the file.
         baselines: Idle measurements that may be reused.
         timeout_s: How long it may take, in seconds; `None`: for ever.
+        silence_s: How long it may give no sign of progress, in seconds; `None`: for ever.
         experiment_id: `None`: it gets one when it begins.
     """
 
@@ -52,6 +53,7 @@ class Job:
     work_dir: Path = Path()
     baselines: tuple[CachedBaseline, ...] = ()
     timeout_s: float | None = None
+    silence_s: float | None = None
     experiment_id: str | None = None
     shard: Shard = WHOLE
     version: str = VERSION

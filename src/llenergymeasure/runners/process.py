@@ -1,8 +1,9 @@
 """A job's process from the launcher's side: start, tell, hear, stop, kill, and leave no orphans.
 
 Each is a fresh interpreter (not forked, because CUDA does not survive that; not a daemon, because an engine may have
-workers of its own), leader of its own process group. Threads drain its pipes while it runs, so that it never waits for
-its launcher: messages go to a mailbox, progress events to the observer, output to a file.
+workers of its own), leader of its own process group, on this machine or wherever its `Place` says. Threads drain its
+pipes while it runs, so that it never waits for its launcher: messages go to a mailbox, progress events to the observer,
+output to a file.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, BinaryIO, Final, get_args
+from typing import IO, Final, Protocol, get_args
 
 from llenergymeasure.core.host.processes import descendants_of, is_running, kill_process
 from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event, Observer, ignore_events
+from llenergymeasure.exceptions import LLEMError
 from llenergymeasure.runners.child import DEFAULT_ENTRY, Go, Message, Open, from_line, to_line
 from llenergymeasure.runners.guardian import END_TIMEOUT_S
+from llenergymeasure.runners.output import ChildLog
 
 DRAIN_TIMEOUT_S: Final = 5.0
 """How long to wait for the end of a process group that has been killed, and for its last output, in seconds."""
@@ -39,12 +42,6 @@ MAX_NO_MESSAGES: Final = 1000
 LONGEST_STEP_S: Final = 1.0
 """Time between two looks at a stopwatch that counts, in seconds; beyond it, this process did not run."""
 
-HEAD_BYTES: Final = 4_000_000
-"""Output kept from the beginning, written as it comes."""
-
-TAIL_BYTES: Final = 256_000
-"""Output kept from the end, where errors usually are."""
-
 _BOOT: Final = (
     f"import sys; sys.path[:] = sys.argv.pop(1).split({os.pathsep!r}); "
     "from llenergymeasure.runners.child import main; main()"
@@ -52,11 +49,7 @@ _BOOT: Final = (
 """`python -m llenergymeasure.runners.job`, but with the modules that this process would import: with `-m`, files that
 happen to lie in the current directory would come before Python's own."""
 
-_CHUNK_BYTES: Final = 65_536
-
 _SHOWN_BYTES: Final = 80
-
-_CRASH_DUMP: Final = "Fatal Python error:"
 
 _EXITS: Final = {
     signal.SIGKILL: "killed by signal 9 (SIGKILL): out of memory? The kernel's log (dmesg) tells",
@@ -69,7 +62,46 @@ _EXITS: Final = {
 _EVENTS: Final = get_args(Event)
 
 _log = logging.getLogger(__name__)
-_echo = logging.getLogger("llenergymeasure.child")
+
+
+class Place(Protocol):
+    """Where a child's interpreter runs."""
+
+    def command(self, task: ChildTask) -> list[str]:
+        """What to start here: the job's streams are the streams of this process, and it ends as the job does."""
+
+    def clear(self) -> None:
+        """End what may be left when the process that was started here has ended; safe to call at any time."""
+
+    def refusal(self, exit_code: int | None, output: str) -> LLEMError | None:
+        """That the process ended because nothing could run in this place; `None`: something did."""
+
+    def describe_exit(self, exit_code: int | None) -> str:
+        """Why the process ended, in words."""
+
+
+class Here:
+    """This machine."""
+
+    def command(self, task: ChildTask) -> list[str]:
+        """The interpreter of this process, with its import path."""
+        return [sys.executable, "-c", _BOOT, os.pathsep.join(map(str, sys.path)), *job_options(task)]
+
+    def clear(self) -> None:
+        """Nothing is left: process groups end with their child."""
+
+    def refusal(self, exit_code: int | None, output: str) -> LLEMError | None:
+        """A process that was started did run."""
+        return None
+
+    def describe_exit(self, exit_code: int | None) -> str:
+        """See `describe_exit`."""
+        return describe_exit(exit_code)
+
+
+def job_options(task: ChildTask) -> list[str]:
+    """What `python -m llenergymeasure.runners.job` is told of a task."""
+    return [str(task.directory), "--attached", "--preload", ",".join(task.preload), "--entry", task.entry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +121,7 @@ class ChildTask:
     environment: Mapping[str, str] = field(default_factory=dict)
     entry: str = DEFAULT_ENTRY
     cwd: Path | None = None
+    place: Place = field(default_factory=Here)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +148,7 @@ class Child:
         self._threads: list[threading.Thread] = []
         self._log = ChildLog(task.log_path)
         self._no_messages: list[bytes] = []
+        self._lines = 0
 
     @property
     def pid(self) -> int:
@@ -122,6 +156,11 @@ class Child:
         if self._process is None:
             raise RuntimeError("the child has not been started")
         return self._process.pid
+
+    @property
+    def heard(self) -> int:
+        """Grows with everything it says, on whichever stream."""
+        return self._lines + self._log.bytes_read
 
     def start(self) -> None:
         """Start the interpreter.
@@ -131,9 +170,8 @@ class Child:
             ExperimentError: It refuses another thread; the process is there and wants to be killed.
         """
         task = self.task
-        options = [str(task.directory), "--attached", "--preload", ",".join(task.preload), "--entry", task.entry]
         process = self._process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, os.pathsep.join(map(str, sys.path)), *options],
+            task.place.command(task),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -184,6 +222,7 @@ class Child:
         for process in offspring:
             kill_process(process)
         self._process.wait()
+        self.task.place.clear()
         if not _wait_until(lambda: not any(map(is_running, offspring)), DRAIN_TIMEOUT_S):
             # What engine workers hold on a GPU is free only when they are gone.
             left = [process.pid for process in offspring if is_running(process)]
@@ -203,9 +242,14 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGCONT)
 
+    def refusal(self) -> LLEMError | None:
+        """That its place can run nothing; after `kill_group` of one that ended by itself."""
+        exit_code = None if self._process is None else self._process.returncode
+        return self.task.place.refusal(exit_code, self._log.recent())
+
     def describe_end(self) -> str:
         """Why the process ended without a result, in words; after `kill_group` of one that ended by itself."""
-        cause = describe_exit(None if self._process is None else self._process.returncode)
+        cause = self.task.place.describe_exit(None if self._process is None else self._process.returncode)
         if self._no_messages:
             lines = f"{len(self._no_messages)} lines" if len(self._no_messages) > 1 else "1 line"
             cause += f"; {lines} among its replies were no messages, the first: {self._no_messages[0]!r}"
@@ -224,6 +268,7 @@ class Child:
             self._mailbox.put((self, Ended()))
 
     def _take_line(self, line: bytes) -> None:
+        self._lines += 1
         message = from_line(line)
         if isinstance(message, _EVENTS):
             self._events.put(message)
@@ -279,63 +324,6 @@ class Stopwatch:
         self._elapsed_s += min(now_s - self._seen_s, LONGEST_STEP_S)
         self._seen_s = now_s
         return self._elapsed_s
-
-
-class ChildLog:
-    """Drains a child's output into a file, so that a child that prints without end fills neither pipe nor disk.
-
-    The beginning is written as it comes, the end once it is over. Every line of the beginning also goes to the logger
-    `llenergymeasure.child` at level DEBUG.
-    """
-
-    def __init__(self, path: Path, head_bytes: int = HEAD_BYTES, tail_bytes: int = TAIL_BYTES) -> None:
-        self._path = path
-        self._head_left = head_bytes
-        self._tail_bytes = tail_bytes
-        self._beyond_head = 0
-        self._recent = bytearray()
-        self._unfinished_line = b""
-
-    def drain(self, source: IO[bytes]) -> None:
-        """Read `source` to its end and close it."""
-        with source:
-            try:
-                with open(self._path, "ab", buffering=0) as file:
-                    self._copy(source, file)
-            except OSError as error:
-                _log.warning("Cannot keep the child's output in %s: %s", self._path, error)
-                while self._read(source):  # the child must not block on a full pipe
-                    pass
-
-    def last_line(self) -> str:
-        """The last line that is not blank, or an empty text; Python's dump of the stack does not count."""
-        text = bytes(self._recent[-_CHUNK_BYTES:]).decode("utf-8", "replace").partition(_CRASH_DUMP)[0]
-        return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
-
-    def _copy(self, source: IO[bytes], file: BinaryIO) -> None:
-        while chunk := self._read(source):
-            head = chunk[: self._head_left]
-            self._head_left -= len(head)
-            self._beyond_head += len(chunk) - len(head)
-            if head:
-                file.write(head)
-                self._echo_lines(head)
-        kept = min(self._beyond_head, self._tail_bytes)
-        if self._beyond_head > kept:
-            file.write(f"\n[… {self._beyond_head - kept} bytes left out …]\n".encode())
-        file.write(self._recent[len(self._recent) - kept :])
-
-    def _read(self, source: IO[bytes]) -> bytes:
-        data = os.read(source.fileno(), _CHUNK_BYTES)
-        self._recent += data
-        del self._recent[: -max(self._tail_bytes, _CHUNK_BYTES)]
-        return data
-
-    def _echo_lines(self, data: bytes) -> None:
-        if _echo.isEnabledFor(logging.DEBUG):
-            *lines, self._unfinished_line = (self._unfinished_line + data).split(b"\n")
-            for line in lines:
-                _echo.debug("%s", line.decode("utf-8", "replace"))
 
 
 def describe_exit(exit_code: int | None) -> str:

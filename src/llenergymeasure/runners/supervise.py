@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
+from llenergymeasure.constants import VERSION
 from llenergymeasure.core.progress import Observer
-from llenergymeasure.exceptions import ExperimentError
+from llenergymeasure.exceptions import ExperimentError, PreFlightError
 from llenergymeasure.runners.child import RESULT_FILE, AtBarrier, Done, Failed, Go, Message, Open, Ready
 from llenergymeasure.runners.process import Child, ChildTask, Ended, Mail, Stopwatch
 
@@ -109,13 +110,27 @@ class RunInterruptedError(ExperimentError):
 
 
 class ChildGroup:
-    """Children that work on one run together, most often just one; it may take `task_s` seconds (`None`: for ever)."""
+    """Children that work on one run together, most often just one.
 
-    def __init__(self, tasks: Sequence[ChildTask], patience: Patience, task_s: float | None = None) -> None:
+    Args:
+        task_s: How long it may take, in seconds; `None`: for ever.
+        silence_s: How long none of them may say anything, in seconds: no event, and no line of output.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[ChildTask],
+        patience: Patience,
+        task_s: float | None = None,
+        silence_s: float | None = None,
+    ) -> None:
         self._mailbox: queue.SimpleQueue[Mail] = queue.SimpleQueue()
         self.children = tuple(Child(task, self._mailbox) for task in tasks)
         self._patience = patience
         self._task_s = task_s
+        self._silence_s = silence_s
+        self._heard = 0
+        self._silent = Stopwatch()
         self._waited: Stopwatch | None = None
         self._ready: set[Child] = set()
         self._at_barrier: dict[Child, AtBarrier] = {}
@@ -146,6 +161,7 @@ class ChildGroup:
             observer: Told what the first of them does; the others do the same.
 
         Raises:
+            PreFlightError: Where a child was to run nothing can run, or another release does.
             ChildFailedError: A child raised, crashed or took too long. The others have been stopped.
             RunInterruptedError: The user asked to stop. All have been stopped.
         """
@@ -190,6 +206,8 @@ class ChildGroup:
 
     def _take(self, child: Child, message: Message | Ended) -> None:
         if isinstance(message, Ready):
+            if message.version != VERSION:
+                raise PreFlightError([_wrong_version(message.version)])
             self._ready.add(child)
             if len(self._ready) == len(self.children):  # one child's imports must not disturb another's baseline
                 self._waited = Stopwatch()
@@ -222,6 +240,18 @@ class ChildGroup:
                 f"took longer than {self._task_s:.0f} s and was stopped. "
                 "Raise execution.experiment_timeout_seconds if it needs more.",
             )
+        self._check_silence()
+
+    def _check_silence(self) -> None:
+        heard = sum(child.heard for child in self.children)
+        if heard != self._heard:
+            self._heard, self._silent = heard, Stopwatch()
+        elif self._silence_s is not None and self._silent.elapsed_s() > self._silence_s:
+            raise ChildFailedError(
+                "Timeout",
+                f"gave no sign of progress for {self._silence_s:.0f} s and was stopped. "
+                "Raise a study's execution.silence_timeout_seconds if it may be silent for longer.",
+            )
 
     def _check_alive(self) -> None:
         # A process that an engine forked may hold the reply pipe open after the child's death: then no `Ended` comes.
@@ -235,7 +265,7 @@ class ChildGroup:
     def _fail_as_crashed(self, child: Child) -> None:
         child.wait(self._patience.exit_s)
         child.kill_group()
-        raise ChildFailedError("Crash", child.describe_end())
+        raise child.refusal() or ChildFailedError("Crash", child.describe_end())
 
     def _tear_down(self, interrupt: Interrupt) -> None:
         for child in self.children:
@@ -244,6 +274,10 @@ class ChildGroup:
         deadline_s = time.monotonic() + self._patience.teardown_s
         for child in self.children:
             child.wait(deadline_s - time.monotonic(), lambda: interrupt.urgent)
+
+
+def _wrong_version(theirs: str) -> str:
+    return f"a job of llenergymeasure {VERSION} met release {theirs or 'unknown'}. Use the same release at both ends."
 
 
 def _result_of(child: Child, message: Done) -> str:

@@ -8,14 +8,16 @@ from functools import cache
 from pathlib import Path
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
+from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path, settings_without_effect
-from llenergymeasure.constants import VERSION
+from llenergymeasure.core.host.docker import default_image
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, PreFlightError, StudyError
 from llenergymeasure.results.persistence import load_study
-from llenergymeasure.runners.launchers import ChosenLauncher, Launcher
+from llenergymeasure.runners.isolated import Launcher
+from llenergymeasure.runners.launchers import ChosenLauncher, runs_here
 from llenergymeasure.study.gaps import enter_key
 from llenergymeasure.study.manifest import create_study_dir
 from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyObserver, StudyStarted, StudyWarning, plan_runs
@@ -126,15 +128,17 @@ def check_backends(study: StudyConfig, machine: UserConfig) -> None:
         PreFlightError: More than one backend would run here; shows the settings that mend it.
     """
     backends = list(dict.fromkeys(config.backend for config in study.experiments))
-    here = [backend for backend in backends if machine.runners.of(backend) == "local"]
+    here = [backend for backend in backends if runs_here(machine, backend)]
     if len(here) < 2:
         return
-    settings = "\n".join(f"      {backend}: docker:llenergymeasure/{backend}:{VERSION}-cuda12" for backend in backends)
+    apart = [backend for backend in here[1:] if backend in BACKENDS]
+    settings = "\n".join(f"      {backend}: docker:{default_image(backend)}" for backend in apart)
+    builds = "; ".join(f"docker/build {backend}" for backend in apart)
     raise PreFlightError(
         [
             f"the study uses several backends ({', '.join(backends)}), and {', '.join(here)} would run in this Python "
-            f"environment, where they cannot live side by side. Make one study per backend. Once a release has the "
-            f"Docker runner, this in {get_user_config_path()} will keep them apart:\n    runners:\n{settings}"
+            f"environment, where they cannot live side by side. This in {get_user_config_path()} keeps them apart, "
+            f"once the images are there (in a checkout: {builds}):\n    runners:\n{settings}"
         ]
     )
 

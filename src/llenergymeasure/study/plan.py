@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from llenergymeasure.config.grid import apply_cycles, compute_study_design_hash
-from llenergymeasure.config.models import ExperimentConfig, StudyConfig, study_titles
+from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig, study_titles
 from llenergymeasure.core.backends.registry import device_choice
 from llenergymeasure.core.model.parameters import count_from_name
 from llenergymeasure.core.progress import Event
@@ -23,6 +23,9 @@ RunKey = tuple[str, int]
 
 BASE_S: Final = 3600.0
 """Time limit for downloading, loading, compiling, and building an engine, in seconds."""
+
+SILENT_S: Final = 1800.0
+"""Time without any sign in which a model is loaded or compiled, in seconds."""
 
 SLOWEST_S_PER_TOKEN: Final = 0.05
 """Time per output token that no working GPU exceeds for a model of 1e9 parameters, at batch 1, in seconds."""
@@ -94,19 +97,38 @@ def design_hash_of(study: StudyConfig) -> str:
     return study.study_design_hash or compute_study_design_hash(study.experiments)
 
 
-def timeout_s(config: ExperimentConfig) -> float:
+def timeout_s(config: ExperimentConfig, execution: ExecutionConfig | None = None) -> float:
     """How long an experiment may take before it counts as hung, in seconds.
 
-    Several times what the slowest machine that works at all would need, by its number of prompts, its lengths, its
-    waits and the size in its model's name.
+    Where nobody says, several times what the slowest machine that works at all would need, by its number of prompts,
+    its lengths, its waits and the size in its model's name.
     """
+    if execution is not None and execution.experiment_timeout_seconds is not None:
+        return execution.experiment_timeout_seconds
+    warmup_prompts = max(config.warmup.n_warmup, config.warmup.max_prompts)
+    generation_s = _slowest_s(config, config.n + warmup_prompts)
+    waits_s = config.baseline.duration_seconds + config.warmup.thermal_floor_seconds
+    return BASE_S + waits_s + max(generation_s, 2 * (config.measurement.min_duration_seconds or 0.0))
+
+
+def silence_s(config: ExperimentConfig, execution: ExecutionConfig | None = None) -> float:
+    """How long an experiment may give no sign of progress before it counts as hung, in seconds.
+
+    Signs are its events, of which every batch has one, and whatever its engine prints.
+    """
+    if execution is not None and execution.silence_timeout_seconds is not None:
+        return execution.silence_timeout_seconds
+    section = config.backend_config
+    at_once = config.n if section.fills_memory else min(section.batch, config.n)
+    return SILENT_S + _slowest_s(config, at_once)
+
+
+def _slowest_s(config: ExperimentConfig, prompts: int) -> float:
+    """Time for so many prompts, one after the other, on the slowest machine that works at all, in seconds."""
     billions = max(1.0, (count_from_name(config.model).params or UNKNOWN_SIZE) / 1e9)
     on_cpu = device_choice(config) in ("cpu", "auto")
     per_token_s = SLOWEST_CPU_S_PER_TOKEN if on_cpu else SLOWEST_S_PER_TOKEN
-    warmup_prompts = max(config.warmup.n_warmup, config.warmup.max_prompts)
-    generation_s = (config.n + warmup_prompts) * config.max_output_tokens * per_token_s * billions
-    waits_s = config.baseline.duration_seconds + config.warmup.thermal_floor_seconds
-    return BASE_S + waits_s + max(generation_s, 2 * (config.measurement.min_duration_seconds or 0.0))
+    return prompts * config.max_output_tokens * per_token_s * billions
 
 
 GapKind = Literal["config", "cycle"]

@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from io import FileIO
@@ -59,7 +59,7 @@ class Resumption:
     Args:
         kept: Completed entries that stay.
         started_at: When the study began; `None` where nobody knows.
-        environment: Environment of the kept results.
+        environments: Environment of the kept results, by backend.
         is_closed: Whether the manifest says by itself, without a journal, that the study is completed.
         warnings: What the user should know: results that are run again, and why.
     """
@@ -67,7 +67,7 @@ class Resumption:
     study: StudyConfig
     kept: tuple[ExperimentManifestEntry, ...] = ()
     started_at: datetime | None = None
-    environment: EnvironmentSnapshot | None = None
+    environments: Mapping[str, EnvironmentSnapshot] = field(default_factory=dict)
     is_closed: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -140,7 +140,7 @@ def plan_resumption(
 
     entries = [] if manifest is None else manifest.experiments
     kept: list[ExperimentManifestEntry] = []
-    environment: EnvironmentSnapshot | None = None
+    environments: dict[str, EnvironmentSnapshot] = {}
     for entry in _candidates(study_dir, study, entries):
         try:
             result = _result_of(entry, study_dir, hashes_now)
@@ -148,13 +148,14 @@ def plan_resumption(
             warnings.append(f"{entry.config_summary}, cycle {entry.cycle}, runs again: {error}")
         else:
             kept.append(entry)
-            environment = environment or result.environment_snapshot
+            if result.environment_snapshot is not None:
+                environments.setdefault(result.backend, result.environment_snapshot)
     _refuse_fewer_cycles(study, entries)
     return Resumption(
         study,
         kept=tuple(kept),
         started_at=None if manifest is None else manifest.started_at,
-        environment=environment,
+        environments=environments,
         is_closed=_is_closed(manifest, study_dir),
         warnings=tuple(warnings),
     )

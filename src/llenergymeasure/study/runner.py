@@ -29,8 +29,8 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import LLEMError, PersistenceError, ResultRescuedError, StudyError
 from llenergymeasure.results.persistence import refuge, save_result, save_result_or_rescue
+from llenergymeasure.runners.isolated import Launcher
 from llenergymeasure.runners.job import Job, MeasuredRun
-from llenergymeasure.runners.launchers import Launcher
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError, signals_as
 from llenergymeasure.study.gaps import environment_changes, gaps_of, leftover_gpu_memory, wait_out
 from llenergymeasure.study.manifest import ManifestWriter
@@ -45,6 +45,7 @@ from llenergymeasure.study.plan import (
     StudyWarning,
     plan_runs,
     shared_parts,
+    silence_s,
     timeout_s,
 )
 from llenergymeasure.study.resume import Resumption
@@ -123,7 +124,7 @@ class StudyRunner:
         self._host = host
         self._export_csv = export_csv
         self._gaps = gaps_of(study.execution, machine)
-        self._environment = before.environment
+        self._environments = dict(before.environments)
         self._baselines: tuple[CachedBaseline, ...] = ()
         self._failures_in_a_row: list[str] = []
         self._machine_is_cool = True
@@ -215,13 +216,14 @@ class StudyRunner:
             raise PersistenceError(f"Cannot write to {self._dir}: {_GONE}")
         with naming_the_path(work_dir, "create"):
             work_dir.mkdir()
-        limit_s = self._study.execution.experiment_timeout_seconds
+        execution = self._study.execution
         return Job(
             config=run.config,
             machine=self._machine,
             work_dir=work_dir,
             baselines=self._baselines,
-            timeout_s=timeout_s(run.config) if limit_s is None else limit_s,
+            timeout_s=timeout_s(run.config, execution),
+            silence_s=silence_s(run.config, execution),
         )
 
     def _run_one(self, run: PlannedRun, job: Job) -> None:
@@ -284,10 +286,9 @@ class StudyRunner:
 
     def _annotated(self, result: ExperimentResult, run: PlannedRun, notes: list[str]) -> ExperimentResult:
         """The result with its place in the study and the warnings that only the study can give."""
-        if self._environment is None:
-            self._environment = result.environment_snapshot
-        elif result.environment_snapshot is not None:
-            changes = environment_changes(self._environment, result.environment_snapshot)
+        environment = result.environment_snapshot
+        if environment is not None:  # of one backend: each may have an image of its own
+            changes = environment_changes(self._environments.setdefault(result.backend, environment), environment)
             if changes:
                 message = "differs from the study's earlier results in " + "; ".join(changes)
                 notes = [*notes, str(MeasurementWarning(WarningCode.ENVIRONMENT_CHANGED, message))]

@@ -64,6 +64,15 @@ def measuring(directory: Path | None = None) -> Iterator[Callable[[], bool]]:
         os.close(file)
 
 
+def shared_marker() -> Path | None:
+    """The marker's place on this machine, for a container to share; `None`: there can be none."""
+    try:
+        os.close(_open_marker(None))
+    except OSError:
+        return None
+    return Path(tempfile.gettempdir()) / NAME
+
+
 def _alone(file: int) -> bool:
     """Whether nobody else holds the lock; afterwards it is held together with whoever does."""
     try:

@@ -169,7 +169,7 @@ def model_directory(
     if (directory / filename).is_file():
         return directory
     cache = hub_cache_dir(cache_home) or environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-    hub = Path(cache).expanduser() if cache else _client_home(environ) / "hub"
+    hub = Path(cache).expanduser() if cache else client_home(environ) / "hub"
     repository = hub / ("models--" + model.replace("/", "--"))
     name = revision or "main"
     reference = repository / "refs" / name
@@ -262,7 +262,7 @@ def _patiently(load: Callable[..., T], what: str, sleep: Callable[[float], None]
     )(load)
 
 
-def _client_home(environ: Mapping[str, str]) -> Path:
+def client_home(environ: Mapping[str, str]) -> Path:
     """The Hub client's home, by its documented environment variables."""
     home = environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     return Path(home).expanduser()
@@ -273,7 +273,7 @@ def _token(environ: Mapping[str, str]) -> str | None:
     if environ.get("HF_TOKEN"):
         return environ["HF_TOKEN"].strip()
     try:
-        path = environ.get("HF_TOKEN_PATH") or _client_home(environ) / "token"
+        path = environ.get("HF_TOKEN_PATH") or client_home(environ) / "token"
         return Path(path).expanduser().read_text().strip() or None
     except (OSError, ValueError, RuntimeError):
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from vllm import EngineArgs
 from vllm.platforms import current_platform
 
 from llenergymeasure.config.models import ExperimentConfig
@@ -22,7 +23,6 @@ from llenergymeasure.core.backends.vllm.engine import (
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model
 from llenergymeasure.exceptions import BackendError
-from vllm import EngineArgs
 
 MADE_WHILE_LOADING: Final = ("fp8", "int8_per_channel_weight_only")
 """Values of `vllm.quantization` that quantise weights which are not."""

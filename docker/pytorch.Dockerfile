@@ -1,0 +1,17 @@
+# The pytorch engine: on GPUs, or (with a TORCH_INDEX of CPU builds) on the processor. Built by docker/build.
+ARG BASE=python:3.12-slim-bookworm
+FROM ${BASE}
+
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+COPY requirements/torch.txt requirements/run.txt /build/requirements/
+ARG TORCH_INDEX=https://pypi.org/simple
+RUN python3 -m pip install --extra-index-url ${TORCH_INDEX} -r /build/requirements/torch.txt \
+    && python3 -m pip install -r /build/requirements/run.txt
+
+COPY pyproject.toml README.md LICENSE CHANGELOG.md /build/
+COPY src /build/src
+RUN python3 -m pip install --no-deps /build
+
+ENTRYPOINT []
+CMD ["llem", "config"]

@@ -1,0 +1,318 @@
+"""Jobs in containers: one ephemeral `docker run` per job, whose life is the job's.
+
+    launcher ── docker run (client) ── daemon ── [ init ── guardian ── job ── engine workers … ]
+
+The client's streams are the job's, so what holds for a child of this machine holds here: when the launcher is gone, its
+end of the job's stdin closes and the guardian in the container kills everything. Whatever the client has left, because
+it was killed itself or gave up, is removed by name.
+
+A container sees its job's directory, the caches, and what the experiment names, each at its own place, and runs as the
+user who asked, so that its files are theirs. A value of the environment never stands on a command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import logging
+import os
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import platformdirs
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.constants import APP_NAME
+from llenergymeasure.core.gpu.driver import GpuDriverError
+from llenergymeasure.core.host.docker import ANSWER_TIMEOUT_S, Image, explain, find_image
+from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.marker import shared_marker
+from llenergymeasure.core.model.source import client_home
+from llenergymeasure.core.preflight import Failure, output_findings
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.exceptions import DockerError, LLEMError, PreFlightError
+from llenergymeasure.runners.child import DIRECTORY_VARIABLE
+from llenergymeasure.runners.isolated import ProcessLauncher, asked_in_groups
+from llenergymeasure.runners.job import LOCAL_RUNNER, Job
+from llenergymeasure.runners.process import ChildTask, Stopwatch, describe_exit, job_options
+from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup
+
+DOCKER_RUNNER: Final = "docker"
+"""What stands before the colon where the user's settings name an image."""
+
+SHM_SIZE: Final = "8g"
+"""Shared memory of a container: engines pass tensors between their workers through it, and Docker gives 64 MB."""
+
+NAME_LABEL: Final = f"{APP_NAME}.job"
+"""Label of every container; its value is the job's directory."""
+
+_OF_THE_HUB: Final = ("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_")
+_OF_ENGINES: Final = ("VLLM_", "TRTLLM_", "TLLM_", "TORCH", "PYTORCH_", "NCCL_", "OMP_", "MKL_", "CUDA_DEVICE_ORDER")
+_OF_NETWORKS: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+PASSED_ON: Final = _OF_THE_HUB + _OF_ENGINES + _OF_NETWORKS
+"""Beginnings of the variables that a container gets, in capitals, where their value is no path."""
+
+PLACES: Final = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH")
+"""Variables whose value is a path that a container sees too."""
+
+REMOVAL_TIMEOUT_S: Final = 20.0
+"""How long to wait until a container is gone, in seconds."""
+
+REMOVAL_PAUSE_S: Final = 0.2
+
+_START_FAILED: Final = range(125, 128)
+"""Exit codes of `docker run` for a container that did not start (docker-run(1), "Exit status")."""
+
+_SIGNALLED: Final = 128
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or directory that a container sees at the place `target`."""
+
+    source: Path
+    target: Path
+    read_only: bool = False
+
+    def option(self) -> str:
+        """As `--mount` takes it: fields in CSV."""
+        row = io.StringIO()
+        fields = ["type=bind", f"source={self.source}", f"target={self.target}", *["readonly"] * self.read_only]
+        csv.writer(row, lineterminator="").writerow(fields)
+        return row.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """Where one job runs; see `runners.process.Place`.
+
+    Args:
+        empty: Directories that are empty, writable, and gone with it.
+        variables: Environment variables by name, for those that differ from this process's.
+        passed_on: Names of those that do not.
+        gpus: UUIDs; empty: none.
+        setting: The setting that names the image.
+    """
+
+    image: Image
+    name: str
+    empty: tuple[Path, ...]
+    mounts: tuple[Mount, ...]
+    variables: Mapping[str, str]
+    passed_on: tuple[str, ...]
+    gpus: tuple[str, ...]
+    setting: str
+
+    def command(self, task: ChildTask) -> list[str]:
+        """The client that starts the container and lends it its streams."""
+        options = ["--name", self.name, "--label", f"{NAME_LABEL}={task.directory}", "--shm-size", SHM_SIZE]
+        options += ["--user", f"{os.getuid()}:{os.getgid()}"]
+        options += [] if task.cwd is None else ["--workdir", str(task.cwd)]
+        for directory in self.empty:
+            options += ["--tmpfs", f"{directory}:exec,mode=1777"]
+        for mount in (Mount(task.directory.absolute(), task.directory.absolute()), *self.mounts):
+            options += ["--mount", mount.option()]
+        for name, value in {**self.variables, DIRECTORY_VARIABLE: str(task.directory.absolute())}.items():
+            options += ["--env", f"{name}={value}"]
+        for name in self.passed_on:
+            options += ["--env", name]
+        options += ["--gpus", f'"device={",".join(self.gpus)}"'] if self.gpus else []
+        # Kept logs would cost a disk what the job prints, a second time.
+        run = ["docker", "run", "--rm", "--init", "--interactive", "--pull", "never", "--log-driver", "none"]
+        job = ["-m", "llenergymeasure.runners.job", *job_options(task)[1:]]
+        return [*run, *options, "--entrypoint", "python3", self.image.digest, *job]
+
+    def clear(self) -> None:
+        """Remove the container, if there still is one."""
+        stopwatch = Stopwatch()
+        while (problem := self._removed()) is not None and stopwatch.elapsed_s() < REMOVAL_TIMEOUT_S:
+            time.sleep(REMOVAL_PAUSE_S)  # the daemon is at it
+        if problem is not None:
+            _log.warning("The container %s may be left: %s", self.name, problem)
+
+    def _removed(self) -> str | None:
+        """Remove the container; `None` when it is gone, else why it may not be."""
+        command = ["docker", "rm", "--force", "--volumes", self.name]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        gone = answer.returncode == 0 or "no such container" in answer.stderr.lower()
+        return None if gone else explain(answer.stderr)
+
+    def refusal(self, exit_code: int | None, output: str) -> LLEMError | None:
+        """That the container did not start."""
+        if exit_code not in _START_FAILED:
+            return None
+        return PreFlightError([f"{self.setting}: the container did not start: {explain(output)}"])
+
+    def describe_exit(self, exit_code: int | None) -> str:
+        """Why the client ended: as the container did, or by a signal of its own."""
+        if exit_code is not None and exit_code > _SIGNALLED:
+            return f"its container: {describe_exit(_SIGNALLED - exit_code)}"
+        if exit_code is not None and exit_code < 0:
+            return f"the Docker client: {describe_exit(exit_code)}"
+        return describe_exit(exit_code)
+
+
+class DockerLauncher(ProcessLauncher):
+    """Runs each job in a container of the image that the user's settings name for its backend."""
+
+    def failures(self, configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[list[str]]:
+        """See `Launcher.failures`; a container of the very kind that would run them is asked."""
+
+        def ask(alike: list[ExperimentConfig]) -> list[list[str]]:
+            try:
+                inside = super(DockerLauncher, self).failures(alike, machine)
+            except PreFlightError as error:
+                inside = [list(error.failures)] * len(alike)
+            except ChildFailedError as error:
+                setting = _setting(machine, alike[0].backend)
+                inside = [[f"{setting}: asking in a container failed: {error}"]] * len(alike)
+            return [[*found, *_no_output(config)] for config, found in zip(alike, inside, strict=True)]
+
+        return asked_in_groups(configs, lambda config: (config.backend, _gpus(config, Host())), ask)
+
+    def _task(self, directory: Path, configs: Sequence[ExperimentConfig], machine: UserConfig, entry: str) -> ChildTask:
+        task = super()._task(directory, configs, machine, entry)
+        return replace(task, place=container_for(configs, machine, Host()))
+
+    def _group(self, job: Job) -> ChildGroup:
+        if failures := _no_output(job.config):
+            raise PreFlightError(failures)
+        return super()._group(job)
+
+    def _config_there(self, config: ExperimentConfig) -> ExperimentConfig:
+        return config.model_copy(update={"output_dir": None})  # nobody in a container can see whether it will do
+
+    def _machine_there(self, machine: UserConfig, backend: str) -> UserConfig:
+        runners = machine.runners.model_copy(update={backend: LOCAL_RUNNER})
+        return machine.model_copy(update={"runners": runners})
+
+    def _told(self, result: ExperimentResult, job: Job, task: ChildTask) -> ExperimentResult:
+        digest = task.place.image.digest if isinstance(task.place, Container) else None
+        runner = job.machine.runners.of(job.config.backend)
+        return result.model_copy(update={"runner": runner, "image_digest": digest})
+
+
+def container_for(configs: Sequence[ExperimentConfig], machine: UserConfig, host: Host) -> Container:
+    """The container that can run these configurations, of one backend and on the same devices.
+
+    Raises:
+        PreFlightError: Their image cannot be used here.
+    """
+    backend = configs[0].backend
+    setting = _setting(machine, backend)
+    try:
+        image = find_image(machine.runners.of(backend).partition(":")[2], host.environ)
+    except DockerError as error:
+        raise PreFlightError([f"{setting}: {error}"]) from error
+    home = _home()
+    own_cache = Path(platformdirs.user_cache_dir(APP_NAME))
+    hub = client_home(host.environ)
+    variables = {
+        "HOME": str(home),
+        "USER": "llem",  # a user id without an entry in passwd has no name, and libraries ask for one
+        "HF_HOME": str(hub),
+        "XDG_CACHE_HOME": str(own_cache.parent),
+        "XDG_DATA_HOME": str(host.calibration_dir.parent.parent),
+        "PYTHONSAFEPATH": "1",  # no module is taken from the current directory
+        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",  # utility: NVML, which measures
+    }
+    places = {name: Path(host.environ[name]).expanduser() for name in PLACES if host.environ.get(name)}
+    caches = [own_cache, hub, Path(machine.output.model_cache_dir).expanduser()]
+    caches += [path for path in places.values() if not path.is_file()]
+    marker = shared_marker()
+    return Container(
+        image=image,
+        name=f"llem-{os.getpid()}-{uuid.uuid4().hex[:12]}",
+        empty=() if os.getuid() == 0 else tuple(dict.fromkeys((home, own_cache.parent))),  # root has a home in images
+        mounts=(
+            *_at_their_places(caches, [*places.values(), host.calibration_dir, *named_paths(configs)], home),
+            *([] if marker is None else [Mount(marker, Path("/tmp") / marker.name)]),
+        ),
+        variables={**variables, **{name: str(path) for name, path in places.items()}},
+        passed_on=tuple(sorted(set(passed_on(host.environ)) - set(variables))),
+        gpus=_gpus(configs[0], host),
+        setting=setting,
+    )
+
+
+def _at_their_places(caches: Sequence[Path], read: Sequence[Path], home: Path) -> Iterator[Mount]:
+    """Caches, made if need be (one that the daemon made would be root's), and what is only read; each once."""
+    mounted: list[Path] = []
+    for path in (*caches, *read):
+        if path in caches:
+            with contextlib.suppress(OSError):
+                path.mkdir(parents=True, exist_ok=True)
+        seen_already = home.is_relative_to(path) or any(path.is_relative_to(above) for above in mounted)
+        if path.exists() and not seen_already:
+            mounted.append(path)
+            yield Mount(path, path, read_only=path not in caches)
+
+
+def passed_on(environ: Mapping[str, str]) -> Iterator[str]:
+    """Names of the variables that say something to engines and to the Hub, and nothing about places here."""
+    for name, value in environ.items():
+        if name.upper().startswith(PASSED_ON) and not value.startswith(("/", "~")):
+            yield name
+
+
+def named_paths(configs: Sequence[ExperimentConfig]) -> list[Path]:
+    """Files and directories of this machine that configurations name: models, adapters, data sets, engines."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            for each in value.values():
+                yield from texts(each)
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                yield from texts(each)
+
+    found: dict[Path, None] = {}
+    for config in configs:
+        for text in texts(config.model_dump(exclude={"output_dir"}, exclude_none=True)):
+            with contextlib.suppress(OSError, ValueError, RuntimeError):  # no name of a file
+                path = Path(os.path.abspath(Path(text).expanduser()))
+                if text and path.exists():
+                    found[path] = None
+    return sorted(found, key=lambda path: len(path.parts))
+
+
+def _no_output(config: ExperimentConfig) -> list[str]:
+    """Why results cannot be kept where they are wanted."""
+    findings = () if config.output_dir is None else output_findings(config.output_dir, Host())
+    return [finding.text for finding in findings if isinstance(finding, Failure)]
+
+
+def _gpus(config: ExperimentConfig, host: Host) -> tuple[str, ...]:
+    """UUIDs of the GPUs that an experiment would use, told without an engine; none where there are none."""
+    section = config.backend_config
+    if section.device_choice == "cpu":
+        return ()
+    try:
+        gpus = host.visible_gpus()
+    except GpuDriverError:
+        return ()
+    return tuple(gpu.uuid for gpu in gpus[: section.gpu_count(len(gpus))])
+
+
+def _home() -> Path:
+    home = Path(os.path.expanduser("~"))
+    return home if home.is_absolute() and len(home.parts) > 1 else Path(tempfile.gettempdir()) / "llem-home"
+
+
+def _setting(machine: UserConfig, backend: str) -> str:
+    return f"runners.{backend}: {machine.runners.of(backend)}"
