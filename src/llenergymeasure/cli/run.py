@@ -122,10 +122,10 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
     finally:
         if progress is not None:
             progress.end(spaced=bool(results))
+        if request.as_json and saved is not None:
+            tell_place("Result", saved)
         for result in results:  # measured, so shown: also when it could not be saved
             print_result(result_json(result) if request.as_json else render_summary(result, saved, output_width()))
-    if request.as_json and saved is not None:
-        tell_place("Result", saved)
     if request.export_csv and saved is not None:
         path = to_csv(results, saved.with_suffix(".csv"))
         tell_place("CSV", path)

@@ -193,8 +193,8 @@ def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: Us
 
     def show(result: StudyResult) -> None:
         if request.as_json:
-            print_result(result_json(result))
             tell_place("Study", directory)
+            print_result(result_json(result))
         else:
             print_result(render_study(result, directory, output_width()))
 

@@ -22,11 +22,11 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
-from llenergymeasure.atomic import make_unique_directory, open_ours, read_plain_file, write_atomically
+from llenergymeasure.atomic import make_unique_directory, naming_the_path, open_ours, read_plain_file, write_atomically
 from llenergymeasure.config.base import portable_data
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest, StudyStatus
+from llenergymeasure.domain.study import EntryStatus, ExperimentManifestEntry, StudyManifest, StudyStatus
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.persistence import as_known, load_record, timestamp_slug
 from llenergymeasure.security import sanitize_experiment_id, validate_path
@@ -85,7 +85,8 @@ def load_manifest(study_dir: str | Path) -> StudyManifest:
     for entry in read_journal(study_dir / JOURNAL_FILE):
         if (entry.config_hash, entry.cycle) in entries:
             entries[entry.config_hash, entry.cycle] = entry
-    return manifest.model_copy(update={"experiments": list(entries.values()), **_counts(entries.values())})
+    tally = Counter(entry.status for entry in entries.values())
+    return manifest.model_copy(update={"experiments": list(entries.values()), **_counts(tally)})
 
 
 class ManifestWriter:
@@ -115,18 +116,20 @@ class ManifestWriter:
         self._clock = clock or SystemClock()
         self._after = after
         done = {(entry.config_hash, entry.cycle): entry for entry in kept}
-        self._entries: dict[RunKey, ExperimentManifestEntry] = {}
+        self._lines: dict[RunKey, bytes] = {}  # as JSON, of which a large study takes least
+        self._tally: Counter[EntryStatus] = Counter()
         for run in plan_runs(study):
-            self._entries[run.key] = done.get(run.key) or ExperimentManifestEntry(
+            entry = done.get(run.key) or ExperimentManifestEntry(
                 config_hash=run.config_hash, config_summary=run.title, cycle=run.cycle
             )
-        self._lines = {key: _line(entry) for key, entry in self._entries.items()}
+            self._lines[run.key] = _line(entry)
+            self._tally[entry.status] += 1
         self._header = StudyManifest(
             study_name=study.name or DEFAULT_NAME,
             study_design_hash=design_hash_of(study),
             started_at=started_at or self._clock.wall(),
-            total_experiments=len(self._entries),
-            pending=len(self._entries),
+            total_experiments=len(self._lines),
+            pending=len(self._lines),
         )
         self._study = json.dumps(portable_data(study), ensure_ascii=False).encode()
         self._lock = threading.Lock()
@@ -150,11 +153,16 @@ class ManifestWriter:
         Raises:
             KeyError: The study has no such run.
         """
-        return self._entries[config_hash, cycle]
+        return _entry(self._lines[config_hash, cycle])
 
     def entries(self) -> list[ExperimentManifestEntry]:
         """The present entries of all runs, in order of execution."""
-        return list(self._entries.values())
+        return [_entry(line) for line in self._lines.values()]
+
+    @property
+    def completed(self) -> int:
+        """How many runs are completed."""
+        return self._tally["completed"]
 
     def mark_running(self, config_hash: str, cycle: int) -> None:
         """A run begins."""
@@ -191,19 +199,27 @@ class ManifestWriter:
     def _change(self, config_hash: str, cycle: int, **changes: Any) -> None:
         key = (config_hash, cycle)
         with self._lock:
-            entry = ExperimentManifestEntry.model_validate({**dict(self._entries[key]), **changes})
-            line = _line(entry)
             # First here: what has happened has happened, whether it can be written or not.
-            self._entries[key], self._lines[key] = entry, line
+            line = self._replace(key, **changes)
             self._version += 1
             try:
                 self._journal.append(b'{"entry": ' + line + b"}")
             except PersistenceError as error:
                 self._do_without_journal(error)
             if self._written_bytes <= SMALL_BYTES:
-                self._try_to_write(self._version, self._render())
+                with _told_only():
+                    self._write(self._version, self._render())
             elif self._cancel_snapshot is None:
                 self._cancel_snapshot = self._after(SNAPSHOT_DELAY_S, self._snapshot_on_time)
+
+    def _replace(self, key: RunKey, **changes: Any) -> bytes:
+        """Change the entry of a run; its new line."""
+        before = _entry(self._lines[key])
+        after = ExperimentManifestEntry.model_validate({**dict(before), **changes})
+        self._tally.subtract([before.status])
+        self._tally[after.status] += 1
+        self._lines[key] = _line(after)
+        return self._lines[key]
 
     def _do_without_journal(self, error: PersistenceError) -> None:
         """Write the manifest whole; the lines that are in the journal would undo it, so they go.
@@ -223,10 +239,8 @@ class ManifestWriter:
             if self._cancel_snapshot is not None:
                 self._cancel_snapshot()
                 self._cancel_snapshot = None
-            for key, entry in self._entries.items():
-                if entry.status == "running":
-                    stopped = entry.model_copy(update={"status": "pending", "started_at": None})
-                    self._entries[key], self._lines[key] = stopped, _line(stopped)
+            for key in [key for key, line in self._lines.items() if _entry(line).status == "running"]:
+                self._replace(key, status="pending", started_at=None)
             completed_at = None if status == "interrupted" else self._clock.wall()
             self._header = self._header.model_copy(update={"status": status, "completed_at": completed_at})
             self._version += 1
@@ -242,11 +256,15 @@ class ManifestWriter:
                 return
             self._cancel_snapshot = None
             version, content = self._version, self._render()
-        self._try_to_write(version, content)  # outside the lock: no transition waits for a large file
+        with _told_only():
+            self._write(version, content)  # outside the lock: no transition waits for a large file
+            with self._lock:
+                if self._version == version:  # nothing has happened since, so the journal tells nothing new
+                    self._journal.empty()
 
     def _render(self) -> list[bytes]:
         """The manifest as JSON, in parts of which those of the runs, one a line, are made once."""
-        header = self._header.model_copy(update=_counts(self._entries.values()))
+        header = self._header.model_copy(update=_counts(self._tally))
         opening = header.model_dump_json(exclude={"experiments", "study"}, indent=2).removesuffix("\n}")
         between = [b",\n    "] * (2 * len(self._lines) - 1)
         between[::2] = self._lines.values()
@@ -257,12 +275,6 @@ class ManifestWriter:
             self._study,
             b"\n}\n",
         ]
-
-    def _try_to_write(self, version: int, content: Sequence[bytes]) -> None:
-        try:
-            self._write(version, content)
-        except PersistenceError as error:  # the journal has it
-            _log.warning("The manifest is behind its journal: %s", error)
 
     def _write(self, version: int, content: Sequence[bytes]) -> None:
         """Write `manifest.json`, never an older version over a newer one."""
@@ -299,15 +311,16 @@ class Journal:
         """
         content = line + b"\n"
         descriptor = self._file.fileno()
-        try:
-            written = os.pwrite(descriptor, content, self._length)
-            if written < len(content):  # the disk is full: the rest of the line says so
-                os.pwrite(descriptor, content[written:], self._length + written)
-            os.fdatasync(descriptor)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # the next line goes over what was written of this one anyway
-                os.ftruncate(descriptor, self._length)
-            raise self._cannot("write", error) from error
+        with naming_the_path(self._path):
+            try:
+                written = os.pwrite(descriptor, content, self._length)
+                if written < len(content):  # the disk is full: the rest of the line says so
+                    os.pwrite(descriptor, content[written:], self._length + written)
+                os.fdatasync(descriptor)
+            except OSError:
+                with contextlib.suppress(OSError):  # the next line goes over what was written of this one anyway
+                    os.ftruncate(descriptor, self._length)
+                raise
         self._length += len(content)
 
     def empty(self) -> None:
@@ -316,10 +329,8 @@ class Journal:
         Raises:
             PersistenceError: They are still there.
         """
-        try:
+        with naming_the_path(self._path):
             os.ftruncate(self._file.fileno(), 0)
-        except OSError as error:
-            raise self._cannot("write", error) from error
         self._length = 0
 
     def remove(self) -> None:
@@ -328,14 +339,9 @@ class Journal:
         Raises:
             PersistenceError: It cannot be deleted.
         """
-        try:
+        with naming_the_path(self._path, "remove"):
             self._path.unlink(missing_ok=True)
             self._file.close()
-        except OSError as error:
-            raise self._cannot("remove", error) from error
-
-    def _cannot(self, do: str, error: OSError) -> PersistenceError:
-        return PersistenceError(f"Cannot {do} {self._path}: {error.strerror or error}.")
 
 
 def read_journal(path: Path) -> Iterator[ExperimentManifestEntry]:
@@ -361,12 +367,24 @@ def read_journal(path: Path) -> Iterator[ExperimentManifestEntry]:
             yield entry
 
 
+@contextlib.contextmanager
+def _told_only() -> Iterator[None]:
+    """For a manifest that cannot be written now: its journal has everything."""
+    try:
+        yield
+    except PersistenceError as error:
+        _log.warning("The manifest is behind its journal: %s", error)
+
+
 def _line(entry: ExperimentManifestEntry) -> bytes:
     return entry.model_dump_json().encode()
 
 
-def _counts(entries: Iterable[ExperimentManifestEntry]) -> dict[str, int]:
-    tally = Counter(entry.status for entry in entries)
+def _entry(line: bytes) -> ExperimentManifestEntry:
+    return ExperimentManifestEntry.model_validate_json(line)
+
+
+def _counts(tally: Counter[EntryStatus]) -> dict[str, int]:
     return {
         "completed": tally["completed"],
         "failed": tally["failed"],

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from llenergymeasure.atomic import open_ours, read_plain_file
+from llenergymeasure.atomic import naming_the_path, open_ours, read_plain_file
 from llenergymeasure.config.base import by_dotted_path
 from llenergymeasure.config.grid import compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
@@ -34,7 +34,7 @@ from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import RESULT_FILE, load_result
 from llenergymeasure.results.summary import one_line
 from llenergymeasure.security import is_safe_path, validate_path
-from llenergymeasure.study.manifest import MANIFEST_FILE, load_manifest
+from llenergymeasure.study.manifest import JOURNAL_FILE, MANIFEST_FILE, load_manifest
 from llenergymeasure.study.plan import plan_runs
 
 MAX_DIFFERENCES: Final = 20
@@ -60,6 +60,7 @@ class Resumption:
         kept: Completed entries that stay.
         started_at: When the study began; `None` where nobody knows.
         environments: Environment of the kept results, by backend.
+        is_closed: Whether the manifest says by itself, without a journal, that the study is completed.
         warnings: What the user should know: results that are run again, and why.
     """
 
@@ -67,6 +68,7 @@ class Resumption:
     kept: tuple[ExperimentManifestEntry, ...] = ()
     started_at: datetime | None = None
     environments: Mapping[str, EnvironmentSnapshot] = field(default_factory=dict)
+    is_closed: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -154,8 +156,13 @@ def plan_resumption(
         kept=tuple(kept),
         started_at=None if manifest is None else manifest.started_at,
         environments=environments,
+        is_closed=_is_closed(manifest, study_dir),
         warnings=tuple(warnings),
     )
+
+
+def _is_closed(manifest: StudyManifest | None, study_dir: Path) -> bool:
+    return manifest is not None and manifest.status == "completed" and not os.path.lexists(study_dir / JOURNAL_FILE)
 
 
 def experiments_left(resumption: Resumption) -> list[ExperimentConfig]:
@@ -225,11 +232,9 @@ def locked(study_dir: Path) -> Iterator[None]:
             if error.errno not in _UNSUPPORTED:
                 raise PersistenceError(f"Cannot lock {path}: {error.strerror or error}.") from error
             _log.warning("%s cannot be locked (%s); see to it yourself that nobody else uses it", path, error.strerror)
-        try:
+        with naming_the_path(path):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        except OSError as error:
-            raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
         yield
 
 

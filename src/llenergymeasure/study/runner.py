@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from llenergymeasure.atomic import naming_the_path
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.baseline import CachedBaseline
@@ -213,10 +214,8 @@ class StudyRunner:
         work_dir = self._dir / WORK_DIR / f"run-{run.position:05d}"
         if not self._directory_is_ours():
             raise PersistenceError(f"Cannot write to {self._dir}: {_GONE}")
-        try:
+        with naming_the_path(work_dir, "create"):
             work_dir.mkdir()
-        except OSError as error:
-            raise PersistenceError(f"Cannot create {work_dir}: {error.strerror or error}.") from error
         execution = self._study.execution
         return Job(
             config=run.config,
@@ -355,11 +354,10 @@ class StudyRunner:
         )
 
     def _how_to_go_on(self, reason: str, unsaved: Sequence[PersistenceError] = ()) -> str:
-        done = sum(entry.status == "completed" for entry in self._manifest.entries())
         told = "".join(f"\nNot saved, and made anew by going on: {error}" for error in unsaved)
+        finished = f"{self._manifest.completed} of {len(self._all)} runs are finished"
         return (
-            f"{reason.rstrip('.')}. {done} of {len(self._all)} runs are finished and kept in {self._dir}. "
-            f"Go on with: llem run --resume {self._dir}{told}"
+            f"{reason.rstrip('.')}. {finished} and kept in {self._dir}. Go on with: llem run --resume {self._dir}{told}"
         )
 
     def _mark_interrupted(self) -> None:
