@@ -183,7 +183,7 @@ def test_the_runner_variable_beats_the_file(backend: str, user_file: Path, tmp_p
     variable, experiment = f"LLEM_RUNNER_{backend.upper()}", ExperimentBench(tmp_path).config(backend=backend)
     asked = [load_user_config(environ=environ) for environ in ({}, {variable: "local"}, {variable: "docker:other"})]
     assert [runs_here(settings, backend) for settings in asked] == [False, True, False]
-    no_docker = Host({"PATH": ""}, no_driver)
+    no_docker = Host({"PATH": str(tmp_path)}, no_driver)
     for settings, image in ((asked[0], "image:1"), (asked[2], "other")):
         with pytest.raises(PreFlightError, match=rf"runners\.{backend}: docker:{image}: Docker is not installed"):
             container_for([experiment], settings, no_docker)
