@@ -24,7 +24,6 @@ from tests.nvml.virtual_run import VirtualWindow, by_nvml, quantile, random_boar
 from tests.nvml.waveform import Waveform, constant, noise, ramp, square
 
 from llenergymeasure.core.energy.integrate import integrate_power
-from llenergymeasure.core.energy.types import PowerSampling
 from llenergymeasure.core.energy.uncertainty import integral_components
 from llenergymeasure.domain.energy import comparative_half_width
 
@@ -88,7 +87,6 @@ def measure(draws: int) -> Iterator[Cell]:
     """Draw windows for every architecture, load and length."""
     draw = random.Random(2026)
     for architecture, kind in ARCHITECTURES.items():
-        sensor = kind.instant
         for load, waveform in LOADS.items():
             for length_s in LENGTHS_S:
                 windows = [
@@ -97,14 +95,13 @@ def measure(draws: int) -> Iterator[Cell]:
                     )
                     for _ in range(draws)
                 ]
-                sampling = PowerSampling(sensor.window_s, sensor.update_s)
                 yield Cell(
                     architecture,
                     load,
                     length_s,
                     plain=[_plain(window) for window in windows] if kind.counter else [],
                     fused=[_fused(window) for window in windows] if kind.counter else [],
-                    integral=[_integral(window, sampling) for window in windows],
+                    integral=[_integral(window) for window in windows],
                 )
 
 
@@ -133,7 +130,7 @@ def measure_kinds(draws: int) -> Iterator[KindCell]:
                     follows = number % 2 == 1
                     board.counter = replace(board.counter or Counter(), follows_sensor=follows)
                     window = run_window(board, length_s + draw.uniform(0, STEP_S), draw)
-                    energy = by_nvml(window, board, architecture, follows=None)
+                    energy = by_nvml(window, board, follows=None)
                     if energy.total_j is not None:  # a load that fooled the sensor: the audit has said so
                         error_j = abs(energy.total_j - window.true_j)
                         half_width_j = comparative_half_width(energy.components)
@@ -226,10 +223,10 @@ def _fused(window: VirtualWindow) -> Outcome:
     return Outcome(abs(fused.energy_j - window.true_j), fused.half_width_j, window.true_j)
 
 
-def _integral(window: VirtualWindow, sampling: PowerSampling) -> Outcome:
+def _integral(window: VirtualWindow) -> Outcome:
     times, power = [t for t, _ in window.samples], [w for _, w in window.samples]
     energy_j = integrate_power(times, power, window.start_s, window.end_s)
-    parts = integral_components(times, power, window.start_s, window.end_s, sampling)
+    parts = integral_components(times, power, window.start_s, window.end_s, window.sampling)
     return Outcome(abs(energy_j - window.true_j), comparative_half_width(parts), window.true_j)
 
 

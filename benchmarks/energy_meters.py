@@ -124,8 +124,9 @@ def page(windows: list[Window], found: list[Figure]) -> str:
     parts = [
         "# Meters in real time",
         "Written by `python -m benchmarks.energy_meters --markdown`: one scripted board of Hopper's kind (a sensor "
-        "that sees 25 of every 100 ms, a counter that moves every 0.1 s), read by the real nvidia-ml-py, Zeus "
-        f"{version('zeus')} and CodeCarbon {version('codecarbon')}. *States*: half-width of the stated 95 % interval, "
+        "that sees 25 of every 100 ms, samples of the driver every 20 ms, a counter that moves every 0.1 s), read by "
+        f"the real nvidia-ml-py, Zeus {version('zeus')} and CodeCarbon {version('codecarbon')}. *States*: half-width "
+        "of the stated 95 % interval, "
         "without the sensor's gain. *Counter*: plain difference of the counter; for `nvml`, read on a step before the "
         "window and right after it. *Integral*: of the power samples taken beside it.",
         "\n".join(["| claim | found | at most | |", "|---|--:|--:|---|", *claims]),

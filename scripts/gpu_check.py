@@ -19,6 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,12 @@ from gpu_check_parts.plan import (  # noqa: E402
     stretch,
 )
 from gpu_check_parts.report import describe_machine, write_report  # noqa: E402
-from gpu_check_parts.supervise import ENDED, part_command, run_parts  # noqa: E402
+from gpu_check_parts.supervise import ENDED, run_parts  # noqa: E402
 from gpu_check_parts.wheels import download_command, missing_modules, put_on_path, unpacked  # noqa: E402
 
 BOARD_FILE = "board.json"
+
+AHEAD = ("torch", "transformers.models.llama.modeling_llama", "llenergymeasure.core.backends.pytorch.backend")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,8 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Error: {error}", file=sys.stderr)
             return 1
         return 0
-    if asked.child:
-        return _run_child(part_named(asked.child), asked.out, rehearse=asked.rehearse)
     return _run(asked)
 
 
@@ -83,10 +86,9 @@ def _run(asked: argparse.Namespace) -> int:
     (work / "expectations.json").write_text(
         json.dumps({line.key: line.expectation for part in parts for line in part.lines}, indent=1), encoding="utf-8"
     )
-    flags = ["--rehearse"] if asked.rehearse else []
-    command = part_command(Path(__file__), [*flags, "--out", str(work)])
+    _import_ahead()
     slower = REHEARSAL_FACTOR if asked.rehearse else 1.0
-    outcomes = run_parts(parts, command, work, slower * asked.seconds, slower * factor)
+    outcomes = run_parts(parts, partial(_run_part, work, asked.rehearse), work, slower * asked.seconds, slower * factor)
     report = write_report(out, describe_machine(_board(work), asked.rehearse), outcomes, time.monotonic() - started_s)
     shutil.rmtree(work)
     verdicts = [line["verdict"] for part in report["parts"] for line in part["lines"]]
@@ -94,9 +96,18 @@ def _run(asked: argparse.Namespace) -> int:
     return int(any(outcome.ended != ENDED or outcome.problems for outcome in outcomes))
 
 
-def _run_child(part: Part, out: Path, *, rehearse: bool) -> int:
-    """One part, in this process. Steps that fail are noted, and the next one runs."""
+def _import_ahead() -> None:
+    """Import what parts need and what takes seconds, once for all of them. Nothing here may touch a GPU yet."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # without a network, looking for optional files takes minutes
+    started_s = time.monotonic()
+    for name in AHEAD:
+        if find_spec(name.partition(".")[0]) is not None:
+            import_module(name)
+    print(f"imports took {time.monotonic() - started_s:.1f} s", flush=True)
+
+
+def _run_part(out: Path, rehearse: bool, part: Part) -> int:
+    """One part, in this process. Steps that fail are noted, and the next one runs."""
     logging.basicConfig(level=logging.WARNING)
     book = Book(out / part.name, part.lines)
     from gpu_check_parts.rig import open_rig
@@ -158,7 +169,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rehearse", action="store_true", help="on a scripted board, in a share of the time")
     parser.add_argument("--adopt", type=Path, metavar="DIR", help="file the report in DIR under docs/validation/")
     parser.add_argument("--expectations", action="store_true", help="print what is expected, and run nothing")
-    parser.add_argument("--child", choices=names, help=argparse.SUPPRESS)
     return parser
 
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 REQUIRED_PARTS_VARIABLE = "LLEM_TEST_REQUIRE"
 """Packages and programs, separated by commas, without which the test run must fail instead of skipping."""
 
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("untimed")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Take signals at their word: a test run started in the background ignores Ctrl-C, and so would its children."""
+    """Take signals at their word: a test run started in the background ignores Ctrl-C, and so would its children.
+
+    And forbid the network from the start.
+    """
     for name, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(name) is signal.SIG_IGN:
             signal.signal(name, usual)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hub's library when it is imported, which may be before any test
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -27,6 +37,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     missing = [name for name in wanted if shutil.which(name) is None and importlib.util.find_spec(name) is None]
     if missing:
         pytest.exit(f"{REQUIRED_PARTS_VARIABLE}: not installed: {', '.join(missing)}", returncode=3)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep what collecting has made, engines among it, out of every later garbage collection: it stays anyway."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give it back: libraries complain of what is left when the interpreter ends."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llenergymeasure.core.gpu.driver import NotSupportedError, PowerReading
+from llenergymeasure.core.gpu.driver import BufferedPower, NotSupportedError, PowerReading
 
 
 @dataclass(eq=False)
@@ -62,6 +62,10 @@ class FakeNvml:
 
     def power_instant(self, handle: FakeGpu) -> PowerReading:
         return handle.answer("power_instant", PowerReading(100.0, None, "gpu"))  # type: ignore[return-value]
+
+    def buffered_power(self, handle: FakeGpu, since_us: int) -> tuple[BufferedPower, ...]:
+        taken: tuple[BufferedPower, ...] = handle.answer("buffered_power", NotSupportedError("no buffer"))  # type: ignore[assignment]
+        return tuple(sample for sample in taken if sample[0] > since_us)
 
     def __getattr__(self, method: str) -> Callable[[FakeGpu], object]:
         defaults = {

@@ -26,7 +26,7 @@ def tmpfs(directory: Path, options: str) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        subprocess.run(["umount", str(directory)], check=True)
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)  # somebody may hold a file of it open
 
 
 def fill(disk: Path, leave_pages: int) -> None:

@@ -1,4 +1,4 @@
-"""Whether anything is compiled or recorded inside the window: batch 8, 20 prompts (a ragged last batch) and 16."""
+"""Whether anything is compiled inside the window with a static cache, for which transformers compiles by itself."""
 
 from __future__ import annotations
 
@@ -8,59 +8,24 @@ from typing import Any
 
 from gpu_check_parts.lines import Book, Line
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "torch_compile": {"torch_compile": True},
-    "static": {"cache_implementation": "static"},
-    "reduce-overhead": {"torch_compile": True, "torch_compile_mode": "reduce-overhead"},
-}
-"""What may compile, by name: the pytorch section."""
-
 EXPECTED = "no graph is made in the window, and its longest token gap is below 20 times the median"
 
-LINES = (
-    Line("compiling.static", f"static cache, 20 prompts: {EXPECTED}", 1),
-    Line("compiling.torch_compile", f"torch_compile, 20 prompts: {EXPECTED}", 1),
-    Line("compiling.reduce-overhead", f"reduce-overhead, 20 prompts: {EXPECTED}", 1),
-    Line("compiling.even", f"torch_compile, 16 prompts, no ragged batch: {EXPECTED}", 1),
-    Line(
-        "compiling.memory",
-        "with graphs, PyTorch's peak memory is what the board's used memory grew by, within 10 %",
-        11,
-    ),
-)
+LINES = (Line("compiling.static", f"static cache, batch 8, 20 prompts (a ragged last batch): {EXPECTED}", 1),)
 
-PROMPTS, EVEN_PROMPTS, BATCH = 20, 16, 8
+PROMPTS, BATCH = 20, 8
 LONG_GAP = 20.0
 
 
 def static(rig: Any, book: Book) -> None:
     """transformers compiles by itself with a static cache on CUDA."""
-    _judge(rig, book, "compiling.static", "static", PROMPTS)
+    judge_setting(rig, book, "compiling.static", {"cache_implementation": "static"})
 
 
-def compiled(rig: Any, book: Book) -> None:
-    """The default mode, with and without a ragged batch."""
-    _judge(rig, book, "compiling.torch_compile", "torch_compile", PROMPTS)
-    _judge(rig, book, "compiling.even", "torch_compile", EVEN_PROMPTS)
+STEPS = (static,)
 
 
-def graphs(rig: Any, book: Book) -> None:
-    """CUDA graphs, and the memory that they keep."""
-    before_mb = rig.gpu.driver.memory_used_mb(rig.gpu.handle)
-    during_mb = _judge(rig, book, "compiling.reduce-overhead", "reduce-overhead", PROMPTS)
-    _, peak_mb = rig.torch_memory_mb()
-    grew_mb = max(during_mb, default=before_mb) - before_mb
-    holds = None if not peak_mb else abs(grew_mb - peak_mb) <= 0.1 * peak_mb
-    measured = f"PyTorch's peak {peak_mb:.0f} MB, the board's used memory grew by {grew_mb:.0f} MB"
-    book.judge("compiling.memory", holds, measured, peak_mb=peak_mb, grew_mb=grew_mb)
-
-
-STEPS = (static, graphs, compiled)
-
-
-def _judge(rig: Any, book: Book, key: str, name: str, prompts: int) -> list[float]:
-    """Run one setting; returns the board's used memory after every batch of the window, in MB."""
-    section = SETTINGS[name]
+def judge_setting(rig: Any, book: Book, key: str, section: dict[str, Any], prompts: int = PROMPTS) -> list[float]:
+    """Run with these fields of the pytorch section; the board's used memory after every batch of the window, in MB."""
     if rig.rehearsal and "torch_compile" in section:  # the same graphs are counted, and nothing is compiled for minutes
         section = {"torch_compile": True, "torch_compile_backend": "eager"}
     config = rig.config(rig.models.tiny, n=prompts, batch=BATCH, input_len=32, output_len=64, **section)

@@ -20,12 +20,13 @@ LINES = (
     Line("devices.peak", "the engine's peak memory is PyTorch's own to the byte"),
     Line(
         "devices.used",
-        "without graphs, the board's used memory grew by PyTorch's peak and the context, 1 GB at most",
+        "without graphs, the board's used memory grew by PyTorch's peak and the context, 1.5 GB at most",
         11,
     ),
     Line("devices.out-of-memory", "out of memory is a BackendError that says what to lower"),
+    Line("devices.repeated", "the same requests of a loaded model twice give the same tokens"),
     Line("devices.after-it", "the next experiment in the same process runs, and has the same tokens as one before it"),
-    Line("devices.leftover", "after unloading, PyTorch holds less than 1 MB on the board"),
+    Line("devices.leftover", "after unloading, PyTorch holds less than 64 MB on the board: cuBLAS keeps a workspace"),
     Line(
         "devices.killed", "10 s after SIGKILL of a study in the middle, none of its processes is left, nor its memory"
     ),
@@ -52,8 +53,8 @@ measurement: {{min_duration_seconds: 60}}
 sweep: {{random_seed: [1, 2]}}
 """
 
-START_TIMEOUT_S, END_TIMEOUT_S = 20.0, 10.0
-SMALL_MB = 1.0
+START_TIMEOUT_S, END_TIMEOUT_S = 36.0, 10.0
+SMALL_MB = 64.0
 
 
 def visible(rig: Any, book: Book) -> None:
@@ -85,9 +86,10 @@ def memory(rig: Any, book: Book) -> None:
     with rig.session(config) as session:
         engine = session.engine
         engine.reset_peak_memory()
-        good = engine.generate(session.requests)
+        good = _tokens(engine.generate(session.requests))
         told_mb, (_, peak_mb) = engine.memory().peak_mb, rig.torch_memory_mb()
         grew_mb = driver.memory_used_mb(handle) - before_mb
+        _judge_tokens(book, "devices.repeated", _tokens(engine.generate(session.requests)), good)
         with rig.memory_exhausted(engine):
             try:
                 engine.generate(session.requests)
@@ -102,11 +104,7 @@ def memory(rig: Any, book: Book) -> None:
     )
     book.judge("devices.leftover", left_mb < SMALL_MB, measured, left_mb=left_mb, used_mb=after_mb)
     with rig.session(config) as session:
-        again = session.engine.generate(session.requests)
-    same = [list(request.token_ids) for request in again.requests] == [
-        list(request.token_ids) for request in good.requests
-    ]
-    book.judge("devices.after-it", same, f"{len(again.requests)} requests, {'the same' if same else 'other'} tokens")
+        _judge_tokens(book, "devices.after-it", _tokens(session.engine.generate(session.requests)), good)
 
 
 def killed_study(rig: Any, book: Book) -> None:
@@ -139,7 +137,7 @@ def killed_study(rig: Any, book: Book) -> None:
     book.judge("devices.killed", not alive and left_mb < 100.0, measured, took_s=took_s, left_mb=left_mb)
 
 
-STEPS = (visible, memory, killed_study)
+STEPS = (killed_study, visible, memory)
 
 
 def _is_alive(process: Any) -> bool:
@@ -164,6 +162,21 @@ def _judge_visible(book: Book, key: str, answers: Mapping[str, Any], expected: l
     book.judge(key, nvml and all(uuids == expected for uuids in torch), told)
 
 
+def _tokens(output: Any) -> list[list[int]]:
+    return [list(request.token_ids) for request in output.requests]
+
+
+def _judge_tokens(book: Book, key: str, tokens: list[list[int]], before: list[list[int]]) -> None:
+    """Where two runs part, the first place in each request tells whether it was at once or grew from a near tie."""
+    pairs = [zip(now, then, strict=True) for now, then in zip(tokens, before, strict=True)]
+    parted = [next((place for place, (a, b) in enumerate(pair) if a != b), None) for pair in pairs]
+    differing = [place for place in parted if place is not None]
+    measured = f"{len(differing)} of {len(tokens)} requests differ"
+    if differing:
+        measured += f", from token {', '.join(map(str, differing))} of {len(tokens[0])} on"
+    book.judge(key, not differing, measured, parted_at=parted)
+
+
 def _judge_memory(book: Book, told_mb: float | None, peak_mb: float, grew_mb: float) -> None:
     if not peak_mb or told_mb is None:
         for key in ("devices.peak", "devices.used"):
@@ -174,7 +187,7 @@ def _judge_memory(book: Book, told_mb: float | None, peak_mb: float, grew_mb: fl
     measured = (
         f"used {grew_mb:.0f} MB more, peak {peak_mb:.0f} MB: {more_mb:+.0f} MB ({percent(more_mb, peak_mb):+.1f} %)"
     )
-    book.judge("devices.used", 0.0 <= more_mb <= 1000.0, measured, grew_mb=grew_mb, peak_mb=peak_mb)
+    book.judge("devices.used", 0.0 <= more_mb <= 1500.0, measured, grew_mb=grew_mb, peak_mb=peak_mb)
 
 
 def _wait_for_work(rig: Any, study: Any, before_mb: float) -> list[Any]:

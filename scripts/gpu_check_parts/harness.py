@@ -179,7 +179,7 @@ def _plain(session: Any) -> float:
     start_s = time.perf_counter()
     ids, mask = pad_left(session.requests, decoding.pad_token_id, model.device)
     with torch.inference_mode():
-        model.generate(input_ids=ids, attention_mask=mask, generation_config=generation).tolist()
+        model.generate(input_ids=ids, attention_mask=mask, generation_config=generation).sequences.tolist()
     engine.synchronize()
     return time.perf_counter() - start_s
 
@@ -281,7 +281,7 @@ def _events_against_synchronised(rig: Any, book: Book, session: Any) -> None:
 
     parts, gaps = session.engine.parts, {}
     for name, timer in (("events", rig.step_timer()), ("synchronised", _SynchronisedTimer(rig))):
-        output = generate_batch(parts.model, session.requests, parts.decoding, timer)[0]
+        output = generate_batch(parts.model, session.requests, parts.decoding, timer).outputs[0]
         times_s = list(output.token_times_s or ())
         gaps[name] = [1000 * (late - early) for early, late in itertools.pairwise(times_s)]
     medians = {name: statistics.median(values) for name, values in gaps.items()}

@@ -17,7 +17,7 @@ LINES = (
 )
 
 SETTLING_S = 0.8
-WINDOW_S = 3.0
+WINDOW_S = 2.5
 
 RESOLVED_W = 1.0
 """Less than this between two idle windows may be temperature."""
@@ -39,9 +39,9 @@ def bare_and_context(rig: Any, book: Book) -> None:
 
 
 def resident_weights(rig: Any, book: Book) -> None:
-    """With the small and the large model loaded and nothing asked of them."""
+    """With the large model loaded and nothing asked of it."""
     told = []
-    for name in (rig.models.small, rig.models.large):
+    for name in (rig.models.large,):
         config = rig.config(name, n=2, batch=1, input_len=32, output_len=8)
         with rig.session(config) as session:
             session.engine.generate(session.requests)

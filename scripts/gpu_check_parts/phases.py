@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from gpu_check_parts.lines import Book, Line, percent
+from gpu_check_parts.lines import Book, Line, percent, spread
 
 LINES = (
     Line(
@@ -13,6 +14,10 @@ LINES = (
     ),
     Line("phases.decode", "its decode joules are what it took more than the run with one token out, within 10 %"),
     Line("phases.residual", "prefill, decode and the whole agree within 3 %"),
+    Line(
+        "phases.requests",
+        "joules of its requests add up to the meter's figure to the last bit, and like ones differ by less than 2 %",
+    ),
     Line("phases.share", "ordinary runs of the small model at batch 1, 8 and 64 have phases", 9),
 )
 
@@ -34,6 +39,7 @@ def long_prompts(rig: Any, book: Book) -> None:
     alone, long = run(1), run(LONG_OUTPUT)
     alone_j, whole_j = alone.energy_metrics.total_energy_j, long.energy_metrics.total_energy_j
     prefill_j, decode_j = _energy(long, "prefill"), _energy(long, "decode")
+    _judge_requests(book, long)
     if None in (alone_j, whole_j, prefill_j, decode_j):
         for key in ("prefill", "decode", "residual"):
             book.judge(f"phases.{key}", None, _described(long))
@@ -59,6 +65,20 @@ def ordinary_runs(rig: Any, book: Book) -> None:
 
 
 STEPS = (long_prompts, ordinary_runs)
+
+
+def _judge_requests(book: Book, record: Any) -> None:
+    shares_j = list(record.requests.energy_j or ())
+    if not shares_j:
+        book.judge("phases.requests", None, str(record.requests.energy_reason))
+        return
+    apart, off_j = spread(shares_j), math.fsum(shares_j) - record.energy_metrics.total_energy_j
+    width_j = max(record.requests.energy_half_width_j)
+    measured = (
+        f"{len(shares_j)} requests of {min(shares_j):.1f} to {max(shares_j):.1f} J, CV {apart:.2f} %, each ± "
+        f"{width_j:.2f} J at most; their sum is {off_j:+.1e} J off"
+    )
+    book.judge("phases.requests", off_j == 0.0 and apart < 2.0, measured, joules=shares_j)
 
 
 def _energy(record: Any, phase: str) -> float | None:

@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,11 @@ PACKAGES = ("torch", "transformers", "accelerate", "nvidia-ml-py", "pyarrow", "p
 
 def write_report(out: Path, machine: Mapping[str, Any], outcomes: Sequence[Outcome], took_s: float) -> dict[str, Any]:
     """Write everything to `out` and return what `report.json` holds."""
-    packed, left_out = pack_traces(out, [out / "parts" / outcome.part.name for outcome in outcomes])
+    directories = [out / "parts" / outcome.part.name for outcome in outcomes]
+    places = {str(out): "OUT", str(ROOT): "REPOSITORY", sys.prefix: "PYTHON"}
+    for directory in directories:
+        forget_places(directory, places)
+    packed, left_out = pack_traces(out, directories)
     series = [curve for outcome in outcomes for curve in outcome.series]
     plots = draw(series, out)
     report = {
@@ -41,9 +46,23 @@ def write_report(out: Path, machine: Mapping[str, Any], outcomes: Sequence[Outco
         "traces": packed,
         "left_out": left_out,
     }
+    report = json.loads(_placeless(json.dumps(report), places))
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     (out / "report.md").write_text(as_markdown(report), encoding="utf-8")
     return report
+
+
+def forget_places(directory: Path, places: Mapping[str, str]) -> None:
+    """Write a name for each of some paths into the raw files below a directory: evidence needs no machine's paths."""
+    for file in filter(_is_raw, directory.rglob("*")):
+        content = file.read_text(encoding="utf-8", errors="replace")
+        file.write_text(_placeless(content, places), encoding="utf-8")
+
+
+def _placeless(text: str, places: Mapping[str, str]) -> str:
+    for path, name in places.items():
+        text = text.replace(path, name)
+    return text
 
 
 def describe_machine(board: Mapping[str, Any], rehearsal: bool) -> dict[str, Any]:

@@ -22,6 +22,9 @@ from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, 
 from llenergymeasure.core.gpu.driver import Gpu
 from llenergymeasure.core.host.host import Host
 
+BALLAST_BYTES = 64 * 1024
+"""Smaller pieces of memory than this are left when a board is filled up."""
+
 LIMIT_VARIABLE = "GPU_CHECK_SECONDS"
 """Seconds that the part has, for those that can stop in time."""
 
@@ -150,7 +153,7 @@ class Rig(ABC):
             "precision": self.precision,
             "dataset": {"synthetic": {"n": n, "input_len": input_len, "output_len": output_len}},
             "decoder": {"preset": "deterministic", "min_new_tokens": output_len},
-            "warmup": {"n_warmup": 2, "thermal_floor_seconds": 0},
+            "warmup": {"n_warmup": 1, "thermal_floor_seconds": 0},
             "baseline": {"enabled": False},
             "pytorch": {"device": self.device, "batch_size": batch, **engine},
         }
@@ -188,7 +191,7 @@ class Rig(ABC):
             environment=partial(environment_in_background, self.host),
             baselines=self.baselines,
             clock=self.clock,
-            observer=observer,
+            observer=partial(_noted, observer),
         )
 
     def observe(self, config: Any, observer: Callable[[Any], None] = lambda event: None) -> Any:
@@ -203,6 +206,13 @@ class Rig(ABC):
 
         with tempfile.TemporaryDirectory() as work:
             return measure(config, self.bench(config, lambda event: None), "gpu-check", Path(work)).record
+
+
+def _noted(observer: Callable[[Any], None], event: Any) -> None:
+    """Pass an event on, and leave a line with its time in the part's log: where a slow run spends it."""
+    if (step := getattr(event, "step", None)) is not None:
+        print(f"{time.monotonic():.2f} {type(event).__name__} {step}", flush=True)
+    observer(event)
 
 
 class RealRig(Rig):
@@ -263,16 +273,20 @@ class RealRig(Rig):
 
     @contextmanager
     def memory_exhausted(self, engine: Any) -> Iterator[None]:
-        """All free memory but a little is taken."""
+        """All memory is taken, also what the allocator holds in reserve, down to small pieces."""
         import torch
 
         torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info()
-        ballast = torch.empty(max(0, free - 48_000_000), dtype=torch.uint8, device="cuda:0")
+        ballast, size = [], torch.cuda.mem_get_info()[0]
+        while size >= BALLAST_BYTES:
+            try:
+                ballast.append(torch.empty(size, dtype=torch.uint8, device="cuda:0"))
+            except torch.cuda.OutOfMemoryError:
+                size //= 2
         try:
             yield
         finally:
-            del ballast
+            ballast.clear()
             torch.cuda.empty_cache()
 
     def environment(self) -> dict[str, str]:

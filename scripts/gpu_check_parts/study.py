@@ -48,9 +48,9 @@ def run_study(rig: Any, book: Book) -> None:
     file.write_text(
         FILE.format(
             model=rig.models.small,
-            n=rig.count(16, 2),
+            n=rig.count(8, 2),
             input_len=rig.count(128, 8),
-            output_len=rig.count(64, 8),
+            output_len=rig.count(32, 8),
             precisions=", ".join(precisions),
             device=rig.device,
             least_s=rig.seconds(3.0, 0.3),

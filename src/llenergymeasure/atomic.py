@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             left behind, and a previous file is untouched. Errors of `write` other than `OSError` pass through.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with _naming_the_path(path):
+    with naming_the_path(path):
         try:
             with open(temporary, "xb") as file:
                 write(file)
@@ -63,7 +63,7 @@ def is_unfinished(path: Path) -> bool:
 
 def copy_atomically(source: Path, path: Path) -> None:
     """Copy a file to `path` in one step; see `write_atomically`."""
-    with _naming_the_path(source, "read"), open(source, "rb") as original:
+    with naming_the_path(source, "read"), open(source, "rb") as original:
         write_atomically(path, lambda file: shutil.copyfileobj(original, file))
 
 
@@ -76,11 +76,14 @@ def open_ours(path: Path, flags: int) -> int:
     Raises:
         PersistenceError: It cannot be opened, or is a link, no plain file, or another user's; names `path`.
     """
-    with _naming_the_path(path):
+    with naming_the_path(path):
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    if problem := _not_ours(os.fstat(descriptor), os.stat(path.parent)):
-        os.close(descriptor)
-        raise PersistenceError(f"{path} is not used: {problem}. Look who put it there, and remove it.")
+        try:
+            if problem := _not_ours(os.fstat(descriptor), os.stat(path.parent)):
+                raise PersistenceError(f"{path} is not used: {problem}. Look who put it there, and remove it.")
+        except BaseException:
+            os.close(descriptor)
+            raise
     return descriptor
 
 
@@ -120,7 +123,7 @@ def make_unique_directory(parent: Path, name: str) -> Path:
     Raises:
         PersistenceError: The directory cannot be made; names it.
     """
-    with _naming_the_path(parent / name, "create"):
+    with naming_the_path(parent / name, "create"):
         make_directories(parent)
         suffix = 0
         while True:
@@ -135,7 +138,12 @@ def make_unique_directory(parent: Path, name: str) -> Path:
 
 
 @contextmanager
-def _naming_the_path(path: Path, action: str = "write") -> Iterator[None]:
+def naming_the_path(path: Path, action: str = "write") -> Iterator[None]:
+    """Turn an `OSError` of the block into a `PersistenceError` that names what could not be done, to what, and why.
+
+    Args:
+        action: A verb; the advice that comes with it is for what is to be written.
+    """
     try:
         yield
     except OSError as error:

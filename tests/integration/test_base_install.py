@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -137,6 +138,11 @@ def test_a_gpu_is_shown_with_a_reading_as_proof(bare: Install, board: ScriptedNv
     assert the(lines, "zeus ").startswith("zeus         no ")
 
 
+def assert_lacks_the_engine(preview: subprocess.CompletedProcess[str]) -> None:
+    assert preview.returncode == 1
+    assert re.match(r"Pre-flight failed: 1 issue\n  - the pytorch backend needs torch.*\n$", preview.stderr)
+
+
 @pytest.mark.parametrize(
     ("layers", "verdict"), [(32, "fits in the 20.0 GB free on NVIDIA L4"), (40, "DOES NOT FIT in the 20.0 GB free")]
 )
@@ -147,7 +153,7 @@ def test_a_dry_run_needs_no_engine_to_compare_a_model_with_the_gpu(
     model.mkdir()
     (model / "config.json").write_text(LLAMA_8B.replace('"num_hidden_layers": 32', f'"num_hidden_layers": {layers}'))
     done = bare.run("run", "experiment.yaml", "-m", str(model), "--dry-run", **board.environment())
-    assert (done.returncode, done.stderr) == (0, "")
+    assert_lacks_the_engine(done)
     assert the(done.stdout.splitlines(), "Engine ").startswith(
         "Engine       not usable here: the pytorch backend needs"
     )
@@ -164,7 +170,7 @@ def test_a_dry_run_finds_a_model_in_the_hubs_cache(bare: Install) -> None:
     done = bare.run(
         "run", "experiment.yaml", "-m", "owner/eight-billion", "--dry-run", HF_HOME=str(bare.work.parent / "hf")
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert_lacks_the_engine(done)
     # 8.03 billion weights of 2 bytes, 640 tokens of 131 kB, 15 % in reserve
     assert "about 18.6 GB: weights 16.1 GB, key-value cache 83.9 MB" in done.stdout
 
@@ -172,9 +178,10 @@ def test_a_dry_run_finds_a_model_in_the_hubs_cache(bare: Install) -> None:
 def test_a_dry_run_knows_the_built_in_model_and_a_real_run_says_what_is_missing(bare: Install) -> None:
     command = ("run", "experiment.yaml", "-m", "builtin/tiny-llama", "--device", "cpu")
     preview = bare.run(*command, "--dry-run")
-    assert (preview.returncode, preview.stderr) == (0, "")
+    assert_lacks_the_engine(preview)
     assert the(preview.stdout.splitlines(), "Memory ").startswith("Memory       about ")
     run = bare.run(*command)
     assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.endswith(preview.stderr)
     assert 'pip install "llenergymeasure[pytorch]"' in run.stderr
     assert [path.name for path in bare.work.iterdir()] == ["experiment.yaml"]

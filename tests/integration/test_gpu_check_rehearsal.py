@@ -23,21 +23,11 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_check.py"
 
 
 @pytest.mark.skipif(not have_compiler(), reason="the scripted NVML is built with gcc, which is not installed")
-def test_the_cheap_parts_run_from_start_to_end(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "--rehearse",
-        "--out",
-        str(tmp_path),
-        "--only",
-        "clocks",
-        "--only",
-        "devices",
-    ]
+def test_every_part_runs_from_start_to_end_without_a_problem(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--rehearse", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {file.name for file in tmp_path.iterdir()} == {"report.md", "report.json", "traces.tar.gz"}
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "report.md").read_text()
+    assert {"report.md", "report.json", "traces.tar.gz"} <= {file.name for file in tmp_path.iterdir()}
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["machine"]["rehearsal"]
     verdicts = {line["key"]: line["verdict"] for part in report["parts"] for line in part["lines"]}

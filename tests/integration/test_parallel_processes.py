@@ -12,12 +12,15 @@ import pytest
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.baseline import BaselineCache
-from llenergymeasure.core.progress import PromptsDone
+from llenergymeasure.core.progress import Event, PromptsDone, StepStarted
 from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.results.persistence import load_result
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.local import run_local
 from llenergymeasure.study.execute import StudyPlace, execute_study
+from llenergymeasure.study.plan import RunFinished, StudyEvent
+from llenergymeasure.study.runner import StudyStoppedError
+from mounts import fill, tmpfs
 
 pytest.importorskip("torch")
 
@@ -70,6 +73,43 @@ def test_more_processes_than_prompts_are_refused_before_anything_starts(tmp_path
     config = experiment(n=1, pytorch={"device": "cpu", "num_processes": 2})
     with pytest.raises(ExperimentError, match="2 processes cannot share 1 prompts"):
         run_local(Job(config, UserConfig(), tmp_path), baselines=BaselineCache())
+
+
+def test_records_that_the_disk_does_not_take_are_handed_over(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "size=256k") as disk:
+
+        def follow(event: Event) -> None:
+            if event == StepStarted("load"):  # of the first process, which has seconds of work before it
+                fill(disk, leave_pages=0)
+
+        run = run_local(Job(experiment(), UserConfig(), disk), follow, BaselineCache())
+        assert not list(disk.rglob("*.done"))
+    assert (run.result.num_requests, run.result.output_tokens) == (5, 20)
+    assert run.result.aggregation is not None
+    assert (run.result.aggregation.num_processes, run.result.aggregation.complete) == (2, True)
+
+
+def test_a_run_on_several_processes_is_told_and_rescued_from_a_full_disk_as_one_on_a_single_process_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    told: list[Any] = []
+    with tmpfs(tmp_path / "disk", "size=1m") as disk:
+
+        def follow(event: StudyEvent) -> None:
+            told.append(event)
+            if event == StepStarted("load"):
+                fill(disk, leave_pages=0)
+
+        with pytest.raises(StudyStoppedError, match="No space left on device"):
+            execute_study(
+                StudyConfig(experiments=[experiment()]), StudyPlace(disk), UserConfig(), lambda r: None, follow
+            )
+    (finished,) = (event for event in told if isinstance(event, RunFinished))
+    assert finished.result is not None
+    assert finished.result.output_tokens == 20
+    (rescued,) = tmp_path.glob("*/result.json")
+    assert load_result(rescued).output_tokens == 20
 
 
 def test_processes_inside_a_study_leave_one_result_and_no_state(tmp_path: Path) -> None:

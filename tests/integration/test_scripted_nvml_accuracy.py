@@ -50,7 +50,8 @@ def test_short_windows_hold_the_truth_in_their_stated_interval(
     scripted_nvml: ScriptedNvmlFactory, waveform: Waveform, known: bool, tmp_path: Path
 ) -> None:
     """A counter that may as well add up what the sensor sees has a wider one, except where nothing changes."""
-    gpu = scripted_nvml.gpu(waveform=waveform, counter=Counter(0.1, phase_s=0.037))
+    gpu = ScriptedGpu.of("a100", waveform=waveform, counter=Counter(0.1, phase_s=0.037))
+    scripted_nvml.play(gpu)
     if known:
         save_calibration(
             SensorCalibration(
@@ -74,9 +75,21 @@ def test_short_windows_hold_the_truth_in_their_stated_interval(
     assert (stated_j < 0.05 * energy.total_j) is (known or waveform == constant(300.0))
 
 
+def test_samples_that_the_driver_takes_itself_need_no_calibration(scripted_nvml: ScriptedNvmlFactory) -> None:
+    gpu = ScriptedGpu.of("hopper", waveform=square(120.0, 500.0, 0.7), counter=Counter(0.1, phase_s=0.037))
+    scripted_nvml.play(gpu)
+    energy = _measure(gpu, seconds=3.0)
+    assert energy.total_j is not None
+    assert abs(energy.total_j - _truth_j(energy, gpu)) <= comparative_half_width(energy.components)
+    assert comparative_half_width(energy.components) < 0.05 * energy.total_j
+    assert energy.integral_j == pytest.approx(_truth_j(energy, gpu), rel=0.03)
+
+
 def test_a_counter_that_adds_up_what_the_sensor_sees_is_held_too(scripted_nvml: ScriptedNvmlFactory) -> None:
     """The sensor looks for a quarter of the time."""
-    gpu = scripted_nvml.gpu(waveform=square(100.0, 500.0, 0.4, 0.5), counter=Counter(0.1, 0.037, follows_sensor=True))
+    swinging = square(100.0, 500.0, 0.4, 0.5)
+    gpu = ScriptedGpu.of("a100", waveform=swinging, counter=Counter(0.1, 0.037, follows_sensor=True))
+    scripted_nvml.play(gpu)
     energy = _measure(gpu, seconds=2.05)
     assert energy.total_j is not None
     assert abs(energy.total_j - _truth_j(energy, gpu)) <= comparative_half_width(energy.components)

@@ -71,6 +71,27 @@ def test_the_counter_moves_once_per_period_by_the_energy_of_that_period(scripted
     assert min(moves_mj) >= 14_999
 
 
+def test_the_drivers_own_samples_are_those_of_the_virtual_twin(scripted_nvml: ScriptedNvmlFactory) -> None:
+    """Each has one time stamp for ever, is told once, and the last 120 are kept."""
+    gpu = ScriptedGpu.of("hopper", waveform=square(100.0, 300.0, 0.5))
+    nvml = scripted_nvml.play(gpu)
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    _, first = pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_TOTAL_POWER_SAMPLES, 0)
+    asked_s = time.monotonic() - nvml.origin_s
+    expected = [watts for _, watts in gpu.buffered_w(asked_s - 2.0, asked_s)]
+    assert len(first) == 120
+    assert [s.sampleValue.uiVal / 1000 for s in first][-90:-5] == pytest.approx(expected[-90:-5], abs=0.001)
+    assert {round((b.timeStamp - a.timeStamp) / 1000) for a, b in pairwise(first)} == {20}
+    time.sleep(0.05)
+    _, more = pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_TOTAL_POWER_SAMPLES, first[-1].timeStamp)
+    assert more[0].timeStamp - first[-1].timeStamp == pytest.approx(20_000, abs=1)
+    with pytest.raises(pynvml.NVMLError_NotFound):
+        pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_TOTAL_POWER_SAMPLES, more[-1].timeStamp + 10**6)
+    with pytest.raises(pynvml.NVMLError_NotSupported):
+        pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_GPU_UTILIZATION_SAMPLES, 0)
+
+
 def test_truth_between_two_monotonic_times_is_known(scripted_nvml: ScriptedNvmlFactory) -> None:
     gpu = scripted_nvml.gpu(waveform=square(100.0, 300.0, 0.5))
     start = time.monotonic()

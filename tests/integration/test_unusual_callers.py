@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 
 from llem_process import Workplace, llem_command
+from namespaces import USER, as_somebody
 
 pytest.importorskip("transformers", reason="needs the pytorch extra")
 
@@ -89,10 +88,7 @@ def test_the_command_works_without_standard_streams(tmp_path: Path, home: Path, 
 
 def homeless(*command: str) -> list[str]:
     """The command as a user without a home and without an entry in passwd runs it."""
-    prefix = ["unshare", "--user", "--map-user=54321", "env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME"]
-    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
-        pytest.skip("needs user namespaces")
-    return [*prefix, *command]
+    return as_somebody("env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME", *command)
 
 
 def test_a_user_without_a_home_can_use_the_command(tmp_path: Path, home: Path) -> None:
@@ -107,7 +103,7 @@ def test_a_user_without_a_home_is_told_by_the_library(tmp_path: Path, home: Path
     done = workplace.call(
         homeless(sys.executable, "-c", "import llenergymeasure; llenergymeasure.run_experiment(model='m')")
     )
-    assert "ConfigError: user 54321 has no home directory" in done.stderr
+    assert f"ConfigError: user {USER} has no home directory" in done.stderr
 
 
 GLOBAL_STATE = """

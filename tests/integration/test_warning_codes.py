@@ -77,7 +77,7 @@ def failing(function: str, code: int, from_s: float = 0.0) -> Mapping[str, objec
 ON_BOARDS: Mapping[WarningCode, Situation] = {
     WarningCode.SHORT_MEASUREMENT_DURATION: Situation(config={"measurement": {}}, engine={"step_s": 0.02}),
     WarningCode.NVML_LOW_SAMPLE_COUNT: Situation(
-        poll_interval_ms=1500, implies=frozenset({WarningCode.PHASES_NOT_RESOLVED})
+        {"buffer": None}, poll_interval_ms=1500, implies=frozenset({WarningCode.PHASES_NOT_RESOLVED})
     ),
     WarningCode.GPU_PERSISTENCE_MODE_OFF: Situation({"persistence_mode": False}),
     WarningCode.THERMAL_DRIFT_DETECTED: Situation({"temperature_c": from_inside(50.0, 58.0)}),

@@ -142,6 +142,7 @@ class ScriptedGpu(Board):
             "waveform": waveform or constant(100.0),
             "instant": kind.instant,
             "average": kind.average,
+            "buffer": kind.buffer,
             "counter": Counter() if kind.counter else None,
             "usage": kind.usage,
             "architecture": kind.nvml_id,
@@ -191,7 +192,7 @@ class ScriptedGpu(Board):
         extra = -1.0 if self.module_extra_w is None else self.module_extra_w
         yield f"readings {self.gain!r} {extra!r} {self.seed} {timestamps} {self.usage == 'average':d}"
         yield _line("wave", len(self.waveform.knots), self.waveform.period_s, *_flat(self.waveform.knots))
-        for key, sensor in (("instant", self.instant), ("average", self.average)):
+        for key, sensor in (("instant", self.instant), ("average", self.average), ("buffer", self.buffer)):
             if sensor is not None:
                 yield _line(key, sensor.window_s, sensor.update_s, sensor.phase_s, sensor.noise_w)
         if self.counter is not None:

@@ -46,6 +46,8 @@ typedef struct { int n; double *t, *v; } Series;
 typedef struct { int compute; unsigned pid; double mb, start, until; } Process;
 typedef struct { char function[64]; int kind; double start, until, amount; long after_calls, calls; } Fault;
 
+enum { TOTAL_POWER_SAMPLES = 0, BUFFERED_SAMPLES = 120 };
+
 enum { TEMPERATURE, SM_CLOCK, MEMORY_CLOCK, UTILISATION, MEMORY_UTILISATION, MEMORY_USED, THROTTLE, N_SERIES };
 
 typedef struct Device {
@@ -59,7 +61,7 @@ typedef struct Device {
     uint64_t seed;
     int timestamps, usage_is_average, n_slices, n_processes, n_faults, n_counter_events;
     Wave wave;
-    Sensor instant, average;
+    Sensor instant, average, buffer; /* buffer: what nvmlDeviceGetSamples keeps */
     Counter counter;
     CounterEvent counter_events[8];
     Series series[N_SERIES];
@@ -148,14 +150,15 @@ static double sensor_power(const Device *d, const Sensor *s, int64_t k) { /* wat
 
 static int64_t tick_index(double t, double phase, double period) { return (int64_t)floor((t - phase) / period); }
 
-/* Joules that the counter has integrated at `t`: all of the power, or what the instant sensor saw of it. */
+/* Joules that the counter has integrated at `t`: all of the power, or what the driver's samples showed of it. */
 static double counted_energy(const Device *d, double t) {
     const Counter *c = &d->counter;
     double tick = c->phase + (double)tick_index(t, c->phase, c->period) * c->period;
     if (!c->follows_sensor) return d->gain * true_energy(d, tick);
+    const Sensor *s = d->buffer.present ? &d->buffer : &d->instant;
     double joules = 0;
-    int64_t last = tick_index(tick, d->instant.phase, d->instant.update);
-    for (int64_t k = 1; k <= last; k++) joules += sensor_power(d, &d->instant, k) * d->instant.update;
+    int64_t last = tick_index(tick, s->phase, s->update);
+    for (int64_t k = 1; k <= last; k++) joules += sensor_power(d, s, k) * s->update;
     return joules;
 }
 
@@ -266,9 +269,9 @@ static int read_device_line(Device *d, const char *key) {
         d->gain = v[0]; d->module_extra = v[1]; d->seed = (uint64_t)v[2];
         d->timestamps = (int)v[3]; d->usage_is_average = (int)v[4];
     } else if (!strcmp(key, "wave")) read_wave(&d->wave, &ok);
-    else if (!strcmp(key, "instant") || !strcmp(key, "average")) {
+    else if (!strcmp(key, "instant") || !strcmp(key, "average") || !strcmp(key, "buffer")) {
         v = numbers(4, &ok);
-        Sensor *s = key[0] == 'i' ? &d->instant : &d->average;
+        Sensor *s = key[0] == 'i' ? &d->instant : key[0] == 'a' ? &d->average : &d->buffer;
         *s = (Sensor){1, v[0], v[1], v[2], v[3]};
     } else if (!strcmp(key, "counter")) {
         v = numbers(4, &ok);
@@ -646,6 +649,29 @@ API int nvmlDeviceGetFieldValues(Device *d, int count, FieldValue *values) {
     ENTER_BOARD(d);
     for (int i = 0; i < count; i++) read_field(d, &values[i]);
     return SUCCESS;
+}
+typedef struct { unsigned long long timestamp_us; union { double d; unsigned ui; unsigned long long ull; } value; } Sample;
+
+API int nvmlDeviceGetSamples(Device *d, int type, unsigned long long since_us, int *value_type, unsigned *count, Sample *to) {
+    ENTER_BOARD(d);
+    static double wall_origin = NAN; /* one for all calls: a sample keeps its time stamp */
+    if (isnan(wall_origin)) wall_origin = clock_s(CLOCK_REALTIME) - clock_s(CLOCK_MONOTONIC);
+    const Sensor *s = &d->buffer;
+    if (type != TOTAL_POWER_SAMPLES || !s->present) return NOT_SUPPORTED;
+    *value_type = 1; /* unsigned int */
+    if (!to) { *count = BUFFERED_SAMPLES; return SUCCESS; }
+    int64_t last = tick_index(script_time(), s->phase, s->update);
+    unsigned room = *count < BUFFERED_SAMPLES ? *count : BUFFERED_SAMPLES;
+    *count = 0;
+    for (int64_t k = last - room + 1; k <= last; k++) {
+        double tick = s->phase + (double)k * s->update;
+        unsigned long long stamp_us = (unsigned long long)((wall_origin + shared->u.head.origin + tick) * 1e6);
+        if (stamp_us <= since_us) continue;
+        to[*count].timestamp_us = stamp_us;
+        to[*count].value.ull = (unsigned long long)floor(sensor_power(d, s, k) * 1000.0 + 0.5);
+        (*count)++;
+    }
+    return *count ? SUCCESS : NOT_FOUND;
 }
 API int nvmlDeviceGetPowerManagementLimit(Device *d, unsigned *mw) { ENTER_BOARD(d); *mw = d->limit; return SUCCESS; }
 API int nvmlDeviceGetPowerManagementDefaultLimit(Device *d, unsigned *mw) {

@@ -30,7 +30,7 @@ class Sensor:
 class Counter:
     """Every `period_s` (first at `phase_s`) the energy so far is published.
 
-    `follows_sensor`: it adds up the instant sensor's readings and misses what that sensor does not see.
+    `follows_sensor`: it adds up the power samples (the driver's own, where there are any) and misses what those miss.
     """
 
     period_s: float = 0.1
@@ -60,6 +60,7 @@ class Architecture:
     usage: Literal["instant", "average"]
     instant_field: bool = True
     counter: bool = True
+    buffer: Sensor | None = None
 
 
 ARCHITECTURES = {
@@ -70,7 +71,8 @@ ARCHITECTURES = {
     "a100": Architecture(7, (8, 0), Sensor(0.025, 0.100), None, "instant"),
     "ampere": Architecture(7, (8, 6), Sensor(0.100, 0.100), Sensor(1.0, 0.100), "average"),
     "ada": Architecture(8, (8, 9), Sensor(0.100, 0.100), Sensor(1.0, 0.100), "average"),
-    "hopper": Architecture(9, (9, 0), Sensor(0.025, 0.100), Sensor(1.0, 0.100), "average"),
+    # The buffer of Hopper's driver: docs/validation/nvidia-h200.
+    "hopper": Architecture(9, (9, 0), Sensor(0.025, 0.100), Sensor(1.0, 0.100), "average", buffer=Sensor(0.032, 0.020)),
 }
 
 
@@ -81,6 +83,7 @@ class Board:
     waveform: Waveform = field(default_factory=lambda: constant(100.0))
     instant: Sensor | None = field(default_factory=lambda: Sensor(0.025, 0.100))
     average: Sensor | None = field(default_factory=lambda: Sensor(1.0, 0.100))
+    buffer: Sensor | None = None
     counter: Counter | None = field(default_factory=Counter)
     counter_events: Sequence[CounterEvent] = ()
     gain: float = 1.0
@@ -115,6 +118,16 @@ class Board:
         sensor = self._sensor(which)
         return sensor.phase_s + tick(t, sensor.phase_s, sensor.update_s) * sensor.update_s
 
+    def buffered_w(self, since_s: float, until_s: float) -> list[tuple[float, float]]:
+        """Times and watts of what the driver's buffer took after one time and up to another; it keeps the last 120."""
+        sensor = self.buffer
+        if sensor is None:
+            return []
+        first = tick(since_s, sensor.phase_s, sensor.update_s) + 1
+        last = tick(until_s, sensor.phase_s, sensor.update_s)
+        ticks = range(max(first, last - 119), last + 1)
+        return [(sensor.phase_s + k * sensor.update_s, self._update(sensor, k)) for k in ticks]
+
     def counter_reading_j(self, t: float) -> float:
         """What the counter shows at `t`, in joules, cut to millijoules as NVML does."""
         if self.counter is None:
@@ -147,7 +160,7 @@ class Board:
         at = counter.phase_s + tick(t, counter.phase_s, counter.period_s) * counter.period_s
         if not counter.follows_sensor:
             return self.gain * self.cumulative_j(at)
-        sensor = self._sensor("instant")
+        sensor = self.buffer or self._sensor("instant")
         sums_w = self._sums.setdefault(sensor, [0.0])
         last = max(0, tick(at, sensor.phase_s, sensor.update_s))
         while len(sums_w) <= last:

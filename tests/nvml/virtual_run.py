@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 
 from tests.nvml.virtual import ARCHITECTURES, Board, Counter, Sensor
 from tests.nvml.waveform import Waveform
@@ -59,6 +60,7 @@ class VirtualWindow:
     after: tuple[CounterRead, ...]
     samples: tuple[Sample, ...]
     sensor: SensorDescription
+    sampling: PowerSampling
     true_j: float
     plain_j: float
     outside_s: float
@@ -78,6 +80,7 @@ def random_board(architecture: str, waveform: Waveform, draw: random.Random, *, 
         waveform=waveform,
         instant=shifted(kind.instant),
         average=shifted(kind.average),
+        buffer=shifted(kind.buffer),
         counter=Counter(phase_s=draw.uniform(0.0, 0.1)) if kind.counter else None,
         gain=gain,
         seed=draw.getrandbits(32),
@@ -130,8 +133,9 @@ def run_window(
         after=after.get("gpu", ()),
         sensor=replace(
             seen or SensorDescription(counter_period_tolerance_s=0.0),
-            averaging_window_s=board.instant.window_s if board.instant else 1.0,
+            averaging_window_s=_sampling_of(board).averaging_window_s,
         ),
+        sampling=_sampling_of(board),
         samples=tuple(_sample(board, asked_s - draw.uniform(0.2, 0.3), end_s, clock.now() + 0.02, sampler_interval_s)),
         true_j=true_j,
         plain_j=true_j + _plain_error_j(board, asked_s, asked_s + length_s) if board.counter else math.nan,
@@ -139,11 +143,8 @@ def run_window(
     )
 
 
-def by_nvml(
-    window: VirtualWindow, board: Board, architecture: str, *, follows: bool | None = False
-) -> EnergyMeasurement:
+def by_nvml(window: VirtualWindow, board: Board, *, follows: bool | None = False) -> EnergyMeasurement:
     """What the NVML meter makes of a window; `follows`: what it knows of the counter's kind."""
-    sensor = ARCHITECTURES[architecture].instant
     record = BoardRecord(
         device="g",
         board="g",
@@ -151,13 +152,21 @@ def by_nvml(
         before=window.before,
         after=window.after,
         sensor=replace(window.sensor, counter_follows_sensor=follows),
-        sampling=PowerSampling(sensor.window_s, sensor.update_s),
+        sampling=window.sampling,
     )
     gpu_window = GpuWindow(window.start_s, window.end_s, (record,), 0.1, 5.0, "nvml")
     log = SampleLog()
     for time_s, power_w in window.samples:
         log.append(TelemetrySample(time_s, power_w))
     return gpu_measurement(gpu_window, Telemetry({"g": log}))
+
+
+def _sampling_of(board: Board) -> PowerSampling:
+    """How power samples of a board come about, as the meter knows it."""
+    sensor = board.buffer or board.instant
+    if sensor is None:
+        return PowerSampling(1.0)
+    return PowerSampling(sensor.window_s, sensor.update_s, stamped_at_update=board.buffer is not None)
 
 
 def _plain_error_j(board: Board, start_s: float, end_s: float) -> float:
@@ -172,6 +181,9 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def _sample(board: Board, from_s: float, end_s: float, closed_s: float, interval_s: float) -> list[Sample]:
+    if board.buffer is not None:  # emptied before it is full
+        reads_s = [from_s + n for n in range(int(closed_s - from_s) + 1)] + [closed_s]
+        return [sample for a, b in pairwise(reads_s) for sample in board.buffered_w(a, b)]
     times, t = [], from_s
     while t < end_s:
         times.append(t)

@@ -461,6 +461,7 @@ def test_a_record_without_its_marker_is_not_whole(tmp_path: Path) -> None:
     assert report.error_message == "Experiment exp-1 is incomplete: no completion marker of process 1."
     with pytest.raises(ExperimentError, match="no completion marker of process 1"):
         aggregate_results("exp-1", records, completeness=report)
+    assert validate_process_completeness("exp-1", records, 2, tmp_path, handed_over={1}).is_complete
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,24 @@ def test_idle_power_is_energy_over_time() -> None:
     assert meter.open_windows == 0
 
 
+@pytest.mark.parametrize(("device", "warned"), [("GPU-0", True), ("cpu", False)])
+def test_idle_power_with_a_context_of_this_process_is_told_and_serves_no_other_run(device: str, warned: bool) -> None:
+    clock, cache = VirtualClock(), BaselineCache()
+    arguments = (BaselineConfig(duration_seconds=5.0), ConstantMeter(clock, 122.0), [device], cache, clock)
+    first = measure_baseline(*arguments, ignore_events, lambda: None, lambda: True)
+    assert first.power_w == pytest.approx(122.0)
+    assert any("CUDA context" in warning.message for warning in first.warnings) is warned
+    assert bool(cache.entries()) is not warned
+
+
+def test_idle_power_taken_bare_serves_a_run_that_has_a_context() -> None:
+    clock, cache = VirtualClock(), BaselineCache()
+    arguments = (BaselineConfig(duration_seconds=5.0), ConstantMeter(clock, 84.0), ["GPU-0"], cache, clock)
+    measure_baseline(*arguments, ignore_events, lambda: None, lambda: False)
+    second = measure_baseline(*arguments, ignore_events, lambda: None, lambda: True)
+    assert (second.method, second.warnings) == ("cached", ())
+
+
 def account(*columns: int, own_s: float = 0.0, root: Path) -> CpuTimes:
     (root / "proc").mkdir(exist_ok=True)
     (root / "proc/stat").write_text(f"cpu  {' '.join(map(str, columns))}\ncpu0 1 2 3\n")

@@ -123,11 +123,13 @@ def test_a_preview_tells_the_grid_what_is_skipped_and_why_the_order_and_the_time
 
 
 def test_skipped_points_are_told_before_a_real_run_unless_it_is_quiet(llem: CommandLine) -> None:
-    grid = llem.file("s.yaml", "{model: a/b, sweep: {decoder.top_p: [0.5, 2.0], n: [1, 2]}}\n")
-    taken = llem.file("taken", "")  # no place for a study: it ends before its first run
-    told = "decoder.top_p=2.0 (2 points): decoder.top_p: must be at most 1, got 2.0"
-    assert told in llem("run", grid, "-o", taken).err
-    assert told not in llem("run", grid, "-o", taken, "--quiet").err
+    # Two engines cannot live side by side: it ends before its first run.
+    grid = llem.file(
+        "s.yaml", "{model: a/b, backend: [pytorch, vllm], sweep: {decoder.top_p: [0.5, 2.0], n: [1, 2]}}\n"
+    )
+    told = "decoder.top_p=2.0 (4 points): decoder.top_p: must be at most 1, got 2.0"
+    assert told in llem("run", grid).err
+    assert told not in llem("run", grid, "--quiet").err
 
 
 def test_a_baseline_that_all_runs_share_counts_once() -> None:

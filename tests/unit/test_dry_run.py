@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.nvml.scripted import ScriptedGpu
+from tests.nvml.waveform import constant
 
-from llenergymeasure.cli.dry_run import DryRunReport, dry_run_experiment, known_waits, render_dry_run
+from llenergymeasure.cli.dry_run import (
+    DryRunReport,
+    dry_run_experiment,
+    known_waits,
+    meter_here,
+    render_dry_run,
+)
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.host.host import Host
-from llenergymeasure.exceptions import BackendError, DatasetError
+from llenergymeasure.exceptions import BackendError
 
 if TYPE_CHECKING:
     from tests.nvml.fixtures import ScriptedNvmlFactory
@@ -37,10 +45,10 @@ def config(**fields: Any) -> ExperimentConfig:
 
 
 def dry_run(case: ExperimentConfig, machine: UserConfig | None = None, **more: Any) -> DryRunReport:
-    hub = {"fetch_config": more.pop("fetch_config")} if "fetch_config" in more else {}
+    replaced = {name: more.pop(name) for name in ("fetch_config", "find_meter") if name in more}
     host = Host(more.pop("environ", {"HF_HUB_OFFLINE": "1"}), more.pop("open_driver", no_driver))
     versions_of = more.pop("versions_of", no_engine)
-    return dry_run_experiment(case, machine or UserConfig(), host, versions_of=versions_of, **hub)
+    return dry_run_experiment(case, machine or UserConfig(), host, versions_of=versions_of, **replaced)
 
 
 @pytest.fixture
@@ -170,21 +178,40 @@ def test_the_machines_energy_backend_counts_where_the_experiment_leaves_it_open(
     assert dry_run(config(energy={"backend": "nvml"}), machine).energy_backend == "nvml"
 
 
-def test_prompts_that_cannot_be_had_are_an_error(tmp_path: Path) -> None:
+def test_the_meter_that_would_measure_is_named_with_a_reading(scripted_nvml: ScriptedNvmlFactory) -> None:
+    scripted_nvml.play(ScriptedGpu.of("ada", waveform=constant(120.0)))
+
+    text = render_dry_run(dry_run(config(energy={"backend": "nvml"}), open_driver=open_nvml, find_meter=meter_here))
+
+    assert re.search(r"\n  Energy +nvml: .*1[12]\d\.\d W", text)
+
+
+def test_no_meter_is_looked_for_where_no_device_is_known_or_none_is_wanted() -> None:
+    def find(*asked: object) -> str:
+        raise AssertionError(asked)
+
+    assert dry_run(config(), find_meter=find).meter is None
+    assert dry_run(config(pytorch={"device": "cpu"}, energy={"backend": None}), find_meter=find).meter is None
+
+
+def test_a_meter_that_does_not_suit_the_device_is_not_passed_off_as_one() -> None:
+    report = dry_run(config(pytorch={"device": "cpu"}, energy={"backend": "nvml"}), find_meter=meter_here)
+
+    assert report.meter == "nvml: does not work here"
+
+
+def test_prompts_that_cannot_be_had_are_told(tmp_path: Path) -> None:
     data = tmp_path / "two.jsonl"
     data.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
 
-    with pytest.raises(DatasetError):
-        dry_run(config(dataset=str(data), n=3))
+    assert "n = 3 prompts were asked for, it has 2" in dry_run(config(dataset=str(data), n=3)).prompts
     assert dry_run(config(dataset=str(data), n=2)).prompts == f"2 of {data}"
 
 
 def test_a_data_set_on_the_hub_is_not_looked_up_but_its_name_is_checked(tmp_path: Path) -> None:
     assert "not looked up" in dry_run(config(dataset="hf:nobody/nothing", n=5)).prompts
-    with pytest.raises(DatasetError, match="not of the form"):
-        dry_run(config(dataset="hf:no such/thing", n=5))
-    with pytest.raises(DatasetError, match="no such directory"):
-        dry_run(config(dataset=f"hf:{tmp_path}/gone", n=5))
+    assert "not of the form" in dry_run(config(dataset="hf:no such/thing", n=5)).prompts
+    assert "no such directory" in dry_run(config(dataset=f"hf:{tmp_path}/gone", n=5)).prompts
 
 
 def test_the_memory_of_a_run_on_the_cpu_is_not_called_a_gpus() -> None:

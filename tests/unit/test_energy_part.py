@@ -190,7 +190,7 @@ def draws(architecture: str, loads: Sequence[Load], count: int, *, counter: bool
         board = random_board(architecture, loads[i % len(loads)](draw), draw)
         board.counter = Counter(phase_s=draw.uniform(0.0, 0.1)) if counter else None
         window = run_window(board, draw.uniform(3.0, 20.0), draw)
-        energy = by_nvml(window, board, architecture)
+        energy = by_nvml(window, board)
         if energy.total_j is None:  # a fast load that fooled the sensor: the audit has said so
             continue
         start_s = window.start_s + draw.choice([0.0, draw.uniform(0.0, 0.4)]) * energy.duration_sec
@@ -223,7 +223,7 @@ def test_a_part_by_a_counter_of_unknown_kind_covers_both(architecture: str, foll
         board = random_board(architecture, SAMPLED_LOADS[i % len(SAMPLED_LOADS)](draw), draw)
         board.counter = Counter(phase_s=draw.uniform(0.0, 0.1), follows_sensor=follows_sensor)
         window = run_window(board, draw.uniform(3.0, 10.0), draw)
-        energy = by_nvml(window, board, architecture, follows=None)
+        energy = by_nvml(window, board, follows=None)
         start_s = window.start_s + draw.uniform(0.0, 0.4) * energy.duration_sec
         part = energy_between(energy, start_s, window.end_s)
         assert part.total_j is not None
@@ -237,16 +237,21 @@ def test_it_covers_with_loads_that_samples_cannot_follow_among_them(architecture
     assert covered_share(draws(architecture, ALL_LOADS, 120, counter=True)) >= 0.95
 
 
-@pytest.mark.parametrize("architecture", ["volta", "turing", "hopper"])
-def test_phases_that_the_load_follows_are_told_without_bias_and_inside_their_interval(architecture: str) -> None:
-    """600 W while prefilling, 300 W while decoding, in turns; no sensor tells the time of a change exactly."""
+@pytest.mark.parametrize(("architecture", "margin"), [("volta", 2.0), ("turing", 2.0), ("hopper", 6.0)])
+def test_phases_that_the_load_follows_are_told_without_bias_and_inside_their_interval(
+    architecture: str, margin: float
+) -> None:
+    """600 W while prefilling, 300 W while decoding, in turns; no sensor tells the time of a change exactly.
+
+    The samples of a real Hopper board have a tail that the scripted ones lack, and its interval leaves room for that.
+    """
     draw, found, biases = random.Random(7), [], []
     for _ in range(80):
         period_s, duty = draw.uniform(2.0, 8.0), draw.uniform(0.3, 0.6)
         phase_s = draw.uniform(0.0, period_s)
         board = random_board(architecture, square(300.0, 600.0, period_s, duty, phase_s), draw)
         window = run_window(board, draw.uniform(3.0, 12.0), draw)
-        energy = by_nvml(window, board, architecture)
+        energy = by_nvml(window, board)
         rises = (phase_s + k * period_s for k in range(-2, 40))
         spans = list(clipped(((rise_s, rise_s + duty * period_s) for rise_s in rises), window))
         if not spans:
@@ -257,7 +262,7 @@ def test_phases_that_the_load_follows_are_told_without_bias_and_inside_their_int
         biases.append((prefill.total_j - true_j) / true_j)
     assert abs(statistics.fmean(biases)) < 0.01
     assert covered_share(found) >= 0.95
-    assert statistics.fmean(d.half_width_j for d in found) <= 2.0 * quantile([d.error_j for d in found], 0.95)
+    assert statistics.fmean(d.half_width_j for d in found) <= margin * quantile([d.error_j for d in found], 0.95)
 
 
 def clipped(spans: Iterable[tuple[float, float]], window: VirtualWindow) -> Iterator[tuple[float, float]]:

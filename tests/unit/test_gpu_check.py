@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import pytest
 from gpu_check_parts import counter, report, sensor, study
 from gpu_check_parts.adopt import NotEvidenceError, adopt, slug
 from gpu_check_parts.lines import AS_EXPECTED, COULD_NOT_TELL, NOT_AS_EXPECTED, Book, spread
-from gpu_check_parts.plan import ON_REQUEST, PARTS, REPORT_S, TOTAL_S, part_named
+from gpu_check_parts.plan import ON_REQUEST, PARTS, REPORT_S, TOTAL_S, Part, part_named, stretch
 from gpu_check_parts.supervise import run_parts
 from gpu_check_parts.wheels import CARRIED, download_command, unpacked
 
@@ -35,6 +38,11 @@ def found(book: Book) -> dict[str, Any]:
 
 def test_all_parts_together_end_within_eight_minutes() -> None:
     assert sum(part.limit_s for part in PARTS) + REPORT_S <= TOTAL_S < 480
+
+
+def test_parts_asked_for_by_name_share_the_time() -> None:
+    assert stretch([CLOCKS], 130.0) * CLOCKS.limit_s == pytest.approx(120.0)
+    assert stretch(PARTS, TOTAL_S) == 1.0
 
 
 def test_every_line_has_an_expectation_and_every_risk_a_line() -> None:
@@ -52,7 +60,7 @@ def test_the_page_lists_the_lines_of_every_risk() -> None:
         for number, cell in re.findall(r"^\| (\d+) \|.*\| (.*) \|$", page, re.M)
     }
     asked: dict[int, set[str]] = {}
-    for part in PARTS:
+    for part in (*PARTS, *ON_REQUEST):
         for line in part.lines:
             if line.risk is not None:
                 asked.setdefault(line.risk, set()).add(line.key)
@@ -78,34 +86,28 @@ def test_a_finding_is_on_disk_as_soon_as_it_is_made(tmp_path: Path) -> None:
         book.judge("clocks.other", True, "")
 
 
-def script(body: str) -> list[str]:
-    """A stand-in for the command that runs a part: gets the part's name as its only argument."""
-    return [sys.executable, "-c", body]
-
-
-FINDS_ONE = """
-import sys; sys.path.insert(0, {scripts!r})
-from pathlib import Path
-from gpu_check_parts.lines import Book
-from gpu_check_parts.plan import part_named
-Book(Path({out!r}) / sys.argv[1], part_named(sys.argv[1]).lines).judge("clocks.limit", True, "95 %")
-"""
+def fail() -> None:
+    raise MemoryError
 
 
 @pytest.mark.parametrize(
     ("then", "limit_s", "ended"),
     [
-        ("", 20.0, "ended"),
-        ("import os; os.abort()", 20.0, "failed"),
-        ("raise MemoryError", 20.0, "failed"),
-        ("import time; time.sleep(60)", 1.5, "ran out of time"),
+        (lambda: None, 20.0, "ended"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 20.0, "failed"),
+        (fail, 20.0, "failed"),
+        (lambda: time.sleep(60.0), 1.5, "ran out of time"),
     ],
 )
 def test_a_part_that_breaks_keeps_what_it_found_and_says_why_it_lacks_the_rest(
-    tmp_path: Path, then: str, limit_s: float, ended: str
+    tmp_path: Path, then: Callable[[], object], limit_s: float, ended: str
 ) -> None:
-    body = FINDS_ONE.format(scripts=str(ROOT / "scripts"), out=str(tmp_path)) + then
-    (outcome,) = run_parts([replace(CLOCKS, limit_s=limit_s)], script(body), tmp_path, 60.0)
+    def run(part: Part) -> int:
+        Book(tmp_path / part.name, part.lines).judge("clocks.limit", True, "95 %")
+        then()
+        return 0
+
+    (outcome,) = run_parts([replace(CLOCKS, limit_s=limit_s)], run, tmp_path, 60.0)
     assert outcome.ended == ended
     assert outcome.findings["clocks.limit"]["verdict"] == AS_EXPECTED
     assert outcome.findings["clocks.reasons"]["verdict"] == COULD_NOT_TELL
@@ -113,23 +115,26 @@ def test_a_part_that_breaks_keeps_what_it_found_and_says_why_it_lacks_the_rest(
 
 
 def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path: Path) -> None:
-    outcomes = run_parts(PARTS[:2], script("raise SystemExit(3)"), tmp_path, total_s=REPORT_S)
+    outcomes = run_parts(PARTS[:2], lambda part: 3, tmp_path, total_s=REPORT_S)
     assert [outcome.ended for outcome in outcomes] == ["no time was left for it"] * 2
 
 
-def test_what_a_part_started_ends_with_it(tmp_path: Path) -> None:
-    body = f"import subprocess; print(subprocess.Popen(['sleep', '60']).pid, file=open({str(tmp_path / 'pid')!r}, 'w'))"
-    run_parts([CLOCKS], script(body), tmp_path, 30.0)
-    state = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-    deadline_s = time.monotonic() + 10.0
-    while state.exists() and state.read_text().split()[2] != "Z":
-        assert time.monotonic() < deadline_s, "it still runs"
-        time.sleep(0.01)
+@pytest.mark.parametrize("own_session", [False, True])
+def test_what_a_part_started_ends_with_it(tmp_path: Path, own_session: bool) -> None:
+    """A study that is left running would draw power in all the parts that follow."""
+
+    def run(part: Part) -> int:
+        child = subprocess.Popen(["sleep", "60"], start_new_session=own_session)
+        (tmp_path / "pid").write_text(str(child.pid))
+        return 0
+
+    run_parts([CLOCKS], run, tmp_path, 30.0)
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
 
 
 def run_of(tmp_path: Path, *, rehearsal: bool, name: str = "NVIDIA H100 80GB HBM3") -> Path:
     """A finished run in which every line could not be told."""
-    outcomes = run_parts([CLOCKS], script("pass"), tmp_path / "out" / "parts", 30.0)
+    outcomes = run_parts([CLOCKS], lambda part: 0, tmp_path / "out" / "parts", 30.0)
     machine = {"rehearsal": rehearsal, "gpu": name, "taken_at": "2026-11-26T10:00:00Z"}
     report.write_report(tmp_path / "out", machine, outcomes, 12.0)
     return tmp_path / "out"
@@ -205,7 +210,7 @@ def test_the_wheels_to_bring_along_are_the_pinned_ones(tmp_path: Path) -> None:
 def polls(stamp: Sequence[float], value: Sequence[int]) -> list[sensor.Poll]:
     """Calls a millisecond apart in which field 186 has these time stamps and values."""
     return [
-        sensor.Poll(number / 1000, 1000.0 + number / 1000, 1e-5, {sensor.INSTANT: (watts, at, 0, 0)})
+        sensor.Poll(number / 1000, 1000.0 + number / 1000, 1e-5, 1e-5, {sensor.INSTANT: (watts, at, 0, 0)})
         for number, (at, watts) in enumerate(zip(stamp, value, strict=True))
     ]
 
@@ -261,3 +266,21 @@ def test_a_studys_spread_is_held_against_its_intervals(tmp_path: Path) -> None:
 
 def test_spread_is_the_coefficient_of_variation() -> None:
     assert spread([1.0, 2.0, 3.0]) == pytest.approx(50.0)
+
+
+def test_evidence_names_no_path_of_the_machine_it_was_taken_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def run(part: Part) -> int:
+        (out / "parts" / part.name / "command.txt").write_text(f"{sys.executable} {ROOT}/scripts/gpu_check.py {out}")
+        raise RuntimeError(f"{ROOT} is full")
+
+    outcomes = run_parts([CLOCKS], run, out / "parts", 30.0)
+    report.write_report(out, {"rehearsal": False, "gpu": "G", "taken_at": "now"}, outcomes, 1.0)
+    with tarfile.open(out / report.TRACES) as archive:
+        archive.extractall(tmp_path / "traces", filter="data")
+    files = [*out.glob("report.*"), *(tmp_path / "traces").rglob("*.txt")]
+    texts = [file.read_text() for file in files]
+    assert len(texts) == 4
+    assert not any(str(path) in text for text in texts for path in (ROOT, out, sys.prefix))
+    assert "REPOSITORY is full" in (out / "report.md").read_text()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import resource
 import threading
@@ -146,10 +147,34 @@ def test_large_manifest_follows_within_seconds_and_the_reader_is_never_behind(tm
     assert [seconds for seconds, _ in later.waiting] == [SNAPSHOT_DELAY_S]
     later.pass_()
     assert on_disk(tmp_path)["completed"] == 1
+    assert (tmp_path / JOURNAL_FILE).read_bytes() == b""  # nor does it grow with the study
     writer.mark_completed(hash_of(1), 1, "b/result.json")
     writer.mark_interrupted()
     assert on_disk(tmp_path)["completed"] == 2
     assert later.waiting == []
+
+
+def test_what_happens_while_a_snapshot_is_written_stays_in_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Later()
+    writer = ManifestWriter(study_of(models=400, cycles=1), tmp_path, after=later)
+    writer.mark_completed(hash_of(0), 1, "a/result.json")
+    sync, threads = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if not threads:  # another thread, while this one writes the snapshot
+            threads.append(threading.Thread(target=writer.mark_completed, args=(hash_of(1), 1, "b/result.json")))
+            threads[0].start()
+            threads[0].join()
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    ((_, snapshot),) = later.waiting
+    snapshot()
+    assert on_disk(tmp_path)["completed"] == 1
+    assert load_manifest(tmp_path).completed == 2
+    assert (writer.completed, writer.entry(hash_of(1), 1).status) == (2, "completed")
 
 
 def test_snapshot_that_comes_after_the_end_of_the_study_changes_nothing(tmp_path: Path) -> None:
@@ -180,7 +205,7 @@ def test_every_cut_of_the_journal_gives_a_valid_state(tmp_path: Path) -> None:
     for number in range(3):
         writer.mark_completed(hash_of(number), 1, f"{number}/result.json")
     journal = (tmp_path / JOURNAL_FILE).read_bytes()
-    for length in range(0, len(journal) + 1, 7):
+    for length in range(0, len(journal) + 1, 23):
         (tmp_path / "manifest.json").write_bytes(before)
         (tmp_path / JOURNAL_FILE).write_bytes(journal[:length])
         assert load_manifest(tmp_path).completed == sum(line.endswith(b"}}") for line in journal[:length].splitlines())
@@ -212,7 +237,7 @@ def test_missing_manifest_is_an_error_that_names_the_file(tmp_path: Path) -> Non
 
 def test_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL_FILE
-    journal, line = Journal(path), f'{{"entry": {ENTRY.model_dump_json()}}}'
+    journal, line = Journal(path), b'{"entry": ' + ENTRY.model_dump_json().encode() + b"}"
     journal.append(line)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(line) + 10, limits[1]))
@@ -221,7 +246,7 @@ def test_full_disk_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
             journal.append(line)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_text() == line + "\n"
+    assert path.read_bytes() == line + b"\n"
 
 
 @pytest.mark.parametrize(

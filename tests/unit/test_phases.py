@@ -140,7 +140,8 @@ def test_what_can_be_resolved_is_a_matter_of_the_sensor_and_not_of_how_often_it_
 @pytest.mark.parametrize("architecture", ["volta", "turing", "hopper"])
 def test_the_shortest_phases_that_are_told_hold_the_truth_in_their_interval(architecture: str) -> None:
     """600 W for as long as the sensor just resolves, 300 W for longer, read five times as fast as it updates."""
-    sensor, draw, covered = ARCHITECTURES[architecture].instant, random.Random(8), 0
+    kind, draw, covered = ARCHITECTURES[architecture], random.Random(8), 0
+    sensor = kind.buffer or kind.instant
     prefill_s = 1.01 * MIN_SAMPLES_PER_STRETCH * max(sensor.update_s, sensor.window_s)
     for _ in range(40):
         period_s = prefill_s + draw.uniform(1.0, 2.0)
@@ -150,7 +151,7 @@ def test_the_shortest_phases_that_are_told_hold_the_truth_in_their_interval(arch
         rises_s = (phase_s + k * period_s for k in range(60))
         inside = [t for t in rises_s if window.start_s < t and t + period_s < window.end_s]
         outputs = [output(t, [t + prefill_s, t + period_s]) for t in inside]
-        breakdown, notes = phase_breakdown(outputs, by_nvml(window, board, architecture))
+        breakdown, notes = phase_breakdown(outputs, by_nvml(window, board))
         assert breakdown is not None
         assert breakdown.prefill is not None
         assert breakdown.prefill.energy_j is not None, notes

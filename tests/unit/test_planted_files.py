@@ -160,7 +160,7 @@ def test_a_lock_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path)
 def test_a_journal_of_an_earlier_execution_is_emptied(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_text("of old\n")
-    Journal(path).append("new")
+    Journal(path).append(b"new")
     assert path.read_text() == "new\n"
 
 

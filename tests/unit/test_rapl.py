@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,9 @@ from llenergymeasure.exceptions import EnergyError
 OPTIONS = MeterOptions(poll_interval_ms=20, power_gain_uncertainty_pct=5.0)
 
 
-def rapl_meter(tree: PowercapTree, clock: SystemClock | None = None) -> Meter:
+def rapl_meter(tree: PowercapTree, clock: SystemClock | None = None, options: MeterOptions = OPTIONS) -> Meter:
     clock = clock or SystemClock()
-    return Meter(RaplStrategy(clock, OPTIONS, tree.root), clock, OPTIONS)
+    return Meter(RaplStrategy(clock, options, tree.root), clock, options)
 
 
 @pytest.fixture
@@ -163,7 +164,8 @@ def dies(tree: PowercapTree, count: int, joules: float = 0.0) -> list[Path]:
 def test_dies_that_show_the_counter_of_their_package_count_once(tree: PowercapTree, count: int, joules: float) -> None:
     zones = dies(tree, count, joules)
     drams = [tree.zone(f"intel-rapl:{i}:0", "dram", joules=7.0) for i in range(count)]
-    backend = rapl_meter(tree)
+    # No reading by the sampler's thread while the counters are set one after the other.
+    backend = rapl_meter(tree, options=replace(OPTIONS, poll_interval_ms=60_000))
     handle = backend.start_tracking()
     for step in (45.0, 90.0):
         for zone in zones:

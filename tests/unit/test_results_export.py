@@ -98,7 +98,8 @@ def test_every_setting_in_which_results_differ_is_a_column_of_its_own_type() -> 
             lora={"targets": ["q", "v"], "rank": "auto"},
         ),
     ]
-    columns, rows = tabulate(results)
+    columns, made = tabulate(results)
+    rows = list(made)
     added = {column.name: column.type for column in columns[len(FLAT_COLUMNS) :]}
     assert added == {
         "decoder.temperature": "number",

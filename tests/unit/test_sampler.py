@@ -32,8 +32,8 @@ class ScriptedReader:
         self._read_now = read_now
         self._count = itertools.count()
 
-    def read(self) -> TelemetrySample:
-        return self._read_now(next(self._count))
+    def read(self) -> Sequence[TelemetrySample]:
+        return (self._read_now(next(self._count)),)
 
     def problems(self) -> Sequence[str]:
         return ()
@@ -148,35 +148,35 @@ def stamped(clock: VirtualClock, age_s: float, power_w: float = 200.0) -> PowerR
 
 def test_a_field_value_keeps_the_time_the_driver_stamped_it_with() -> None:
     clock = VirtualClock()
-    sample = gpu_reader(clock, power_instant=stamped(clock, age_s=0.07)).read()
+    sample = gpu_reader(clock, power_instant=stamped(clock, age_s=0.07)).read()[-1]
     assert sample.time_s == pytest.approx(clock.now() - 0.07, abs=1e-5)
     assert (sample.power_w, sample.power_source) == (200.0, "power_instant")
 
 
 def test_a_stamp_that_is_not_wall_time_is_not_believed() -> None:
     clock = VirtualClock()
-    sample = gpu_reader(clock, power_instant=PowerReading(200.0, 12.0, "gpu")).read()
+    sample = gpu_reader(clock, power_instant=PowerReading(200.0, 12.0, "gpu")).read()[-1]
     assert (sample.time_s, sample.power_w) == (clock.now(), 200.0)
 
 
 def test_a_sensor_that_stopped_updating_gives_no_more_power() -> None:
     clock = VirtualClock()
     reader = gpu_reader(clock, power_instant=stamped(clock, 0.0), power_usage_w=NotSupportedError("none"))
-    assert reader.read().power_w == 200.0
+    assert reader.read()[-1].power_w == 200.0
     clock.sleep(11.0)
-    assert reader.read().power_w is None
+    assert reader.read()[-1].power_w is None
     assert "same value" in reader.problems()[0]
 
 
 def test_module_scope_is_recorded() -> None:
     reader = gpu_reader(power_instant=PowerReading(700.0, None, "module"))
-    assert reader.read().power_source == "power_instant_module"
+    assert reader.read()[-1].power_source == "power_instant_module"
 
 
 def test_without_the_field_the_older_reading_is_used_and_the_field_asked_for_once() -> None:
     gpu = FakeGpu("GPU-0", readings={"power_instant": NotSupportedError("old board"), "power_usage_w": 80.0})
     reader = GpuReader(*find_gpus(["GPU-0"], FakeNvml(gpu)), VirtualClock())
-    assert [reader.read().power_source for _ in range(3)] == ["power_usage"] * 3
+    assert [reader.read()[-1].power_source for _ in range(3)] == ["power_usage"] * 3
     assert gpu.calls.count("power_instant") == 1
     assert not reader.problems()
 
@@ -184,7 +184,7 @@ def test_without_the_field_the_older_reading_is_used_and_the_field_asked_for_onc
 @pytest.mark.parametrize("watts", [4_294_967.295, 0.0, 901.0])
 def test_a_power_that_the_board_cannot_draw_is_no_reading(watts: float) -> None:
     reader = gpu_reader(power_instant=PowerReading(watts, None, "gpu"), power_usage_w=watts)  # limit 300 W
-    assert reader.read().power_w is None
+    assert reader.read()[-1].power_w is None
     assert "not a power" in reader.problems()[0]
 
 
@@ -194,22 +194,79 @@ def test_a_lost_gpu_gives_no_figure_and_one_line_for_all_readings() -> None:
     names += ["sm_utilisation_pct", "memory_used_mb", "throttle_reasons", "power_limit_w"]
     reader = gpu_reader(**dict.fromkeys(names, lost))
     for _ in range(5):
-        sample = reader.read()
+        sample = reader.read()[-1]
     assert (sample.power_w, sample.temperature_c, sample.throttle_reasons) == (None, None, None)
     (problem,) = reader.problems()
     assert "temperature (5 times)" in problem
     assert problem.endswith("first because GPU is lost")
 
 
+def buffered_reader(clock: VirtualClock, taken: list[tuple[float, float]], **readings: object) -> GpuReader:
+    """A reader of a driver that samples by itself: seconds on the clock and watts, which a test may add to."""
+
+    def microseconds() -> tuple[tuple[int, float], ...]:
+        wall_s = clock.wall().timestamp() - clock.now()
+        return tuple((round(1e6 * (wall_s + time_s)), watts) for time_s, watts in taken)
+
+    gpu = FakeGpu("GPU-0", readings={"buffered_power": microseconds, **readings})
+    return GpuReader(*find_gpus(["GPU-0"], FakeNvml(gpu)), clock, buffered=True)
+
+
+def test_every_sample_that_the_driver_takes_is_seen_once_with_the_time_at_which_it_was_taken() -> None:
+    clock = VirtualClock()
+    taken = [(clock.now() - 0.02 * back, 100.0 + back) for back in (4, 3, 2, 1)]
+    reader = buffered_reader(clock, taken, temperature_c=55.0)
+    first = reader.read()
+    assert [sample.time_s for sample in first] == pytest.approx([time_s for time_s, _ in taken], abs=2e-6)
+    assert [(s.power_w, s.power_source, s.temperature_c) for s in first[:2]] == [
+        (104.0, "driver_buffer", 55.0),
+        (103.0, "driver_buffer", 55.0),
+    ]
+    assert reader.read() == ()
+    clock.sleep(0.02)
+    taken.append((clock.now(), 300.0))
+    assert [sample.power_w for sample in reader.read()] == [300.0]
+    assert not reader.problems()
+
+
+def test_a_driver_that_stops_sampling_is_asked_for_its_power() -> None:
+    clock = VirtualClock()
+    reader = buffered_reader(clock, [(clock.now(), 100.0)], power_instant=PowerReading(200.0, None, "gpu"))
+    assert [sample.power_source for sample in reader.read()] == ["driver_buffer"]
+    clock.sleep(0.2)
+    assert reader.read() == ()
+    clock.sleep(0.1)
+    assert [(sample.power_w, sample.power_source) for sample in reader.read()] == [(200.0, "power_instant")]
+
+
+def test_a_driver_that_does_not_sample_is_asked_for_that_once() -> None:
+    gpu = FakeGpu("GPU-0")
+    reader = GpuReader(*find_gpus(["GPU-0"], FakeNvml(gpu)), VirtualClock(), buffered=True)
+    assert [reader.read()[-1].power_source for _ in range(3)] == ["power_instant"] * 3
+    assert gpu.calls.count("buffered_power") == 1
+    assert not reader.problems()
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, -5.0])
+def test_samples_stamped_by_another_clock_are_not_used(ahead_s: float) -> None:
+    clock = VirtualClock()
+    far_us = round(1e6 * (clock.wall().timestamp() + ahead_s))
+    gpu = FakeGpu("GPU-0", readings={"buffered_power": ((far_us, 100.0),)})
+    reader = GpuReader(*find_gpus(["GPU-0"], FakeNvml(gpu)), clock, buffered=True)
+    reader._newest_us = far_us - 1  # as after a step of the machine's clock
+    assert [sample.power_source for sample in reader.read()] == ["power_instant"]
+    assert "buffered power (1 times); first because the driver's own samples carry" in reader.problems()[0]
+
+
 def test_time_never_runs_backwards() -> None:
     clock = VirtualClock()
     ages = iter([0.01, 0.05, 0.03])
     reader = gpu_reader(clock, power_instant=lambda: stamped(clock, next(ages)))
-    times = [reader.read().time_s for _ in range(3)]
+    times = [reader.read()[-1].time_s for _ in range(3)]
     assert times == sorted(times)
 
 
 def test_other_failures_are_tried_again() -> None:
     answers = iter([GpuDriverError("timeout"), 55.0])
     reader = gpu_reader(temperature_c=lambda: next(answers))
-    assert [reader.read().temperature_c for _ in range(2)] == [None, 55.0]
+    assert [reader.read()[-1].temperature_c for _ in range(2)] == [None, 55.0]

@@ -39,7 +39,7 @@ class DryRun:
         self._capsys = capsys
 
     def __call__(self, *arguments: str) -> str:
-        assert run_app(["run", *arguments, "--dry-run"]) == 0
+        run_app(["run", *arguments, "--dry-run"])  # its code says whether this machine could run it
         text = self._capsys.readouterr().out
         assert "Nothing was run." in text
         return text

@@ -20,6 +20,7 @@ from llenergymeasure.core.host.processes import (
 )
 from llenergymeasure.core.state import ExperimentPhase, ExperimentState, StateManager
 from llenergymeasure.exceptions import InvalidStateTransitionError, PersistenceError
+from namespaces import as_somebody
 
 ALLOWED = {
     (ExperimentPhase.INITIALISING, ExperimentPhase.MEASURING),
@@ -266,6 +267,37 @@ def test_a_damaged_state_does_not_hide_the_others(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.WARNING):
         assert manager.list_experiments() == ["fine"]
     assert "broken.state.json" in caplog.text
+
+
+UNSEARCHABLE = """
+import sys
+from pathlib import Path
+from llenergymeasure.core.state import StateManager
+from llenergymeasure.exceptions import PersistenceError
+
+manager = StateManager(Path(sys.argv[1]))
+for act in (manager.load, manager.create, manager.delete):
+    try:
+        act("a")
+    except PersistenceError as error:
+        print(error)
+"""
+
+
+def test_a_directory_that_may_not_be_searched_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    directory = tmp_path / ".state"
+    directory.mkdir(mode=0o000)
+
+    told = subprocess.run(
+        as_somebody(sys.executable, "-c", UNSEARCHABLE, str(directory)), capture_output=True, text=True, check=True
+    )
+
+    path = directory / "a.state.json"
+    assert told.stdout.splitlines() == [
+        f"Cannot read {path}: Permission denied.",
+        f"Cannot read {path}: Permission denied.",
+        f"Cannot delete {path}: Permission denied.",
+    ]
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -105,6 +105,13 @@ def test_a_study_killed_before_its_summary_gets_one_and_runs_nothing(tmp_path: P
     assert json.loads((directory / "study_summary.json").read_text())["summary"]["completed"] == 1
 
 
+def test_what_a_finished_study_could_not_remove_is_removed_by_going_on(tmp_path: Path) -> None:
+    directory = begin(tmp_path, study_of("a"))
+    (directory / ".work" / "run-00001").mkdir(parents=True)
+    execute_study(None, StudyPlace(tmp_path, resume=directory), UserConfig(), lambda result: None, None, launcher())
+    assert not (directory / ".work").exists()
+
+
 def test_each_data_set_is_read_once_and_one_that_is_gone_is_an_error(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')

@@ -1,4 +1,4 @@
-"""What a study is asked once before anything starts, by a run and by its dry run alike."""
+"""What a study is asked once before anything starts, by a run and by its dry run alike; asked in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.supervise import Interrupt
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.plan import GapStarted, StudyEvent, StudyWarning
-from llenergymeasure.study.preflight import MAX_CHECKED, check_here, check_in_child
+from llenergymeasure.study.preflight import MAX_CHECKED, check_here
 from llenergymeasure.study.runner import StudyStoppedError
 from study_fakes import ScriptedLauncher, Stage, study_of
 
@@ -59,11 +59,23 @@ def test_a_dry_run_refuses_what_no_run_could_do_with_its_exit_code(
     assert message in said.err
 
 
-def test_a_run_is_refused_in_the_same_words_before_anything_starts(llem: CommandLine) -> None:
-    study = llem.file("s.yaml", f"{{{SOUND}, dataset: none.jsonl, sweep: {{random_seed: [1, 2]}}}}\n")
-    preview, run = llem("run", study, "--dry-run"), llem("run", study)
-    assert (run.code, run.out, run.err) == (1, "", preview.err)
-    assert not (llem.directory / "results").exists()
+@pytest.mark.parametrize(("fields", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_single_dry_run_reports_and_then_refuses_in_the_words_of_its_run(
+    llem: CommandLine, fields: str, message: str
+) -> None:
+    experiment = llem.file("e.yaml", f"{{{fields}}}\n")
+    preview, run = llem("run", experiment, "--dry-run"), llem("run", experiment, "--quiet")
+    assert (preview.code, preview.err) == (run.code, run.err)
+    assert preview.code == 1
+    assert message in preview.err
+    assert preview.out.endswith("Nothing was run.\n")
+    assert run.out == ""
+
+
+def test_a_single_dry_run_of_what_can_run_says_nothing_more(llem: CommandLine) -> None:
+    experiment = llem.file("e.yaml", f"{{{SOUND}, energy: {{backend: null}}}}\n")
+    preview = llem("run", experiment, "--dry-run")
+    assert (preview.code, preview.err) == (0, "")
 
 
 def test_a_study_that_can_do_a_part_is_told_of_the_rest(llem: CommandLine) -> None:
@@ -85,11 +97,6 @@ def test_reasons_that_all_share_come_once_and_first() -> None:
 def test_one_that_can_run_among_many_that_cannot_is_found_where_models_differ() -> None:
     broken = [config(model="/no/model", random_seed=seed) for seed in range(MAX_CHECKED + 5)]
     assert check_here([*broken, config()], UserConfig())
-
-
-def test_a_process_that_is_asked_says_the_same_and_one_without_faults_nothing() -> None:
-    configs = [config(), config(model="/no/model")]
-    assert check_in_child(configs, UserConfig()) == check_here(configs, UserConfig()) != []
 
 
 def test_what_is_refused_has_no_directory_and_what_is_told_reaches_the_observer(tmp_path: Path) -> None:

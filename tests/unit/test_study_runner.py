@@ -1,24 +1,29 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.progress import StepStarted
 from llenergymeasure.domain.energy import EnergyBreakdown
 from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import BackendError, LLEMError, PersistenceError
 from llenergymeasure.results.persistence import load_result, load_study
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
-from llenergymeasure.study.manifest import load_manifest
+from llenergymeasure.study.execute import StudyPlace, execute_study
+from llenergymeasure.study.manifest import JOURNAL_FILE, load_manifest
 from llenergymeasure.study.plan import RunFinished, RunStarted, StudyFinished, StudyStarted, StudyWarning
 from llenergymeasure.study.runner import StudyInterruptedError, StudyStoppedError
 from result_samples import make_rich_result
@@ -89,7 +94,6 @@ def test_what_a_study_swept_is_in_its_table_and_its_summary_says_what_its_figure
 
 
 def test_csv_is_written_when_asked_for(stage: Stage) -> None:
-    from llenergymeasure.config.user_config import UserConfig
     from llenergymeasure.study.runner import StudyRunner
 
     StudyRunner(study_of("a", "b"), stage.directory, UserConfig(), stage.host(), export_csv=True).run()
@@ -200,6 +204,125 @@ def test_a_job_that_cannot_be_written_stops_the_study_and_stays_to_be_done(stage
     with pytest.raises(StudyStoppedError, match=r"No space left on device\. 1 of 3 runs are finished"):
         stage.runner(study_of("a", "b", "c")).run()
     assert [entry.status for entry in load_manifest(stage.directory).experiments] == ["completed", "pending", "pending"]
+
+
+def journal_in(study_dir: Path) -> int:
+    """The descriptor by which this process writes the journal of a study."""
+    descriptors = {int(link.name): link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+    return next(n for n, link in descriptors.items() if os.path.realpath(link) == str(study_dir / JOURNAL_FILE))
+
+
+def go_on(stage: Stage, study: StudyConfig) -> StudyResult:
+    place = StudyPlace(stage.directory, resume=stage.directory)
+    return execute_study(study, place, UserConfig(), lambda result: None, launcher=stage.launcher)
+
+
+def full_device(size: int) -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def file_that_cannot_grow(size: int) -> int:
+    descriptor = os.memfd_create("journal", os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    return descriptor
+
+
+def with_journal_replaced(stage: Stage, model: str, replacement: Callable[[int], int]):
+    def act(job: Job) -> ExperimentResult:
+        if job.config.model == model:
+            journal = journal_in(stage.directory)
+            new = replacement(os.fstat(journal).st_size)
+            os.dup2(new, journal)
+            os.close(new)
+        return result_of(job.config)
+
+    return act
+
+
+def test_a_journal_that_takes_no_more_costs_nothing_while_the_manifest_does(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.launcher.act = with_journal_replaced(stage, "b", file_that_cannot_grow)
+    result = stage.runner(study_of("a", "b", "c")).run()
+    assert (result.summary.completed, load_manifest(stage.directory).status) == (3, "completed")
+    assert f"Cannot write {stage.directory / JOURNAL_FILE}: Operation not permitted." in caplog.text
+    assert "The manifest is written whole instead." in caplog.text
+
+
+def test_a_run_that_is_saved_counts_and_is_told_also_where_its_checkpoint_fails(stage: Stage) -> None:
+    stage.launcher.act = with_journal_replaced(stage, "b", full_device)
+    study = study_of("a", "b", "c")
+    with pytest.raises(StudyStoppedError, match=r"jsonl: No space left on device\..* 2 of 3 runs are finished") as stop:
+        stage.runner(study).run()
+    assert [(event.result.model_name, event.error) for event in stage.of(RunFinished)] == [("a", None), ("b", None)]
+    assert stop.value.result is not None
+    assert len(stop.value.result.result_files) == load_manifest(stage.directory).completed == 2
+    again = go_on(stage, study)
+    assert again.summary.completed == 3
+
+
+def test_a_failed_run_is_told_also_where_its_checkpoint_fails(stage: Stage) -> None:
+    replacing = with_journal_replaced(stage, "a", full_device)
+
+    def act(job: Job) -> ExperimentResult:
+        raise BackendError(f"{replacing(job).model_name} does not fit")
+
+    stage.launcher.act = act
+    with pytest.raises(StudyStoppedError, match="0 of 2 runs are finished"):
+        stage.runner(study_of("a", "b")).run()
+    assert [event.error for event in stage.of(RunFinished)] == ["a does not fit"]
+
+
+def test_a_summary_that_cannot_be_written_comes_with_the_error_and_is_made_by_going_on(stage: Stage) -> None:
+    (stage.directory / "study_summary.json").mkdir()
+    study = study_of("a", "b")
+    with pytest.raises(StudyStoppedError, match="2 of 2 runs are finished") as stop:
+        stage.runner(study).run()
+    assert "Not saved, and made anew by going on: Cannot write" in str(stop.value)
+    assert stop.value.result is not None
+    assert [entry.model_name for entry in stop.value.result.statistics] == ["a", "b"]
+    assert load_manifest(stage.directory).completed == 2
+    (stage.directory / "study_summary.json").rmdir()
+    go_on(stage, study)
+    assert load_study(stage.directory).summary.completed == 2
+
+
+def test_a_manifest_that_cannot_be_written_at_the_end_does_not_cost_the_summary(stage: Stage) -> None:
+    manifest, aside = stage.directory / "manifest.json", stage.directory / "aside.json"
+
+    def act(job: Job) -> ExperimentResult:
+        manifest.rename(aside)
+        manifest.mkdir()
+        return result_of(job.config)
+
+    stage.launcher.act = act
+    study = study_of("a")
+    with pytest.raises(StudyStoppedError, match=r"1 of 1 runs .*\n.*Cannot write .*manifest\.json"):
+        stage.runner(study).run()
+    assert load_study(stage.directory).summary.completed == 1
+    manifest.rmdir()
+    aside.rename(manifest)
+    go_on(stage, study)
+    assert load_manifest(stage.directory).status == "completed"
+
+
+def test_a_journal_that_cannot_be_removed_is_told_and_costs_nothing(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    def act(job: Job) -> ExperimentResult:
+        (stage.directory / JOURNAL_FILE).unlink()
+        (stage.directory / JOURNAL_FILE).mkdir()
+        return result_of(job.config)
+
+    stage.launcher.act = act
+    study = study_of("a")
+    assert stage.runner(study).run().summary.completed == 1
+    assert f"Cannot remove {stage.directory / JOURNAL_FILE}" in caplog.text
+    (stage.directory / JOURNAL_FILE).rmdir()
+    (stage.directory / JOURNAL_FILE).touch()
+    go_on(stage, study)
+    assert not (stage.directory / JOURNAL_FILE).exists()
 
 
 def test_time_limit_is_the_studys_or_grows_with_the_work(stage: Stage) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energy_fakes import measured
-from llenergymeasure.core.energy.integrate import merge_spans
+from llenergymeasure.core.energy.spans import merge_spans
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.metrics.throttle import throttle_info
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llenergymeasure.core.host.processes import identify_process
 from llenergymeasure.core.progress import Event, StepFinished, StepStarted, ignore_events
-from llenergymeasure.core.state import ExperimentPhase, StateManager, tracked
+from llenergymeasure.core.state import ExperimentPhase, ExperimentState, StateManager, tracked
 from llenergymeasure.exceptions import PersistenceError
 
 HASH = "0123456789abcdef"
@@ -105,6 +108,54 @@ def test_a_start_tells_of_runs_that_were_cut_off_and_of_one_that_measures_the_sa
     cut_off, twin = (record.getMessage() for record in caplog.records)
     assert "cut-off, was cut off before it was done" in cut_off
     assert "is running the same configuration (twin)" in twin
+
+
+def written(**changes: object) -> Callable[[Path], object]:
+    fields = {"experiment_id": "odd", "phase": "measuring", "config_hash": HASH, **changes}
+    return lambda path: path.write_text(json.dumps(fields))
+
+
+def link_to(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "a number no process can have": written(subprocess_pid=10**30),
+    "a negative number": written(subprocess_pid=-1),
+    "an identity with such a number": written(process={"pid": 2**31}),
+    "no process": written(),
+    "another experiment's state": written(experiment_id="other"),
+    "nothing but brackets": lambda path: path.write_text("[" * 100_000),
+    "a directory": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a device without an end": link_to("/dev/zero"),
+    "a link to itself": link_to("odd.state.json"),
+}
+
+
+@pytest.mark.parametrize("plant", ODD.values(), ids=ODD)
+def test_an_odd_file_among_the_states_is_told_and_costs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, plant: Callable[[Path], object]
+) -> None:
+    manager = StateManager(tmp_path / ".state")
+    manager.create("another", "another hash")
+    plant(tmp_path / ".state" / "odd.state.json")
+    with tracked(tmp_path, "run-1", HASH, ignore_events) as follow:
+        follow(StepFinished("preflight", "ok"))
+        assert state_on_disk(tmp_path) == (ExperimentPhase.INITIALISING, False)
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "odd" in told
+    assert "another" in manager.list_experiments()
+
+
+def test_dates_without_a_zone_compare_with_those_that_have_one(tmp_path: Path) -> None:
+    manager = StateManager(tmp_path)
+    manager.create("new")
+    early = ExperimentState(experiment_id="odd")
+    manager.save(early)
+    text = json.loads((tmp_path / "odd.state.json").read_text()) | {"started_at": "2026-01-02T03:04:05"}
+    (tmp_path / "odd.state.json").write_text(json.dumps(text))
+    assert manager.list_experiments() == ["odd", "new"]
 
 
 def test_an_earlier_failure_of_the_same_configuration_is_no_twin(

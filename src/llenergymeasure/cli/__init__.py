@@ -7,27 +7,40 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import suppress
 
 from llenergymeasure.core.host.home import provide_home
-from llenergymeasure.core.host.streams import open_standard_streams
+from llenergymeasure.core.host.streams import discard_stdout, open_standard_streams, write_stdout
 
 
 def main() -> None:
-    """Run the command line with `sys.argv` and exit with its code."""
+    """Run the command line with `sys.argv`; exits with its code unless that is 0."""
     _make_streams_safe()
     provide_home()
-    if sys.argv[1:] == ["--version"]:
-        from llenergymeasure.constants import VERSION
-
-        sys.stdout.write(f"llem {VERSION}\n")
-        return
     try:
-        from llenergymeasure.cli.app import run_app
-
-        code = run_app(sys.argv[1:])
+        code = _run(sys.argv[1:])
     except KeyboardInterrupt:  # while modules were still being imported
         code = 130
-    sys.exit(code)
+    except OSError as error:  # a help page that stdout does not take
+        discard_stdout()
+        with suppress(OSError):
+            sys.stderr.write(f"Cannot write to stdout: {error.strerror}.\n")
+        code = 1
+    if code:
+        sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments == ["--version"]:
+        from llenergymeasure.constants import VERSION
+
+        write_stdout(f"llem {VERSION}\n")
+        return 0
+    from llenergymeasure.cli.app import run_app
+
+    code = run_app(arguments)
+    sys.stdout.flush()
+    return code
 
 
 def _make_streams_safe() -> None:

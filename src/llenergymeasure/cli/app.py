@@ -68,5 +68,10 @@ def config_command(
 ) -> None:
     """Show what this machine can do, and the user settings in force."""
     from llenergymeasure.cli.config import config_text
+    from llenergymeasure.cli.terminal import EXIT_OK, exit_code_of, print_result
 
-    typer.echo(config_text(verbose=verbose))
+    def show() -> int:
+        print_result(config_text(verbose=verbose))
+        return EXIT_OK
+
+    raise typer.Exit(exit_code_of(show, verbose=verbose))

@@ -15,14 +15,17 @@ from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experim
 from llenergymeasure.config.same_work import partial_batch
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import device_choice, package_versions
-from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, free_memory_mb
+from llenergymeasure.core.energy.meter import Meter
+from llenergymeasure.core.energy.select import BackendName, select_energy_backend
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, GpuDriverError, free_memory_mb
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_vram, memory_text
 from llenergymeasure.core.model.source import fetch_model_config
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.sources import HUB_PREFIX, parse_hub_spec
-from llenergymeasure.exceptions import BackendError
+from llenergymeasure.exceptions import BackendError, ConfigError, EnergyError
 from llenergymeasure.results.summary import duration
+from llenergymeasure.runners.local import energy_backend_name
 from llenergymeasure.study.gaps import gaps_of
 from llenergymeasure.study.plan import PlannedRun, plan_runs
 from llenergymeasure.study.resume import Resumption
@@ -43,7 +46,8 @@ class DryRunReport:
         engine: Versions of its engine's packages, or why it cannot be used here.
         prompts: Where its prompts come from, and whether that was checked.
         gpus: The GPUs it would use; empty on the CPU, and where there are none.
-        energy_backend: What would measure its energy; `None`: nothing.
+        energy_backend: What is to measure its energy; `None`: nothing.
+        meter: What that comes to here, with a reading as proof; `None`: nobody has looked.
     """
 
     config: ExperimentConfig
@@ -52,7 +56,8 @@ class DryRunReport:
     vram: VramEstimate
     gpus: tuple[Gpu, ...]
     device_note: str | None
-    energy_backend: str | None
+    energy_backend: BackendName | None
+    meter: str | None = None
 
 
 def dry_run_experiment(
@@ -62,6 +67,7 @@ def dry_run_experiment(
     *,
     versions_of: Callable[[str], Mapping[str, str]] = package_versions,
     fetch_config: Callable[[str, str | None, Mapping[str, str]], Mapping[str, Any]] = fetch_model_config,
+    find_meter: Callable[[BackendName, Sequence[DeviceId], Host], str] | None = None,
 ) -> DryRunReport:
     """Find out what `config` would do. Loads no model and needs neither a GPU nor an engine.
 
@@ -69,13 +75,12 @@ def dry_run_experiment(
 
     Args:
         fetch_config: Asks the Hub for the configuration of a model at a revision, given the environment.
-
-    Raises:
-        ConfigError: Its prompts cannot be read, or are too few.
+        find_meter: Tells what an energy backend comes to on some devices, see `meter_here`; `None`: nobody looks.
     """
     host = host or Host()
     gpus, device_note = _devices(config, host)
-    wanted_meter = config.energy.backend
+    wanted = energy_backend_name(config, machine)
+    devices = tuple(gpu.uuid for gpu in gpus) or _cpu_if_used(config)
     return DryRunReport(
         config=config,
         engine=_engine(config.backend, versions_of),
@@ -88,8 +93,18 @@ def dry_run_experiment(
         ),
         gpus=gpus,
         device_note=device_note,
-        energy_backend=machine.measurement.energy_backend if wanted_meter == "auto" else wanted_meter,
+        energy_backend=wanted,
+        meter=None if wanted is None or not devices or find_meter is None else find_meter(wanted, devices, host),
     )
+
+
+def meter_here(name: BackendName, devices: Sequence[DeviceId], host: Host) -> str:
+    """What an energy backend comes to on these devices: the meter, with a reading that says whether it estimates."""
+    try:
+        meter = select_energy_backend(name, devices, host=host)
+        return f"{meter.name}: {meter.prove()}" if isinstance(meter, Meter) else "not measured: nothing here can"
+    except EnergyError:  # pre-flight tells why
+        return f"{name}: does not work here"
 
 
 def known_waits(config: ExperimentConfig) -> Iterator[tuple[str, float]]:
@@ -105,7 +120,7 @@ def known_waits(config: ExperimentConfig) -> Iterator[tuple[str, float]]:
 def render_dry_run(report: DryRunReport) -> str:
     """The report as text."""
     config = report.config
-    on_cpu = not report.gpus and device_choice(config) in ("cpu", "auto")
+    on_cpu = not report.gpus and bool(_cpu_if_used(config))
     entries = {
         "Config": ["valid"],
         "Engine": [report.engine],
@@ -114,7 +129,7 @@ def render_dry_run(report: DryRunReport) -> str:
         "Tokens": [_tokens(config)],
         "Memory" if on_cpu else "GPU memory": _memory(report),
         "Device": [] if report.device_note is None else [report.device_note],
-        "Energy": [_energy(report.energy_backend)],
+        "Energy": [report.meter or _energy(report.energy_backend)],
         "Time": _time(config),
         "Results": [config.output_dir or "not saved"],
     }
@@ -184,12 +199,20 @@ def _engine(backend: str, versions_of: Callable[[str], Mapping[str, str]]) -> st
 
 
 def _prompts(config: ExperimentConfig) -> str:
-    """Where the prompts come from; a data set on the Hub is not looked up: that would mean to fetch its rows."""
+    """Where the prompts come from; one on the Hub is not looked up: that would mean to fetch its rows."""
     dataset = config.dataset
-    if isinstance(dataset, str) and dataset.startswith(HUB_PREFIX) and not parse_hub_spec(dataset).is_local:
-        return f"{config.n:,} of {dataset} (not looked up)"
-    load_raw_prompts(dataset, config.n)
+    try:
+        if isinstance(dataset, str) and dataset.startswith(HUB_PREFIX) and not parse_hub_spec(dataset).is_local:
+            return f"{config.n:,} of {dataset} (not looked up)"
+        load_raw_prompts(dataset, config.n)
+    except ConfigError as error:
+        return f"not usable: {error}"
     return f"{config.n:,} of {dataset if isinstance(dataset, str) else 'synthetic prompts'}"
+
+
+def _cpu_if_used(config: ExperimentConfig) -> tuple[DeviceId, ...]:
+    """The CPU, where a run without a GPU would be on it; else nothing."""
+    return (CPU_DEVICE,) if device_choice(config) in ("cpu", "auto") else ()
 
 
 def gpus_here(host: Host) -> tuple[Gpu, ...]:

@@ -105,9 +105,11 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
         raise config_error(error, document, request.sources()) from error
     config = with_default_backend(config)
     if request.dry_run:
-        from llenergymeasure.cli.dry_run import dry_run_experiment, render_dry_run
+        from llenergymeasure.cli.dry_run import dry_run_experiment, meter_here, render_dry_run
+        from llenergymeasure.study.preflight import check_here
 
-        print_result(render_dry_run(dry_run_experiment(config, machine)))
+        print_result(render_dry_run(dry_run_experiment(config, machine, find_meter=meter_here)))
+        check_here([config], machine)  # what its run would refuse, in the same words
         return EXIT_OK
     results: list[ExperimentResult] = []
     progress = None if request.quiet else ExperimentProgress(sys.stderr, _title(config))
@@ -121,10 +123,10 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
     finally:
         if progress is not None:
             progress.end(spaced=bool(results))
+        if request.as_json and saved is not None:
+            tell_place("Result", saved)
         for result in results:  # measured, so shown: also when it could not be saved
             print_result(result_json(result) if request.as_json else render_summary(result, saved, output_width()))
-    if request.as_json and saved is not None:
-        tell_place("Result", saved)
     if request.export_csv and saved is not None:
         path = to_csv(results, saved.with_suffix(".csv"))
         tell_place("CSV", path)

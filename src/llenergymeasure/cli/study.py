@@ -25,6 +25,7 @@ from llenergymeasure.cli.terminal import (
     tell_place,
 )
 from llenergymeasure.config.errors import config_error
+from llenergymeasure.config.grid import StudyTooLargeError
 from llenergymeasure.config.loader import resolve_study
 from llenergymeasure.config.models import ExecutionConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
@@ -69,7 +70,14 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
     resume = None if request.resume is None else _directory_to_resume(request.resume, request)
     parent = request.output or user_path(machine.output.results_dir)
     if document is not None:
-        study = _named(document, request)
+        try:
+            study = _named(document, request)
+        except StudyTooLargeError as error:
+            if request.dry_run:
+                from llenergymeasure.cli.large_study import print_preview
+
+                print_preview(error.plan, list_all=request.verbose)
+            raise
         parent = request.output or study_parent(study, machine)
         if resume is None and asks:
             resume = _offer_to_resume(study, parent)
@@ -185,8 +193,8 @@ def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: Us
 
     def show(result: StudyResult) -> None:
         if request.as_json:
-            print_result(result_json(result))
             tell_place("Study", directory)
+            print_result(result_json(result))
         else:
             print_result(render_study(result, directory, output_width()))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -22,6 +21,7 @@ from typing import Final, TextIO
 from pydantic import BaseModel, ValidationError
 
 from llenergymeasure.config.errors import describe_validation_error, problem_report
+from llenergymeasure.core.host.streams import write_stdout
 from llenergymeasure.exceptions import ConfigError, LLEMError, PersistenceError
 from llenergymeasure.security import for_display
 
@@ -49,15 +49,15 @@ def print_result(text: str) -> None:
     """Write `text` and a line's end to stdout; a reader who has left (`| head`) is nobody's fault.
 
     Raises:
-        PersistenceError: It cannot be written: the disk that stdout goes to is full.
+        PersistenceError: The disk that stdout goes to is full, or fails; the text is on stderr then.
     """
+    line = for_display(text) + "\n"
     try:
-        sys.stdout.write(for_display(text) + "\n")
-        sys.stdout.flush()
+        write_stdout(line)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
-        if not isinstance(error, BrokenPipeError):
-            raise PersistenceError(f"Cannot write to stdout: {error.strerror}.") from error
+        with suppress(OSError):
+            sys.stderr.write(line)
+        raise PersistenceError(f"Cannot write to stdout: {error.strerror}. What it was to get is above.") from error
 
 
 def result_json(result: BaseModel) -> str:

@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -31,7 +31,7 @@ from llenergymeasure.exceptions import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_MAX_POINTS: Final = 100_000
+MAX_POINTS: Final = 100_000
 """Months of measuring; each has to be kept in memory."""
 _MAX_REASONS: Final = 5
 
@@ -65,6 +65,19 @@ class Point:
     shown: Mapping[str, Any]
 
 
+class StudyTooLargeError(ConfigError):
+    """A study spans more points than can be held; they can still be gone through, see `validated_points`."""
+
+    def __init__(self, plan: StudyPlan) -> None:
+        self.plan = plan
+        super().__init__(
+            f"{plan.name}: the sweep spans {plan.n_points:,} points; {MAX_POINTS:,} is the most. Shorten it."
+        )
+
+    def __reduce__(self) -> tuple[type[StudyTooLargeError], tuple[StudyPlan]]:
+        return (type(self), (self.plan,))
+
+
 def resolve_study(document: LoadedDocument, overrides: Mapping[str, Any]) -> StudyConfig:
     """The study a document describes (an experiment file is a study of one), with flags laid over it.
 
@@ -72,6 +85,7 @@ def resolve_study(document: LoadedDocument, overrides: Mapping[str, Any]) -> Stu
         overrides: Values by dotted name; `execution.*` and `name` go to the study, the rest to every experiment.
 
     Raises:
+        StudyTooLargeError: It spans more than `MAX_POINTS` points.
         ConfigError: A key is unknown or contradicts another, or no point is valid.
         pydantic.ValidationError: A value under `execution:` is wrong.
     """
@@ -108,24 +122,60 @@ def expand_grid(
     return _resolve(plan_study(raw_study, document, {}))
 
 
+def validated_points(plan: StudyPlan) -> Iterator[tuple[Point, ExperimentConfig | SkippedConfig]]:
+    """Every point of a study in order, with the experiment that it is, or why it is none; none of them is kept."""
+    for point in _points(plan):
+        try:
+            yield point, ExperimentConfig.model_validate(point.raw)
+        except ValidationError as error:
+            yield point, _skipped(point, error)
+
+
+class SkippedReasons:
+    """Why points of a study are skipped, found out as they pass by, none of which is kept.
+
+    Args:
+        most: So many reasons are told apart; points that are skipped for others are counted. `None`: all are.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self.count = 0
+        self._most = most
+        self._alike: dict[str, tuple[int, set[tuple[str, str]]]] = {}
+        self._others = 0
+
+    def add(self, point: Mapping[str, Any]) -> None:
+        """Take a point into account, as a `StudyConfig` holds it."""
+        self.count += 1
+        reason = str(point.get("reason", "not valid"))
+        if reason not in self._alike and self._most is not None and len(self._alike) >= self._most:
+            self._others += 1
+            return
+        settings = by_dotted_path(point.get("point") or point.get("raw_config") or {})
+        shown = {(path, value if isinstance(value, str) else json.dumps(value)) for path, value in settings}
+        count, common = self._alike.get(reason, (0, shown))
+        self._alike[reason] = (count + 1, common & shown)
+
+    def lines(self) -> list[str]:
+        """One line for each reason: what its points have in common, how many they are, and why they are skipped."""
+        told = []
+        for reason, (count, common) in self._alike.items():
+            named = ", ".join(f"{path}={value}" for path, value in sorted(common))
+            counted = f"({count} points)" if count > 1 else ""
+            told.append(f"{' '.join(filter(None, (named, counted))) or 'the experiment'}: {reason}")
+        return [*told, *([f"{self._others:,} more points, for other reasons"] if self._others else [])]
+
+
 def describe_skipped(points: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One line for each reason why points of a study are skipped: what they have in common, how many they are, and why.
+    """One line for each reason why points of a study are skipped, see `SkippedReasons`.
 
     Args:
         points: As a `StudyConfig` holds them.
     """
-    by_reason: dict[str, list[dict[str, str]]] = defaultdict(list)
+    reasons = SkippedReasons()
     for point in points:
-        settings = by_dotted_path(point.get("point") or point.get("raw_config") or {})
-        shown = {path: value if isinstance(value, str) else json.dumps(value) for path, value in settings}
-        by_reason[str(point.get("reason", "not valid"))].append(shown)
-    lines = []
-    for reason, alike in by_reason.items():
-        common = sorted(set.intersection(*(set(settings.items()) for settings in alike)))
-        named = ", ".join(f"{path}={value}" for path, value in common)
-        count = f"({len(alike)} points)" if len(alike) > 1 else ""
-        lines.append(f"{' '.join(filter(None, (named, count))) or 'the experiment'}: {reason}")
-    return lines
+        reasons.add(point)
+    return reasons.lines()
 
 
 def apply_cycles(
@@ -171,17 +221,14 @@ def compute_study_design_hash(experiments: Iterable[ExperimentConfig]) -> str:
 
 
 def _resolve(plan: StudyPlan) -> tuple[list[ExperimentConfig], list[SkippedConfig]]:
-    points = plan.n_points
-    if points > _MAX_POINTS:
-        raise ConfigError(f"{plan.name}: the sweep spans {points:,} points; {_MAX_POINTS:,} is the most. Shorten it.")
+    if plan.n_points > MAX_POINTS:
+        raise StudyTooLargeError(plan)
     unique: dict[str, ExperimentConfig] = {}
     skipped: list[SkippedConfig] = []
     valid = 0
-    for point in _points(plan):
-        try:
-            config = ExperimentConfig.model_validate(point.raw)
-        except ValidationError as error:
-            skipped.append(_skipped(point, error))
+    for _, config in validated_points(plan):
+        if isinstance(config, SkippedConfig):
+            skipped.append(config)
             continue
         valid += 1
         unique.setdefault(same_work_key(config), config)

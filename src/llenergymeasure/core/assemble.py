@@ -17,6 +17,7 @@ from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.core.metrics.device_memory import device_memory_mb
 from llenergymeasure.core.metrics.flops import estimate_flops
 from llenergymeasure.core.metrics.latency import phase_breakdown, request_timings
+from llenergymeasure.core.metrics.request_energy import share_energy
 from llenergymeasure.core.metrics.stalls import generation_warnings
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings
@@ -26,7 +27,8 @@ from llenergymeasure.datasets.types import PromptSet, PromptTokenizer
 from llenergymeasure.domain.energy import EnergyBreakdown, EnergyUncertainty, difference_pct
 from llenergymeasure.domain.environment import DatasetInfo, EnvironmentSnapshot, MeasurementBoundary
 from llenergymeasure.domain.experiment import RawProcessResult, Timestamps, compute_measurement_config_hash
-from llenergymeasure.domain.metrics import ComputeMetrics, EnergyMetrics, InferenceMetrics
+from llenergymeasure.domain.latency import RequestTimings
+from llenergymeasure.domain.metrics import ComputeMetrics, EnergyMetrics, InferenceMetrics, PhaseBreakdown
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 INSIDE_THE_WINDOW: Final = (
@@ -142,7 +144,7 @@ class RecordCollector:
             ),
             model_revision=seen.model.revision,
             truncated_prompts=seen.prompts.truncated_count,
-            requests=request_timings(counted.whole_requests(window.outputs)),
+            requests=_requests(seen, counted, phases),
             energy_per_device_j=_energy_per_device(energy, seen.devices),
             energy_breakdown=breakdown,
             energy_audit=energy.audit,
@@ -176,6 +178,17 @@ class RecordCollector:
                 _record_warnings(seen, breakdown, uncertainty),
             ),
         )
+
+
+def _requests(seen: Observations, counted: MeasurementSlice, phases: PhaseBreakdown | None) -> RequestTimings | None:
+    """Latencies of the requests that count, and their joules where these can be told."""
+    outputs = seen.window.outputs
+    timings = request_timings(counted.whole_requests(outputs))
+    if timings is None:
+        return None
+    shares = share_energy(outputs, counted.energy, phases)
+    joules = {"energy_j": shares.energy_j, "energy_half_width_j": shares.half_width_j, "energy_reason": shares.reason}
+    return timings.model_copy(update=joules)
 
 
 def effective_config(config: ExperimentConfig, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.telemetry import Telemetry, answered
 from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.core.gpu.visible import cuda_is_up
 from llenergymeasure.core.host.load import CpuTimes, read_cpu_times
 from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted, wait
 from llenergymeasure.domain.energy import BaselineMethod, comparative_half_width
@@ -42,6 +43,13 @@ that cools down after a run draws less and less."""
 
 SETTLING_W = 2.0
 """The same in watts, so that a sensor's noise at low power is not taken for a change."""
+
+
+CONTEXT_IS_UP = MeasurementWarning(
+    WarningCode.BASELINE_NOT_IDLE,
+    "this process had a CUDA context already, with which a board idles higher (38 W more on an H200); energy above "
+    "idle is lower than that of a run in a process of its own. Use `llem run`, or measure before other GPU work.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,7 @@ def measure_baseline(
     clock: Clock,
     observer: Observer,
     cpu_times: Callable[[], CpuTimes | None] = read_cpu_times,
+    holds_context: Callable[[], bool] = cuda_is_up,
 ) -> Baseline:
     """Idle power of `devices`: from the cache, or measured for `config.duration_seconds`.
 
@@ -141,6 +150,7 @@ def measure_baseline(
         meter: The meter that will also measure the window, so that both see the same thing.
         cache: This session's baselines; a fresh one is added.
         cpu_times: The processor's account of its time, asked before and after where it is the device.
+        holds_context: Whether this process has a CUDA context already, which raises the idle power of a board.
     """
     if not config.enabled or isinstance(meter, NoEnergyBackend):  # without a meter there is nothing to wait for
         return Baseline(power_w=None, method=None)
@@ -152,6 +162,8 @@ def measure_baseline(
         busy_pct = None if before is None else _busy_cpu_pct(before, cpu_times())
         if busy_pct is not None and busy_pct > BUSY_CPU_PCT:
             baseline = replace(baseline, warnings=(*baseline.warnings, _busy_cpu(busy_pct)))
+        if baseline.power_w is not None and set(devices) != {CPU_DEVICE} and holds_context():
+            baseline = replace(baseline, warnings=(*baseline.warnings, CONTEXT_IS_UP))
         cache.put(devices, meter.name, baseline)
     observer(StepFinished("baseline", _describe(baseline)))
     return baseline

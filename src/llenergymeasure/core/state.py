@@ -18,9 +18,10 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llenergymeasure.atomic import write_bytes_atomically
-from llenergymeasure.core.host.processes import ProcessIdentity, current_process, is_running
+from llenergymeasure.atomic import naming_the_path, read_plain_file, write_bytes_atomically
+from llenergymeasure.core.host.processes import MAX_PID, ProcessIdentity, current_process, is_running
 from llenergymeasure.core.progress import Event, Observer, StepFinished, StepStarted
+from llenergymeasure.domain.base import Moment
 from llenergymeasure.exceptions import InvalidStateTransitionError, PersistenceError
 from llenergymeasure.security import sanitize_experiment_id
 
@@ -64,9 +65,9 @@ class ExperimentState(BaseModel):
     failed: bool = Field(default=False, description="Whether it failed in that phase.")
     config_hash: str | None = Field(default=None, description="`measurement_config_hash` of its config.")
     error_message: str | None = Field(default=None, description="Why it failed.")
-    started_at: datetime = Field(default_factory=_utc_now, description="When it was created (UTC).")
-    last_updated: datetime = Field(default_factory=_utc_now, description="When it changed last (UTC).")
-    subprocess_pid: int | None = Field(default=None, description="Process that runs it.")
+    started_at: Moment = Field(default_factory=_utc_now, description="When it was created (UTC).")
+    last_updated: Moment = Field(default_factory=_utc_now, description="When it changed last (UTC).")
+    subprocess_pid: int | None = Field(default=None, gt=0, le=MAX_PID, description="Process that runs it.")
     process: ProcessIdentity | None = Field(
         default=None, description="What tells that process from a later one with the same number."
     )
@@ -100,6 +101,7 @@ class StateManager:
     def __init__(self, state_dir: Path, process_runs: Callable[[ProcessIdentity], bool] = is_running) -> None:
         self._state_dir = Path(state_dir)
         self._process_runs = process_runs
+        self._told_of: set[Path] = set()
 
     def create(
         self, experiment_id: str, config_hash: str | None = None, process: ProcessIdentity | None = None
@@ -128,7 +130,7 @@ class StateManager:
             PersistenceError: The file cannot be read, or is not a state.
         """
         path = self._path(experiment_id)
-        return _read(path) if _exists(path) else None
+        return self._read(path) if _exists(path) else None
 
     def save(self, state: ExperimentState) -> None:
         """Write a state in one step: a reader sees the old one or the new one.
@@ -136,10 +138,8 @@ class StateManager:
         Raises:
             PersistenceError: It cannot be written.
         """
-        try:
+        with naming_the_path(self._state_dir, "create"):
             self._state_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PersistenceError(f"Cannot create {self._state_dir}: {error.strerror or error}.") from error
         content = json.dumps(state.model_dump(mode="json"), indent=2) + "\n"
         write_bytes_atomically(self._path(state.experiment_id), content.encode())
 
@@ -190,13 +190,27 @@ class StateManager:
         states = []
         for path in self._state_dir.glob(f"*{_SUFFIX}"):
             try:
-                states.append(_read(path))
+                states.append(self._read(path))
             except PersistenceError as error:
-                logger.warning("Ignored: %s", error)
+                if path not in self._told_of:
+                    logger.warning("Ignored: %s", error)
+                self._told_of.add(path)
         return sorted(states, key=lambda state: (state.started_at, state.experiment_id))
 
     def _path(self, experiment_id: str) -> Path:
         return self._state_dir / f"{sanitize_experiment_id(experiment_id)}{_SUFFIX}"
+
+    def _read(self, path: Path) -> ExperimentState:
+        try:
+            state = ExperimentState.model_validate_json(read_plain_file(path, follow_links=False))
+        except OSError as error:
+            raise PersistenceError(f"Cannot read {path}: {error.strerror or error}.") from error
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise _damaged(path, f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}") from error
+        if path != self._path(state.experiment_id):
+            raise _damaged(path, f"it tells of another experiment, {state.experiment_id!r}")
+        return state
 
 
 @contextmanager
@@ -257,17 +271,8 @@ def _exists(path: Path) -> bool:
         raise PersistenceError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _read(path: Path) -> ExperimentState:
-    try:
-        return ExperimentState.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise PersistenceError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "the file"
-        raise PersistenceError(
-            f"{path} is damaged ({where}: {problem['msg']}). Delete it; the experiment's results are not in it."
-        ) from error
+def _damaged(path: Path, problem: str) -> PersistenceError:
+    return PersistenceError(f"{path} is damaged ({problem}). Delete it; the experiment's results are not in it.")
 
 
 @contextmanager

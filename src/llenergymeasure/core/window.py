@@ -24,7 +24,8 @@ from llenergymeasure.core.backends.protocol import (
 )
 from llenergymeasure.core.backends.steps import StepLog
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.integrate import Span, energy_between
+from llenergymeasure.core.energy.integrate import energy_between
+from llenergymeasure.core.energy.spans import Span
 from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement
 from llenergymeasure.core.metrics.counting import TokenCounts, count_tokens, count_tokens_between, full_batch_interval
 from llenergymeasure.core.progress import Observer, PromptsDone, StepFinished, StepStarted, clock_face

@@ -54,7 +54,7 @@ from llenergymeasure.domain.environment import (
 )
 from llenergymeasure.domain.environment import Timestamps as Timestamps
 from llenergymeasure.domain.identity import compute_measurement_config_hash as compute_measurement_config_hash
-from llenergymeasure.domain.latency import LatencyStatistics, RequestTimings, pool_latencies
+from llenergymeasure.domain.latency import LatencyStatistics, RequestEnergy, RequestTimings, pool_latencies
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,
     EnergyMetrics,
@@ -275,6 +275,7 @@ class ExperimentResult(Printed):
     latency_stats: Annotated[LatencyStatistics | None, Merge(of_known(pool_latencies), "requests")] = optional(
         "Latencies over all requests."
     )
+    request_energy: RequestEnergy | None = optional("Joules of single requests.")
     extended_metrics: ExtendedEfficiencyMetrics | None = optional("Further derived figures.")
 
     model_name: First[str | None] = optional("Model as configured.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+import statistics
 import sys
 from array import array
 from collections.abc import Iterable, Sequence, Sized
@@ -77,10 +78,15 @@ class RequestTimings(Record):
     )
     queue_ms: Float64Array | None = optional("Waiting in the engine before the start, in ms; null: not told.")
     itl_ms: Float32Array | None = optional("All gaps between consecutive tokens of a request, in ms; null: not told.")
+    energy_j: Float64Array | None = optional("Share of each in the window's energy, in joules; null: see the reason.")
+    energy_half_width_j: Float64Array | None = optional(
+        "95 % half-width of each, without the sensor's gain, in joules."
+    )
+    energy_reason: str | None = optional("Why there are no joules of single requests; null: there are.")
 
     @model_validator(mode="after")
     def _columns_are_equally_long(self) -> Self:
-        for name in ("output_tokens", "e2e_ms", "ttft_ms", "queue_ms"):
+        for name in ("output_tokens", "e2e_ms", "ttft_ms", "queue_ms", "energy_j", "energy_half_width_j"):
             column: Sized | None = getattr(self, name)
             if column is not None and len(column) != len(self.input_tokens):
                 raise ValueError(f"{name} has {len(column)} entries for {len(self.input_tokens)} requests")
@@ -114,10 +120,10 @@ class Histogram(Record):
     counts: list[int] = Field(description="Values in each bin.")
 
 
-def _columns(position: int, name: str, text: str) -> tuple[Column, ...]:
+def _columns(position: int, name: str, text: str, unit: str = "ms") -> tuple[Column, ...]:
     spread = {"mean": "mean", "p50": "median", "p95": "95th percentile", "p99": "99th percentile"}
     return tuple(
-        Column(position + offset, "ms", f"{text}, {title}", f"{name}_{statistic}_ms", statistic)
+        Column(position + offset, unit, f"{text}, {title}", f"{name}_{statistic}_{unit.lower()}", statistic)
         for offset, (statistic, title) in enumerate(spread.items())
     )
 
@@ -141,6 +147,20 @@ class LatencyStatistics(Record):
     ttft_histogram: Histogram | None = optional("Distribution of TTFT, edges in ms.")
     itl_histogram: Histogram | None = optional("Distribution of ITL, edges in ms.")
     e2e_histogram: Histogram | None = optional("Distribution of end-to-end times, edges in ms.")
+
+
+class RequestEnergy(Record):
+    """Joules of single requests over all processes: shares of the meter's figure, which add up to it."""
+
+    energy_j: Annotated[Percentiles | None, _columns(64, "request_energy", "Energy of a request", "J")] = optional(
+        "Energy of a request, in joules; null: see the reason."
+    )
+    stdev_j: float | None = optional("Standard deviation over the requests, in joules.")
+    half_width_j: Percentiles | None = optional(
+        "95 % half-widths, without the sensor's gain, of the requests nearest to the values of energy_j (of the mean: "
+        "their mean), in joules."
+    )
+    reason: str | None = optional("Why there are no joules of single requests; null: there are.")
 
 
 def percentile(ordered: Sequence[float], q: float) -> float:
@@ -211,4 +231,38 @@ def pool_latencies(processes: Iterable[RequestTimings]) -> LatencyStatistics | N
         ttft_histogram=histogram(ttft_ms),
         itl_histogram=histogram(itl_ms),
         e2e_histogram=histogram(e2e_ms),
+    )
+
+
+def pool_request_energy(processes: Iterable[RequestTimings], shared: bool) -> RequestEnergy | None:
+    """Joules of every request of every process, `None` without any request.
+
+    Args:
+        shared: Whether processes used one device, whose energy each of them has shared over its own requests.
+    """
+    timings = list(processes)
+    reasons = [t.energy_reason for t in timings if t.energy_j is None]
+    if not timings or (not any(reasons) and reasons):
+        return None
+    if reasons or shared:
+        return RequestEnergy(reason=next(filter(None, reasons), "several processes shared a device"))
+    drawn = sorted(
+        zip(
+            joined(t.energy_j or () for t in timings), joined(t.energy_half_width_j or () for t in timings), strict=True
+        )
+    )
+    energy_j = [joules for joules, _ in drawn]
+    found = percentiles(energy_j)
+    if found is None:
+        return None
+
+    def width_of(joules: float) -> float:
+        return min(drawn, key=lambda one: abs(one[0] - joules))[1]
+
+    widths = {name: width_of(getattr(found, name)) for name in ("p50", "p90", "p95", "p99", "min", "max")}
+    mean = math.fsum(width for _, width in drawn) / len(drawn)
+    return RequestEnergy(
+        energy_j=found,
+        stdev_j=statistics.stdev(energy_j) if len(energy_j) > 1 else 0.0,
+        half_width_j=Percentiles(count=len(drawn), mean=mean, **widths),
     )

@@ -7,6 +7,7 @@ Measured              J/token                tok/s  Warnings  Configuration     
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """List the results below directories on standard output, the oldest first.
 
     Returns:
-        0; 1 where there is none.
+        0; 1 where there is none, or the list cannot be written.
     """
     parser = argparse.ArgumentParser(prog="python -m llenergymeasure.results", description="List past results.")
     parser.add_argument("directory", nargs="*", type=Path, default=[Path("results")], help="default: results")
@@ -35,7 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not found:
         sys.stderr.write(f"No {RESULT_FILE} below {', '.join(map(str, directories))}.\n")
         return 1
-    sys.stdout.write("\n".join(aligned([HEADER, *(_row(path, result) for path, result in found)])) + "\n")
+    try:
+        sys.stdout.write("\n".join(aligned([HEADER, *(_row(path, result) for path, result in found)])) + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
+        sys.stderr.write(f"Cannot write to stdout: {error.strerror}.\n")
+        return 1
     return 0
 
 

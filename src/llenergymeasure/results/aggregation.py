@@ -9,7 +9,7 @@ RawProcessResult 1 ─┼─ energy      every device once          (attribution
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from llenergymeasure.domain.energy import (
 )
 from llenergymeasure.domain.environment import AggregationMetadata, MeasurementBoundary
 from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
+from llenergymeasure.domain.latency import pool_request_energy
 from llenergymeasure.domain.metrics import MultiGPUMetrics, extended_metrics, merge_phases, ratio
 from llenergymeasure.domain.readable import duration
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -52,6 +53,7 @@ def validate_process_completeness(
     raw_results: Sequence[RawProcessResult],
     expected_processes: int,
     state_dir: Path | None = None,
+    handed_over: Collection[int] = (),
 ) -> CompletenessReport:
     """Check that nothing is missing before anything is summed.
 
@@ -61,13 +63,15 @@ def validate_process_completeness(
     Args:
         state_dir: The `.state` directory the records were left in; `None` when they never left this process, and there
             is no marker to look for.
+        handed_over: Indices of processes that gave their record directly, without a file, and so without a marker.
     """
     counts = Counter(record.process_index for record in raw_results)
     expected = set(range(expected_processes))
     duplicates = sorted(index for index, count in counts.items() if count > 1)
     absent = sorted(expected - counts.keys())
     strangers = sorted(counts.keys() - expected)
-    unmarked = [] if state_dir is None else sorted(counts.keys() - marked_indices(experiment_id, state_dir))
+    marked = counts.keys() if state_dir is None else {*marked_indices(experiment_id, state_dir), *handed_over}
+    unmarked = sorted(counts.keys() - marked)
     problems = [
         text
         for found, text in (
@@ -141,6 +145,9 @@ def aggregate_results(
         process_results=[record.model_copy(update=_WITHOUT_BULK) for record in records],
         aggregation=metadata,
         phases=merge_phases([record.phases for record in records], bool(attribution.shared_devices)),
+        request_energy=pool_request_energy(
+            [record.requests for record in records if record.requests is not None], bool(attribution.shared_devices)
+        ),
         **figures,
     )
     uncertainty = merge_uncertainties(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from llenergymeasure.atomic import write_bytes_atomically
+from llenergymeasure.atomic import write_atomically
 from llenergymeasure.domain.base import as_utc, columns_in
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.warnings import codes_of
@@ -31,6 +32,9 @@ _UNIONS: Final = (Union, UnionType)
 
 _OUTPUT_DIR: Final = "output_dir"  # where, not what
 _INT64: Final = 2**63
+
+ROWS_AT_ONCE: Final = 256
+"""Rows of a table that are in memory at a time while it is written."""
 
 BATCH_SETTING: Final = {"pytorch": "batch_size", "vllm": "max_num_seqs", "tensorrt": "max_batch_size"}
 """The setting of each backend that bounds how many requests run side by side."""
@@ -60,35 +64,85 @@ def flat_row(result: ExperimentResult) -> dict[str, Scalar]:
     return {name: as_utc(value) if isinstance(value, datetime) else value for name, value in values.items()}
 
 
-def tabulate(results: Iterable[ExperimentResult]) -> tuple[tuple[Heading, ...], list[dict[str, Scalar]]]:
-    """The columns of a table of several results, and its rows.
+class ColumnSurvey:
+    """The columns of a table of several results, found out as these pass by, none of which is kept.
 
     The flat row comes first; then, by its dotted path, every setting in which the results differ and that has no column
     of its own: the swept ones, and what engines chose differently.
     """
-    rows = [flat_row(result) for result in results]
-    settings = [dict(_leaves(json.loads(str(row["effective_config"])))) for row in rows]
-    varying = tuple(_varying(settings, {column.name for column in FLAT_COLUMNS}))
-    for row, setting in zip(rows, settings, strict=True):
-        row.update({column.name: _cell(setting.get(column.name), column.type) for column in varying})
-    return (*FLAT_COLUMNS, *varying), rows
+
+    def __init__(self) -> None:
+        self._results = 0
+        self._settings: dict[str, _Seen] = {}
+
+    def add(self, result: ExperimentResult) -> None:
+        """Take one result into account."""
+        self._results += 1
+        for path, value in _settings(result).items():
+            self._settings.setdefault(path, _Seen(json.dumps(value))).add(value)
+
+    def columns(self) -> tuple[Heading, ...]:
+        """The columns of all results so far."""
+        taken = {column.name for column in FLAT_COLUMNS} | {_OUTPUT_DIR}
+        varying = sorted(path for path, seen in self._settings.items() if seen.varies_among(self._results))
+        text = "Setting `{}`, as it was in effect"
+        added = [Heading(path, self._settings[path].type, "", text.format(path)) for path in varying]
+        return (*FLAT_COLUMNS, *(heading for heading in added if heading.name not in taken))
 
 
-def to_csv(results: Iterable[ExperimentResult], path: str | Path) -> Path:
+Rows = Iterator[dict[str, Scalar]]
+
+
+def tabulate(
+    results: Iterable[ExperimentResult], columns: Sequence[Heading] | None = None
+) -> tuple[Sequence[Heading], Rows]:
+    """The columns of a table of several results, and its rows, each made when it is asked for.
+
+    Args:
+        columns: As a `ColumnSurvey` of these results has them; `None`: the results are gone through twice, and kept
+            where they come from an iterator.
+    """
+    if columns is None:
+        results = list(results) if isinstance(results, Iterator) else results
+        survey = ColumnSurvey()
+        for result in results:
+            survey.add(result)
+        columns = survey.columns()
+    return columns, _rows(results, columns[len(FLAT_COLUMNS) :])
+
+
+def to_csv(results: Iterable[ExperimentResult], path: str | Path, columns: Sequence[Heading] | None = None) -> Path:
     """Write one row per result as CSV (RFC 4180, so lines end in CR LF; UTF-8; a header line); null is an empty cell.
+
+    Args:
+        columns: See `tabulate`.
 
     Raises:
         PersistenceError: The file cannot be written; names the path.
     """
-    columns, rows = tabulate(results)
+    columns, rows = tabulate(results, columns)
     path = user_path(path)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow([column.name for column in columns])
-    for row in rows:
-        writer.writerow([_csv_cell(value) for value in row.values()])
-    write_bytes_atomically(path, text.getvalue().encode("utf-8"))
+
+    def write(file: BinaryIO) -> None:
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        writer = csv.writer(text)
+        writer.writerow([column.name for column in columns])
+        writer.writerows([_csv_cell(value) for value in row.values()] for row in rows)
+        text.detach()  # flushes, and leaves the file open
+
+    write_atomically(path, write)
     return path
+
+
+def write_parquet(columns: Sequence[Heading], rows: Rows, file: BinaryIO) -> None:
+    """Write a table as Parquet, some rows at a time."""
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = _schema(columns)
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        while batch := list(islice(rows, ROWS_AT_ONCE)):
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
 
 
 def to_table(results: Iterable[ExperimentResult]) -> pyarrow.Table:
@@ -96,6 +150,12 @@ def to_table(results: Iterable[ExperimentResult]) -> pyarrow.Table:
     import pyarrow
 
     columns, rows = tabulate(results)
+    return pyarrow.Table.from_pylist(list(rows), schema=_schema(columns))
+
+
+def _schema(columns: Iterable[Heading]) -> pyarrow.Schema:
+    import pyarrow
+
     types = {
         "string": pyarrow.string(),
         "integer": pyarrow.int64(),
@@ -103,10 +163,9 @@ def to_table(results: Iterable[ExperimentResult]) -> pyarrow.Table:
         "boolean": pyarrow.bool_(),
         "timestamp": pyarrow.timestamp("us", tz="UTC"),
     }
-    schema = pyarrow.schema(
+    return pyarrow.schema(
         [pyarrow.field(c.name, types[c.type], metadata={"unit": c.unit, "description": c.description}) for c in columns]
     )
-    return pyarrow.Table.from_pylist(rows, schema=schema)
 
 
 def flat_columns_markdown() -> str:
@@ -176,6 +235,17 @@ def _config_json(result: ExperimentResult) -> str:
     return json.dumps(result.effective_config, sort_keys=True, ensure_ascii=False)
 
 
+def _settings(result: ExperimentResult) -> dict[str, Any]:
+    """The settings that were in effect, by dotted path."""
+    return dict(_leaves(json.loads(_config_json(result))))
+
+
+def _rows(results: Iterable[ExperimentResult], varying: Sequence[Heading]) -> Rows:
+    for result in results:
+        settings = _settings(result) if varying else {}
+        yield flat_row(result) | {column.name: _cell(settings.get(column.name), column.type) for column in varying}
+
+
 def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting of a configuration by its dotted path; a list is one value, and so is an empty mapping."""
     for key, inner in value.items():
@@ -185,23 +255,41 @@ def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
             yield f"{path}{key}", inner
 
 
-def _varying(settings: Sequence[Mapping[str, Any]], taken: Collection[str]) -> Iterator[Heading]:
-    """A column for each setting that has several values, one that is not there counting as null."""
-    for path in sorted({path for setting in settings for path in setting} - {*taken, _OUTPUT_DIR}):
-        values = {json.dumps(setting.get(path)): setting.get(path) for setting in settings}
-        if len(values) > 1:
-            yield Heading(path, _common_type(values.values()), "", f"Setting `{path}`, as it was in effect")
+@dataclass(slots=True)
+class _Seen:
+    """What is known of the values that a setting has in several results.
 
+    Args:
+        first: The first of them, as JSON.
+        times: In how many results it is there.
+        kinds: The types of those that are not null.
+    """
 
-def _common_type(values: Iterable[Any]) -> ColumnType:
-    """The type of column that holds all of these; text where they have none in common."""
-    known = [value for value in values if value is not None]
-    kinds = set(map(type, known))
-    if kinds == {bool}:
-        return "boolean"
-    if not kinds <= {int, float} or any(abs(value) >= _INT64 for value in known if type(value) is int):
-        return "string"
-    return "integer" if kinds == {int} else "number"
+    first: str
+    times: int = 0
+    varies: bool = False
+    kinds: set[type] = field(default_factory=set)
+    fits_64_bits: bool = True
+
+    def add(self, value: Any) -> None:
+        self.times += 1
+        self.varies = self.varies or json.dumps(value) != self.first
+        if value is not None:
+            self.kinds.add(type(value))
+            self.fits_64_bits = self.fits_64_bits and (type(value) is not int or abs(value) < _INT64)
+
+    def varies_among(self, results: int) -> bool:
+        """Whether it has several values in so many results, one that is not there counting as null."""
+        return self.varies or (self.times < results and self.first != "null")
+
+    @property
+    def type(self) -> ColumnType:
+        """The type of column that holds all of its values; text where they have none in common."""
+        if self.kinds == {bool}:
+            return "boolean"
+        if not self.kinds <= {int, float} or not self.fits_64_bits:
+            return "string"
+        return "integer" if self.kinds == {int} else "number"
 
 
 def _cell(value: Any, type_: ColumnType) -> Scalar:
@@ -212,13 +300,15 @@ def _cell(value: Any, type_: ColumnType) -> Scalar:
 
 def _declared(model: type[BaseModel], path: str = "") -> Iterator[FlatColumn]:
     """The columns that the fields of `model` declare, and those of the records in it."""
-    for name, field in model.model_fields.items():
+    for name, declared in model.model_fields.items():
         here = f"{path}{name}"
-        options = get_args(field.annotation) if get_origin(field.annotation) in _UNIONS else (field.annotation,)
+        options = (
+            get_args(declared.annotation) if get_origin(declared.annotation) in _UNIONS else (declared.annotation,)
+        )
         types = [option for option in options if isinstance(option, type) and get_origin(option) is None]
         type_: ColumnType = next((_TYPES[option] for option in types if option in _TYPES), "string")
-        for column in columns_in(field.metadata):
-            text = column.text or str(field.description).rstrip(".")
+        for column in columns_in(declared.metadata):
+            text = column.text or str(declared.description).rstrip(".")
             inner_type: ColumnType = "number" if column.at else type_
             value = _at(f"{here}.{column.at}" if column.at else here)
             yield FlatColumn(column.name or name, inner_type, column.unit, text, column.position, value)

@@ -52,7 +52,6 @@ OUTPUTS_FILE: Final = "outputs.jsonl"
 
 _MAJOR: Final = RESULT_SCHEMA_VERSION.split(".")[0]
 _MAX_PROBLEMS_SHOWN: Final = 5
-_ROWS_AT_ONCE: Final = 256
 
 _log = logging.getLogger(__name__)
 
@@ -259,17 +258,22 @@ def load_study(path: str | Path) -> StudyResult:
     return load_record(file, StudyResult, "study summary").kept_in(file.parent)
 
 
-def to_parquet(result: ExperimentResult | Iterable[ExperimentResult], path: str | Path) -> Path:
-    """Write one flat row per result, columns as in `results.export.tabulate`; replaces a file in one step.
+def to_parquet(
+    result: ExperimentResult | Iterable[ExperimentResult],
+    path: str | Path,
+    columns: Sequence[export.Heading] | None = None,
+) -> Path:
+    """Write one flat row per result; replaces a file in one step.
+
+    Args:
+        columns: See `results.export.tabulate`.
 
     Raises:
         PersistenceError: The file cannot be written; names the path.
     """
-    import pyarrow.parquet
-
     path = user_path(path)
-    table = export.to_table([result] if isinstance(result, ExperimentResult) else result)
-    write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file))
+    columns, rows = export.tabulate([result] if isinstance(result, ExperimentResult) else result, columns)
+    write_atomically(path, lambda file: export.write_parquet(columns, rows, file))
     return path
 
 

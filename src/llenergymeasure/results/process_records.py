@@ -12,9 +12,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llenergymeasure.atomic import make_directories, write_bytes_atomically
+from llenergymeasure.atomic import make_directories, naming_the_path, write_bytes_atomically
 from llenergymeasure.domain.experiment import RawProcessResult
-from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.persistence import load_record, to_json
 from llenergymeasure.security import sanitize_experiment_id
 
@@ -26,10 +25,8 @@ def write_process_result(record: RawProcessResult, state_dir: Path) -> Path:
         PersistenceError: It cannot be written; names the path.
     """
     directory = _directory(state_dir, record.experiment_id)
-    try:
+    with naming_the_path(directory, "create"):
         make_directories(directory)
-    except OSError as error:
-        raise PersistenceError(f"Cannot create {directory}: {error.strerror or error}.") from error
     path = to_json(record, directory / f"process_{record.process_index}.json")
     write_bytes_atomically(path.with_suffix(".done"), b"")
     return path

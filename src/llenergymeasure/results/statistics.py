@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections import Counter, defaultdict
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from llenergymeasure.domain.experiment import ExperimentResult
@@ -29,53 +30,59 @@ def summarise_configurations(
     results: Iterable[ExperimentResult], interval: Literal["parametric", "bootstrap"] = "parametric"
 ) -> list[ConfigurationStatistics]:
     """Every configuration over its cycles, in the order of first appearance; results may come one by one."""
-    groups: dict[str, list[_Run]] = defaultdict(list)
+    groups: dict[str, _Runs] = {}
     for result in results:
-        groups[result.measurement_config_hash].append(_Run.of(result))
+        groups.setdefault(result.measurement_config_hash, _Runs.like(result)).add(result)
     statistics = [
         ConfigurationStatistics(
             measurement_config_hash=config_hash,
-            config_name=runs[0].config_name,
-            model_name=runs[0].model_name,
-            backend=runs[0].backend,
-            cycles=len(runs),
-            estimated=any(run.estimated for run in runs),
-            energy_per_token_j=cycle_statistics([run.energy_per_token_j for run in runs], interval),
-            tokens_per_second=cycle_statistics([run.tokens_per_second for run in runs], interval),
-            ttft_ms=cycle_statistics([run.ttft_ms for run in runs], interval),
-            warnings=Counter(code for run in runs for code in run.codes),
+            config_name=runs.config_name,
+            model_name=runs.model_name,
+            backend=runs.backend,
+            cycles=runs.count,
+            estimated=runs.estimated,
+            energy_per_token_j=cycle_statistics(runs.energy_per_token_j, interval),
+            tokens_per_second=cycle_statistics(runs.tokens_per_second, interval),
+            ttft_ms=cycle_statistics(runs.ttft_ms, interval),
+            warnings=runs.warnings,
         )
         for config_hash, runs in groups.items()
     ]
     return [entry.model_copy(update=_against_best(entry, statistics)) for entry in statistics]
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What statistics need of a result: a large study must fit in memory."""
+@dataclass(slots=True)
+class _Runs:
+    """What statistics need of the results of one configuration: three numbers each. A large study must fit in memory.
+
+    Args:
+        warnings: Code of each warning, and in how many of the results it is.
+    """
 
     config_name: str | None
     model_name: str | None
     backend: str
-    estimated: bool
-    energy_per_token_j: float | None
-    tokens_per_second: float
-    ttft_ms: float | None
-    codes: tuple[str, ...]
+    count: int = 0
+    estimated: bool = False
+    energy_per_token_j: array[float] = field(default_factory=lambda: array("d"))
+    tokens_per_second: array[float] = field(default_factory=lambda: array("d"))
+    ttft_ms: array[float] = field(default_factory=lambda: array("d"))
+    warnings: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, result: ExperimentResult) -> _Run:
+    def like(cls, result: ExperimentResult) -> _Runs:
+        return cls(result.config_name, result.model_name, result.backend)
+
+    def add(self, result: ExperimentResult) -> None:
+        self.count += 1
+        self.estimated = self.estimated or result.is_estimate
+        self.warnings.update(codes_of(result.measurement_warnings))
         ttft = result.latency_stats.ttft_ms if result.latency_stats is not None else None
-        return cls(
-            config_name=result.config_name,
-            model_name=result.model_name,
-            backend=result.backend,
-            estimated=result.is_estimate,
-            energy_per_token_j=result.avg_energy_per_token_j,
-            tokens_per_second=result.avg_tokens_per_second,
-            ttft_ms=None if ttft is None else ttft.mean,
-            codes=tuple(codes_of(result.measurement_warnings)),
-        )
+        self.tokens_per_second.append(result.avg_tokens_per_second)
+        if result.avg_energy_per_token_j is not None:
+            self.energy_per_token_j.append(result.avg_energy_per_token_j)
+        if ttft is not None:
+            self.ttft_ms.append(ttft.mean)
 
 
 def _against_best(entry: ConfigurationStatistics, everyone: Sequence[ConfigurationStatistics]) -> dict[str, object]:

@@ -58,6 +58,7 @@ def render_summary(result: ExperimentResult, path: Path | None = None, width: in
         ("Throughput", _cells(f"{quantity(result.avg_tokens_per_second)} output tok/s", _tokens(result))),
         ("Latency", _cells(*_latencies(result))),
         ("Phases", _phases(result)),
+        ("Requests", _requests(result)),
         ("At scale", _at_scale(result)),
         ("Footprint", _emissions_and_cost(result)),
         ("Duration", _duration(result)),
@@ -219,6 +220,13 @@ def _phases(result: ExperimentResult) -> str | None:
         return _cells("not resolved", pointer or phases.reason) if phases.reason else None
     prefill, decode = (_share(part / result.total_energy_j) for part in (prefill_j, decode_j))
     return f"prefill {prefill} of energy, decode {decode}"
+
+
+def _requests(result: ExperimentResult) -> str | None:
+    told = result.request_energy
+    if told is None or told.energy_j is None or told.half_width_j is None:
+        return None
+    return f"{joules(told.energy_j.p50, '', told.half_width_j.p50)} median, {joules(told.energy_j.p95)} p95"
 
 
 def _share(part: float) -> str:

@@ -13,19 +13,21 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from llenergymeasure.atomic import naming_the_path
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.baseline import CachedBaseline
 from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.datasets.types import WHOLE, Shard
-from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.exceptions import ExperimentError, PersistenceError
+from llenergymeasure.domain.experiment import ExperimentResult, RawProcessResult
+from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.security import is_safe_path
 
 JOB_FILE: Final = "job.json"
@@ -66,13 +68,24 @@ class MeasuredRun:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredShard:
-    """What a shard hands back besides its record; see `MeasuredRun`."""
+    """What a shard hands back besides its record; see `MeasuredRun`.
+
+    Args:
+        unsaved: The record itself, where the disk did not take it.
+    """
 
     artefacts: Artefacts
     baselines: tuple[CachedBaseline, ...] = ()
+    unsaved: RawProcessResult | None = None
 
 
 RunT = TypeVar("RunT", MeasuredRun, MeasuredShard)
+
+
+@cache
+def _jobs() -> TypeAdapter[Job]:
+    """Reads and writes jobs; to make it takes longer than to use it."""
+    return TypeAdapter(Job)
 
 
 def write_job(job: Job) -> None:
@@ -83,13 +96,14 @@ def write_job(job: Job) -> None:
     """
     path = job.work_dir / JOB_FILE
     # What is unset stays unset: a config must not change on its way.
-    content = TypeAdapter(Job).dump_json(job, exclude={"work_dir"}, exclude_unset=True, indent=2)
-    try:
-        # For its owner alone: the machine's settings may name a webhook, whose address can be a secret.
-        with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(content)
-    except OSError as error:
-        raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
+    content = _jobs().dump_json(job, exclude={"work_dir"}, exclude_unset=True, indent=2)
+
+    def for_its_owner(name: str, flags: int) -> int:
+        """The machine's settings may name a webhook, whose address can be a secret."""
+        return os.open(name, flags, 0o600)
+
+    with naming_the_path(path), open(path, "wb", opener=for_its_owner) as file:
+        file.write(content)
 
 
 def read_job(directory: Path) -> Job:
@@ -109,7 +123,7 @@ def read_job(directory: Path) -> Job:
             f"{path} was written by llenergymeasure {version}, and this is {VERSION}. "
             "Use the same release at both ends."
         )
-    return replace(TypeAdapter(Job).validate_json(content), work_dir=directory)
+    return replace(_jobs().validate_json(content), work_dir=directory)
 
 
 def run_to_json(run: RunT, directory: Path) -> str:

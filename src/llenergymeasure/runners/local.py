@@ -3,10 +3,13 @@
 parent ─┬─ process 0: baseline ┊ load, warm up ┊ window ─ record ─┐
         ├─ process 1: baseline ┊ load, warm up ┊ window ─ record ─┼─ completeness ─ aggregation ─ one result
         └─ …                   barrier         barrier            ┘
+
+Records wait on disk to be put together; one that the disk does not take comes with its process's last message.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -46,7 +49,7 @@ from llenergymeasure.core.window import Barrier
 from llenergymeasure.datasets.types import Shard
 from llenergymeasure.domain.energy import EmissionFactors
 from llenergymeasure.domain.experiment import RawProcessResult
-from llenergymeasure.exceptions import BackendError, ExperimentError
+from llenergymeasure.exceptions import BackendError, ExperimentError, PersistenceError
 from llenergymeasure.results.aggregation import CompletenessReport, aggregate_results, validate_process_completeness
 from llenergymeasure.results.process_records import read_process_results, write_process_result
 from llenergymeasure.runners.child import ParentLink
@@ -63,6 +66,8 @@ from llenergymeasure.runners.job import (
 from llenergymeasure.runners.process import ChildTask
 from llenergymeasure.runners.supervise import ChildGroup, Interrupt, Patience
 from llenergymeasure.security import sanitize_experiment_id
+
+logger = logging.getLogger(__name__)
 
 STATE_DIR: Final = ".state"
 """Where the processes of a run leave their records, below its work directory."""
@@ -113,8 +118,13 @@ def run_job(directory: Path, link: ParentLink) -> str:
         return run_to_json(run_local(job, link.observe, baselines), directory)
     bench = bench_here(job, link.observe, baselines, link.wait_for_others, link.launcher_pid)
     measured = measure(job.config, bench, _identity(job), directory)
-    write_process_result(measured.record, directory.parent / STATE_DIR)
-    return run_to_json(MeasuredShard(measured.artefacts, baselines.entries()), directory)
+    unsaved = None
+    try:
+        write_process_result(measured.record, directory.parent / STATE_DIR)
+    except PersistenceError as error:
+        logger.warning("%s The record is handed over instead.", error)
+        unsaved = measured.record
+    return run_to_json(MeasuredShard(measured.artefacts, baselines.entries(), unsaved), directory)
 
 
 def bench_here(
@@ -230,8 +240,12 @@ def _run_shards(
         for entry in shard.baselines:
             baselines.put(tuple(entry.devices), entry.meter, entry.baseline)
     state_dir = whole.work_dir / STATE_DIR
-    records = read_process_results(experiment_id, state_dir)
-    completeness = validate_process_completeness(experiment_id, records, processes, state_dir)
+    handed_over = {shard.unsaved.process_index: shard.unsaved for shard in shards if shard.unsaved is not None}
+    left = [
+        record for record in read_process_results(experiment_id, state_dir) if record.process_index not in handed_over
+    ]
+    records = [*left, *handed_over.values()]
+    completeness = validate_process_completeness(experiment_id, records, processes, state_dir, handed_over)
     return records, completeness, merge_artefacts([shard.artefacts for shard in shards], whole.work_dir)
 
 

@@ -153,8 +153,8 @@ def dataset_hashes() -> Callable[[ExperimentConfig], str]:
 
 
 def _finished_result(directory: Path, resumption: Resumption, *, export_csv: bool) -> StudyResult | None:
-    """The summary of a study with nothing left to do; `None` where a run, the summary or a CSV is to be made yet."""
-    if resumption.started_at is None or len(resumption.kept) < len(plan_runs(resumption.study)):
+    """The summary of a study with nothing left to do; `None` where a run or one of its files is to be made yet."""
+    if not resumption.is_closed or len(resumption.kept) < len(plan_runs(resumption.study)):
         return None
     try:
         result = load_study(directory)

@@ -1,7 +1,8 @@
 """The checkpoint of a study: `manifest.json`, and a journal for what happened since it was last written.
 
     transition ──> one line in manifest.journal.jsonl, synced to disk     (constant cost)
-              └──> manifest.json written anew, whole: at once while it is small, else within `SNAPSHOT_DELAY_S`
+              └──> manifest.json written anew, whole: at once while it is small, else within `SNAPSHOT_DELAY_S`,
+                   and at once where the journal cannot be written
 
 `load_manifest` reads both. A journal line carries an entry's whole new state, so reading a line twice, or one that
 `manifest.json` already knows, changes nothing.
@@ -15,16 +16,17 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
-from llenergymeasure.atomic import make_unique_directory, open_ours, read_plain_file, write_bytes_atomically
+from llenergymeasure.atomic import make_unique_directory, naming_the_path, open_ours, read_plain_file, write_atomically
 from llenergymeasure.config.base import portable_data
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest, StudyStatus
+from llenergymeasure.domain.study import EntryStatus, ExperimentManifestEntry, StudyManifest, StudyStatus
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.persistence import as_known, load_record, timestamp_slug
 from llenergymeasure.security import sanitize_experiment_id, validate_path
@@ -83,7 +85,8 @@ def load_manifest(study_dir: str | Path) -> StudyManifest:
     for entry in read_journal(study_dir / JOURNAL_FILE):
         if (entry.config_hash, entry.cycle) in entries:
             entries[entry.config_hash, entry.cycle] = entry
-    return manifest.model_copy(update={"experiments": list(entries.values()), **_counts(entries.values())})
+    tally = Counter(entry.status for entry in entries.values())
+    return manifest.model_copy(update={"experiments": list(entries.values()), **_counts(tally)})
 
 
 class ManifestWriter:
@@ -113,20 +116,22 @@ class ManifestWriter:
         self._clock = clock or SystemClock()
         self._after = after
         done = {(entry.config_hash, entry.cycle): entry for entry in kept}
-        self._entries: dict[RunKey, ExperimentManifestEntry] = {}
+        self._lines: dict[RunKey, bytes] = {}  # as JSON, of which a large study takes least
+        self._tally: Counter[EntryStatus] = Counter()
         for run in plan_runs(study):
-            self._entries[run.key] = done.get(run.key) or ExperimentManifestEntry(
+            entry = done.get(run.key) or ExperimentManifestEntry(
                 config_hash=run.config_hash, config_summary=run.title, cycle=run.cycle
             )
-        self._lines = {key: entry.model_dump_json() for key, entry in self._entries.items()}
+            self._lines[run.key] = _line(entry)
+            self._tally[entry.status] += 1
         self._header = StudyManifest(
             study_name=study.name or DEFAULT_NAME,
             study_design_hash=design_hash_of(study),
             started_at=started_at or self._clock.wall(),
-            total_experiments=len(self._entries),
-            pending=len(self._entries),
+            total_experiments=len(self._lines),
+            pending=len(self._lines),
         )
-        self._study_text = json.dumps(portable_data(study), ensure_ascii=False)
+        self._study = json.dumps(portable_data(study), ensure_ascii=False).encode()
         self._lock = threading.Lock()
         self._cancel_snapshot: Cancel | None = None
         self._version = 0
@@ -148,11 +153,16 @@ class ManifestWriter:
         Raises:
             KeyError: The study has no such run.
         """
-        return self._entries[config_hash, cycle]
+        return _entry(self._lines[config_hash, cycle])
 
     def entries(self) -> list[ExperimentManifestEntry]:
         """The present entries of all runs, in order of execution."""
-        return list(self._entries.values())
+        return [_entry(line) for line in self._lines.values()]
+
+    @property
+    def completed(self) -> int:
+        """How many runs are completed."""
+        return self._tally["completed"]
 
     def mark_running(self, config_hash: str, cycle: int) -> None:
         """A run begins."""
@@ -189,30 +199,56 @@ class ManifestWriter:
     def _change(self, config_hash: str, cycle: int, **changes: Any) -> None:
         key = (config_hash, cycle)
         with self._lock:
-            entry = ExperimentManifestEntry.model_validate({**dict(self._entries[key]), **changes})
-            line = entry.model_dump_json()
-            self._journal.append(f'{{"entry": {line}}}')
-            self._entries[key], self._lines[key] = entry, line
+            # First here: what has happened has happened, whether it can be written or not.
+            line = self._replace(key, **changes)
             self._version += 1
+            try:
+                self._journal.append(b'{"entry": ' + line + b"}")
+            except PersistenceError as error:
+                self._do_without_journal(error)
             if self._written_bytes <= SMALL_BYTES:
-                self._try_to_write(self._version, self._render())
+                with _told_only():
+                    self._write(self._version, self._render())
             elif self._cancel_snapshot is None:
                 self._cancel_snapshot = self._after(SNAPSHOT_DELAY_S, self._snapshot_on_time)
+
+    def _replace(self, key: RunKey, **changes: Any) -> bytes:
+        """Change the entry of a run; its new line."""
+        before = _entry(self._lines[key])
+        after = ExperimentManifestEntry.model_validate({**dict(before), **changes})
+        self._tally.subtract([before.status])
+        self._tally[after.status] += 1
+        self._lines[key] = _line(after)
+        return self._lines[key]
+
+    def _do_without_journal(self, error: PersistenceError) -> None:
+        """Write the manifest whole; the lines that are in the journal would undo it, so they go.
+
+        Raises:
+            PersistenceError: `error`, where that cannot be done either.
+        """
+        try:
+            self._write(self._version, self._render())
+            self._journal.empty()
+        except PersistenceError:
+            raise error from None
+        _log.warning("%s The manifest is written whole instead.", error)
 
     def _end(self, status: StudyStatus) -> None:
         with self._lock:
             if self._cancel_snapshot is not None:
                 self._cancel_snapshot()
                 self._cancel_snapshot = None
-            for key, entry in self._entries.items():
-                if entry.status == "running":
-                    stopped = entry.model_copy(update={"status": "pending", "started_at": None})
-                    self._entries[key], self._lines[key] = stopped, stopped.model_dump_json()
+            for key in [key for key, line in self._lines.items() if _entry(line).status == "running"]:
+                self._replace(key, status="pending", started_at=None)
             completed_at = None if status == "interrupted" else self._clock.wall()
             self._header = self._header.model_copy(update={"status": status, "completed_at": completed_at})
             self._version += 1
             self._write(self._version, self._render())
-            self._journal.remove()
+            try:
+                self._journal.remove()
+            except PersistenceError as error:
+                _log.warning("%s What it holds is in the manifest.", error)
 
     def _snapshot_on_time(self) -> None:
         with self._lock:
@@ -220,27 +256,32 @@ class ManifestWriter:
                 return
             self._cancel_snapshot = None
             version, content = self._version, self._render()
-        self._try_to_write(version, content)  # outside the lock: no transition waits for a large file
+        with _told_only():
+            self._write(version, content)  # outside the lock: no transition waits for a large file
+            with self._lock:
+                if self._version == version:  # nothing has happened since, so the journal tells nothing new
+                    self._journal.empty()
 
-    def _render(self) -> bytes:
-        """The manifest as JSON, put together from lines that are made once, one run per line."""
-        header = self._header.model_copy(update=_counts(self._entries.values()))
+    def _render(self) -> list[bytes]:
+        """The manifest as JSON, in parts of which those of the runs, one a line, are made once."""
+        header = self._header.model_copy(update=_counts(self._tally))
         opening = header.model_dump_json(exclude={"experiments", "study"}, indent=2).removesuffix("\n}")
-        runs = ",\n    ".join(self._lines.values())
-        return f'{opening},\n  "experiments": [\n    {runs}\n  ],\n  "study": {self._study_text}\n}}\n'.encode()
+        between = [b",\n    "] * (2 * len(self._lines) - 1)
+        between[::2] = self._lines.values()
+        return [
+            f'{opening},\n  "experiments": [\n    '.encode(),
+            *between,
+            b'\n  ],\n  "study": ',
+            self._study,
+            b"\n}\n",
+        ]
 
-    def _try_to_write(self, version: int, content: bytes) -> None:
-        try:
-            self._write(version, content)
-        except PersistenceError as error:  # the journal has it
-            _log.warning("The manifest is behind its journal: %s", error)
-
-    def _write(self, version: int, content: bytes) -> None:
+    def _write(self, version: int, content: Sequence[bytes]) -> None:
         """Write `manifest.json`, never an older version over a newer one."""
         with self._writing:
             if version > self._written_version:
-                write_bytes_atomically(self._path, content)
-                self._written_version, self._written_bytes = version, len(content)
+                write_atomically(self._path, lambda file: file.writelines(content))
+                self._written_version, self._written_bytes = version, sum(map(len, content))
 
 
 class Journal:
@@ -255,31 +296,42 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._length = 0
-        self._descriptor = open_ours(path, os.O_WRONLY | os.O_CREAT)
+        self._file = FileIO(open_ours(path, os.O_WRONLY | os.O_CREAT), "wb")
         try:
-            os.ftruncate(self._descriptor, 0)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise self._cannot_write(error) from error
+            self.empty()
+        except BaseException:
+            self._file.close()
+            raise
 
-    def append(self, line: str) -> None:
+    def append(self, line: bytes) -> None:
         """Write one line.
 
         Raises:
             PersistenceError: It is not on disk; what was there before is untouched.
         """
-        content = line.encode("utf-8") + b"\n"
-        try:
-            written = os.pwrite(self._descriptor, content, self._length)
-            if written < len(content):  # the disk is full: the rest of the line says so
-                os.pwrite(self._descriptor, content[written:], self._length + written)
-            os.fdatasync(self._descriptor)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # the next line goes over what was written of this one anyway
-                os.ftruncate(self._descriptor, self._length)
-            raise self._cannot_write(error) from error
+        content = line + b"\n"
+        descriptor = self._file.fileno()
+        with naming_the_path(self._path):
+            try:
+                written = os.pwrite(descriptor, content, self._length)
+                if written < len(content):  # the disk is full: the rest of the line says so
+                    os.pwrite(descriptor, content[written:], self._length + written)
+                os.fdatasync(descriptor)
+            except OSError:
+                with contextlib.suppress(OSError):  # the next line goes over what was written of this one anyway
+                    os.ftruncate(descriptor, self._length)
+                raise
         self._length += len(content)
+
+    def empty(self) -> None:
+        """Discard all lines: everything in them stands elsewhere.
+
+        Raises:
+            PersistenceError: They are still there.
+        """
+        with naming_the_path(self._path):
+            os.ftruncate(self._file.fileno(), 0)
+        self._length = 0
 
     def remove(self) -> None:
         """Close and delete the file: everything in it stands elsewhere.
@@ -287,14 +339,9 @@ class Journal:
         Raises:
             PersistenceError: It cannot be deleted.
         """
-        os.close(self._descriptor)
-        try:
+        with naming_the_path(self._path, "remove"):
             self._path.unlink(missing_ok=True)
-        except OSError as error:
-            raise self._cannot_write(error) from error
-
-    def _cannot_write(self, error: OSError) -> PersistenceError:
-        return PersistenceError(f"Cannot write {self._path}: {error.strerror or error}.")
+            self._file.close()
 
 
 def read_journal(path: Path) -> Iterator[ExperimentManifestEntry]:
@@ -320,8 +367,24 @@ def read_journal(path: Path) -> Iterator[ExperimentManifestEntry]:
             yield entry
 
 
-def _counts(entries: Iterable[ExperimentManifestEntry]) -> dict[str, int]:
-    tally = Counter(entry.status for entry in entries)
+@contextlib.contextmanager
+def _told_only() -> Iterator[None]:
+    """For a manifest that cannot be written now: its journal has everything."""
+    try:
+        yield
+    except PersistenceError as error:
+        _log.warning("The manifest is behind its journal: %s", error)
+
+
+def _line(entry: ExperimentManifestEntry) -> bytes:
+    return entry.model_dump_json().encode()
+
+
+def _entry(line: bytes) -> ExperimentManifestEntry:
+    return ExperimentManifestEntry.model_validate_json(line)
+
+
+def _counts(tally: Counter[EntryStatus]) -> dict[str, int]:
     return {
         "completed": tally["completed"],
         "failed": tally["failed"],

@@ -17,12 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
-from llenergymeasure.atomic import open_ours, read_plain_file
+from llenergymeasure.atomic import naming_the_path, open_ours, read_plain_file
 from llenergymeasure.config.base import by_dotted_path
 from llenergymeasure.config.grid import compute_study_design_hash
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
@@ -33,7 +34,7 @@ from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import RESULT_FILE, load_result
 from llenergymeasure.results.summary import one_line
 from llenergymeasure.security import is_safe_path, validate_path
-from llenergymeasure.study.manifest import MANIFEST_FILE, load_manifest
+from llenergymeasure.study.manifest import JOURNAL_FILE, MANIFEST_FILE, load_manifest
 from llenergymeasure.study.plan import plan_runs
 
 MAX_DIFFERENCES: Final = 20
@@ -43,6 +44,8 @@ LOCK_FILE: Final = ".lock"
 
 MAX_HOLDER: Final = 200
 """Bytes read of a lock file, which says who holds it."""
+
+UNKNOWN_HOLDER: Final = "another process"
 
 _UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
@@ -57,6 +60,7 @@ class Resumption:
         kept: Completed entries that stay.
         started_at: When the study began; `None` where nobody knows.
         environment: Environment of the kept results.
+        is_closed: Whether the manifest says by itself, without a journal, that the study is completed.
         warnings: What the user should know: results that are run again, and why.
     """
 
@@ -64,6 +68,7 @@ class Resumption:
     kept: tuple[ExperimentManifestEntry, ...] = ()
     started_at: datetime | None = None
     environment: EnvironmentSnapshot | None = None
+    is_closed: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -150,8 +155,13 @@ def plan_resumption(
         kept=tuple(kept),
         started_at=None if manifest is None else manifest.started_at,
         environment=environment,
+        is_closed=_is_closed(manifest, study_dir),
         warnings=tuple(warnings),
     )
+
+
+def _is_closed(manifest: StudyManifest | None, study_dir: Path) -> bool:
+    return manifest is not None and manifest.status == "completed" and not os.path.lexists(study_dir / JOURNAL_FILE)
 
 
 def experiments_left(resumption: Resumption) -> list[ExperimentConfig]:
@@ -209,25 +219,29 @@ def locked(study_dir: Path) -> Iterator[None]:
         PersistenceError: The lock file cannot be written, or is not ours.
     """
     path = study_dir / LOCK_FILE
-    with open(open_ours(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0) as file:
+    with FileIO(open_ours(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = one_line(file.read(MAX_HOLDER).decode(errors="replace")) or "another process"
             raise StudyError(
-                f"{study_dir} is in use by {holder}. Wait for it to end, or stop it; two studies must not share a "
-                "directory, nor a machine."
+                f"{study_dir} is in use by {_holder(file)}. Wait for it to end, or stop it; two studies must not share "
+                "a directory, nor a machine."
             ) from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise PersistenceError(f"Cannot lock {path}: {error.strerror or error}.") from error
             _log.warning("%s cannot be locked (%s); see to it yourself that nobody else uses it", path, error.strerror)
-        try:
+        with naming_the_path(path):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        except OSError as error:
-            raise PersistenceError(f"Cannot write {path}: {error.strerror or error}.") from error
         yield
+
+
+def _holder(lock: FileIO) -> str:
+    """Who holds a lock, as its file says."""
+    with suppress(OSError):  # that it is held is what matters
+        return one_line(lock.read(MAX_HOLDER).decode(errors="replace")) or UNKNOWN_HOLDER
+    return UNKNOWN_HOLDER
 
 
 def find_unfinished(parent: Path, study_design_hash: str) -> Path | None:

@@ -12,11 +12,13 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from llenergymeasure.atomic import naming_the_path
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.baseline import CachedBaseline
@@ -46,10 +48,7 @@ from llenergymeasure.study.plan import (
     timeout_s,
 )
 from llenergymeasure.study.resume import Resumption
-from llenergymeasure.study.saving import keep_failure, write_study
-
-WORK_DIR: Final = ".work"
-"""Where running experiments keep their files; empty between runs."""
+from llenergymeasure.study.saving import WORK_DIR, SummaryNotSavedError, keep_failure, write_study
 
 _GONE: Final = "it has been removed or replaced while the study was running."
 
@@ -149,7 +148,7 @@ class StudyRunner:
         shared = shared_parts([run.title for run in self._all])
         self._tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs), shared))
         try:
-            with signals_as(self._host.interrupt):
+            with signals_as(self._host.interrupt), self._work_place():
                 self._run_all()
         except RunInterruptedError as error:
             self._mark_interrupted()
@@ -159,16 +158,11 @@ class StudyRunner:
         except BaseException:
             self._mark_interrupted()
             raise
-        finally:
-            self._host.launcher.discard()
-            shutil.rmtree(self._dir / WORK_DIR, ignore_errors=True)
-        self._manifest.mark_study_completed()
-        result = self._write_study(finished=True)
+        result = self._ended()
         self._tell(StudyFinished(result, self._dir))
         return result
 
     def _run_all(self) -> None:
-        self._make_work_dir()
         for index, run in enumerate(self._left):
             job = self._wait_before(run, self._left[index - 1]) if index > 0 else None
             if self._host.interrupt.requested:
@@ -199,7 +193,8 @@ class StudyRunner:
         )
         return job
 
-    def _make_work_dir(self) -> None:
+    @contextmanager
+    def _work_place(self) -> Iterator[None]:
         """Where runs keep their files, made anew: what is there is of an execution that was killed."""
         work_dir = self._dir / WORK_DIR
         try:
@@ -208,15 +203,18 @@ class StudyRunner:
             work_dir.mkdir()
         except OSError as error:
             raise PersistenceError(f"Cannot make {work_dir} anew: {error.strerror or error}. Remove it.") from error
+        try:
+            yield
+        finally:
+            self._host.launcher.discard()
+            shutil.rmtree(work_dir, ignore_errors=True)
 
     def _make_job(self, run: PlannedRun) -> Job:
         work_dir = self._dir / WORK_DIR / f"run-{run.position:05d}"
         if not self._directory_is_ours():
             raise PersistenceError(f"Cannot write to {self._dir}: {_GONE}")
-        try:
+        with naming_the_path(work_dir, "create"):
             work_dir.mkdir()
-        except OSError as error:
-            raise PersistenceError(f"Cannot create {work_dir}: {error.strerror or error}.") from error
         limit_s = self._study.execution.experiment_timeout_seconds
         return Job(
             config=run.config,
@@ -261,18 +259,22 @@ class StudyRunner:
             self._mark_failed(run, error)
             raise
         sha256 = None if result.dataset is None else result.dataset.sha256
-        self._manifest.mark_completed(*run.key, path.relative_to(self._dir).as_posix(), sha256)
+        try:
+            self._manifest.mark_completed(*run.key, path.relative_to(self._dir).as_posix(), sha256)
+        finally:  # it is measured and saved, whatever becomes of the checkpoint
+            self._tell(RunFinished(run, len(self._all), result, None, duration_s))
         self._baselines = measured.baselines
         self._failures_in_a_row.clear()
         _remove(job.work_dir)
-        self._tell(RunFinished(run, len(self._all), result, None, duration_s))
 
     def _record_failure(self, run: PlannedRun, job: Job, error: LLEMError, duration_s: float) -> None:
         kept = keep_failure(run, self._dir, _logs(job), self._host.clock.wall())
-        self._mark_failed(run, error)
-        _remove(job.work_dir)
         _log.info("%s, cycle %d failed: %s", run.title, run.cycle, error)
-        self._tell(RunFinished(run, len(self._all), None, str(error), duration_s, kept))
+        try:
+            self._mark_failed(run, error)
+        finally:
+            self._tell(RunFinished(run, len(self._all), None, str(error), duration_s, kept))
+        _remove(job.work_dir)
         self._failures_in_a_row.append(str(error))
         limit = self._study.execution.max_consecutive_failures
         if len(self._failures_in_a_row) >= limit:
@@ -309,15 +311,35 @@ class StudyRunner:
                 raise
             _log.warning("The manifest could not be written either: %s", second)
 
+    def _ended(self) -> StudyResult:
+        """The summary of a study whose every run has been tried; it is on disk, or the error says what is not."""
+        result, unsaved = self._end(self._manifest.mark_study_completed, finished=True)
+        if unsaved or result is None:
+            raise StudyStoppedError(self._how_to_go_on("Every run was tried", unsaved), self._dir, result)
+        return result
+
     def _stopped(self, error: LLEMError) -> StudyStoppedError:
         """The error to raise when the study cannot go on, with everything on disk that can be."""
-        result = None
+        result, unsaved = self._end(self._manifest.mark_study_failed, finished=False)
+        return StudyStoppedError(self._how_to_go_on(str(error), unsaved), self._dir, result)
+
+    def _end(
+        self, mark: Callable[[], None], *, finished: bool
+    ) -> tuple[StudyResult | None, Sequence[PersistenceError]]:
+        """Write manifest and summary, the one also without the other.
+
+        Returns:
+            The summary, also where it is not on disk; `None` where results cannot be read. And what could not be done.
+        """
+        problems: list[PersistenceError] = []
         try:
-            self._manifest.mark_study_failed()
-            result = self._write_study(finished=False)
-        except PersistenceError as second:
-            _log.warning("The study's summary could not be written: %s", second)
-        return StudyStoppedError(self._how_to_go_on(str(error)), self._dir, result)
+            mark()
+        except PersistenceError as error:
+            problems.append(error)
+        try:
+            return self._write_study(finished=finished), problems
+        except PersistenceError as error:
+            return error.result if isinstance(error, SummaryNotSavedError) else None, [*problems, error]
 
     def _write_study(self, *, finished: bool) -> StudyResult:
         return write_study(
@@ -330,11 +352,11 @@ class StudyRunner:
             export_csv=self._export_csv,
         )
 
-    def _how_to_go_on(self, reason: str) -> str:
-        done = sum(entry.status == "completed" for entry in self._manifest.entries())
+    def _how_to_go_on(self, reason: str, unsaved: Sequence[PersistenceError] = ()) -> str:
+        told = "".join(f"\nNot saved, and made anew by going on: {error}" for error in unsaved)
+        finished = f"{self._manifest.completed} of {len(self._all)} runs are finished"
         return (
-            f"{reason.rstrip('.')}. {done} of {len(self._all)} runs are finished and kept in {self._dir}. "
-            f"Go on with: llem run --resume {self._dir}"
+            f"{reason.rstrip('.')}. {finished} and kept in {self._dir}. Go on with: llem run --resume {self._dir}{told}"
         )
 
     def _mark_interrupted(self) -> None:

@@ -22,7 +22,7 @@ from llenergymeasure.domain.study import (
     StudySummary,
 )
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.export import to_csv
+from llenergymeasure.results.export import ColumnSurvey, to_csv
 from llenergymeasure.results.persistence import (
     STUDY_FILE,
     goes_beside_result,
@@ -40,7 +40,21 @@ from llenergymeasure.study.plan import PlannedRun, RunKey, design_hash_of, plan_
 TABLE_FILE: Final = "results.parquet"
 CSV_FILE: Final = "results.csv"
 
+WORK_DIR: Final = ".work"
+"""Where running experiments keep their files; empty between runs."""
+
 _log = logging.getLogger(__name__)
+
+
+class SummaryNotSavedError(PersistenceError):
+    """A file that a study ends with could not be written; its summary is in `result`."""
+
+    def __init__(self, result: StudyResult, message: str) -> None:
+        self.result = result
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[SummaryNotSavedError], tuple[StudyResult, str]]:
+        return (type(self), (self.result, str(self)))
 
 
 def keep_failure(run: PlannedRun, study_dir: Path, logs: Sequence[Path], moment: datetime) -> Path | None:
@@ -67,15 +81,17 @@ def keep_failure(run: PlannedRun, study_dir: Path, logs: Sequence[Path], moment:
 
 
 def clear_leftovers(study_dir: Path) -> None:
-    """Remove what a killed execution of a study was writing: unfinished files, and directories without their result.
+    """Remove what a killed execution of a study left: its runs' own files, unfinished ones, results that are not whole.
 
     A directory that holds anything that we do not write stays as it is.
     """
     try:
         for path in [path for path in study_dir.iterdir() if is_unfinished(path)]:
             path.unlink()
-        for directory in [path for path in study_dir.iterdir() if is_result_directory(path.name)]:
-            if directory.is_dir() and not directory.is_symlink():
+        for directory in [path for path in study_dir.iterdir() if path.is_dir() and not path.is_symlink()]:
+            if directory.name == WORK_DIR:
+                shutil.rmtree(directory)
+            elif is_result_directory(directory.name):
                 _clear_result_directory(directory)
     except OSError as error:
         _log.warning("What an earlier execution left in %s could not be removed: %s", study_dir, error)
@@ -106,7 +122,8 @@ def write_study(
         completed_at: When it ended; `None` when it was stopped before its end.
 
     Raises:
-        PersistenceError: A file cannot be written, or a result not read; names it.
+        SummaryNotSavedError: A file cannot be written; names it, and holds the summary.
+        PersistenceError: A result cannot be read; names it.
     """
     files = [entry.result_file for entry in entries if entry.status == "completed" and entry.result_file]
     total_energy_j: float | None = None
@@ -117,17 +134,19 @@ def write_study(
             title = titles.get(result.measurement_config_hash, result.config_name)
             yield result.model_copy(update={"config_name": title})
 
-    def summed() -> Iterator[ExperimentResult]:
-        """The results, their energy summed as they pass: a large study must fit in memory."""
+    def surveyed() -> Iterator[ExperimentResult]:
+        """The results, looked at as they pass: a large study must fit in memory."""
         nonlocal total_energy_j
         for result in results():
+            survey.add(result)
             if result.total_energy_j is not None:
                 total_energy_j = (total_energy_j or 0.0) + result.total_energy_j
             yield result
 
     planned = {run.key: run for run in plan_runs(study)}
     titles = {run.config_hash: run.title for run in planned.values()}
-    statistics = summarise_configurations(summed())
+    survey = ColumnSurvey()
+    statistics = summarise_configurations(surveyed())
     result = StudyResult(
         study_id=study_dir.name,
         name=study.name,
@@ -157,12 +176,16 @@ def write_study(
         result_files=files,
         statistics=statistics,
     )
-    to_json(result, study_dir / STUDY_FILE)
-    if files:
-        to_parquet(results(), study_dir / TABLE_FILE)
-    if files and export_csv:
-        to_csv(results(), study_dir / CSV_FILE)
-    return result.kept_in(study_dir)
+    result = result.kept_in(study_dir)
+    try:
+        to_json(result, study_dir / STUDY_FILE)
+        if files:
+            to_parquet(results(), study_dir / TABLE_FILE, survey.columns())
+        if files and export_csv:
+            to_csv(results(), study_dir / CSV_FILE, survey.columns())
+    except PersistenceError as error:
+        raise SummaryNotSavedError(result, str(error)) from error
+    return result
 
 
 def _failures(

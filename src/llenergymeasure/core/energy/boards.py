@@ -34,6 +34,11 @@ it changes (arXiv 2312.02741, table 1). Where nothing is known, both are 100 ms.
 AVERAGED: Final = PowerSampling(averaging_window_s=1.0, update_s=0.1)
 """What `nvmlDeviceGetPowerUsage` gives on boards since Ampere, GA100 excepted (the same source)."""
 
+BUFFERED: Final = {"9.0": PowerSampling(averaging_window_s=0.032, update_s=0.020, stamped_at_update=True)}
+"""What is known of the samples that the driver takes by itself, by compute capability, where a real board has shown it:
+every 20 ms an average with the mean delay of one over 32 ms, with the time at which it was taken, whose integral over
+39 s of a switched load was the counter's within 0.13 % (docs/validation/nvidia-h200). Elsewhere they are not used."""
+
 LAST_FOLLOWING: Final = (8, 0)
 """Compute capability of GA100, the last whose `nvmlDeviceGetPowerUsage` follows the load."""
 
@@ -122,11 +127,22 @@ def calibrations_of(gpus: Sequence[Gpu], directory: Path | None) -> dict[DeviceI
     return {device: calibration for device, calibration in found if calibration is not None}
 
 
+def has_known_buffer(gpu: Gpu, calibration: SensorCalibration | None) -> bool:
+    """Whether the driver's own samples of a board are worth more than its readings.
+
+    Not on a superchip, where they are not known, nor where a calibration found that the counter adds the readings up.
+    """
+    follows = calibration is not None and calibration.counter_follows_sensor
+    return gpu.compute_capability in BUFFERED and not gpu.includes_module and not follows
+
+
 def known_sampling(gpu: Gpu, source: PowerSource | None, calibration: SensorCalibration | None = None) -> PowerSampling:
     """How power samples from `source` come about on a board: as calibrated, or as known of its kind."""
     if calibration is not None and calibration.power_source == source:
         return calibration.sampling
     capability = gpu.compute_capability or ""
+    if source == "driver_buffer":
+        return BUFFERED.get(capability, PowerSampling())
     major, _, minor = capability.partition(".")
     # One that is not known counts as recent.
     if source == "power_usage" and (not major.isdigit() or (int(major), int(minor or 0)) > LAST_FOLLOWING):

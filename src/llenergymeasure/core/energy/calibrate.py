@@ -165,7 +165,7 @@ def calibrate(
 def _power_source(gpu: Gpu, clock: Clock) -> PowerSource:
     """The power reading that measurements use."""
     reader = GpuReader(gpu, clock)
-    source = reader.read().power_source
+    source = reader.read()[-1].power_source
     if source is None:
         raise EnergyError(f"{gpu.uuid} has no power reading: {'; '.join(reader.problems())}")
     return source

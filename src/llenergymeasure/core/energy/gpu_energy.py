@@ -26,7 +26,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.energy.fusion import CounterError, fuse_energy, plain_counter_energy
-from llenergymeasure.core.energy.integrate import Span, TraceTooShortError, energy_between, integrate_power
+from llenergymeasure.core.energy.integrate import TraceTooShortError, energy_between, integrate_power
+from llenergymeasure.core.energy.spans import Span
 from llenergymeasure.core.energy.telemetry import COLUMNS, SOURCES, UNKNOWN, Columns, SampleLog, Telemetry
 from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
 from llenergymeasure.core.energy.uncertainty import (

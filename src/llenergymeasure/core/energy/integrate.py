@@ -16,7 +16,8 @@ Two things make a trace that is cut better than one that is only summed:
   and half an update. Phases would all seem to begin that much late, so the trace is read that much later. What remains
   is where within an update the samples fall, which nobody knows.
 - A phase begins where the load changes. A straight line between the samples on either side of such an edge would give a
-  sixth of a sampling interval's worth of the difference to the wrong side; the trace has a step there instead.
+  sixth of a sampling interval's worth of the difference to the wrong side; the trace has a step there instead. Where
+  samples carry the time at which they were taken, those whose average reaches over an edge are left out.
 """
 
 from __future__ import annotations
@@ -24,19 +25,17 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from llenergymeasure.core.energy.spans import Span, without
 from llenergymeasure.core.energy.types import EnergyMeasurement, PowerSampling
 from llenergymeasure.core.energy.uncertainty import trace_components
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.energy import BudgetComponent, resized, sum_budgets
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
-
-Span = tuple[float, float]
-"""A stretch of time: start and end on the measurement clock, in seconds."""
 
 
 class TraceTooShortError(EnergyError):
@@ -132,7 +131,10 @@ class TracedWindow:
         traced_j = {device: _whole_j(self._window, *trace) for device, trace in samples.items()}
         for device, (times_s, power_w) in samples.items():
             sampling, lag_s = _sampling(energy, device, _mean_step_s(times_s, self._window))
-            stepped = _with_steps(times_s, power_w, [edge_s + lag_s for edge_s in edges])
+            shown_s = [edge_s + lag_s for edge_s in edges]
+            if sampling.stamped_at_update:
+                times_s, power_w = _unmixed(times_s, power_w, shown_s, 0.5 * sampling.averaging_window_s)
+            stepped = _with_steps(times_s, power_w, shown_s)
             metered_j = energy.per_gpu_j.get(device)
             if metered_j is None:  # a meter that tells the sum only
                 metered_j = energy.total_j * traced_j[device] / math.fsum(traced_j.values())
@@ -150,6 +152,11 @@ class TracedWindow:
             traced_j=math.fsum(traced_j.values()),
             per_device_components={device: self._budget(device, spans, share) for device, share in shares.items()},
         )
+
+    def split(self, instants_s: Sequence[float]) -> list[float]:
+        """Energy of each gap between neighbours of some instants of the window, in joules by the meter."""
+        scales = [(trace, trace.metered_j / trace.traced_j([self._window])) for trace in self._traces.values()]
+        return [math.fsum(scale * trace.traced_j([gap]) for trace, scale in scales) for gap in pairwise(instants_s)]
 
     def _budget(self, device: DeviceId, spans: Sequence[Span], share: float) -> tuple[BudgetComponent, ...]:
         """The meter's own errors shrink with the part; those of cutting it out are added."""
@@ -217,6 +224,12 @@ def resolution_s(energy: EnergyMeasurement) -> float | None:
     return max(blurred_s, default=None)
 
 
+def misplaced_s(energy: EnergyMeasurement) -> float:
+    """How far from its place in time what a power sample shows may be, of the worst device, in seconds."""
+    sampled = (_sampling(energy, device, interval_s)[0] for device, interval_s in _intervals_s(energy).items())
+    return max((sampling.unknown_lag_s for sampling in sampled), default=0.0)
+
+
 def _intervals_s(energy: EnergyMeasurement) -> dict[DeviceId, float]:
     """Mean time between two samples of each device, in seconds."""
     telemetry = energy.telemetry
@@ -224,34 +237,6 @@ def _intervals_s(energy: EnergyMeasurement) -> dict[DeviceId, float]:
         return {}
     window: Span = (energy.start_s, energy.end_s)
     return {device: _mean_step_s(telemetry.power(device)[0], window) for device in telemetry.devices}
-
-
-def merge_spans(spans: Iterable[Span]) -> list[Span]:
-    """The same stretches of time without overlaps, in order; ones that touch become one."""
-    merged: list[Span] = []
-    for begins_s, ends_s in sorted(spans):
-        if merged and begins_s <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], ends_s))
-        else:
-            merged.append((begins_s, ends_s))
-    return merged
-
-
-def without(spans: Sequence[Span], holes: Sequence[Span]) -> list[Span]:
-    """`spans` minus `holes`; both in order and without overlaps of their own."""
-    left: list[Span] = []
-    ends = [end_s for _, end_s in holes]
-    for start_s, end_s in spans:
-        left_s = start_s
-        for hole_start_s, hole_end_s in holes[bisect_right(ends, start_s) :]:
-            if hole_start_s >= end_s:
-                break
-            if hole_start_s > left_s:
-                left.append((left_s, hole_start_s))
-            left_s = max(left_s, hole_end_s)
-        if left_s < end_s:
-            left.append((left_s, end_s))
-    return left
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +301,21 @@ def _with_steps(
     knots.append(samples[-1])
     stepped_s, stepped_w = zip(*knots, strict=True)
     return array("d", stepped_s), array("d", stepped_w)
+
+
+def _unmixed(
+    times_s: Sequence[float], power_w: Sequence[float], edges_s: Sequence[float], reach_s: float
+) -> tuple[array[float], array[float]]:
+    """The samples that are farther from every edge than `reach_s`; between edges that leave none, all there are."""
+    kept_s, kept_w = array("d"), array("d")
+    limits_s = [-math.inf, *edges_s, math.inf]
+    for begins_s, ends_s in pairwise(limits_s):
+        first, last = bisect_left(times_s, begins_s), bisect_left(times_s, ends_s)
+        inner = bisect_right(times_s, begins_s + reach_s), bisect_left(times_s, ends_s - reach_s)
+        first, last = inner if inner[0] < inner[1] else (first, last)
+        kept_s.extend(times_s[first:last])
+        kept_w.extend(power_w[first:last])
+    return kept_s, kept_w
 
 
 def _samples(energy: EnergyMeasurement) -> dict[DeviceId, tuple[array[float], array[float]]]:

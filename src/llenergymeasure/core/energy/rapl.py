@@ -197,8 +197,11 @@ class RaplReader:
                 raise EnergyError(self._problem)
         return energy
 
-    def read(self) -> TelemetrySample:
+    def read(self) -> Sequence[TelemetrySample]:
         """Mean power since the reading before, at the middle of that time."""
+        return (self._mean_since(),)
+
+    def _mean_since(self) -> TelemetrySample:
         with self._lock:
             try:
                 now = self._update()

@@ -59,10 +59,22 @@ readings exceed the GPU's own limit by half."""
 ABSURD_POWER_W: Final = 5000.0
 """The same for a board that does not tell its power limit: several times the largest board there is."""
 
+BUFFER_SILENCE_S: Final = 0.25
+"""A driver that has taken no sample by itself for so long is asked for its power instead."""
+
+BUFFER_HOLDS_S: Final = 2.0
+"""A driver keeps its own samples for at least so long: 120 of them, one every 20 ms (docs/validation/nvidia-h200)."""
+
+BUFFER_AGE_S: Final = (-0.05, BUFFER_HOLDS_S)
+"""So old may the newest of the driver's own samples be; otherwise their times are not those of this machine's clock."""
+
 PLAUSIBLE_AGE_S: Final = 10.0
 """A field value older than this is either stale or carries a time stamp that is not wall-clock time."""
 
 _T = TypeVar("_T")
+
+_Power = tuple[float, "float | None", "PowerSource | None"]
+"""Time of validity on the measurement clock, watts, and where these came from."""
 
 
 class DeviceReader(Protocol):
@@ -76,8 +88,8 @@ class DeviceReader(Protocol):
     def longest_interval_s(self) -> float:
         """How often it must be read, in seconds, so that nothing is missed."""
 
-    def read(self) -> TelemetrySample:
-        """Take one sample; what the device does not answer is `None` in it and told by `problems`."""
+    def read(self) -> Sequence[TelemetrySample]:
+        """What is new, in order of time; what the device does not answer is `None` in it and told by `problems`."""
 
     def problems(self) -> Sequence[str]:
         """What went wrong so far, in words, each kind once."""
@@ -178,10 +190,10 @@ class PowerSampler:
     def _tick(self) -> None:
         before_s = self._clock.now()
         for reader in self._readers:
-            sample = reader.read()
-            self._logs[reader.device].append(sample)
-            if sample.power_w is not None:
-                self._latest_s[reader.device] = sample.time_s
+            for sample in reader.read():
+                self._logs[reader.device].append(sample)
+                if sample.power_w is not None:
+                    self._latest_s[reader.device] = sample.time_s
         self._report.ticks += 1
         self._report.longest_tick_s = max(self._report.longest_tick_s, self._clock.now() - before_s)
 
@@ -218,13 +230,15 @@ def sampler_warnings(telemetry: Telemetry) -> Iterator[MeasurementWarning]:
 class GpuReader:
     """Reads one device; a `DeviceReader`.
 
-    A reading that the device does not have is asked for once. Any other failure costs this one value, is told once by
+    Power is what the driver has sampled by itself, where that is `buffered` and worth it; otherwise it is asked for. A
+    reading that the device does not have is asked for once. Any other failure costs this one value, is told once by
     `problems`, and the reading is tried again next time.
     """
 
-    longest_interval_s = math.inf
-
-    def __init__(self, gpu: Gpu, clock: Clock) -> None:
+    def __init__(self, gpu: Gpu, clock: Clock, *, buffered: bool = False) -> None:
+        self._buffered = buffered
+        self.longest_interval_s = BUFFER_HOLDS_S if buffered else math.inf
+        self._newest_us: int | None = None  # of the driver's own samples; None: none was seen yet
         self.device: DeviceId = gpu.uuid
         self._handle, self._driver, self._clock = gpu.handle, gpu.driver, clock
         self._failures: Counter[str] = Counter()
@@ -235,22 +249,29 @@ class GpuReader:
         limit_w = self._ask("power limit", self._driver.power_limit_w)
         self._absurd_w = ABSURD_FACTOR * limit_w if limit_w else ABSURD_POWER_W
 
-    def read(self) -> TelemetrySample:
-        """Take one sample."""
-        time_s, power_w, source = self._power()
-        self._last_time_s = time_s = max(time_s, self._last_time_s)
+    def read(self) -> Sequence[TelemetrySample]:
+        """What is new: one sample, or all that the driver has taken since."""
+        if not (powers := self._powers()):
+            return ()
         driver, ask = self._driver, self._ask
-        return TelemetrySample(
-            time_s=time_s,
-            power_w=power_w,
+        last_s, last_w, last_source = powers[-1]
+        last = TelemetrySample(
+            time_s=max(last_s, self._last_time_s),
+            power_w=last_w,
+            power_source=last_source,
             temperature_c=ask("temperature", driver.temperature_c),
             sm_clock_mhz=ask("SM clock", driver.sm_clock_mhz),
             memory_clock_mhz=ask("memory clock", driver.memory_clock_mhz),
             sm_utilisation_pct=ask("utilisation", driver.sm_utilisation_pct),
             memory_used_mb=ask("memory use", driver.memory_used_mb),
             throttle_reasons=ask("throttle reasons", driver.throttle_reasons),
-            power_source=source,
         )
+        earlier = [
+            replace(last, time_s=max(time_s, self._last_time_s), power_w=power_w, power_source=source)
+            for time_s, power_w, source in powers[:-1]
+        ]
+        self._last_time_s = last.time_s
+        return [*earlier, last]
 
     def problems(self) -> Sequence[str]:
         """Which readings failed, how often, and why the first one did; one line or none."""
@@ -259,7 +280,30 @@ class GpuReader:
         listed = ", ".join(f"{what} ({count} times)" for what, count in self._failures.items())
         return (f"{self.device}: could not be read: {listed}; first because {self._first_reason}",)
 
-    def _power(self) -> tuple[float, float | None, PowerSource | None]:
+    def _powers(self) -> Sequence[_Power]:
+        """What the driver has sampled since; where it does not, what it answers now; nothing: wait for the driver."""
+        taken = self._ask("buffered power", self._taken) if self._buffered else None
+        is_silent = not taken and self._clock.now() - self._last_time_s >= BUFFER_SILENCE_S
+        return [self._power()] if taken is None or is_silent else taken
+
+    def _taken(self, handle: GpuHandle) -> Sequence[_Power]:
+        """The driver's own samples since the last of them that was seen, a few at first."""
+        now_us = round(1e6 * self._clock.wall().timestamp())
+        since_us = now_us - round(1e6 * BUFFER_SILENCE_S) if self._newest_us is None else min(self._newest_us, now_us)
+        taken = self._driver.buffered_power(handle, since_us)
+        if not taken:
+            return ()
+        self._newest_us, answered_s = taken[-1][0], self._clock.now()
+        answered_us = 1e6 * self._clock.wall().timestamp()
+        youngest_s, oldest_s = BUFFER_AGE_S
+        if not youngest_s <= 1e-6 * (answered_us - self._newest_us) <= oldest_s:
+            raise InvalidReadingError("the driver's own samples carry times of another clock than this machine's")
+        return [
+            (answered_s - 1e-6 * (answered_us - at_us), self._believable(watts), "driver_buffer")
+            for at_us, watts in taken
+        ]
+
+    def _power(self) -> _Power:
         """Time of validity, watts and their source: the instantaneous field, else `nvmlDeviceGetPowerUsage`."""
         instant = self._ask("instantaneous power", self._instant)
         if instant is not None:

@@ -18,12 +18,18 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Final
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.boards import board_warnings, calibrations_of, describe_sensor, power_sampling
-from llenergymeasure.core.energy.fusion import counter_steps
+from llenergymeasure.core.energy.boards import (
+    board_warnings,
+    calibrations_of,
+    describe_sensor,
+    has_known_buffer,
+    power_sampling,
+)
+from llenergymeasure.core.energy.fusion import CounterStep, counter_steps
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement
 from llenergymeasure.core.energy.sampler import GpuReader, sampler_warnings
 from llenergymeasure.core.energy.telemetry import Telemetry
@@ -50,8 +56,10 @@ BURSTS_TIMEOUT_S: Final = 0.2
 FIRST_BURST_TIMEOUT_S: Final = 0.12
 """Longest that the burst before a window may last: one update of the counter and a fifth."""
 
-PERIOD_STEPS: Final = 4
-"""So many steps are watched to learn a counter's period: three gaps, about 0.35 s."""
+PERIOD_STEPS: Final = 6
+PERIOD_TIMEOUT_S: Final = 0.75
+"""So many steps are watched to learn a counter's period, about 0.55 s; each read takes 3 to 20 ms on some boards
+(docs/validation/nvidia-h200), and the more steps, the less that matters."""
 
 SLOW_READ_S: Final = 0.05
 """A single counter read that takes longer says too little about when the counter had its value."""
@@ -98,7 +106,8 @@ class GpuStrategy:
 
     def readers(self) -> Sequence[GpuReader]:
         """One per board."""
-        return [GpuReader(gpu, self._clock) for gpu in self._gpus]
+        known = ((gpu, has_known_buffer(gpu, self._calibrations.get(gpu.uuid))) for gpu in self._gpus)
+        return [GpuReader(gpu, self._clock, buffered=buffered) for gpu, buffered in known]
 
     def warnings(self, telemetry: Telemetry | None = None) -> Iterator[MeasurementWarning]:
         """What about boards and sampler makes a figure doubtful."""
@@ -170,7 +179,7 @@ class CounterStrategy(GpuStrategy):
 
     def _prove_board(self, gpu: Gpu) -> str:
         reader = GpuReader(gpu, self._clock)
-        power_w = reader.read().power_w
+        power_w = reader.read()[-1].power_w
         if power_w is not None:
             return f"GPU {gpu.index} draws {power_w:.1f} W now"
         if not gpu.has_counter:
@@ -211,24 +220,36 @@ def find_counter_steps(
 def measure_counter_periods(
     readers: Readers,
     clock: Clock,
-    timeout_s: float = 0.5,
+    timeout_s: float = PERIOD_TIMEOUT_S,
     poll_s: float = POLL_S,
     wanted_steps: int = PERIOD_STEPS,
 ) -> dict[DeviceId, SensorDescription]:
     """Learn the counters' periods from `wanted_steps` moves of each; once per device, not per window.
 
-    A counter that moved fewer than three times before the time was up is left out. The period is the mean over the
-    steps seen; its tolerance is how far single gaps were from it, with the resolution of the reads.
+    A counter that moved fewer than three times before the time was up is left out.
     """
-    described = {}
-    for device, reads in _watch(readers, clock, timeout_s, poll_s, wanted_steps).items():
-        steps = counter_steps(reads)
-        if len(steps) >= 3:
-            gaps_s = [b.time_s - a.time_s for a, b in pairwise(steps)]
-            period_s = sum(gaps_s) / len(gaps_s)
-            blur_s = max(step.new.answered_s - step.old.asked_s for step in steps)
-            described[device] = SensorDescription(period_s, max(abs(gap_s - period_s) for gap_s in gaps_s) + blur_s)
-    return described
+    seen = _watch(readers, clock, timeout_s, poll_s, wanted_steps)
+    steps = {device: counter_steps(reads) for device, reads in seen.items()}
+    return {device: describe_counter(found) for device, found in steps.items() if len(found) >= 3}
+
+
+def describe_counter(steps: Sequence[CounterStep]) -> SensorDescription:
+    """A counter's period from three of its steps or more, all in a row.
+
+    Each step lies between two reads, so any two steps bound the period on both sides; what satisfies all bounds is the
+    answer. A counter whose steps are less regular than `counter_jitter_s` satisfies none: its period is the mean, and
+    the tolerance how far single gaps are from it, with the resolution of the reads.
+    """
+    jitter_s = 2.0 * SensorDescription().counter_jitter_s
+    pairs = [(a, b, later - earlier) for (earlier, a), (later, b) in combinations(enumerate(steps), 2)]
+    shortest_s = max((b.old.asked_s - a.new.answered_s - jitter_s) / periods for a, b, periods in pairs)
+    longest_s = min((b.new.answered_s - a.old.asked_s + jitter_s) / periods for a, b, periods in pairs)
+    if shortest_s <= longest_s:
+        return SensorDescription(0.5 * (shortest_s + longest_s), 0.5 * (longest_s - shortest_s))
+    gaps_s = [b.time_s - a.time_s for a, b in pairwise(steps)]
+    period_s = sum(gaps_s) / len(gaps_s)
+    blur_s = max(step.new.answered_s - step.old.asked_s for step in steps)
+    return SensorDescription(period_s, max(abs(gap_s - period_s) for gap_s in gaps_s) + blur_s)
 
 
 def _watch(

@@ -29,9 +29,10 @@ CHUNK_BYTES: Final = 1 << 20
 MEMORY_LIMIT_BYTES: Final = 1 << 26
 """Bytes per device that memory holds at most when the spill file cannot be written (28 hours at 10 Hz)."""
 
-PowerSource = Literal["power_instant", "power_instant_module", "power_usage", "rapl"]
+PowerSource = Literal["power_instant", "power_instant_module", "power_usage", "rapl", "driver_buffer"]
 """Where a power value came from: NVML field 186 with GPU or module scope (module: a superchip, CPU included),
-`nvmlDeviceGetPowerUsage` (a one-second average on most boards since Ampere), or the CPU's own counters."""
+`nvmlDeviceGetPowerUsage` (a one-second average on most boards since Ampere), the CPU's own counters, or the samples
+that the driver takes by itself (`nvmlDeviceGetSamples`)."""
 
 SOURCES: Final[tuple[PowerSource, ...]] = get_args(PowerSource)
 

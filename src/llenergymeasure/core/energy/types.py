@@ -57,20 +57,38 @@ class SensorDescription:
 
 @dataclass(frozen=True, slots=True)
 class PowerSampling:
-    """How power samples come about: over which time each is an average, and how often a new one comes."""
+    """How power samples come about: over which time each is an average, and how often a new one comes.
+
+    Args:
+        stamped_at_update: Whether a sample's time is that of its update; otherwise it is that of its reading.
+    """
 
     averaging_window_s: float = 0.1
     update_s: float = 0.1
+    stamped_at_update: bool = False
 
     @property
     def lag_s(self) -> float:
-        """How old, on average, is what a sample shows: half of the average's length, and half an update."""
-        return 0.5 * (self.averaging_window_s + self.update_s)
+        """How old, on average, is what a sample shows: half of the average's length, and half an update if unread."""
+        return 0.5 * (self.averaging_window_s + self.unread_s)
 
     @property
     def unknown_lag_s(self) -> float:
-        """How far from that the age may be: half an update either way, and what the average blurs on top."""
-        return 0.5 * self.update_s + 0.25 * self.averaging_window_s
+        """How far from that the age may be: half an unread update either way, and what the average blurs on top.
+
+        Where a sample's own time is known, those that are blurred over an edge are left out (integrate.py); what is
+        left is how well the mean delay of the average is known, and its tail.
+        """
+        return (
+            0.1 * self.averaging_window_s
+            if self.stamped_at_update
+            else 0.5 * self.update_s + 0.25 * self.averaging_window_s
+        )
+
+    @property
+    def unread_s(self) -> float:
+        """Longest time in seconds for which an update may have waited for its reading."""
+        return 0.0 if self.stamped_at_update else self.update_s
 
 
 @dataclass(frozen=True, slots=True)

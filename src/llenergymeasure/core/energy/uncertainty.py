@@ -41,8 +41,12 @@ RECTANGULAR: Final = 1.0 / 12.0
 MIN_UNSEEN_SHARE: Final = 0.1
 """Even a sensor that averages all the time misses some: sampler and sensor do not run in step."""
 
-LONGEST_LAG: Final = 20
-"""A load is taken to be in step with the sampling when it repeats within so many samples."""
+EVENLY_SEEN_SHARE: Final = 0.05
+"""A sensor that misses less than this cannot be fooled by a load in step with it."""
+
+LONGEST_PATTERN_S: Final = 2.0
+SHORTEST_SEARCH: Final = 20
+"""A load is taken to be in step with the sampling when it repeats within so many seconds, or within so many samples."""
 
 FEWEST_REPEATS: Final = 3
 """A pattern must repeat so often to be called one."""
@@ -106,7 +110,7 @@ def integral_components(
     A load that swings (almost) exactly with the sensor's updates looks steady; only the counter can tell, and the audit
     of both does.
     """
-    oldest_s = sampling.averaging_window_s + sampling.update_s
+    oldest_s = sampling.averaging_window_s + sampling.unread_s
     return trace_components(times_s, power_w, ((start_s, end_s),), sampling, oldest_s)
 
 
@@ -131,8 +135,10 @@ def trace_components(
         first, last = max(0, bisect_right(times_s, start_s) - 1), bisect_left(times_s, end_s)
         times, power = _thinned(times_s[first : last + 1], power_w[first : last + 1], sampling.update_s)
         span_j2 = _sampling_variance(times, power, sampling)
-        sees_all = sampling.averaging_window_s >= (1.0 - MIN_UNSEEN_SHARE) * _mean_step_s(times)
-        span_repeats = 0 if sees_all or span_j2 == 0.0 else _repeats(power)
+        step_s = _mean_step_s(times)
+        sees_all = _unseen_share(sampling.averaging_window_s / step_s) <= EVENLY_SEEN_SHARE
+        longest = max(SHORTEST_SEARCH, round(LONGEST_PATTERN_S / step_s))
+        span_repeats = 0 if sees_all or span_j2 == 0.0 else _repeats(power, longest)
         variance_j2 += span_j2
         repeated_j2 += span_j2 * max(0, span_repeats - 1)
         repeats = max(repeats, span_repeats)
@@ -214,7 +220,7 @@ def _sampling_variance(times: Sequence[float], power: Sequence[float], sampling:
         return 0.0
     steps_s = [b - a for a, b in pairwise(times)]
     changes_w = [b - a for a, b in pairwise(power)]
-    unseen = max(MIN_UNSEEN_SHARE, 1.0 - sampling.averaging_window_s / _mean_step_s(times))
+    unseen = max(MIN_UNSEEN_SHARE, _unseen_share(sampling.averaging_window_s / _mean_step_s(times)))
     opposed = [-a * b for a, b in pairwise(changes_w)]
     fluctuation_w2 = max(0.0, math.fsum(opposed) / len(opposed)) if opposed else 0.0
     edges_j2 = math.fsum((d * h) ** 2 for d, h in zip(changes_w, steps_s, strict=True)) * RECTANGULAR
@@ -222,12 +228,25 @@ def _sampling_variance(times: Sequence[float], power: Sequence[float], sampling:
     return unseen * edges_j2 + noise_w2 * math.fsum(h * h for h in steps_s)
 
 
+def _unseen_share(averages_per_step: float) -> float:
+    """Share of the power's changes that samples weigh wrongly, where each averages over so many steps between them.
+
+    With `n + f` steps (`f` below 1) a moment is in `n + 1` averages or in `n`, with the odds of `f`; the share follows
+    from the variance of that weight. Below one step it is the time that no sample sees; of whole steps it is nothing.
+    """
+    if averages_per_step <= 0.0:
+        return 1.0
+    odd = averages_per_step % 1.0
+    variance = odd * (1.0 - odd) / averages_per_step**2
+    return variance / (1.0 + variance)
+
+
 def _mean_step_s(times: Sequence[float]) -> float:
     return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else math.inf
 
 
-def _repeats(power: Sequence[float]) -> int:
-    """How often a pattern of at most `LONGEST_LAG` samples repeats in the trace; 0: there is none that holds."""
+def _repeats(power: Sequence[float], longest: int) -> int:
+    """How often a pattern of at most `longest` samples repeats in the trace; 0: there is none that holds."""
     searched = power[-PATTERN_SAMPLES:]
     mean = math.fsum(searched) / len(searched)
     same_w2 = REPEAT_TOLERANCE * 2.0 * math.fsum((w - mean) ** 2 for w in searched) / len(searched)
@@ -236,7 +255,7 @@ def _repeats(power: Sequence[float]) -> int:
         changes = [b - a for a, b in zip(searched, searched[lag:], strict=False)]
         return math.fsum(change**2 for change in changes) / len(changes) <= same_w2
 
-    for lag in range(2, min(LONGEST_LAG, len(searched) // FEWEST_REPEATS) + 1):
+    for lag in range(2, min(longest, len(searched) // FEWEST_REPEATS) + 1):
         # A pattern that drifts against the sampling still looks like its neighbour, but not like one far away.
         if is_same(lag) and is_same(lag * max(1, len(searched) // (2 * lag))):
             return len(power) // lag

@@ -71,6 +71,10 @@ class PowerReading:
     scope: PowerScope
 
 
+BufferedPower = tuple[int, float]
+"""When the driver took a sample of power by itself, in µs since 1970 on the wall clock, and its watts."""
+
+
 class GpuDriver(Protocol):
     """What this package asks of NVML."""
 
@@ -94,6 +98,9 @@ class GpuDriver(Protocol):
 
     def power_instant(self, handle: GpuHandle) -> PowerReading:
         """Power over the sensor's own window (field 186)."""
+
+    def buffered_power(self, handle: GpuHandle, since_us: int) -> tuple[BufferedPower, ...]:
+        """What the driver has sampled by itself after a time of the wall clock (µs since 1970), oldest first."""
 
     def power_usage_w(self, handle: GpuHandle) -> float:
         """Power in watts by `nvmlDeviceGetPowerUsage`: a one-second average on most boards since Ampere."""

@@ -10,6 +10,7 @@ import pynvml
 
 from llenergymeasure.core.gpu.driver import (
     MB,
+    BufferedPower,
     DeviceNotFoundError,
     DriverMissingError,
     GpuDriver,
@@ -78,6 +79,16 @@ class _PynvmlBinding:
         milliwatts = _valid_u32("instantaneous power", field.value.uiVal)
         wall_time_s = field.timestamp / 1e6 if field.timestamp > 0 else None
         return PowerReading(milliwatts / 1000, wall_time_s, "module" if field.scopeId == 1 else "gpu")
+
+    def buffered_power(self, handle: GpuHandle, since_us: int) -> tuple[BufferedPower, ...]:
+        what = "buffered power"
+        try:
+            _, found = _call(what, pynvml.nvmlDeviceGetSamples, handle, pynvml.NVML_TOTAL_POWER_SAMPLES, since_us)
+        except DeviceNotFoundError:  # nothing newer
+            return ()
+        # The time that was asked for is among the answers of some drivers.
+        newer = (sample for sample in found if sample.timeStamp > since_us)
+        return tuple((sample.timeStamp, _valid_u32(what, sample.sampleValue.uiVal) / 1000) for sample in newer)
 
     def power_usage_w(self, handle: GpuHandle) -> float:
         return _valid_u32("power", _call("power", pynvml.nvmlDeviceGetPowerUsage, handle)) / 1000

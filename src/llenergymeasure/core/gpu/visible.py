@@ -17,6 +17,7 @@ MIG user guide:
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -53,6 +54,12 @@ def order_is_certain(environ: Mapping[str, str], driver: GpuDriver) -> bool:
     if environ.get(DEVICE_ORDER) == "PCI_BUS_ID":
         return True
     return len({board.name for board in all_boards(driver)}) <= 1
+
+
+def cuda_is_up() -> bool:
+    """Whether this process holds a CUDA context: PyTorch, which all engines here use, has opened one."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def cuda_uuids_of_torch(torch: Any) -> tuple[str, ...]:

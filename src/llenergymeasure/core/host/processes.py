@@ -12,6 +12,9 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_PID: Final = 2**31 - 1
+"""What a process number has room for (`pid_t`)."""
+
 _PF_FORKNOEXEC: Final = 0x40  # linux/sched.h
 
 
@@ -20,7 +23,7 @@ class ProcessIdentity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pid: int = Field(gt=0, description="Process number.")
+    pid: int = Field(gt=0, le=MAX_PID, description="Process number.")
     started_ticks: int | None = Field(default=None, description="When it began, in clock ticks since the boot.")
     boot_id: str | None = Field(default=None, description="The boot it ran under.")
     host: str | None = Field(default=None, description="Name of the machine or container.")

@@ -25,6 +25,29 @@ def open_standard_streams() -> tuple[tuple[int, ...], tuple[str, ...]]:
     return opened, tuple(filled)
 
 
+def write_stdout(text: str) -> None:
+    """Write `text` to stdout at once; a reader who has left (`| head`) is nobody's fault.
+
+    Raises:
+        OSError: The disk that it goes to is full, or fails. What is written later is lost without another error, of
+            which the interpreter's end would be the last.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        discard_stdout()
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def discard_stdout() -> None:
+    """Put the null device in the place of stdout."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
 @contextmanager
 def standard_streams_open() -> Iterator[None]:
     """The same for the length of a `with` block, for a library: its caller's process is left as it was found."""

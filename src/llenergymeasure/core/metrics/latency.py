@@ -33,12 +33,10 @@ from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.energy.integrate import (
     PartEnergy,
     PartUnknownError,
-    Span,
     TracedWindow,
-    merge_spans,
     resolution_s,
-    without,
 )
+from llenergymeasure.core.energy.spans import Span, merge_spans, without
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import stated_uncertainty
 from llenergymeasure.domain.latency import RequestTimings
@@ -53,7 +51,7 @@ both its edges lie in samples whose power belongs to its neighbours as much as t
 
 
 def request_timings(outputs: Sequence[RequestOutput]) -> RequestTimings | None:
-    """Latencies of every request, for the record of one process.
+    """Latencies of every request, for the record of one process; joules are added by whoever has them.
 
     Returns:
         `None` unless every request's tokens have timestamps: figures for some of them would pass for all of them.

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.energy.integrate import Span, merge_spans
+from llenergymeasure.core.energy.spans import Span, merge_spans
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 STALL_FACTOR: Final = 20.0

@@ -7,7 +7,7 @@ from functools import reduce
 from operator import or_
 from typing import Final
 
-from llenergymeasure.core.energy.integrate import Span, merge_spans
+from llenergymeasure.core.energy.spans import Span, merge_spans
 from llenergymeasure.core.energy.telemetry import UNKNOWN, answered
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.domain.metrics import ThermalThrottleInfo

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import compress
+from itertools import compress, groupby
 from typing import Final
 
 from llenergymeasure.core.energy.telemetry import answered
@@ -27,6 +27,10 @@ MIN_SAMPLES: Final = 10
 
 THERMAL_DRIFT_C: Final = 5.0
 """Range of temperatures across the window above which the device was not in a steady state."""
+
+THERMAL_PARTS: Final = 20
+"""The temperature of each such part of the window is the median of its readings: a die that starts a prefill is 7 °C
+hotter for a tenth of a second (docs/validation/nvidia-h200), which is no drift."""
 
 CLOCK_DRIFT_SHARE: Final = 0.05
 """Change of the mean SM clock from the first to the last quarter of the window that is worth a warning."""
@@ -57,7 +61,7 @@ def _per_device(energy: EnergyMeasurement) -> Iterator[MeasurementWarning]:
         inside = slice(bisect_left(times_s, energy.start_s), bisect_right(times_s, energy.end_s))
         positions = [(time_s - energy.start_s) / energy.duration_sec for time_s in times_s[inside]]
         yield from _sample_count(device, answered(energy.telemetry.column(device, "power_w")[inside]))
-        yield from _thermal_drift(device, answered(energy.telemetry.column(device, "temperature_c")[inside]))
+        yield from _thermal_drift(device, positions, energy.telemetry.column(device, "temperature_c")[inside])
         yield from _clock_drift(device, positions, energy.telemetry.column(device, "sm_clock_mhz")[inside])
 
 
@@ -70,7 +74,14 @@ def _sample_count(device: DeviceId, power_w: Sequence[float]) -> Iterator[Measur
         )
 
 
-def _thermal_drift(device: DeviceId, temperatures_c: Sequence[float]) -> Iterator[MeasurementWarning]:
+def _thermal_drift(
+    device: DeviceId, positions: Sequence[float], readings_c: Sequence[float]
+) -> Iterator[MeasurementWarning]:
+    """Compare the parts of the window; `positions` are 0..1 in it."""
+    last = THERMAL_PARTS - 1
+    parts = groupby(zip(positions, readings_c, strict=True), lambda reading: min(last, int(THERMAL_PARTS * reading[0])))
+    known_c = [answered(reading_c for _, reading_c in part) for _, part in parts]
+    temperatures_c = [statistics.median(part_c) for part_c in known_c if part_c]
     if temperatures_c and max(temperatures_c) - min(temperatures_c) > THERMAL_DRIFT_C:
         yield MeasurementWarning(
             WarningCode.THERMAL_DRIFT_DETECTED,

@@ -6,6 +6,7 @@ benchmarks/energy_accuracy.py.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from tests.nvml.virtual_run import VirtualWindow, by_nvml, quantile, random_boar
 from tests.nvml.waveform import constant
 
 from llenergymeasure.core.energy.integrate import integrate_power
-from llenergymeasure.core.energy.types import PowerSampling
 from llenergymeasure.core.energy.uncertainty import (
     IdleEnergy,
     counter_component,
@@ -45,8 +45,7 @@ def _counter(window: VirtualWindow) -> tuple[float, tuple[BudgetComponent, ...]]
 def _integral(window: VirtualWindow) -> tuple[float, tuple[BudgetComponent, ...]]:
     times, power = [t for t, _ in window.samples], [w for _, w in window.samples]
     energy_j = integrate_power(times, power, window.start_s, window.end_s)
-    sampling = PowerSampling(window.sensor.averaging_window_s, 0.1)
-    return energy_j, integral_components(times, power, window.start_s, window.end_s, sampling)
+    return energy_j, integral_components(times, power, window.start_s, window.end_s, window.sampling)
 
 
 def _draws(
@@ -71,9 +70,12 @@ def _draws(
     return results
 
 
-def _check(draws: Sequence[Draw]) -> None:
+def _check(draws: Sequence[Draw], *, only_gain: bool = False) -> None:
+    """`only_gain`: hardly anything but the gain counts, whose interval holds the truth in 95 % of draws, not in more:
+    by chance it may miss some more, two and a half standard deviations of them."""
     covered = sum(d.error_j <= d.half_width_j for d in draws)
-    assert covered >= 0.95 * len(draws)
+    by_chance = 2.5 * math.sqrt(0.95 * 0.05 * len(draws)) if only_gain else 0.0
+    assert covered >= 0.95 * len(draws) - by_chance
     # Not wider than twice the errors that really occur.
     assert sum(d.half_width_j for d in draws) / len(draws) <= 2.0 * quantile([d.error_j for d in draws], 0.95)
 
@@ -109,7 +111,7 @@ def test_the_meters_interval_covers_both_kinds_of_counter_unless_it_is_known(
         assert board.counter is not None
         board.counter = replace(board.counter, follows_sensor=follows_sensor)
         window = run_window(board, draw.uniform(1.0, 8.0), draw)
-        energy = by_nvml(window, board, architecture, follows=known)
+        energy = by_nvml(window, board, follows=known)
         assert energy.total_j is not None
         results.append(Draw(abs(energy.total_j - window.true_j), comparative_half_width(energy.components)))
     assert sum(d.error_j <= d.half_width_j for d in results) >= 0.95 * len(results)
@@ -119,7 +121,7 @@ def test_only_a_counter_that_is_known_to_count_all_has_the_narrow_interval() -> 
     draw = random.Random(28)
     board = random_board("hopper", ALL_LOADS[0](draw), draw)
     window = run_window(board, 5.0, draw)
-    budgets = {known: by_nvml(window, board, "hopper", follows=known) for known in (None, True, False)}
+    budgets = {known: by_nvml(window, board, follows=known) for known in (None, True, False)}
     kinds = {known: {part.kind for part in energy.components} for known, energy in budgets.items()}
     assert kinds[False] == {"gain", "counter_resolution"}
     assert kinds[None] == kinds[True] == {*kinds[False], "sampling", "aliasing", "sensor"}
@@ -133,7 +135,7 @@ def test_only_a_counter_that_is_known_to_count_all_has_the_narrow_interval() -> 
 def test_the_interval_of_energy_above_idle_covers_it_and_is_not_too_wide(random_gain: bool) -> None:
     """Idle power is read with the gain of the window, so of the gain's error only the part of what is left counts."""
     draw, results = random.Random(26), []
-    for i in range(4 * DRAWS):  # the gain's interval holds the truth in 95 % of draws and not in more
+    for i in range(4 * DRAWS):
         gain = draw.gauss(1.0, GAIN_PCT / 100.0 / 1.96) if random_gain else 1.0
         idle_w = draw.uniform(50.0, 150.0)
         idle = run_window(random_board("hopper", constant(idle_w), draw, gain=gain), 5.0, draw)
@@ -149,4 +151,4 @@ def test_the_interval_of_energy_above_idle_covers_it_and_is_not_too_wide(random_
         assert half_width_j is not None
         error_j = abs(energy_j - subtracted.energy_j - (window.true_j - idle_w * window_s))
         results.append(Draw(error_j, half_width_j))
-    _check(results)
+    _check(results, only_gain=random_gain)

@@ -93,7 +93,7 @@ def test_it_tells_whether_the_counter_adds_up_what_the_sensor_sees(architecture:
     for seed in (2, 3):
         board = _board(ARCHITECTURES[architecture].instant, seed, architecture)
         assert board.counter is not None
-        board.counter = replace(board.counter, follows_sensor=follows)
+        board.counter, board.buffer = replace(board.counter, follows_sensor=follows), None
         found = _calibrate(board, VirtualClock(10.0), short_stretches=10)
         assert found.counter_follows_sensor is follows
         assert ("also what the sensor misses" in describe(found)) is not follows
