@@ -73,3 +73,4 @@ def running_daemon(directory: Path, path: str | None = None) -> Iterator[Daemon]
     finally:
         process.terminate()
         process.wait(START_TIMEOUT_S)
+        shutil.rmtree(directory / "data", ignore_errors=True)  # images are large, and pytest keeps directories

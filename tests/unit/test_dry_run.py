@@ -242,3 +242,9 @@ def test_why_the_hub_did_not_help_is_told() -> None:
     text = render_dry_run(dry_run(config()))
 
     assert "somebody/some-model is not on this machine yet, and HF_HUB_OFFLINE forbids asking the Hub" in text
+
+
+def test_an_engine_in_an_image_is_told_by_it_and_not_looked_for_here() -> None:
+    machine = UserConfig.model_validate({"runners": {"pytorch": "docker:image:1"}})
+    case = ExperimentConfig.model_validate({"model": "gpt2", "pytorch": {"device": "cpu"}})
+    assert dry_run(case, machine).engine == "in docker:image:1"

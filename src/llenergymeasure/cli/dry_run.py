@@ -25,6 +25,7 @@ from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.sources import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.exceptions import BackendError, ConfigError, EnergyError
 from llenergymeasure.results.summary import duration
+from llenergymeasure.runners.launchers import runs_here
 from llenergymeasure.runners.local import energy_backend_name
 from llenergymeasure.study.gaps import gaps_of
 from llenergymeasure.study.plan import PlannedRun, plan_runs
@@ -43,7 +44,7 @@ class DryRunReport:
     """What an experiment would do and need.
 
     Args:
-        engine: Versions of its engine's packages, or why it cannot be used here.
+        engine: Versions of its engine's packages, or why it cannot be used here, or the image that has it.
         prompts: Where its prompts come from, and whether that was checked.
         gpus: The GPUs it would use; empty on the CPU, and where there are none.
         energy_backend: What is to measure its energy; `None`: nothing.
@@ -78,12 +79,13 @@ def dry_run_experiment(
         find_meter: Tells what an energy backend comes to on some devices, see `meter_here`; `None`: nobody looks.
     """
     host = host or Host()
+    runner = machine.runners.of(config.backend)
     gpus, device_note = _devices(config, host)
     wanted = energy_backend_name(config, machine)
     devices = tuple(gpu.uuid for gpu in gpus) or _cpu_if_used(config)
     return DryRunReport(
         config=config,
-        engine=_engine(config.backend, versions_of),
+        engine=_engine(config.backend, versions_of) if runs_here(machine, config.backend) else f"in {runner}",
         prompts=_prompts(config),
         vram=estimate_vram(
             config,
