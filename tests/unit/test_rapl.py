@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -179,24 +179,18 @@ def test_dies_that_show_the_counter_of_their_package_count_once(tree: PowercapTr
     assert energy.notes == ()
 
 
-class MovingCounters(VirtualClock):
-    """A clock that goes on by 50 µs with every look, and all counters with it, at 150 W."""
-
-    def __init__(self, tree: PowercapTree, zones: list[Path]) -> None:
-        super().__init__()
-        self._tree, self._zones, self._began_s = tree, zones, super().now()
-
-    def now(self) -> float:
-        self.sleep(50e-6)
-        for zone in self._zones:
-            self._tree.set(zone, 150.0 * (super().now() - self._began_s))
-        return super().now()
-
-
 def test_a_mirrored_counter_that_moves_all_the_time_counts_once(tree: PowercapTree) -> None:
-    """Between the readings of one die and the next it has moved on."""
-    clock = MovingCounters(tree, dies(tree, 12))
-    reader = RaplReader(find_domains(tree.root), clock)
+    """Between the readings of one die and the next it has moved on: 150 W, and 50 µs for each reading."""
+    dies(tree, 12)
+    clock = VirtualClock()
+
+    class Moving(RaplDomain):
+        def read_j(self) -> float:
+            clock.sleep(50e-6)
+            return 150.0 * clock.now()
+
+    found = find_domains(tree.root)
+    reader = RaplReader([Moving(*(getattr(one, f.name) for f in fields(one))) for one in found], clock)
     first, began_s = reader.mark(), clock.now()
     clock.sleep(2.0)
     flowed, ended_s = reader.mark().since(first), clock.now()
