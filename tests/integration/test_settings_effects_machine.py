@@ -30,7 +30,8 @@ class Board:
     """A scripted GPU, and an engine on it that takes 0.8 s for an experiment."""
 
     def __init__(self, factory: ScriptedNvmlFactory, directory: Path) -> None:
-        self.uuid = factory.gpu(power_w=300.0).uuid
+        # Not one whose driver samples by itself: that is read as often, and its samples are 20 ms apart all the same.
+        self.uuid = factory.gpu("a100", power_w=300.0).uuid
         self.experiments = ExperimentBench(directory)
 
     def measure(self, **sections: Any) -> Measurement:

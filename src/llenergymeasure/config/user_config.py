@@ -120,7 +120,7 @@ class AdvancedSettings(ConfigModel):
     """Settings of the power sensor."""
 
     nvml_poll_interval_ms: int = Field(default=100, ge=10, le=10_000)
-    """Milliseconds between power samples of one GPU."""
+    """Milliseconds between looks at the power of one GPU."""
     power_gain_uncertainty_pct: float = Field(default=5.0, ge=0.0, le=100.0)
     """95 % half-width of the sensor's gain error, in per cent."""
 
