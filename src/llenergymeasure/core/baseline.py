@@ -48,7 +48,8 @@ SETTLING_W = 2.0
 CONTEXT_IS_UP = MeasurementWarning(
     WarningCode.BASELINE_NOT_IDLE,
     "this process had a CUDA context already, with which a board idles higher (38 W more on an H200); energy above "
-    "idle is lower than that of a run in a process of its own. Use `llem run`, or measure before other GPU work.",
+    "idle is lower than that of a run in a process of its own. Use `llem run` (on a machine of unlike boards with "
+    "CUDA_DEVICE_ORDER=PCI_BUS_ID), or measure before other GPU work.",
 )
 
 

@@ -224,9 +224,9 @@ def _phases(result: ExperimentResult) -> str | None:
 
 def _requests(result: ExperimentResult) -> str | None:
     told = result.request_energy
-    if told is None or told.energy_j is None or told.half_width_j is None:
+    if told is None or told.energy_j is None:
         return None
-    return f"{joules(told.energy_j.p50, '', told.half_width_j.p50)} median, {joules(told.energy_j.p95)} p95"
+    return f"{joules(told.energy_j.p50)} median, {joules(told.energy_j.p95)} p95"
 
 
 def _share(part: float) -> str:

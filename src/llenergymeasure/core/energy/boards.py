@@ -152,9 +152,9 @@ def known_sampling(gpu: Gpu, source: PowerSource | None, calibration: SensorCali
 
 
 def power_sampling(gpu: Gpu, calibration: SensorCalibration | None, telemetry: Telemetry) -> PowerSampling:
-    """How the power samples of a window came about; with two sources, what is known of the slower one."""
+    """How the power samples of a window came about; with two sources, what is known of the vaguer one."""
     used = [known_sampling(gpu, source, calibration) for source in telemetry.power_sources(gpu.uuid)]
-    return max(used, key=lambda sampling: sampling.averaging_window_s, default=PowerSampling())
+    return max(used, key=lambda sampling: sampling.unknown_lag_s, default=PowerSampling())
 
 
 def describe_sensor(

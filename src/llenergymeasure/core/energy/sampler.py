@@ -219,11 +219,11 @@ def sampler_warnings(telemetry: Telemetry) -> Iterator[MeasurementWarning]:
     for problem in report.problems:
         yield MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, problem)
     for device in telemetry.devices:
-        if len(telemetry.power_sources(device)) > 1:
+        if len(sources := sorted(telemetry.power_sources(device))) > 1:
             yield MeasurementWarning(
                 WarningCode.TELEMETRY_UNAVAILABLE,
-                f"the power samples of {device} come from two sensors, one instantaneous and one averaged over up to "
-                "a second; the power trace jumps where they meet",
+                f"the power samples of {device} come from different readings ({', '.join(sources)}), which look over "
+                "different times; the power trace jumps where they meet",
             )
 
 
@@ -289,19 +289,20 @@ class GpuReader:
     def _taken(self, handle: GpuHandle) -> Sequence[_Power]:
         """The driver's own samples since the last of them that was seen, a few at first."""
         now_us = round(1e6 * self._clock.wall().timestamp())
-        since_us = now_us - round(1e6 * BUFFER_SILENCE_S) if self._newest_us is None else min(self._newest_us, now_us)
-        taken = self._driver.buffered_power(handle, since_us)
-        if not taken:
-            return ()
-        self._newest_us, answered_s = taken[-1][0], self._clock.now()
-        answered_us = 1e6 * self._clock.wall().timestamp()
-        youngest_s, oldest_s = BUFFER_AGE_S
-        if not youngest_s <= 1e-6 * (answered_us - self._newest_us) <= oldest_s:
-            raise InvalidReadingError("the driver's own samples carry times of another clock than this machine's")
-        return [
-            (answered_s - 1e-6 * (answered_us - at_us), self._believable(watts), "driver_buffer")
-            for at_us, watts in taken
-        ]
+        if self._newest_us is None or self._newest_us > now_us:  # the first time, or the machine's clock was set back
+            self._newest_us = now_us - round(1e6 * BUFFER_SILENCE_S)
+        taken = self._driver.buffered_power(handle, self._newest_us)
+        answered_s, answered_us = self._clock.now(), 1e6 * self._clock.wall().timestamp()
+        powers: list[_Power] = []
+        for at_us, watts in taken:
+            age_s = 1e-6 * (answered_us - at_us)
+            if BUFFER_AGE_S[0] <= age_s <= BUFFER_AGE_S[1]:
+                self._newest_us = max(self._newest_us, at_us)
+                if (power_w := self._ask("buffered power", lambda _, w=watts: self._believable(w))) is not None:
+                    powers.append((answered_s - age_s, power_w, "driver_buffer"))
+        if taken and not powers:
+            raise InvalidReadingError("none of the driver's own samples has a time and a power that can be")
+        return powers
 
     def _power(self) -> _Power:
         """Time of validity, watts and their source: the instantaneous field, else `nvmlDeviceGetPowerUsage`."""

@@ -4,7 +4,7 @@
                            power_w  | 61.2 | 61.0 |  nan | …   ──▶    on disk: blocks, each field after the other
                            …
 
-A `SampleLog` holds one device, a `Telemetry` all devices of a window. Up to `CHUNK_BYTES` (half an hour at ten samples
+A `SampleLog` holds one device, a `Telemetry` all devices of a window. Up to `CHUNK_BYTES` (half an hour at fifty samples
 a second) nothing touches the disk. When the disk is full, memory takes over up to `MEMORY_LIMIT_BYTES`; what then
 cannot be kept is counted, never forgotten.
 """
@@ -23,11 +23,11 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from llenergymeasure.core.gpu.driver import DeviceId
 
-CHUNK_BYTES: Final = 1 << 20
+CHUNK_BYTES: Final = 6 << 20
 """Bytes per device that stay in memory before they are written to the spill file."""
 
 MEMORY_LIMIT_BYTES: Final = 1 << 26
-"""Bytes per device that memory holds at most when the spill file cannot be written (28 hours at 10 Hz)."""
+"""Bytes per device that memory holds at most when the spill file cannot be written (28 hours at 10 Hz, 5 at 50 Hz)."""
 
 PowerSource = Literal["power_instant", "power_instant_module", "power_usage", "rapl", "driver_buffer"]
 """Where a power value came from: NVML field 186 with GPU or module scope (module: a superchip, CPU included),

@@ -88,7 +88,7 @@ class _PynvmlBinding:
             return ()
         # The time that was asked for is among the answers of some drivers.
         newer = (sample for sample in found if sample.timeStamp > since_us)
-        return tuple((sample.timeStamp, _valid_u32(what, sample.sampleValue.uiVal) / 1000) for sample in newer)
+        return tuple((sample.timeStamp, sample.sampleValue.uiVal / 1000) for sample in newer)
 
     def power_usage_w(self, handle: GpuHandle) -> float:
         return _valid_u32("power", _call("power", pynvml.nvmlDeviceGetPowerUsage, handle)) / 1000
