@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.nvml.virtual_run import by_nvml, random_board, run_window
+from tests.nvml.waveform import steps
 
 from energy_fakes import measured, steady
 from llenergymeasure.core.backends.protocol import RequestOutput
@@ -104,6 +107,28 @@ def test_the_shares_add_up_to_the_meters_figure_to_the_last_bit(count: int, seed
     assert min(shares.energy_j) >= 0.0
     assert shares.half_width_j is not None
     assert all(math.isfinite(width) and width >= 0.0 for width in shares.half_width_j)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dwell_s"), [("a100", 0.37), ("turing", 1.3), ("hopper", 0.1), ("hopper", 0.37), ("hopper", 1.3)]
+)
+def test_the_intervals_of_requests_hold_the_truth_under_a_load_that_swings(architecture: str, dwell_s: float) -> None:
+    """Requests one after the other, so that what flowed in the time of each is known."""
+    draw, held, count = random.Random(5), 0, 0
+    for _ in range(12):
+        switches = [0.0, *accumulate(draw.expovariate(1.0 / dwell_s) for _ in range(200))]
+        load = steps(*((time_s, 200.0 if n % 2 else 600.0) for n, time_s in enumerate(switches)))
+        board = random_board(architecture, load, draw)
+        window = run_window(board, 20.0, draw)
+        bounds = [window.start_s + k * (window.end_s - window.start_s) / 8 for k in range(9)]
+        lives = [request(a, a + 0.3, b) for a, b in pairwise(bounds)]
+        shares = share_energy(lives, by_nvml(window, board, follows=None), None)
+        assert shares.energy_j is not None, shares.reason
+        assert shares.half_width_j is not None
+        for life, share_j, width_j in zip(pairwise(bounds), shares.energy_j, shares.half_width_j, strict=True):
+            held += abs(share_j - board.true_energy_j(*life)) <= width_j
+            count += 1
+    assert held >= 0.95 * count
 
 
 def test_the_half_width_holds_its_share_of_the_meters_and_what_misplaced_samples_move() -> None:

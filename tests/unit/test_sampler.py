@@ -255,7 +255,28 @@ def test_samples_stamped_by_another_clock_are_not_used(ahead_s: float) -> None:
     reader = GpuReader(*find_gpus(["GPU-0"], FakeNvml(gpu)), clock, buffered=True)
     reader._newest_us = far_us - 1  # as after a step of the machine's clock
     assert [sample.power_source for sample in reader.read()] == ["power_instant"]
-    assert "buffered power (1 times); first because the driver's own samples carry" in reader.problems()[0]
+    assert "buffered power (1 times); first because none of the driver's own samples has a time" in reader.problems()[0]
+
+
+def test_one_absurd_sample_of_the_driver_costs_itself_alone() -> None:
+    clock = VirtualClock()
+    taken = [(clock.now() - 0.06, 100.0), (clock.now() - 0.04, 4_294_967.295), (clock.now() - 0.02, 120.0)]
+    reader = buffered_reader(clock, taken)
+    assert [sample.power_w for sample in reader.read()] == [100.0, 120.0]
+    assert "a sample of the driver's own (1 times); first because 4.29497e+06 W is not a power" in reader.problems()[0]
+    assert reader.read() == ()
+
+
+def test_a_clock_of_the_machine_that_is_set_back_costs_no_samples() -> None:
+    clock = VirtualClock()
+    taken: list[tuple[float, float]] = [(clock.now() - 0.02, 100.0)]
+    reader = buffered_reader(clock, taken)
+    assert len(reader.read()) == 1
+    reader._newest_us = (reader._newest_us or 0) + 3_600_000_000  # what was seen last lies an hour ahead now
+    clock.sleep(0.1)
+    taken.append((clock.now() - 0.02, 200.0))
+    assert [sample.power_w for sample in reader.read()][-1] == 200.0
+    assert not reader.problems()
 
 
 def test_time_never_runs_backwards() -> None:

@@ -224,12 +224,6 @@ def resolution_s(energy: EnergyMeasurement) -> float | None:
     return max(blurred_s, default=None)
 
 
-def misplaced_s(energy: EnergyMeasurement) -> float:
-    """How far from its place in time what a power sample shows may be, of the worst device, in seconds."""
-    sampled = (_sampling(energy, device, interval_s)[0] for device, interval_s in _intervals_s(energy).items())
-    return max((sampling.unknown_lag_s for sampling in sampled), default=0.0)
-
-
 def _intervals_s(energy: EnergyMeasurement) -> dict[DeviceId, float]:
     """Mean time between two samples of each device, in seconds."""
     telemetry = energy.telemetry

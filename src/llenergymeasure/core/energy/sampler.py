@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -298,11 +299,14 @@ class GpuReader:
             age_s = 1e-6 * (answered_us - at_us)
             if BUFFER_AGE_S[0] <= age_s <= BUFFER_AGE_S[1]:
                 self._newest_us = max(self._newest_us, at_us)
-                if (power_w := self._ask("buffered power", lambda _, w=watts: self._believable(w))) is not None:
-                    powers.append((answered_s - age_s, power_w, "driver_buffer"))
+                power_w = self._ask("a sample of the driver's own", partial(self._buffered_w, watts))
+                powers += [] if power_w is None else [(answered_s - age_s, power_w, "driver_buffer")]
         if taken and not powers:
             raise InvalidReadingError("none of the driver's own samples has a time and a power that can be")
         return powers
+
+    def _buffered_w(self, power_w: float, _: GpuHandle) -> float:
+        return self._believable(power_w)
 
     def _power(self) -> _Power:
         """Time of validity, watts and their source: the instantaneous field, else `nvmlDeviceGetPowerUsage`."""

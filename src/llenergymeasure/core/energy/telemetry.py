@@ -4,9 +4,9 @@
                            power_w  | 61.2 | 61.0 |  nan | …   ──▶    on disk: blocks, each field after the other
                            …
 
-A `SampleLog` holds one device, a `Telemetry` all devices of a window. Up to `CHUNK_BYTES` (half an hour at fifty samples
-a second) nothing touches the disk. When the disk is full, memory takes over up to `MEMORY_LIMIT_BYTES`; what then
-cannot be kept is counted, never forgotten.
+A `SampleLog` holds one device, a `Telemetry` all devices of a window. Up to `CHUNK_BYTES` (half an hour at fifty
+samples a second) nothing touches the disk. When the disk is full, memory takes over up to `MEMORY_LIMIT_BYTES`; what
+then cannot be kept is counted, never forgotten.
 """
 
 from __future__ import annotations

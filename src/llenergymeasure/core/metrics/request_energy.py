@@ -20,15 +20,18 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.energy.integrate import PartUnknownError, TracedWindow, misplaced_s, resolution_s
+from llenergymeasure.core.energy.integrate import PartUnknownError, TracedWindow, resolution_s
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.metrics.latency import MIN_SAMPLES_PER_STRETCH, typical_stretch_s
 from llenergymeasure.domain.energy import comparative_half_width
 from llenergymeasure.domain.metrics import PhaseBreakdown
+
+WORKED_OUT: Final = 64
+"""Half-widths are worked out for so many requests at most."""
 
 CORRECTIONS: Final = 8
 """So many shares at most take the rounding that separates their sum from the meter's figure; two do as a rule."""
@@ -56,7 +59,7 @@ def share_energy(
         return _none("only a part of the generation was counted")
     instants_s = sorted({energy.start_s, energy.end_s, *(instant for life in lives for instant in life.instants_s)})
     try:
-        traced = TracedWindow(energy, instants_s)
+        traced = TracedWindow(energy, ())  # requests come and go without the load changing at once
     except PartUnknownError as error:
         return _none(str(error))
     blur_s = resolution_s(energy) or energy.duration_sec
@@ -66,10 +69,12 @@ def share_energy(
             f"requests take {1000 * typical_s:.0f} ms; power readings that are {1000 * blur_s:.0f} ms apart or "
             "averages over that cannot tell their joules apart"
         )
-    weights = _joules_per_token(lives, phases)
+    weights = _weights(lives, phases)
     if weights is None:
         return _none("prefill and decode of different requests overlap, and their joules per token are not known")
-    return _shares(lives, instants_s, traced.split(instants_s), weights, energy)
+    shares_j = _shares(lives, instants_s, traced.split(instants_s), weights)
+    _add_up(shares_j, energy.total_j)
+    return RequestShares(shares_j, _half_widths(lives, shares_j, traced, weights.relative_half_width))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +104,30 @@ def _none(reason: str) -> RequestShares:
     return RequestShares(None, None, reason)
 
 
-def _joules_per_token(lives: Sequence[_Life], phases: PhaseBreakdown | None) -> tuple[float, float] | None:
-    """Joules of a token in prefill and in decode; 1 each where no gap holds both, and `None` where nobody knows."""
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Joules of a token in prefill and in decode, and the relative 95 % half-width of one against the other."""
+
+    prefill_j: float = 1.0
+    decode_j: float = 1.0
+    relative_half_width: float = 0.0
+
+
+def _weights(lives: Sequence[_Life], phases: PhaseBreakdown | None) -> _Weights | None:
+    """By the run's phases; no matter where no gap holds both, and `None` where it matters and nobody knows."""
+    if not _overlap(lives):
+        return _Weights()
     told = (phases.prefill, phases.decode) if phases is not None else ()
-    known = [part.energy_j / part.tokens for part in told if part is not None and part.energy_j and part.tokens]
-    if len(known) == 2 and min(known) > 0:
-        return known[0], known[1]
+    known = [(part, part.energy_j) for part in told if part is not None and (part.energy_j or 0.0) > 0 and part.tokens]
+    if len(known) < 2:
+        return None
+    prefill_j, decode_j = ((energy_j or 0.0) / part.tokens for part, energy_j in known)
+    widths = [part.uncertainty.comparative_j / energy_j for part, energy_j in known if part.uncertainty and energy_j]
+    return _Weights(prefill_j, decode_j, math.hypot(*widths))
+
+
+def _overlap(lives: Sequence[_Life]) -> bool:
+    """Whether some request decodes while another one is in prefill."""
     prefills = sorted((life.started_s, life.first_s) for life in lives)
     starts_s = [start_s for start_s, _ in prefills]
     latest_s = list(accumulate((end_s for _, end_s in prefills), max))
@@ -114,19 +137,18 @@ def _joules_per_token(lives: Sequence[_Life], phases: PhaseBreakdown | None) -> 
         index = bisect_left(starts_s, life.ended_s) - 1
         return index >= 0 and latest_s[index] > life.first_s
 
-    return None if any(life.first_s < life.ended_s and meets_prefill(life) for life in lives) else (1.0, 1.0)
+    return any(life.first_s < life.ended_s and meets_prefill(life) for life in lives)
 
 
 def _shares(
     lives: Sequence[_Life],
     instants_s: Sequence[float],
     gaps_j: Sequence[float],
-    joules_per_token: tuple[float, float],
-    energy: EnergyMeasurement,
-) -> RequestShares:
+    weights: _Weights,
+) -> array[float]:
     """What each request gets of every gap, by sums over gaps: a request weighs the same all through a phase."""
     place = {instant_s: index for index, instant_s in enumerate(instants_s)}
-    powers_w = [life.powers_w(*joules_per_token) for life in lives]
+    powers_w = [life.powers_w(weights.prefill_j, weights.decode_j) for life in lives]
     changes = [0.0] * len(instants_s)
     for life, (prefill_w, decode_w) in zip(lives, powers_w, strict=True):
         changes[place[life.started_s]] += prefill_w
@@ -144,10 +166,7 @@ def _shares(
         start, first, end = (so_far[place[instant_s]] for instant_s in life.instants_s)
         idle_share = (life.ended_s - life.started_s) / busy_s if busy_s > 0 else 1.0 / len(lives)
         shares_j.append(prefill_w * (first - start) + decode_w * (end - first) + idle_j * idle_share)
-    _add_up(shares_j, energy.total_j or 0.0)
-    lengths_s = [late - early for early, late in pairwise(instants_s)]
-    rates = [value / length_s for value, length_s in zip(per_weight, lengths_s, strict=True)]
-    return RequestShares(shares_j, _half_widths(lives, powers_w, shares_j, rates, place, energy))
+    return shares_j
 
 
 def _active(lives: Sequence[_Life], place: dict[float, int], gaps: int) -> list[bool]:
@@ -169,24 +188,30 @@ def _add_up(shares_j: array[float], total_j: float) -> None:
 
 
 def _half_widths(
-    lives: Sequence[_Life],
-    powers_w: Sequence[tuple[float, float]],
-    shares_j: Sequence[float],
-    rates: Sequence[float],
-    place: dict[float, int],
-    energy: EnergyMeasurement,
+    lives: Sequence[_Life], shares_j: Sequence[float], traced: TracedWindow, weighing: float
 ) -> array[float]:
-    """Of the meter's own half-width its share, and what misplaced samples move over the ends of the request.
+    """95 % half-widths: those of the energy of each request's time, by its share of that, and of the weights.
+
+    They are worked out for some requests, from the least to the most expensive, and relative ones are interpolated
+    between these: each takes a pass over the trace.
 
     Args:
-        rates: Power of each gap per unit of weight.
+        weighing: Relative half-width of the weights.
     """
-    relative = comparative_half_width(energy.components) / energy.total_j if energy.total_j else 0.0
-    moved_s = misplaced_s(energy)
-    widths_j = array("d")
-    for life, (prefill_w, decode_w), share_j in zip(lives, powers_w, shares_j, strict=True):
-        begin, end = place[life.started_s], max(place[life.ended_s] - 1, 0)
-        last_w = decode_w if life.ended_s > life.first_s else prefill_w
-        edge_w = max(prefill_w * rates[min(begin, len(rates) - 1)], last_w * rates[end])
-        widths_j.append(math.hypot(relative * share_j, moved_s * edge_w))
+    order = sorted(range(len(lives)), key=shares_j.__getitem__)
+    count = min(len(order), WORKED_OUT)
+    ranks = sorted({round(k * (len(order) - 1) / max(1, count - 1)) for k in range(count)})
+    relative = [math.hypot(_relative_width(lives[order[rank]], traced), weighing) for rank in ranks]
+    widths_j = array("d", bytes(8 * len(lives)))
+    for rank, request in enumerate(order):
+        above = bisect_left(ranks, rank)
+        below = max(0, above - 1)
+        towards = (rank - ranks[below]) / (ranks[above] - ranks[below]) if above > below else 0.0
+        widths_j[request] = shares_j[request] * (relative[below] + towards * (relative[above] - relative[below]))
     return widths_j
+
+
+def _relative_width(life: _Life, traced: TracedWindow) -> float:
+    """Relative half-width, without the sensor's gain, of all the energy of a request's time."""
+    part = traced.part([(life.started_s, life.ended_s)])
+    return comparative_half_width(part.components) / part.total_j if part.total_j > 0 else 0.0
