@@ -19,7 +19,7 @@ from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.metrics.request_energy import share_energy
 from llenergymeasure.domain.energy import BudgetComponent
-from llenergymeasure.domain.latency import RequestTimings, pool_request_energy
+from llenergymeasure.domain.latency import RequestTimings, pool_request_energy, pool_requests
 from llenergymeasure.domain.metrics import PhaseBreakdown, PhaseMetrics
 
 END_S = 20.0
@@ -170,7 +170,6 @@ def timings(energy_j: list[float] | None, reason: str | None = None) -> RequestT
 
 def test_requests_of_all_processes_are_pooled_with_the_interval_of_the_nearest() -> None:
     pooled = pool_request_energy([timings([1.0, 2.0]), timings([3.0, 4.0, 10.0])], shared=False)
-    assert pooled is not None
     assert pooled.energy_j is not None
     assert pooled.half_width_j is not None
     assert (pooled.energy_j.count, pooled.energy_j.mean, pooled.energy_j.p50) == (5, 4.0, 3.0)
@@ -180,10 +179,17 @@ def test_requests_of_all_processes_are_pooled_with_the_interval_of_the_nearest()
 
 def test_a_process_without_joules_leaves_a_reason_and_so_does_a_shared_device() -> None:
     pooled = pool_request_energy([timings([1.0, 2.0]), timings(None, "requests take 3 ms")], shared=False)
-    assert pooled is not None
     assert (pooled.energy_j, pooled.reason) == (None, "requests take 3 ms")
     shared = pool_request_energy([timings([1.0, 2.0])], shared=True)
-    assert shared is not None
     assert shared.reason == "several processes shared a device"
-    assert pool_request_energy([], shared=False) is None
-    assert pool_request_energy([timings(None)], shared=False) is None  # a result of before
+    silent = pool_request_energy([timings([1.0, 2.0]), None], shared=False)
+    assert (silent.energy_j, silent.reason) == (None, "there are no instants of the tokens of whole requests")
+    assert pool_request_energy([timings(None)], shared=False).reason == "it was not worked out"
+
+
+def test_a_result_keeps_every_request_of_every_process() -> None:
+    pooled = pool_requests([timings([1.0, 2.0]), timings([3.0])])
+    assert pooled.energy_j is not None
+    assert (list(pooled.energy_j), pooled.input_tokens, pooled.itl_ms) == ([1.0, 2.0, 3.0], [1, 1, 1], None)
+    partly = pool_requests([timings([1.0, 2.0]), timings(None, "requests take 3 ms")])
+    assert (partly.energy_j, partly.energy_reason, len(partly.e2e_ms)) == (None, "requests take 3 ms", 6)

@@ -54,7 +54,7 @@ from llenergymeasure.domain.environment import (
 )
 from llenergymeasure.domain.environment import Timestamps as Timestamps
 from llenergymeasure.domain.identity import compute_measurement_config_hash as compute_measurement_config_hash
-from llenergymeasure.domain.latency import LatencyStatistics, RequestEnergy, RequestTimings, pool_latencies
+from llenergymeasure.domain.latency import LatencyStatistics, RequestEnergy, Requests, pool_latencies
 from llenergymeasure.domain.metrics import (
     ComputeMetrics,
     EnergyMetrics,
@@ -169,7 +169,7 @@ class RawProcessResult(Record):
     dataset: _Dataset = None
     model_revision: _ModelRevision = None
     truncated_prompts: _TruncatedPrompts = None
-    requests: RequestTimings | None = optional("Per-request tokens and latencies.")
+    requests: Requests = None
 
     energy_per_device_j: dict[str, float | None] = empty(
         dict, "Joules by device UUID (or `cpu`); null: that device could not be read."
@@ -273,7 +273,8 @@ class ExperimentResult(Printed):
     latency_stats: Annotated[LatencyStatistics | None, Merge(of_known(pool_latencies), "requests")] = optional(
         "Latencies over all requests."
     )
-    request_energy: RequestEnergy | None = optional("Joules of single requests.")
+    requests: Requests = None
+    request_energy: RequestEnergy | None = optional("Joules of single requests, in figures.")
     extended_metrics: ExtendedEfficiencyMetrics | None = optional("Further derived figures.")
 
     model_name: First[str | None] = optional("Model as configured.")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.domain.base import Column, Record, joined, optional
+from llenergymeasure.domain.base import Column, Merge, Record, complete, joined, of_all, optional
 
 HISTOGRAM_BINS = 40
 
@@ -234,18 +234,49 @@ def pool_latencies(processes: Iterable[RequestTimings]) -> LatencyStatistics | N
     )
 
 
-def pool_request_energy(processes: Iterable[RequestTimings], shared: bool) -> RequestEnergy | None:
-    """Joules of every request of every process, `None` without any request.
+def pool_requests(processes: Iterable[RequestTimings]) -> RequestTimings:
+    """Every request of every process, in their order, without the gaps between tokens; joules where all have them."""
+    timings = list(processes)
+
+    def column(values: Iterable[array[float] | None]) -> array[float] | None:
+        columns = complete(values)
+        return None if columns is None else array("d", joined(columns))
+
+    return RequestTimings(
+        input_tokens=joined(one.input_tokens for one in timings),
+        output_tokens=joined(one.output_tokens for one in timings),
+        e2e_ms=array("d", joined(one.e2e_ms for one in timings)),
+        ttft_ms=column(one.ttft_ms for one in timings),
+        queue_ms=column(one.queue_ms for one in timings),
+        energy_j=column(one.energy_j for one in timings),
+        energy_half_width_j=column(one.energy_half_width_j for one in timings),
+        energy_reason=next((one.energy_reason for one in timings if one.energy_reason), None),
+    )
+
+
+Requests = Annotated[
+    RequestTimings | None,
+    Field(
+        description="Tokens, latencies and joules of each request, in columns; a result leaves out the gaps of tokens."
+    ),
+    Merge(of_all(pool_requests)),
+]
+
+
+def pool_request_energy(processes: Iterable[RequestTimings | None], shared: bool) -> RequestEnergy:
+    """Joules of every request of every process; there are all of them, or none.
 
     Args:
+        processes: `None` for one that knows no instants of tokens.
         shared: Whether processes used one device, whose energy each of them has shared over its own requests.
     """
-    timings = list(processes)
-    reasons = [t.energy_reason for t in timings if t.energy_j is None]
-    if not timings or (not any(reasons) and reasons):
-        return None
+    told = list(processes)
+    timings = [one for one in told if one is not None]
+    reasons = [one.energy_reason or "it was not worked out" for one in timings if one.energy_j is None]
+    if len(timings) < len(told) or not told:
+        reasons.append("there are no instants of the tokens of whole requests")
     if reasons or shared:
-        return RequestEnergy(reason=next(filter(None, reasons), "several processes shared a device"))
+        return RequestEnergy(reason=next(iter(reasons), "several processes shared a device"))
     drawn = sorted(
         zip(
             joined(t.energy_j or () for t in timings), joined(t.energy_half_width_j or () for t in timings), strict=True
@@ -254,7 +285,7 @@ def pool_request_energy(processes: Iterable[RequestTimings], shared: bool) -> Re
     energy_j = [joules for joules, _ in drawn]
     found = percentiles(energy_j)
     if found is None:
-        return None
+        return RequestEnergy(reason="there are no requests")
 
     def width_of(joules: float) -> float:
         return min(drawn, key=lambda one: abs(one[0] - joules))[1]

@@ -145,9 +145,7 @@ def aggregate_results(
         process_results=[record.model_copy(update=_WITHOUT_BULK) for record in records],
         aggregation=metadata,
         phases=merge_phases([record.phases for record in records], bool(attribution.shared_devices)),
-        request_energy=pool_request_energy(
-            [record.requests for record in records if record.requests is not None], bool(attribution.shared_devices)
-        ),
+        request_energy=pool_request_energy([record.requests for record in records], bool(attribution.shared_devices)),
         **figures,
     )
     uncertainty = merge_uncertainties(
