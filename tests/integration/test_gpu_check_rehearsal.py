@@ -22,6 +22,7 @@ pytest.importorskip("transformers", reason="needs the pytorch extra")
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_check.py"
 
 
+@pytest.mark.timeout(900)  # eleven parts, some of which take real seconds
 @pytest.mark.skipif(not have_compiler(), reason="the scripted NVML is built with gcc, which is not installed")
 def test_every_part_runs_from_start_to_end_without_a_problem(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--rehearse", "--out", str(tmp_path)]
