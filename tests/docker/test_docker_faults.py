@@ -203,7 +203,21 @@ def test_an_image_that_does_not_say_its_release_is_found_out_by_the_handshake(da
 
 def test_an_image_without_a_python_is_told(daemon: Daemon, tmp_path: Path) -> None:
     subprocess.run(["docker", "import", "-", "llem-test/empty:1"], input=bytes(10240), check=True)
-    assert "the container did not start: " in refusal("llem-test/empty:1", tmp_path)
+    assert "no job began in its container: " in refusal("llem-test/empty:1", tmp_path)
+
+
+def test_an_image_without_this_package_is_told(plain_image: str, tmp_path: Path) -> None:
+    build = f"FROM {plain_image}\nENV PYTHONPATH=\n"
+    subprocess.run(
+        ["docker", "build", "--quiet", "--tag", "llem-test/foreign:1", "-"],
+        input=build,
+        text=True,
+        env={**os.environ, "DOCKER_BUILDKIT": "0"},
+        check=True,
+    )
+    said = refusal("llem-test/foreign:1", tmp_path)
+    assert "no job began in its container: " in said
+    assert said.endswith("Take an image whose python3 has llenergymeasure 2.0.0.")
 
 
 def test_without_a_daemon_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

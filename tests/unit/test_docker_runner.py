@@ -16,9 +16,12 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.host.docker import default_image, explain, find_image, how_to_get
 from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.exceptions import DockerError, PreFlightError
-from llenergymeasure.runners.docker import container_for, named_paths, passed_on
+from llenergymeasure.runners.docker import DockerLauncher, container_for, named_paths, passed_on
+from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.process import ChildTask
+from llenergymeasure.runners.supervise import ChildFailedError, Interrupt
 
 DIGEST = "sha256:" + "5" * 64
 KNOWN = f'[{{"Id": "{DIGEST}", "Config": {{"Labels": {{"llenergymeasure.version": "2.0.0"}}}}}}]'
@@ -47,6 +50,16 @@ def command_for(
     experiment = ExperimentConfig.model_validate({"model": "gpt2", **config})
     container = container_for([experiment], SETTINGS, host)
     return container.command(ChildTask(directory, directory / "log", cwd=directory, place=container))
+
+
+def job_where(run: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job of a machine where `docker run` does as the script says."""
+    work = directory / "work"
+    work.mkdir()
+    client = scripted_client(directory, f"case $1 in image) echo '{KNOWN}';; run) {run};; esac")
+    monkeypatch.setenv("PATH", client["PATH"])
+    config = ExperimentConfig.model_validate({"model": "gpt2", "pytorch": {"device": "cpu"}})
+    return Job(config, SETTINGS, work)
 
 
 def values_of(option: str, command: Sequence[str]) -> list[str]:
@@ -207,3 +220,37 @@ def test_what_lies_in_a_cache_is_mounted_once(client: dict[str, str], tmp_path: 
     mounts = mounts_of(command_for({"model": str(tmp_path / "cache" / "model")}, environ, tmp_path / "job"))
     assert str(tmp_path / "cache") in mounts
     assert str(tmp_path / "cache" / "model") not in mounts
+
+
+READY = 'echo \'{"is": "Ready", "version": "2.0.0"}\''
+"""What a job says before it waits for the word to begin."""
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        ("echo 'docker: no such device' >&2; exit 125", "no such device."),
+        (
+            'echo "python3: No module named llenergymeasure" >&2; exit 1',
+            "python3: No module named llenergymeasure. Take an image whose python3 has llenergymeasure 2.0.0.",
+        ),
+        ("echo importing >&2; exit 139", "its container: segmentation fault (signal 11)"),
+    ],
+)
+def test_a_container_in_which_no_job_began_is_refused_by_a_run_and_before_a_study_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str, reason: str
+) -> None:
+    job = job_where(ended, tmp_path, monkeypatch)
+    with pytest.raises(PreFlightError) as caught:
+        DockerLauncher(preload=lambda backend: ()).run(job, ignore_events, Interrupt())
+    expected = f"runners.pytorch: docker:image:1: no job began in its container: {reason}"
+    assert caught.value.failures == (expected,)
+    assert DockerLauncher(preload=lambda backend: ()).failures([job.config], SETTINGS) == [[expected]]
+
+
+def test_a_client_that_loses_its_daemon_at_work_is_a_crash_and_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_where(f"{READY}; read word; echo 'error waiting for container: EOF' >&2; exit 125", tmp_path, monkeypatch)
+    with pytest.raises(ChildFailedError, match=r"exit code 125 .*error waiting for container: EOF"):
+        DockerLauncher(preload=lambda backend: ()).run(job, ignore_events, Interrupt())

@@ -43,7 +43,7 @@ from llenergymeasure.runners.child import DIRECTORY_VARIABLE
 from llenergymeasure.runners.isolated import ProcessLauncher, asked_in_groups
 from llenergymeasure.runners.job import LOCAL_RUNNER, Job
 from llenergymeasure.runners.process import ChildTask, Stopwatch, describe_exit, job_options
-from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup
+from llenergymeasure.runners.supervise import ChildGroup
 
 DOCKER_RUNNER: Final = "docker"
 """What stands before the colon where the user's settings name an image."""
@@ -68,10 +68,8 @@ REMOVAL_TIMEOUT_S: Final = 20.0
 
 REMOVAL_PAUSE_S: Final = 0.2
 
-_START_FAILED: Final = range(125, 128)
-"""Exit codes of `docker run` for a container that did not start (docker-run(1), "Exit status")."""
-
 _SIGNALLED: Final = 128
+"""Exit codes above this tell the signal that ended a container."""
 
 _log = logging.getLogger(__name__)
 
@@ -151,10 +149,10 @@ class Container:
         return None if gone else explain(answer.stderr)
 
     def refusal(self, exit_code: int | None, output: str) -> LLEMError | None:
-        """That the container did not start."""
-        if exit_code not in _START_FAILED:
-            return None
-        return PreFlightError([f"{self.setting}: the container did not start: {explain(output)}"])
+        """That no job began in it: the daemon refused, or what is in the image did not get that far."""
+        ended_by_itself = exit_code is not None and 0 <= exit_code <= _SIGNALLED
+        reason = explain(output) if ended_by_itself else self.describe_exit(exit_code)
+        return PreFlightError([f"{self.setting}: no job began in its container: {reason}"])
 
     def describe_exit(self, exit_code: int | None) -> str:
         """Why the client ended: as the container did, or by a signal of its own."""
@@ -176,9 +174,6 @@ class DockerLauncher(ProcessLauncher):
                 inside = super(DockerLauncher, self).failures(alike, machine)
             except PreFlightError as error:
                 inside = [list(error.failures)] * len(alike)
-            except ChildFailedError as error:
-                setting = _setting(machine, alike[0].backend)
-                inside = [[f"{setting}: asking in a container failed: {error}"]] * len(alike)
             return [[*found, *_no_output(config)] for config, found in zip(alike, inside, strict=True)]
 
         return asked_in_groups(configs, lambda config: (config.backend, _gpus(config, Host())), ask)

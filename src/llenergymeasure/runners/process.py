@@ -74,7 +74,7 @@ class Place(Protocol):
         """End what may be left when the process that was started here has ended; safe to call at any time."""
 
     def refusal(self, exit_code: int | None, output: str) -> LLEMError | None:
-        """That the process ended because nothing could run in this place; `None`: something did."""
+        """That nothing can run in this place, where the process ended before it said `Ready`; `None`: it may."""
 
     def describe_exit(self, exit_code: int | None) -> str:
         """Why the process ended, in words."""
@@ -243,7 +243,7 @@ class Child:
             os.killpg(self.pid, signal.SIGCONT)
 
     def refusal(self) -> LLEMError | None:
-        """That its place can run nothing; after `kill_group` of one that ended by itself."""
+        """That its place can run nothing; after `kill_group` of one that ended by itself and before `Ready`."""
         exit_code = None if self._process is None else self._process.returncode
         return self.task.place.refusal(exit_code, self._log.recent())
 

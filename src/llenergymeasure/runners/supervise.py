@@ -265,7 +265,8 @@ class ChildGroup:
     def _fail_as_crashed(self, child: Child) -> None:
         child.wait(self._patience.exit_s)
         child.kill_group()
-        raise child.refusal() or ChildFailedError("Crash", child.describe_end())
+        refusal = None if child in self._ready else child.refusal()
+        raise refusal or ChildFailedError("Crash", child.describe_end())
 
     def _tear_down(self, interrupt: Interrupt) -> None:
         for child in self.children:

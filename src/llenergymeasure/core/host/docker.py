@@ -29,6 +29,7 @@ _MEANINGS: Final = (
     ("permission denied", "Join its group, then log in anew: sudo usermod -aG docker $USER"),
     ("could not select device driver", "Install the NVIDIA Container Toolkit, then restart Docker."),
     ("no space left on device", "Docker's disk is full. Make room: docker system prune"),
+    ("no module named", f"Take an image whose python3 has {APP_NAME} {VERSION}."),
     ("docker daemon", "Start it: sudo systemctl start docker"),
 )
 """What to do about an error, by words that its line has; the first that fits."""
