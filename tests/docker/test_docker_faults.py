@@ -198,7 +198,8 @@ def test_an_image_that_does_not_say_its_release_is_found_out_by_the_handshake(da
     text = (REPOSITORY / "src/llenergymeasure/constants.py").read_text()
     other.write_text(text.replace('VERSION: Final = "2.0.0"', 'VERSION: Final = "1.9.0"', 1))
     build_image("llem-test/unlabelled:1", version=None, more={"opt/site/llenergymeasure/constants.py": other})
-    assert "a job of llenergymeasure 2.0.0 met release 1.9.0." in refusal("llem-test/unlabelled:1", tmp_path)
+    said = refusal("llem-test/unlabelled:1", tmp_path)
+    assert "has llenergymeasure 1.9.0, and this is 2.0.0. Make it anew." in said
 
 
 def test_an_image_without_a_python_is_told(daemon: Daemon, tmp_path: Path) -> None:

@@ -254,3 +254,15 @@ def test_a_client_that_loses_its_daemon_at_work_is_a_crash_and_no_refusal(
     job = job_where(f"{READY}; read word; echo 'error waiting for container: EOF' >&2; exit 125", tmp_path, monkeypatch)
     with pytest.raises(ChildFailedError, match=r"exit code 125 .*error waiting for container: EOF"):
         DockerLauncher(preload=lambda backend: ()).run(job, ignore_events, Interrupt())
+
+
+def test_a_job_of_another_release_is_refused_as_its_image_would_be_by_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_where(READY.replace("2.0.0", "1.9.0"), tmp_path, monkeypatch)
+    with pytest.raises(PreFlightError) as caught:
+        DockerLauncher(preload=lambda backend: ()).run(job, ignore_events, Interrupt())
+    assert caught.value.failures == (
+        "runners.pytorch: docker:image:1: the image image:1 has llenergymeasure 1.9.0, and this is 2.0.0. "
+        "Make it anew. Fetch it: docker pull image:1",
+    )

@@ -32,7 +32,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.core.gpu.driver import GpuDriverError
-from llenergymeasure.core.host.docker import ANSWER_TIMEOUT_S, Image, explain, find_image
+from llenergymeasure.core.host.docker import ANSWER_TIMEOUT_S, Image, explain, find_image, other_release
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.host.marker import shared_marker
 from llenergymeasure.core.model.source import client_home
@@ -153,6 +153,10 @@ class Container:
         ended_by_itself = exit_code is not None and 0 <= exit_code <= _SIGNALLED
         reason = explain(output) if ended_by_itself else self.describe_exit(exit_code)
         return PreFlightError([f"{self.setting}: no job began in its container: {reason}"])
+
+    def other_release(self, version: str) -> str:
+        """As of an image whose label says so."""
+        return f"{self.setting}: {other_release(self.image.name, version)}"
 
     def describe_exit(self, exit_code: int | None) -> str:
         """Why the client ended: as the container did, or by a signal of its own."""

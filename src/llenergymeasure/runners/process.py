@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, Protocol, get_args
 
+from llenergymeasure.constants import VERSION
 from llenergymeasure.core.host.processes import descendants_of, is_running, kill_process
 from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event, Observer, ignore_events
@@ -76,6 +77,9 @@ class Place(Protocol):
     def refusal(self, exit_code: int | None, output: str) -> LLEMError | None:
         """That nothing can run in this place, where the process ended before it said `Ready`; `None`: it may."""
 
+    def other_release(self, version: str) -> str:
+        """That a job said that it is of another release, and what to do."""
+
     def describe_exit(self, exit_code: int | None) -> str:
         """Why the process ended, in words."""
 
@@ -93,6 +97,10 @@ class Here:
     def refusal(self, exit_code: int | None, output: str) -> LLEMError | None:
         """A process that was started did run."""
         return None
+
+    def other_release(self, version: str) -> str:
+        """The package has changed since this process imported it."""
+        return f"a job of llenergymeasure {VERSION} met release {version}. Use the same release at both ends."
 
     def describe_exit(self, exit_code: int | None) -> str:
         """See `describe_exit`."""

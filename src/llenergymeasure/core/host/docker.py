@@ -81,10 +81,13 @@ def find_image(name: str, environ: Mapping[str, str]) -> Image:
     except (ValueError, KeyError, TypeError) as error:
         raise DockerError(f"the Docker client tells nothing of the image {name} that can be read: {error!r}") from error
     if image.version not in (None, VERSION):
-        raise DockerError(
-            f"the image {name} has {APP_NAME} {image.version}, and this is {VERSION}. Make it anew. {how_to_get(name)}"
-        )
+        raise DockerError(other_release(name, image.version))
     return image
+
+
+def other_release(name: str, version: str) -> str:
+    """That an image has another release in it, and how to get one that has this."""
+    return f"the image {name} has {APP_NAME} {version}, and this is {VERSION}. Make it anew. {how_to_get(name)}"
 
 
 def how_to_get(name: str) -> str:
