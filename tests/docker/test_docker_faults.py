@@ -20,7 +20,7 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import ExperimentError, PreFlightError
 from llenergymeasure.results.persistence import load_result
 from llenergymeasure.runners.child import DEFAULT_ENTRY
-from llenergymeasure.runners.docker import DockerLauncher
+from llenergymeasure.runners.docker import NAME_LABEL, DockerLauncher
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, Patience, RunInterruptedError
 from llenergymeasure.study.manifest import load_manifest
@@ -119,6 +119,19 @@ def test_a_client_that_is_killed_leaves_no_container(plain_image: str, daemon: D
     with pytest.raises(ChildFailedError, match="the Docker client: killed by signal 9"):
         launcher().run(job(plain_image, tmp_path / "job", "hang"), when_measuring(kill_client), Interrupt())
     assert daemon.containers() == []
+
+
+def test_a_container_that_was_made_for_a_client_that_is_gone_goes_with_the_next(
+    plain_image: str, daemon: Daemon, tmp_path: Path
+) -> None:
+    (tmp_path / "of another").mkdir()
+    _, at_work = (
+        daemon("create", "--label", f"{NAME_LABEL}={tmp_path / name}", plain_image, "python3").strip()
+        for name in ("gone", "of another")
+    )
+    launcher().run(job(plain_image, tmp_path / "job"), ignore_events, Interrupt())
+    assert daemon.containers() == [at_work]
+    daemon("rm", at_work)
 
 
 def test_an_interrupt_ends_the_container(plain_image: str, daemon: Daemon, tmp_path: Path) -> None:

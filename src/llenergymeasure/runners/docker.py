@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import logging
 import os
 import subprocess
@@ -113,7 +114,7 @@ class Container:
 
     def command(self, task: ChildTask) -> list[str]:
         """The client that starts the container and lends it its streams."""
-        options = ["--name", self.name, "--label", f"{NAME_LABEL}={task.directory}", "--shm-size", SHM_SIZE]
+        options = ["--name", self.name, "--label", f"{NAME_LABEL}={task.directory.absolute()}", "--shm-size", SHM_SIZE]
         options += ["--user", f"{os.getuid()}:{os.getgid()}"]
         options += [] if task.cwd is None else ["--workdir", str(task.cwd)]
         for directory in self.empty:
@@ -131,18 +132,19 @@ class Container:
         return [*run, *options, "--entrypoint", "python3", self.image.digest, *job]
 
     def clear(self) -> None:
-        """Remove the container, if there still is one."""
+        """Remove the container, if there still is one, and those of earlier jobs that never started."""
         stopwatch = Stopwatch()
         while (problem := self._removed()) is not None and stopwatch.elapsed_s() < REMOVAL_TIMEOUT_S:
             time.sleep(REMOVAL_PAUSE_S)  # the daemon is at it
-        if problem is not None:
+        if problem is None:
+            _remove_unstarted()
+        else:
             _log.warning("The container %s may be left: %s", self.name, problem)
 
     def _removed(self) -> str | None:
         """Remove the container; `None` when it is gone, else why it may not be."""
-        command = ["docker", "rm", "--force", "--volumes", self.name]
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
+            answer = _client("rm", "--force", "--volumes", self.name)
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
         gone = answer.returncode == 0 or "no such container" in answer.stderr.lower()
@@ -165,6 +167,31 @@ class Container:
         if exit_code is not None and exit_code < 0:
             return f"the Docker client: {describe_exit(exit_code)}"
         return describe_exit(exit_code)
+
+
+def _remove_unstarted() -> None:
+    """Remove containers that the daemon made for a client which was killed meanwhile, when their job is over."""
+    shown = f'{{{{.ID}}}} {{{{json (.Label "{NAME_LABEL}")}}}}'
+    chosen = ["--all", "--filter", f"label={NAME_LABEL}", "--filter", "status=created"]
+    try:
+        rows = [row.partition(" ") for row in _client("ps", *chosen, "--format", shown).stdout.splitlines()]
+        if left := [name for name, _, directory in rows if _is_gone(json.loads(directory))]:
+            _client("rm", "--volumes", *left)  # without --force: one that runs is somebody's
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        _log.warning("Containers that never started may be left: %s", error)
+
+
+def _is_gone(directory: str) -> bool:
+    """Whether there is no such directory."""
+    try:
+        os.stat(directory)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)  # another user's may be one that cannot be looked at
+    return False
+
+
+def _client(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
 
 
 class DockerLauncher(ProcessLauncher):
