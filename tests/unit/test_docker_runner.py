@@ -43,12 +43,16 @@ def scripted_client(directory: Path, script: str) -> dict[str, str]:
 
 
 def command_for(
-    config: Mapping[str, Any], environ: Mapping[str, str], directory: Path, gpus: Sequence[FakeGpu] = ()
+    config: Mapping[str, Any],
+    environ: Mapping[str, str],
+    directory: Path,
+    gpus: Sequence[FakeGpu] = (),
+    machine: UserConfig = SETTINGS,
 ) -> list[str]:
     """What is started for an experiment whose job lies in `directory`."""
     host = Host(environ, open_driver=lambda: FakeNvml(*gpus), calibration_dir=directory / "none")
     experiment = ExperimentConfig.model_validate({"model": "gpt2", **config})
-    container = container_for([experiment], SETTINGS, host)
+    container = container_for([experiment], machine, host)
     return container.command(ChildTask(directory, directory / "log", cwd=directory, place=container))
 
 
@@ -220,6 +224,50 @@ def test_what_lies_in_a_cache_is_mounted_once(client: dict[str, str], tmp_path: 
     mounts = mounts_of(command_for({"model": str(tmp_path / "cache" / "model")}, environ, tmp_path / "job"))
     assert str(tmp_path / "cache") in mounts
     assert str(tmp_path / "cache" / "model") not in mounts
+
+
+def test_places_named_from_the_current_directory_are_absolute_and_told_once(
+    client: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job").mkdir()
+    environ = {**client, "HF_HOME": "rel/home", "HF_HUB_CACHE": "rel/hub", "HF_TOKEN_PATH": ""}
+    machine = SETTINGS.model_copy(update={"output": SETTINGS.output.model_copy(update={"model_cache_dir": "models"})})
+    command = command_for({}, environ, tmp_path / "job", machine=machine)
+    mounts = mounts_of(command)
+    for place in ("rel/home", "rel/hub", "models"):
+        assert mounts[str(tmp_path / place)] == [str(tmp_path / place)]
+    variables = values_of("--env", command)
+    assert {f"HF_HOME={tmp_path}/rel/home", f"HF_HUB_CACHE={tmp_path}/rel/hub"} <= set(variables)
+    assert not {"HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH"} & set(variables)
+
+
+@pytest.mark.parametrize("named", [{}, {"lora": {"adapter_path": "~/.cache"}}], ids=["by the Hub", "by an experiment"])
+def test_a_place_is_mounted_or_empty_and_never_both(
+    client: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, Any]
+) -> None:
+    home, cache = tmp_path / "home", tmp_path / "home" / ".cache"
+    cache.mkdir(parents=True)
+    (tmp_path / "job").mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    hub = {} if named else {"HF_HOME": str(cache)}
+    command = command_for(named, {**client, **hub}, tmp_path / "job")
+    assert values_of("--tmpfs", command) == [f"{home}:exec,mode=1777"]
+    assert str(cache) in mounts_of(command)
+
+
+@pytest.mark.parametrize("named", ["", "config.json"], ids=["directory", "file"])
+def test_a_snapshot_comes_with_the_blobs_that_its_files_are_links_to(tmp_path: Path, named: str) -> None:
+    repository = tmp_path / "hub" / "models--owner--name"
+    snapshot = repository / "snapshots" / "5f"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "b10b").touch()
+    (snapshot / "config.json").symlink_to("../../blobs/b10b")
+    config = ExperimentConfig.model_validate({"model": str(snapshot / named)})
+    assert named_paths([config]) == [repository]
 
 
 READY = 'echo \'{"is": "Ready", "version": "2.0.0"}\''

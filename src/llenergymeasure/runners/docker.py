@@ -64,6 +64,9 @@ PASSED_ON: Final = _OF_THE_HUB + _OF_ENGINES + _OF_NETWORKS
 PLACES: Final = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH")
 """Variables whose value is a path that a container sees too."""
 
+_REPOSITORIES: Final = ("models--", "datasets--")
+"""Beginnings of the names of repositories in a Hub's cache (huggingface_hub, "Understand caching")."""
+
 REMOVAL_TIMEOUT_S: Final = 20.0
 """How long to wait until a container is gone, in seconds."""
 
@@ -244,30 +247,35 @@ def container_for(configs: Sequence[ExperimentConfig], machine: UserConfig, host
     except DockerError as error:
         raise PreFlightError([f"{setting}: {error}"]) from error
     home = _home()
-    own_cache = Path(platformdirs.user_cache_dir(APP_NAME))
-    hub = client_home(host.environ)
+    own_cache = _absolute(platformdirs.user_cache_dir(APP_NAME))
+    hub = _absolute(client_home(host.environ))
+    calibrations = _absolute(host.calibration_dir)
+    places = {name: _absolute(host.environ[name]) for name in PLACES if host.environ.get(name)}
     variables = {
         "HOME": str(home),
         "USER": "llem",  # a user id without an entry in passwd has no name, and libraries ask for one
         "HF_HOME": str(hub),
         "XDG_CACHE_HOME": str(own_cache.parent),
-        "XDG_DATA_HOME": str(host.calibration_dir.parent.parent),
+        "XDG_DATA_HOME": str(calibrations.parent.parent),
         "PYTHONSAFEPATH": "1",  # no module is taken from the current directory
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",  # utility: NVML, which measures
+        **{name: str(path) for name, path in places.items()},
     }
-    places = {name: Path(host.environ[name]).expanduser() for name in PLACES if host.environ.get(name)}
-    caches = [own_cache, hub, Path(machine.output.model_cache_dir).expanduser()]
+    caches = [own_cache, hub, _absolute(machine.output.model_cache_dir)]
     caches += [path for path in places.values() if not path.is_file()]
     marker = shared_marker()
+    mounts = (
+        *_at_their_places(caches, [*places.values(), calibrations, *named_paths(configs)], home),
+        *([] if marker is None else [Mount(marker, Path("/tmp") / marker.name)]),
+    )
+    own = () if os.getuid() == 0 else dict.fromkeys((home, own_cache.parent))  # root has a home in images
+    targets = {mount.target for mount in mounts}
     return Container(
         image=image,
         name=f"llem-{os.getpid()}-{uuid.uuid4().hex[:12]}",
-        empty=() if os.getuid() == 0 else tuple(dict.fromkeys((home, own_cache.parent))),  # root has a home in images
-        mounts=(
-            *_at_their_places(caches, [*places.values(), host.calibration_dir, *named_paths(configs)], home),
-            *([] if marker is None else [Mount(marker, Path("/tmp") / marker.name)]),
-        ),
-        variables={**variables, **{name: str(path) for name, path in places.items()}},
+        empty=tuple(path for path in own if path not in targets),
+        mounts=mounts,
+        variables=variables,
         passed_on=tuple(sorted(set(passed_on(host.environ)) - set(variables))),
         gpus=_gpus(configs[0], host),
         setting=setting,
@@ -290,7 +298,7 @@ def _at_their_places(caches: Sequence[Path], read: Sequence[Path], home: Path) -
 def passed_on(environ: Mapping[str, str]) -> Iterator[str]:
     """Names of the variables that say something to engines and to the Hub, and nothing about places here."""
     for name, value in environ.items():
-        if name.upper().startswith(PASSED_ON) and not value.startswith(("/", "~")):
+        if name.upper().startswith(PASSED_ON) and name not in PLACES and not value.startswith(("/", "~")):
             yield name
 
 
@@ -311,10 +319,22 @@ def named_paths(configs: Sequence[ExperimentConfig]) -> list[Path]:
     for config in configs:
         for text in texts(config.model_dump(exclude={"output_dir"}, exclude_none=True)):
             with contextlib.suppress(OSError, ValueError, RuntimeError):  # no name of a file
-                path = Path(os.path.abspath(Path(text).expanduser()))
+                path = _absolute(text)
                 if text and path.exists():
-                    found[path] = None
+                    found[_with_its_blobs(path)] = None
     return sorted(found, key=lambda path: len(path.parts))
+
+
+def _with_its_blobs(path: Path) -> Path:
+    """The whole repository of a snapshot in a Hub's cache: the snapshot's files are links to what lies beside it."""
+    for above in (path, *path.parents):
+        if above.name == "snapshots" and above.parent.name.startswith(_REPOSITORIES):
+            return above.parent
+    return path
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def _no_output(config: ExperimentConfig) -> list[str]:
