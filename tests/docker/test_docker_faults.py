@@ -20,7 +20,7 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import ExperimentError, PreFlightError
 from llenergymeasure.results.persistence import load_result
 from llenergymeasure.runners.child import DEFAULT_ENTRY
-from llenergymeasure.runners.docker import DockerLauncher
+from llenergymeasure.runners.docker import NAME_LABEL, DockerLauncher
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, Patience, RunInterruptedError
 from llenergymeasure.study.manifest import load_manifest
@@ -121,6 +121,19 @@ def test_a_client_that_is_killed_leaves_no_container(plain_image: str, daemon: D
     assert daemon.containers() == []
 
 
+def test_a_container_that_was_made_for_a_client_that_is_gone_goes_with_the_next(
+    plain_image: str, daemon: Daemon, tmp_path: Path
+) -> None:
+    (tmp_path / "of another").mkdir()
+    _, at_work = (
+        daemon("create", "--label", f"{NAME_LABEL}={tmp_path / name}", plain_image, "python3").strip()
+        for name in ("gone", "of another")
+    )
+    launcher().run(job(plain_image, tmp_path / "job"), ignore_events, Interrupt())
+    assert daemon.containers() == [at_work]
+    daemon("rm", at_work)
+
+
 def test_an_interrupt_ends_the_container(plain_image: str, daemon: Daemon, tmp_path: Path) -> None:
     interrupt = Interrupt()
     with pytest.raises(RunInterruptedError):
@@ -198,12 +211,27 @@ def test_an_image_that_does_not_say_its_release_is_found_out_by_the_handshake(da
     text = (REPOSITORY / "src/llenergymeasure/constants.py").read_text()
     other.write_text(text.replace('VERSION: Final = "2.0.0"', 'VERSION: Final = "1.9.0"', 1))
     build_image("llem-test/unlabelled:1", version=None, more={"opt/site/llenergymeasure/constants.py": other})
-    assert "a job of llenergymeasure 2.0.0 met release 1.9.0." in refusal("llem-test/unlabelled:1", tmp_path)
+    said = refusal("llem-test/unlabelled:1", tmp_path)
+    assert "has llenergymeasure 1.9.0, and this is 2.0.0. Make it anew." in said
 
 
 def test_an_image_without_a_python_is_told(daemon: Daemon, tmp_path: Path) -> None:
     subprocess.run(["docker", "import", "-", "llem-test/empty:1"], input=bytes(10240), check=True)
-    assert "the container did not start: " in refusal("llem-test/empty:1", tmp_path)
+    assert "no job began in its container: " in refusal("llem-test/empty:1", tmp_path)
+
+
+def test_an_image_without_this_package_is_told(plain_image: str, tmp_path: Path) -> None:
+    build = f"FROM {plain_image}\nENV PYTHONPATH=\n"
+    subprocess.run(
+        ["docker", "build", "--quiet", "--tag", "llem-test/foreign:1", "-"],
+        input=build,
+        text=True,
+        env={**os.environ, "DOCKER_BUILDKIT": "0"},
+        check=True,
+    )
+    said = refusal("llem-test/foreign:1", tmp_path)
+    assert "no job began in its container: " in said
+    assert said.endswith("Take an image whose python3 has llenergymeasure 2.0.0.")
 
 
 def test_without_a_daemon_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_gpus_that_docker_cannot_give_are_told_before_anything_starts(
     on_gpu = ExperimentConfig(model="m")
     ((failure,), of_cpu) = DockerLauncher(preload=lambda backend: ()).failures([on_gpu, ON_CPU], settings(plain_image))
     assert failure == (
-        f"runners.pytorch: docker:{plain_image}: the container did not start: could not select device driver "
+        f"runners.pytorch: docker:{plain_image}: no job began in its container: could not select device driver "
         '"" with capabilities: [[gpu]]. Install the NVIDIA Container Toolkit, then restart Docker.'
     )
     assert failure not in of_cpu

@@ -16,9 +16,12 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.host.docker import default_image, explain, find_image, how_to_get
 from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.exceptions import DockerError, PreFlightError
-from llenergymeasure.runners.docker import container_for, named_paths, passed_on
+from llenergymeasure.runners.docker import DockerLauncher, container_for, named_paths, passed_on
+from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.process import ChildTask
+from llenergymeasure.runners.supervise import ChildFailedError, Interrupt
 
 DIGEST = "sha256:" + "5" * 64
 KNOWN = f'[{{"Id": "{DIGEST}", "Config": {{"Labels": {{"llenergymeasure.version": "2.0.0"}}}}}}]'
@@ -40,13 +43,27 @@ def scripted_client(directory: Path, script: str) -> dict[str, str]:
 
 
 def command_for(
-    config: Mapping[str, Any], environ: Mapping[str, str], directory: Path, gpus: Sequence[FakeGpu] = ()
+    config: Mapping[str, Any],
+    environ: Mapping[str, str],
+    directory: Path,
+    gpus: Sequence[FakeGpu] = (),
+    machine: UserConfig = SETTINGS,
 ) -> list[str]:
     """What is started for an experiment whose job lies in `directory`."""
     host = Host(environ, open_driver=lambda: FakeNvml(*gpus), calibration_dir=directory / "none")
     experiment = ExperimentConfig.model_validate({"model": "gpt2", **config})
-    container = container_for([experiment], SETTINGS, host)
+    container = container_for([experiment], machine, host)
     return container.command(ChildTask(directory, directory / "log", cwd=directory, place=container))
+
+
+def job_where(run: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job of a machine where `docker run` does as the script says."""
+    work = directory / "work"
+    work.mkdir()
+    client = scripted_client(directory, f"case $1 in image) echo '{KNOWN}';; run) {run};; esac")
+    monkeypatch.setenv("PATH", client["PATH"])
+    config = ExperimentConfig.model_validate({"model": "gpt2", "pytorch": {"device": "cpu"}})
+    return Job(config, SETTINGS, work)
 
 
 def values_of(option: str, command: Sequence[str]) -> list[str]:
@@ -207,3 +224,93 @@ def test_what_lies_in_a_cache_is_mounted_once(client: dict[str, str], tmp_path: 
     mounts = mounts_of(command_for({"model": str(tmp_path / "cache" / "model")}, environ, tmp_path / "job"))
     assert str(tmp_path / "cache") in mounts
     assert str(tmp_path / "cache" / "model") not in mounts
+
+
+def test_places_named_from_the_current_directory_are_absolute_and_told_once(
+    client: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job").mkdir()
+    environ = {**client, "HF_HOME": "rel/home", "HF_HUB_CACHE": "rel/hub", "HF_TOKEN_PATH": ""}
+    machine = SETTINGS.model_copy(update={"output": SETTINGS.output.model_copy(update={"model_cache_dir": "models"})})
+    command = command_for({}, environ, tmp_path / "job", machine=machine)
+    mounts = mounts_of(command)
+    for place in ("rel/home", "rel/hub", "models"):
+        assert mounts[str(tmp_path / place)] == [str(tmp_path / place)]
+    variables = values_of("--env", command)
+    assert {f"HF_HOME={tmp_path}/rel/home", f"HF_HUB_CACHE={tmp_path}/rel/hub"} <= set(variables)
+    assert not {"HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH"} & set(variables)
+
+
+@pytest.mark.parametrize("named", [{}, {"lora": {"adapter_path": "~/.cache"}}], ids=["by the Hub", "by an experiment"])
+def test_a_place_is_mounted_or_empty_and_never_both(
+    client: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, Any]
+) -> None:
+    home, cache = tmp_path / "home", tmp_path / "home" / ".cache"
+    cache.mkdir(parents=True)
+    (tmp_path / "job").mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    hub = {} if named else {"HF_HOME": str(cache)}
+    command = command_for(named, {**client, **hub}, tmp_path / "job")
+    assert values_of("--tmpfs", command) == [f"{home}:exec,mode=1777"]
+    assert str(cache) in mounts_of(command)
+
+
+@pytest.mark.parametrize("named", ["", "config.json"], ids=["directory", "file"])
+def test_a_snapshot_comes_with_the_blobs_that_its_files_are_links_to(tmp_path: Path, named: str) -> None:
+    repository = tmp_path / "hub" / "models--owner--name"
+    snapshot = repository / "snapshots" / "5f"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "b10b").touch()
+    (snapshot / "config.json").symlink_to("../../blobs/b10b")
+    config = ExperimentConfig.model_validate({"model": str(snapshot / named)})
+    assert named_paths([config]) == [repository]
+
+
+READY = 'echo \'{"is": "Ready", "version": "2.0.0"}\''
+"""What a job says before it waits for the word to begin."""
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        ("echo 'docker: no such device' >&2; exit 125", "no such device."),
+        (
+            'echo "python3: No module named llenergymeasure" >&2; exit 1',
+            "python3: No module named llenergymeasure. Take an image whose python3 has llenergymeasure 2.0.0.",
+        ),
+        ("echo importing >&2; exit 139", "its container: segmentation fault (signal 11)"),
+    ],
+)
+def test_a_container_in_which_no_job_began_is_refused_by_a_run_and_before_a_study_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str, reason: str
+) -> None:
+    job = job_where(ended, tmp_path, monkeypatch)
+    with pytest.raises(PreFlightError) as caught:
+        DockerLauncher(preload=lambda backend: ()).run(job, ignore_events, Interrupt())
+    expected = f"runners.pytorch: docker:image:1: no job began in its container: {reason}"
+    assert caught.value.failures == (expected,)
+    assert DockerLauncher(preload=lambda backend: ()).failures([job.config], SETTINGS) == [[expected]]
+
+
+def test_a_client_that_loses_its_daemon_at_work_is_a_crash_and_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_where(f"{READY}; read word; echo 'error waiting for container: EOF' >&2; exit 125", tmp_path, monkeypatch)
+    with pytest.raises(ChildFailedError, match=r"exit code 125 .*error waiting for container: EOF"):
+        DockerLauncher(preload=lambda backend: ()).run(job, ignore_events, Interrupt())
+
+
+def test_a_job_of_another_release_is_refused_as_its_image_would_be_by_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_where(READY.replace("2.0.0", "1.9.0"), tmp_path, monkeypatch)
+    with pytest.raises(PreFlightError) as caught:
+        DockerLauncher(preload=lambda backend: ()).run(job, ignore_events, Interrupt())
+    assert caught.value.failures == (
+        "runners.pytorch: docker:image:1: the image image:1 has llenergymeasure 1.9.0, and this is 2.0.0. "
+        "Make it anew. Fetch it: docker pull image:1",
+    )

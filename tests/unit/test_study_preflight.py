@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -97,6 +98,41 @@ def test_reasons_that_all_share_come_once_and_first() -> None:
 def test_one_that_can_run_among_many_that_cannot_is_found_where_models_differ() -> None:
     broken = [config(model="/no/model", random_seed=seed) for seed in range(MAX_CHECKED + 5)]
     assert check_here([*broken, config()], UserConfig())
+
+
+def docker_that_is_lost(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Docker client that has every image, and loses its daemon once a job has begun."""
+    ready = '{"is": "Ready", "version": "2.0.0"}'
+    image = '[{"Id": "sha256:5", "Config": {"Labels": null}}]'
+    program = directory / "docker"
+    program.write_text(
+        f"#!/bin/sh\ncase $1 in image) echo '{image}';; run) echo '{ready}'; read word; exit 125;; esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(directory), prepend=os.pathsep)
+
+
+def test_a_runner_that_cannot_be_asked_costs_no_other_runners_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker_that_is_lost(tmp_path, monkeypatch)
+    machine = UserConfig.model_validate({"runners": {"vllm": "docker:image"}})
+    asked = ExperimentConfig.model_validate({"model": "m", "backend": "vllm"})
+    unknown, refused = check_here([asked, config(model="/no/model")], machine)
+    assert unknown.startswith(
+        "Whether experiments can run with the runner docker:image could not be found out: ended with exit code 125"
+    )
+    assert "/no/model" in refused
+
+
+def test_a_single_dry_run_says_what_could_not_be_found_out(
+    llem: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker_that_is_lost(tmp_path, monkeypatch)
+    llem.user_config("runners: {pytorch: 'docker:image'}\n")
+    preview = llem("run", llem.file("e.yaml", f"{{{SOUND}}}\n"), "--dry-run")
+    assert preview.code == 0
+    assert "docker:image could not be found out: ended with exit code 125" in preview.err
 
 
 def test_what_is_refused_has_no_directory_and_what_is_told_reaches_the_observer(tmp_path: Path) -> None:

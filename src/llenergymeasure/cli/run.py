@@ -109,7 +109,8 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
         from llenergymeasure.study.preflight import check_here
 
         print_result(render_dry_run(dry_run_experiment(config, machine, find_meter=meter_here)))
-        check_here([config], machine)  # what its run would refuse, in the same words
+        for warning in check_here([config], machine):  # what its run would refuse, in the same words
+            sys.stderr.write(f"{warning}\n")
         return EXIT_OK
     results: list[ExperimentResult] = []
     progress = None if request.quiet else ExperimentProgress(sys.stderr, _title(config))

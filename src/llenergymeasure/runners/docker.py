@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import logging
 import os
 import subprocess
@@ -32,7 +33,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.core.gpu.driver import GpuDriverError
-from llenergymeasure.core.host.docker import ANSWER_TIMEOUT_S, Image, explain, find_image
+from llenergymeasure.core.host.docker import ANSWER_TIMEOUT_S, Image, explain, find_image, other_release
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.host.marker import shared_marker
 from llenergymeasure.core.model.source import client_home
@@ -43,7 +44,7 @@ from llenergymeasure.runners.child import DIRECTORY_VARIABLE
 from llenergymeasure.runners.isolated import ProcessLauncher, asked_in_groups
 from llenergymeasure.runners.job import LOCAL_RUNNER, Job
 from llenergymeasure.runners.process import ChildTask, Stopwatch, describe_exit, job_options
-from llenergymeasure.runners.supervise import ChildFailedError, ChildGroup
+from llenergymeasure.runners.supervise import ChildGroup
 
 DOCKER_RUNNER: Final = "docker"
 """What stands before the colon where the user's settings name an image."""
@@ -63,15 +64,16 @@ PASSED_ON: Final = _OF_THE_HUB + _OF_ENGINES + _OF_NETWORKS
 PLACES: Final = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH")
 """Variables whose value is a path that a container sees too."""
 
+_REPOSITORIES: Final = ("models--", "datasets--")
+"""Beginnings of the names of repositories in a Hub's cache (huggingface_hub, "Understand caching")."""
+
 REMOVAL_TIMEOUT_S: Final = 20.0
 """How long to wait until a container is gone, in seconds."""
 
 REMOVAL_PAUSE_S: Final = 0.2
 
-_START_FAILED: Final = range(125, 128)
-"""Exit codes of `docker run` for a container that did not start (docker-run(1), "Exit status")."""
-
 _SIGNALLED: Final = 128
+"""Exit codes above this tell the signal that ended a container."""
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +117,7 @@ class Container:
 
     def command(self, task: ChildTask) -> list[str]:
         """The client that starts the container and lends it its streams."""
-        options = ["--name", self.name, "--label", f"{NAME_LABEL}={task.directory}", "--shm-size", SHM_SIZE]
+        options = ["--name", self.name, "--label", f"{NAME_LABEL}={task.directory.absolute()}", "--shm-size", SHM_SIZE]
         options += ["--user", f"{os.getuid()}:{os.getgid()}"]
         options += [] if task.cwd is None else ["--workdir", str(task.cwd)]
         for directory in self.empty:
@@ -133,28 +135,33 @@ class Container:
         return [*run, *options, "--entrypoint", "python3", self.image.digest, *job]
 
     def clear(self) -> None:
-        """Remove the container, if there still is one."""
+        """Remove the container, if there still is one, and those of earlier jobs that never started."""
         stopwatch = Stopwatch()
         while (problem := self._removed()) is not None and stopwatch.elapsed_s() < REMOVAL_TIMEOUT_S:
             time.sleep(REMOVAL_PAUSE_S)  # the daemon is at it
-        if problem is not None:
+        if problem is None:
+            _remove_unstarted()
+        else:
             _log.warning("The container %s may be left: %s", self.name, problem)
 
     def _removed(self) -> str | None:
         """Remove the container; `None` when it is gone, else why it may not be."""
-        command = ["docker", "rm", "--force", "--volumes", self.name]
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
+            answer = _client("rm", "--force", "--volumes", self.name)
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
         gone = answer.returncode == 0 or "no such container" in answer.stderr.lower()
         return None if gone else explain(answer.stderr)
 
     def refusal(self, exit_code: int | None, output: str) -> LLEMError | None:
-        """That the container did not start."""
-        if exit_code not in _START_FAILED:
-            return None
-        return PreFlightError([f"{self.setting}: the container did not start: {explain(output)}"])
+        """That no job began in it: the daemon refused, or what is in the image did not get that far."""
+        ended_by_itself = exit_code is not None and 0 <= exit_code <= _SIGNALLED
+        reason = explain(output) if ended_by_itself else self.describe_exit(exit_code)
+        return PreFlightError([f"{self.setting}: no job began in its container: {reason}"])
+
+    def other_release(self, version: str) -> str:
+        """As of an image whose label says so."""
+        return f"{self.setting}: {other_release(self.image.name, version)}"
 
     def describe_exit(self, exit_code: int | None) -> str:
         """Why the client ended: as the container did, or by a signal of its own."""
@@ -163,6 +170,31 @@ class Container:
         if exit_code is not None and exit_code < 0:
             return f"the Docker client: {describe_exit(exit_code)}"
         return describe_exit(exit_code)
+
+
+def _remove_unstarted() -> None:
+    """Remove containers that the daemon made for a client which was killed meanwhile, when their job is over."""
+    shown = f'{{{{.ID}}}} {{{{json (.Label "{NAME_LABEL}")}}}}'
+    chosen = ["--all", "--filter", f"label={NAME_LABEL}", "--filter", "status=created"]
+    try:
+        rows = [row.partition(" ") for row in _client("ps", *chosen, "--format", shown).stdout.splitlines()]
+        if left := [name for name, _, directory in rows if _is_gone(json.loads(directory))]:
+            _client("rm", "--volumes", *left)  # without --force: one that runs is somebody's
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        _log.warning("Containers that never started may be left: %s", error)
+
+
+def _is_gone(directory: str) -> bool:
+    """Whether there is no such directory."""
+    try:
+        os.stat(directory)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)  # another user's may be one that cannot be looked at
+    return False
+
+
+def _client(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
 
 
 class DockerLauncher(ProcessLauncher):
@@ -176,9 +208,6 @@ class DockerLauncher(ProcessLauncher):
                 inside = super(DockerLauncher, self).failures(alike, machine)
             except PreFlightError as error:
                 inside = [list(error.failures)] * len(alike)
-            except ChildFailedError as error:
-                setting = _setting(machine, alike[0].backend)
-                inside = [[f"{setting}: asking in a container failed: {error}"]] * len(alike)
             return [[*found, *_no_output(config)] for config, found in zip(alike, inside, strict=True)]
 
         return asked_in_groups(configs, lambda config: (config.backend, _gpus(config, Host())), ask)
@@ -218,30 +247,35 @@ def container_for(configs: Sequence[ExperimentConfig], machine: UserConfig, host
     except DockerError as error:
         raise PreFlightError([f"{setting}: {error}"]) from error
     home = _home()
-    own_cache = Path(platformdirs.user_cache_dir(APP_NAME))
-    hub = client_home(host.environ)
+    own_cache = _absolute(platformdirs.user_cache_dir(APP_NAME))
+    hub = _absolute(client_home(host.environ))
+    calibrations = _absolute(host.calibration_dir)
+    places = {name: _absolute(host.environ[name]) for name in PLACES if host.environ.get(name)}
     variables = {
         "HOME": str(home),
         "USER": "llem",  # a user id without an entry in passwd has no name, and libraries ask for one
         "HF_HOME": str(hub),
         "XDG_CACHE_HOME": str(own_cache.parent),
-        "XDG_DATA_HOME": str(host.calibration_dir.parent.parent),
+        "XDG_DATA_HOME": str(calibrations.parent.parent),
         "PYTHONSAFEPATH": "1",  # no module is taken from the current directory
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",  # utility: NVML, which measures
+        **{name: str(path) for name, path in places.items()},
     }
-    places = {name: Path(host.environ[name]).expanduser() for name in PLACES if host.environ.get(name)}
-    caches = [own_cache, hub, Path(machine.output.model_cache_dir).expanduser()]
+    caches = [own_cache, hub, _absolute(machine.output.model_cache_dir)]
     caches += [path for path in places.values() if not path.is_file()]
     marker = shared_marker()
+    mounts = (
+        *_at_their_places(caches, [*places.values(), calibrations, *named_paths(configs)], home),
+        *([] if marker is None else [Mount(marker, Path("/tmp") / marker.name)]),
+    )
+    own = () if os.getuid() == 0 else dict.fromkeys((home, own_cache.parent))  # root has a home in images
+    targets = {mount.target for mount in mounts}
     return Container(
         image=image,
         name=f"llem-{os.getpid()}-{uuid.uuid4().hex[:12]}",
-        empty=() if os.getuid() == 0 else tuple(dict.fromkeys((home, own_cache.parent))),  # root has a home in images
-        mounts=(
-            *_at_their_places(caches, [*places.values(), host.calibration_dir, *named_paths(configs)], home),
-            *([] if marker is None else [Mount(marker, Path("/tmp") / marker.name)]),
-        ),
-        variables={**variables, **{name: str(path) for name, path in places.items()}},
+        empty=tuple(path for path in own if path not in targets),
+        mounts=mounts,
+        variables=variables,
         passed_on=tuple(sorted(set(passed_on(host.environ)) - set(variables))),
         gpus=_gpus(configs[0], host),
         setting=setting,
@@ -264,7 +298,7 @@ def _at_their_places(caches: Sequence[Path], read: Sequence[Path], home: Path) -
 def passed_on(environ: Mapping[str, str]) -> Iterator[str]:
     """Names of the variables that say something to engines and to the Hub, and nothing about places here."""
     for name, value in environ.items():
-        if name.upper().startswith(PASSED_ON) and not value.startswith(("/", "~")):
+        if name.upper().startswith(PASSED_ON) and name not in PLACES and not value.startswith(("/", "~")):
             yield name
 
 
@@ -285,10 +319,22 @@ def named_paths(configs: Sequence[ExperimentConfig]) -> list[Path]:
     for config in configs:
         for text in texts(config.model_dump(exclude={"output_dir"}, exclude_none=True)):
             with contextlib.suppress(OSError, ValueError, RuntimeError):  # no name of a file
-                path = Path(os.path.abspath(Path(text).expanduser()))
+                path = _absolute(text)
                 if text and path.exists():
-                    found[path] = None
+                    found[_with_its_blobs(path)] = None
     return sorted(found, key=lambda path: len(path.parts))
+
+
+def _with_its_blobs(path: Path) -> Path:
+    """The whole repository of a snapshot in a Hub's cache: the snapshot's files are links to what lies beside it."""
+    for above in (path, *path.parents):
+        if above.name == "snapshots" and above.parent.name.startswith(_REPOSITORIES):
+            return above.parent
+    return path
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def _no_output(config: ExperimentConfig) -> list[str]:

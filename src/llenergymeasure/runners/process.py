@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, Protocol, get_args
 
+from llenergymeasure.constants import VERSION
 from llenergymeasure.core.host.processes import descendants_of, is_running, kill_process
 from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event, Observer, ignore_events
@@ -74,7 +75,10 @@ class Place(Protocol):
         """End what may be left when the process that was started here has ended; safe to call at any time."""
 
     def refusal(self, exit_code: int | None, output: str) -> LLEMError | None:
-        """That the process ended because nothing could run in this place; `None`: something did."""
+        """That nothing can run in this place, where the process ended before it said `Ready`; `None`: it may."""
+
+    def other_release(self, version: str) -> str:
+        """That a job said that it is of another release, and what to do."""
 
     def describe_exit(self, exit_code: int | None) -> str:
         """Why the process ended, in words."""
@@ -93,6 +97,10 @@ class Here:
     def refusal(self, exit_code: int | None, output: str) -> LLEMError | None:
         """A process that was started did run."""
         return None
+
+    def other_release(self, version: str) -> str:
+        """The package has changed since this process imported it."""
+        return f"a job of llenergymeasure {VERSION} met release {version}. Use the same release at both ends."
 
     def describe_exit(self, exit_code: int | None) -> str:
         """See `describe_exit`."""
@@ -243,7 +251,7 @@ class Child:
             os.killpg(self.pid, signal.SIGCONT)
 
     def refusal(self) -> LLEMError | None:
-        """That its place can run nothing; after `kill_group` of one that ended by itself."""
+        """That its place can run nothing; after `kill_group` of one that ended by itself and before `Ready`."""
         exit_code = None if self._process is None else self._process.returncode
         return self.task.place.refusal(exit_code, self._log.recent())
 

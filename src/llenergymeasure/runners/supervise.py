@@ -207,7 +207,7 @@ class ChildGroup:
     def _take(self, child: Child, message: Message | Ended) -> None:
         if isinstance(message, Ready):
             if message.version != VERSION:
-                raise PreFlightError([_wrong_version(message.version)])
+                raise PreFlightError([child.task.place.other_release(message.version or "unknown")])
             self._ready.add(child)
             if len(self._ready) == len(self.children):  # one child's imports must not disturb another's baseline
                 self._waited = Stopwatch()
@@ -265,7 +265,8 @@ class ChildGroup:
     def _fail_as_crashed(self, child: Child) -> None:
         child.wait(self._patience.exit_s)
         child.kill_group()
-        raise child.refusal() or ChildFailedError("Crash", child.describe_end())
+        refusal = None if child in self._ready else child.refusal()
+        raise refusal or ChildFailedError("Crash", child.describe_end())
 
     def _tear_down(self, interrupt: Interrupt) -> None:
         for child in self.children:
@@ -274,10 +275,6 @@ class ChildGroup:
         deadline_s = time.monotonic() + self._patience.teardown_s
         for child in self.children:
             child.wait(deadline_s - time.monotonic(), lambda: interrupt.urgent)
-
-
-def _wrong_version(theirs: str) -> str:
-    return f"a job of llenergymeasure {VERSION} met release {theirs or 'unknown'}. Use the same release at both ends."
 
 
 def _result_of(child: Child, message: Done) -> str:

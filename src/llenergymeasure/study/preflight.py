@@ -14,7 +14,7 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.results.summary import one_line
 from llenergymeasure.runners.inquiry import failures_here
-from llenergymeasure.runners.isolated import ProcessLauncher
+from llenergymeasure.runners.isolated import Launcher, ProcessLauncher, asked_in_groups
 from llenergymeasure.runners.job import LOCAL_RUNNER
 from llenergymeasure.runners.launchers import LAUNCHERS, ChosenLauncher
 from llenergymeasure.runners.supervise import ChildFailedError
@@ -50,12 +50,19 @@ def check_in_child(configs: Sequence[ExperimentConfig], machine: UserConfig) -> 
     return _verdict_of(configs, machine, ChosenLauncher())
 
 
-def _verdict_of(configs: Sequence[ExperimentConfig], machine: UserConfig, launcher: ChosenLauncher) -> list[str]:
-    try:
-        found = launcher.failures(_chosen(configs), machine)
-    except ChildFailedError as error:
-        return [f"Whether the study can run here could not be found out: {error}"]
-    return _verdict(configs, found)
+def _verdict_of(configs: Sequence[ExperimentConfig], machine: UserConfig, launcher: Launcher) -> list[str]:
+    unknown: list[str] = []
+
+    def ask(alike: list[ExperimentConfig]) -> list[list[str]]:
+        try:
+            return launcher.failures(alike, machine)
+        except ChildFailedError as error:  # its runs will tell
+            runner = machine.runners.of(alike[0].backend)
+            unknown.append(f"Whether experiments can run with the runner {runner} could not be found out: {error}")
+            return [[] for _ in alike]
+
+    found = asked_in_groups(_chosen(configs), lambda config: machine.runners.of(config.backend), ask)
+    return [*unknown, *_verdict(configs, found)]
 
 
 def _chosen(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:

@@ -29,6 +29,7 @@ _MEANINGS: Final = (
     ("permission denied", "Join its group, then log in anew: sudo usermod -aG docker $USER"),
     ("could not select device driver", "Install the NVIDIA Container Toolkit, then restart Docker."),
     ("no space left on device", "Docker's disk is full. Make room: docker system prune"),
+    ("no module named", f"Take an image whose python3 has {APP_NAME} {VERSION}."),
     ("docker daemon", "Start it: sudo systemctl start docker"),
 )
 """What to do about an error, by words that its line has; the first that fits."""
@@ -80,10 +81,13 @@ def find_image(name: str, environ: Mapping[str, str]) -> Image:
     except (ValueError, KeyError, TypeError) as error:
         raise DockerError(f"the Docker client tells nothing of the image {name} that can be read: {error!r}") from error
     if image.version not in (None, VERSION):
-        raise DockerError(
-            f"the image {name} has {APP_NAME} {image.version}, and this is {VERSION}. Make it anew. {how_to_get(name)}"
-        )
+        raise DockerError(other_release(name, image.version))
     return image
+
+
+def other_release(name: str, version: str) -> str:
+    """That an image has another release in it, and how to get one that has this."""
+    return f"the image {name} has {APP_NAME} {version}, and this is {VERSION}. Make it anew. {how_to_get(name)}"
 
 
 def how_to_get(name: str) -> str:
