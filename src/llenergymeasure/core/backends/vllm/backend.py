@@ -42,7 +42,7 @@ from llenergymeasure.core.backends.vllm.engine import (
     told_by_vllm,
 )
 from llenergymeasure.core.backends.vllm.listening import RequestTimes, StepListener, listening
-from llenergymeasure.core.backends.vllm.liveness import watch_core
+from llenergymeasure.core.backends.vllm.liveness import cores_end_with_this_process, watch_core
 from llenergymeasure.core.backends.vllm.place import EnginePlace
 from llenergymeasure.core.backends.vllm.preflight import (
     check_passthrough,
@@ -217,7 +217,8 @@ class VLLMBackend:
         )
 
     def _start(self, config: ExperimentConfig, arguments: Mapping[str, Any], lora: LoRARequest | None) -> _Session:
-        llm = LLM(**arguments)
+        with cores_end_with_this_process():
+            llm = LLM(**arguments)
         engine = llm.llm_engine
         _switch_front_statistics_off(engine)
         try:
