@@ -174,7 +174,7 @@ class VLLMBackend:
         with engine_output_logged(*LOGGERS):
             listener = StepListener(self._clock)
             try:
-                session.engine.reset_prefix_cache()
+                _forget_prefixes(session.engine)
                 finished = _run(session, requests, listener)
             except Exception as error:
                 raise BackendError(_explain_generating(error, self._place, requests)) from error
@@ -285,6 +285,19 @@ class VLLMBackend:
         if self._session is None:
             raise BackendError("the vllm backend has no model loaded; call load() first.")
         return self._session
+
+
+def _forget_prefixes(engine: Any) -> None:
+    """Empty the cache of prefixes, so that prompts which come again are computed again.
+
+    Raises:
+        BackendError: vLLM keeps it.
+    """
+    if not engine.reset_prefix_cache() and engine.vllm_config.cache_config.enable_prefix_caching:
+        raise BackendError(
+            "its cache of prefixes cannot be emptied, because blocks of earlier prompts are still held; prompts that "
+            "come again would cost nothing. Set vllm.enable_prefix_caching: false."
+        )
 
 
 def _run(session: _Session, requests: Sequence[GenerationRequest], listener: StepListener) -> list[tuple[str, Any]]:
