@@ -69,6 +69,7 @@ def test_a_missing_engine_is_told_with_the_command_that_installs_it() -> None:
         registry_with({}).get_backend("vllm")
     assert str(caught.value) == (
         'the vllm backend needs vllm>=0.30,<0.34 (none installed). Install it with: pip install "llenergymeasure[vllm]"'
+        ", or run it in Docker: LLEM_RUNNER_VLLM=docker:<image>"
     )
 
 
@@ -110,7 +111,7 @@ def test_no_engine_at_all_is_an_error_that_names_one() -> None:
 
 
 def test_engines_this_release_lacks_are_refused_plainly() -> None:
-    with pytest.raises(BackendError, match="the tensorrt backend cannot run locally in this release yet"):
+    with pytest.raises(BackendError, match="there is no engine for tensorrt in this release, here or in Docker"):
         get_backend("tensorrt")
 
 
