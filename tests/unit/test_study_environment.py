@@ -88,7 +88,7 @@ def test_time_limit_grows_with_prompts_tokens_model_and_slowness() -> None:
     base = {"model": "llama-7b", "n": 100, "max_output_tokens": 100}
 
     def limit_s(**changes: object) -> float:
-        return timeout_s(ExperimentConfig.model_validate({**base, **changes}))
+        return timeout_s(ExperimentConfig.model_validate({**base, **changes}), UserConfig())
 
     assert limit_s() > BASE_S
     assert limit_s(n=1000) > limit_s()

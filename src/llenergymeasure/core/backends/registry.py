@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 BackendFactory = Callable[[Clock, "Path | None"], InferenceBackend]
 """Makes a backend from the measurement clock and the directory for downloaded models (`None`: the library's own)."""
 
+DeviceChoice = Literal["auto", "cuda", "cpu"]
+
 ProviderFunction = Callable[[], BackendFactory]
 """Imports an engine and returns what makes a backend of it."""
 
@@ -57,8 +59,11 @@ def installed_version(package: str) -> str | None:
     return _version(package) or _version(CPU_BUILDS.get(package, package))
 
 
-def device_choice(config: ExperimentConfig) -> Literal["auto", "cuda", "cpu"] | None:
-    """Where the engine was told to run, or has to: `cpu` where its build has nothing else; `None` requires a GPU."""
+def device_choice(config: ExperimentConfig) -> DeviceChoice | None:
+    """Where the engine of this Python environment was told to run, or has to; `None` requires a GPU.
+
+    It has to be on the CPU where its build has nothing else.
+    """
     name = config.backend
     only_cpu = name in CPU_BUILDS and _version(name) is None and _version(CPU_BUILDS[name]) is not None
     return "cpu" if only_cpu else config.backend_config.device_choice
