@@ -266,7 +266,8 @@ class VLLMBackend:
             gc.collect()
             _forget_process_groups()
         if self._place is not None:
-            logger.info("What vLLM wrote to standard error:\n%s", self._place.text())
+            if not self._place.is_repeated:
+                logger.info("What vLLM wrote to standard error:\n%s", self._place.text())
             self._place.close()
             self._place = None
 
