@@ -277,7 +277,7 @@ def _run_here(
         _work_dir() as work_dir,
         tracked(kept_in, experiment_id, compute_measurement_config_hash(config), observer) as follow,
     ):
-        job = Job(config, machine, work_dir, silence_s=silence_s(config), experiment_id=experiment_id)
+        job = Job(config, machine, work_dir, silence_s=silence_s(config, machine), experiment_id=experiment_id)
         run = _measured(job, follow, skip)
         on_result(run.result)  # before anything else that can fail
         try:

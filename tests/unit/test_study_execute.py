@@ -22,7 +22,7 @@ from llenergymeasure.study.execute import StudyPlace, dataset_hashes, execute_st
 from llenergymeasure.study.plan import StudyEvent, StudyStarted, StudyWarning
 from llenergymeasure.study.resume import find_unfinished, locked
 from llenergymeasure.study.runner import StudyStoppedError
-from study_fakes import ScriptedLauncher, study_of
+from study_fakes import ScriptedLauncher, result_of, study_of
 
 
 def launcher() -> ScriptedLauncher:
@@ -110,6 +110,25 @@ def test_what_a_finished_study_could_not_remove_is_removed_by_going_on(tmp_path:
     (directory / ".work" / "run-00001").mkdir(parents=True)
     execute_study(None, StudyPlace(tmp_path, resume=directory), UserConfig(), lambda result: None, None, launcher())
     assert not (directory / ".work").exists()
+
+
+def test_a_study_whose_docker_half_is_finished_goes_on_without_docker(tmp_path: Path) -> None:
+    def all_but_vllm_fail(job: Job) -> ExperimentResult:
+        return result_of(job.config) if job.config.backend == "vllm" else failing(job)
+
+    study = study_of("a", max_consecutive_failures=1)
+    in_docker = ExperimentConfig.model_validate({"model": "a", "backend": "vllm"})
+    study = study.model_copy(update={"experiments": [in_docker, *study.experiments]})
+    runs = launcher()
+    runs.act = all_but_vllm_fail
+    apart = UserConfig.model_validate({"runners": {"vllm": "docker:image"}})
+    with pytest.raises(StudyStoppedError) as stopped:
+        execute_study(study, StudyPlace(tmp_path), apart, lambda result: None, None, runs)
+    place = StudyPlace(tmp_path, resume=stopped.value.study_dir)
+    runs = launcher()
+    result = execute_study(study, place, UserConfig(), lambda result: None, None, runs)
+    assert result.summary.completed == 2
+    assert [job.config.backend for job in runs.jobs] == ["pytorch"]
 
 
 def test_each_data_set_is_read_once_and_one_that_is_gone_is_an_error(tmp_path: Path) -> None:

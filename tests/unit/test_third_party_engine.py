@@ -13,8 +13,11 @@ from llenergymeasure import ExperimentConfig, run_experiment
 from llenergymeasure.config.grid import expand_grid
 from llenergymeasure.config.loader import load_experiment_config
 from llenergymeasure.config.models import experiment_title
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import get_backend, preload_modules, registry
-from llenergymeasure.exceptions import BackendError, ConfigError
+from llenergymeasure.core.host.docker import default_image
+from llenergymeasure.exceptions import BackendError, ConfigError, PreFlightError
+from llenergymeasure.study.execute import check_backends
 
 PROVIDER = """
 from llenergymeasure.core.backends.registry import register
@@ -82,6 +85,21 @@ def test_it_is_swept_like_others(install: Install) -> None:
     assert load_experiment_config(None, {"model": "gpt2", "backend": name}).backend == name
     with pytest.raises(ConfigError, match="batch_size: backend 'engine_c' has no such field"):
         load_experiment_config(None, {"model": "gpt2", "backend": name, "batch_size": 4})
+
+
+def test_beside_others_it_stays_and_they_go_to_docker(install: Install) -> None:
+    first = ExperimentConfig.model_validate({"model": "m", "backend": install("engine_g")})
+    second = first.model_copy(update={"backend": "engine_h"})
+    ours = ExperimentConfig(model="m")
+    with pytest.raises(PreFlightError) as beside_ours:
+        check_backends([ours, first], UserConfig())
+    said = str(beside_ours.value)
+    assert "engine_g stays: there is no image of it." in said
+    assert "(in a checkout: docker/build pytorch)" in said
+    assert said.rstrip().endswith(f"    runners:\n      pytorch: docker:{default_image('pytorch')}")
+    with pytest.raises(PreFlightError, match="Only one of engine_g, engine_h can be in a study") as beside_another:
+        check_backends([first, second], UserConfig())
+    assert "docker" not in str(beside_another.value)
 
 
 def test_it_measures(install: Install, tmp_path: Path) -> None:

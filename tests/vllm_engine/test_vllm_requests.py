@@ -100,3 +100,17 @@ def test_a_stall_in_a_step_appears_in_the_gap_before_its_tokens(engine: VLLMBack
         gaps_s = [late - early for early, late in pairwise(one.token_times_s or ())]
         assert gaps_s.index(max(gaps_s)) == 5
         assert gaps_s[5] >= stall_s
+
+
+def test_a_cache_of_prefixes_that_cannot_be_emptied_is_an_error(engine: VLLMBackend) -> None:
+    """A request that was begun and left holds its blocks, whose prefill the next pass would have for nothing."""
+    from vllm import SamplingParams
+
+    core = engine.llm.llm_engine
+    core.add_request("left", {"prompt_token_ids": list(range(5, 45))}, SamplingParams(max_tokens=8))
+    core.step()
+    with pytest.raises(BackendError, match="cache of prefixes cannot be emptied"):
+        engine.generate(requests("a"))
+    while core.has_unfinished_requests():
+        core.step()
+    assert engine.generate(requests("a")).requests[0].output_tokens > 0

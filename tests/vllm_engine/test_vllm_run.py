@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from llem_process import Workplace, llem_command, run_on_terminal
+from llem_process import TIMEOUT_S, Workplace, llem_command, run_on_terminal
 from vllm_models import NEEDS_VLLM, save_wide_model
 
 pytestmark = NEEDS_VLLM
@@ -83,6 +85,26 @@ def test_an_interrupted_run_leaves_no_process(workplace: Workplace) -> None:
     run = run_on_terminal(workplace, [*llem_command(), "run", "long.yaml"], [("Measuring", signal.SIGINT)])
     assert (run.code, run.signals_sent) == (130, 1)
     assert processes_of(workplace) == []
+
+
+def engine_processes(pid: int) -> list[psutil.Process]:
+    """Engine cores below a process; their titles have taken the place of their environment."""
+    return [child for child in psutil.Process(pid).children(recursive=True) if "EngineCor" in child.name()]
+
+
+def test_the_engines_process_ends_with_a_killed_run(workplace: Workplace) -> None:
+    run = subprocess.Popen(
+        [*llem_command(), "run", "v.yaml"], cwd=workplace.cwd, env=workplace.variables, stderr=subprocess.DEVNULL
+    )
+    while not (cores := engine_processes(run.pid)):
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(cores, timeout=TIMEOUT_S)
+    for core in alive:
+        core.kill()
+    assert alive == []
 
 
 KILLED = """\

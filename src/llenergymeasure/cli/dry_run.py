@@ -14,7 +14,7 @@ from llenergymeasure.config.grid import describe_skipped
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.config.same_work import partial_batch
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.core.backends.registry import device_choice, package_versions
+from llenergymeasure.core.backends.registry import DeviceChoice, package_versions
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, GpuDriverError, free_memory_mb
@@ -25,7 +25,7 @@ from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.sources import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.exceptions import BackendError, ConfigError, EnergyError
 from llenergymeasure.results.summary import duration
-from llenergymeasure.runners.launchers import runs_here
+from llenergymeasure.runners.launchers import device_choice_of, runs_here
 from llenergymeasure.runners.local import energy_backend_name
 from llenergymeasure.study.gaps import gaps_of
 from llenergymeasure.study.plan import PlannedRun, plan_runs
@@ -46,6 +46,7 @@ class DryRunReport:
     Args:
         engine: Versions of its engine's packages, or why it cannot be used here, or the image that has it.
         prompts: Where its prompts come from, and whether that was checked.
+        device: Where its engine was told to run, or has to; `None`: on a GPU.
         gpus: The GPUs it would use; empty on the CPU, and where there are none.
         energy_backend: What is to measure its energy; `None`: nothing.
         meter: What that comes to here, with a reading as proof; `None`: nobody has looked.
@@ -55,6 +56,7 @@ class DryRunReport:
     engine: str
     prompts: str
     vram: VramEstimate
+    device: DeviceChoice | None
     gpus: tuple[Gpu, ...]
     device_note: str | None
     energy_backend: BackendName | None
@@ -80,9 +82,10 @@ def dry_run_experiment(
     """
     host = host or Host()
     runner = machine.runners.of(config.backend)
-    gpus, device_note = _devices(config, host)
+    device = device_choice_of(config, machine)
+    gpus, device_note = _devices(config, device, host)
     wanted = energy_backend_name(config, machine)
-    devices = tuple(gpu.uuid for gpu in gpus) or _cpu_if_used(config)
+    devices = tuple(gpu.uuid for gpu in gpus) or _cpu_if_used(device)
     return DryRunReport(
         config=config,
         engine=_engine(config.backend, versions_of) if runs_here(machine, config.backend) else f"in {runner}",
@@ -93,6 +96,7 @@ def dry_run_experiment(
             cache_home=Path(machine.output.model_cache_dir),
             fetch_config=lambda model, revision: fetch_config(model, revision, host.environ),
         ),
+        device=device,
         gpus=gpus,
         device_note=device_note,
         energy_backend=wanted,
@@ -122,7 +126,7 @@ def known_waits(config: ExperimentConfig) -> Iterator[tuple[str, float]]:
 def render_dry_run(report: DryRunReport) -> str:
     """The report as text."""
     config = report.config
-    on_cpu = not report.gpus and bool(_cpu_if_used(config))
+    on_cpu = not report.gpus and bool(_cpu_if_used(report.device))
     entries = {
         "Config": ["valid"],
         "Engine": [report.engine],
@@ -212,9 +216,9 @@ def _prompts(config: ExperimentConfig) -> str:
     return f"{config.n:,} of {dataset if isinstance(dataset, str) else 'synthetic prompts'}"
 
 
-def _cpu_if_used(config: ExperimentConfig) -> tuple[DeviceId, ...]:
+def _cpu_if_used(device: DeviceChoice | None) -> tuple[DeviceId, ...]:
     """The CPU, where a run without a GPU would be on it; else nothing."""
-    return (CPU_DEVICE,) if device_choice(config) in ("cpu", "auto") else ()
+    return (CPU_DEVICE,) if device in ("cpu", "auto") else ()
 
 
 def gpus_here(host: Host) -> tuple[Gpu, ...]:
@@ -225,9 +229,8 @@ def gpus_here(host: Host) -> tuple[Gpu, ...]:
         return ()
 
 
-def _devices(config: ExperimentConfig, host: Host) -> tuple[tuple[Gpu, ...], str | None]:
+def _devices(config: ExperimentConfig, device: DeviceChoice | None, host: Host) -> tuple[tuple[Gpu, ...], str | None]:
     """The GPUs that the run would use, and what to know about them."""
-    device = device_choice(config)
     if device == "cpu":
         who = f"{config.backend}.device" if config.backend_config.device_choice == device else "the engine's build"
         return (), f"the CPU, as {who} says"
@@ -305,7 +308,7 @@ def _configurations(
 
 def _memory_needed(config: ExperimentConfig, machine: UserConfig, gpus: Sequence[Gpu], host: Host) -> str:
     """The GPU memory that `config` needs; nothing on the CPU, and where it is not known."""
-    if device_choice(config) == "cpu":
+    if device_choice_of(config, machine) == "cpu":
         return ""
     vram = estimate_vram(config, environ=host.environ, cache_home=Path(machine.output.model_cache_dir))
     if vram.total_mb is None:

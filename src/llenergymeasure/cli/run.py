@@ -29,7 +29,6 @@ from llenergymeasure.config.loader import resolve_experiment
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.config.yaml_io import LoadedDocument, load_document
-from llenergymeasure.core.backends.registry import device_choice
 from llenergymeasure.core.gpu.driver import GpuDriverError
 from llenergymeasure.core.gpu.visible import order_is_certain, visible_gpus
 from llenergymeasure.core.host.environment import read_cpu
@@ -37,6 +36,7 @@ from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.results.export import to_csv
 from llenergymeasure.results.summary import render_summary
+from llenergymeasure.runners.launchers import device_choice_of
 from llenergymeasure.security import validate_path
 from llenergymeasure.study.display import ExperimentProgress
 from llenergymeasure.study.gaps import enter_key
@@ -113,7 +113,7 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
             sys.stderr.write(f"{warning}\n")
         return EXIT_OK
     results: list[ExperimentResult] = []
-    progress = None if request.quiet else ExperimentProgress(sys.stderr, _title(config))
+    progress = None if request.quiet else ExperimentProgress(sys.stderr, _title(config, machine))
     skip = enter_key() if progress is not None and progress.live and machine.ui.prompt else None
     saved: Path | None = None
     try:
@@ -134,17 +134,17 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
     return EXIT_OK
 
 
-def _title(config: ExperimentConfig) -> str:
-    device = device_title(config, Host())
+def _title(config: ExperimentConfig, machine: UserConfig) -> str:
+    device = device_title(config, machine, Host())
     return f"Experiment: {experiment_title(config)}{f' on {device}' if device is not None else ''}"
 
 
-def device_title(config: ExperimentConfig, host: Host) -> str | None:
+def device_title(config: ExperimentConfig, machine: UserConfig, host: Host) -> str | None:
     """What the run's devices are called, e.g. `2 × NVIDIA A100-SXM4-80GB`, told without an engine.
 
     `None` where there is none for the run, and where CUDA alone knows which of several unlike boards it will be.
     """
-    device = device_choice(config)
+    device = device_choice_of(config, machine)
     if device != "cpu":
         try:
             driver = host.open_driver()

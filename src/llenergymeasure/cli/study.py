@@ -91,8 +91,9 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
 
         begun = None if resume is None else plan_resumption(resume, study, dataset_hashes())
         print_result(render_study_preview(study, machine, list_all=request.verbose, begun=begun))
-        check_backends(study, machine)
-        for warning in check_here(experiments_left(begun or Resumption(study)), machine):
+        left = experiments_left(begun or Resumption(study))
+        check_backends(left, machine)
+        for warning in check_here(left, machine):
             sys.stderr.write(f"{warning}\n")
         return EXIT_OK
     if study.skipped_configs and not request.quiet:

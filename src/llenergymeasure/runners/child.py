@@ -34,7 +34,7 @@ from types import FrameType
 from typing import BinaryIO, Final, Literal, NoReturn, TextIO, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.host.streams import open_standard_streams
+from llenergymeasure.core.host.streams import open_standard_streams, say_stderr_is_kept
 from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event
 from llenergymeasure.runners.guardian import go_on_guarded
@@ -202,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = _parse(arguments)
     open_standard_streams()
     commands, replies = _take_over_streams()
+    say_stderr_is_kept()
     launcher_pid = os.getppid()
     if options.attached:
         go_on_guarded(commands.fileno())

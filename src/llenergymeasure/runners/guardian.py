@@ -13,21 +13,18 @@ that goes on unseen would warm the machine that a resumed study measures on.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import os
 import resource
 import select
 import signal
-import sys
 import time
 from typing import Final, NoReturn
 
+from llenergymeasure.core.host.parent import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, end_with_parent, prctl
+
 END_TIMEOUT_S: Final = 5.0
 """How long to wait for the end of what has been killed, in seconds."""
-
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-_PR_SET_CHILD_SUBREAPER: Final = 36
 
 _HIGHEST_FD: Final = 4096
 """Beyond any descriptor that an interpreter has open at its start; the system's own limit can be a thousand million."""
@@ -48,14 +45,12 @@ def go_on_guarded(lifeline: int) -> None:
     signal.set_wakeup_fd(signalled)
     for name in _WATCHED:
         signal.signal(name, lambda number, frame: None)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
     guardian = os.getpid()
     job = os.fork()
     if job != 0:
         _guard(job, lifeline, signals, signalled)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # of a guardian that is killed itself
-    if os.getppid() != guardian:
-        os._exit(1)
+    end_with_parent(guardian)  # which may be killed itself
     signal.set_wakeup_fd(-1)
     for name in _WATCHED:
         signal.signal(name, signal.SIG_DFL)
@@ -69,7 +64,7 @@ def _guard(job: int, lifeline: int, signals: int, signalled: int) -> NoReturn:
         for name in _IGNORED:
             signal.signal(name, signal.SIG_IGN)
         # A guardian that somebody has stopped goes on when the launcher is gone.
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+        prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
         _close_all_but(lifeline, signals, signalled)
         status = _end_of(job, lifeline, signals)
         _end_children()
@@ -146,9 +141,3 @@ def _close_all_but(*kept: int) -> None:
         os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, _HIGHEST_FD)
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a libc without prctl
-            ctypes.CDLL(None, use_errno=True).prctl(option, value)

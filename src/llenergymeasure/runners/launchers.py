@@ -7,6 +7,7 @@ from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.core.backends.registry import DeviceChoice, device_choice
 from llenergymeasure.core.progress import Observer
 from llenergymeasure.runners.docker import DOCKER_RUNNER, DockerLauncher
 from llenergymeasure.runners.isolated import Launcher, ProcessLauncher, asked_in_groups
@@ -26,6 +27,11 @@ def runs_here(machine: UserConfig, backend: str) -> bool:
     A runner that this release does not have counts as that: the experiment's own pre-flight refuses it.
     """
     return _kind(machine, backend, LAUNCHERS) == LOCAL_RUNNER
+
+
+def device_choice_of(config: ExperimentConfig, machine: UserConfig) -> DeviceChoice | None:
+    """Where the engine was told to run, or has to; `None` requires a GPU. What build an image has is not known."""
+    return device_choice(config) if runs_here(machine, config.backend) else config.backend_config.device_choice
 
 
 class ChosenLauncher:

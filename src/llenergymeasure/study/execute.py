@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
-from llenergymeasure.config.ssot import BACKENDS
+from llenergymeasure.config.ssot import BACKENDS, ENGINES_HERE
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path, settings_without_effect
 from llenergymeasure.core.host.docker import default_image
 from llenergymeasure.datasets.loader import load_raw_prompts
@@ -79,9 +79,8 @@ def execute_study(
             observer(event)
 
     check = check or (check_in_child if launcher is None else _no_check)
-    if study is not None:
-        check_backends(study, machine)
     if study is not None and place.resume is None:
+        check_backends(study.experiments, machine)
         for warning in check(study.experiments, machine):
             follow(StudyWarning(warning))
     if place.resume is not None:
@@ -104,8 +103,9 @@ def execute_study(
                 follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
                 follow(StudyWarning(f"The study in {directory} is finished; nothing to do."))
                 return finished
-            check_backends(resumption.study, machine)
-            for warning in check(experiments_left(resumption), machine):
+            left = experiments_left(resumption)
+            check_backends(left, machine)
+            for warning in check(left, machine):
                 follow(StudyWarning(warning))
         else:
             resumption = Resumption(study)
@@ -121,26 +121,50 @@ def _no_check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[
     return []
 
 
-def check_backends(study: StudyConfig, machine: UserConfig) -> None:
+def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig) -> None:
     """Refuse several backends in one Python environment: their engines need different releases of the same packages.
+
+    Args:
+        experiments: Those that are to be run.
 
     Raises:
         PreFlightError: More than one backend would run here; shows the settings that mend it.
     """
-    backends = list(dict.fromkeys(config.backend for config in study.experiments))
-    here = [backend for backend in backends if runs_here(machine, backend)]
+    backends = list(dict.fromkeys(config.backend for config in experiments))
+    missing = set(BACKENDS) - set(ENGINES_HERE)  # pre-flight says so
+    here = [backend for backend in backends if runs_here(machine, backend) and backend not in missing]
     if len(here) < 2:
         return
-    apart = [backend for backend in here[1:] if backend in BACKENDS]
-    settings = "\n".join(f"      {backend}: docker:{default_image(backend)}" for backend in apart)
-    builds = "; ".join(f"docker/build {backend}" for backend in apart)
+    movable = [backend for backend in here if backend in ENGINES_HERE]
+    staying = [backend for backend in here if backend not in ENGINES_HERE]
     raise PreFlightError(
         [
             f"the study uses several backends ({', '.join(backends)}), and {', '.join(here)} would run in this Python "
-            f"environment, where they cannot live side by side. This in {get_user_config_path()} keeps them apart, "
-            f"once the images are there (in a checkout: {builds}):\n    runners:\n{settings}"
+            f"environment, where they cannot live side by side. {_apart(movable if staying else movable[1:], staying)}"
         ]
     )
+
+
+def _apart(movable: Sequence[str], staying: Sequence[str]) -> str:
+    """How to keep backends apart.
+
+    Args:
+        movable: Those that can go to Docker.
+        staying: Those that run locally alone.
+    """
+    advice = []
+    if len(staying) > 1:
+        advice.append(f"Only one of {', '.join(staying)} can be in a study: there is no image of them.")
+    elif staying and movable:
+        advice.append(f"{staying[0]} stays: there is no image of it.")
+    if movable:
+        settings = "\n".join(f"      {backend}: docker:{default_image(backend)}" for backend in movable)
+        builds = "; ".join(f"docker/build {backend}" for backend in movable)
+        advice.append(
+            f"This in {get_user_config_path()} keeps them apart, "
+            f"once the images are there (in a checkout: {builds}):\n    runners:\n{settings}"
+        )
+    return " ".join(advice)
 
 
 def dataset_hashes() -> Callable[[ExperimentConfig], str]:

@@ -11,12 +11,13 @@ from typing import Final, Literal
 
 from llenergymeasure.config.grid import apply_cycles, compute_study_design_hash
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig, study_titles
-from llenergymeasure.core.backends.registry import device_choice
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.model.parameters import count_from_name
 from llenergymeasure.core.progress import Event
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.results.study_table import differing_parts
+from llenergymeasure.runners.launchers import device_choice_of
 
 RunKey = tuple[str, int]
 """Identity of a run within a study: `measurement_config_hash` and cycle."""
@@ -97,7 +98,7 @@ def design_hash_of(study: StudyConfig) -> str:
     return study.study_design_hash or compute_study_design_hash(study.experiments)
 
 
-def timeout_s(config: ExperimentConfig, execution: ExecutionConfig | None = None) -> float:
+def timeout_s(config: ExperimentConfig, machine: UserConfig, execution: ExecutionConfig | None = None) -> float:
     """How long an experiment may take before it counts as hung, in seconds.
 
     Where nobody says, several times what the slowest machine that works at all would need, by its number of prompts,
@@ -106,12 +107,12 @@ def timeout_s(config: ExperimentConfig, execution: ExecutionConfig | None = None
     if execution is not None and execution.experiment_timeout_seconds is not None:
         return execution.experiment_timeout_seconds
     warmup_prompts = max(config.warmup.n_warmup, config.warmup.max_prompts)
-    generation_s = _slowest_s(config, config.n + warmup_prompts)
+    generation_s = _slowest_s(config, machine, config.n + warmup_prompts)
     waits_s = config.baseline.duration_seconds + config.warmup.thermal_floor_seconds
     return BASE_S + waits_s + max(generation_s, 2 * (config.measurement.min_duration_seconds or 0.0))
 
 
-def silence_s(config: ExperimentConfig, execution: ExecutionConfig | None = None) -> float:
+def silence_s(config: ExperimentConfig, machine: UserConfig, execution: ExecutionConfig | None = None) -> float:
     """How long an experiment may give no sign of progress before it counts as hung, in seconds.
 
     Signs are its events, of which every batch has one, and whatever its engine prints.
@@ -120,13 +121,13 @@ def silence_s(config: ExperimentConfig, execution: ExecutionConfig | None = None
         return execution.silence_timeout_seconds
     section = config.backend_config
     at_once = config.n if section.fills_memory else min(section.batch, config.n)
-    return SILENT_S + _slowest_s(config, at_once)
+    return SILENT_S + _slowest_s(config, machine, at_once)
 
 
-def _slowest_s(config: ExperimentConfig, prompts: int) -> float:
+def _slowest_s(config: ExperimentConfig, machine: UserConfig, prompts: int) -> float:
     """Time for so many prompts, one after the other, on the slowest machine that works at all, in seconds."""
     billions = max(1.0, (count_from_name(config.model).params or UNKNOWN_SIZE) / 1e9)
-    on_cpu = device_choice(config) in ("cpu", "auto")
+    on_cpu = device_choice_of(config, machine) in ("cpu", "auto")
     per_token_s = SLOWEST_CPU_S_PER_TOKEN if on_cpu else SLOWEST_S_PER_TOKEN
     return prompts * config.max_output_tokens * per_token_s * billions
 

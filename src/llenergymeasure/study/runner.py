@@ -222,8 +222,8 @@ class StudyRunner:
             machine=self._machine,
             work_dir=work_dir,
             baselines=self._baselines,
-            timeout_s=timeout_s(run.config, execution),
-            silence_s=silence_s(run.config, execution),
+            timeout_s=timeout_s(run.config, self._machine, execution),
+            silence_s=silence_s(run.config, self._machine, execution),
         )
 
     def _run_one(self, run: PlannedRun, job: Job) -> None:

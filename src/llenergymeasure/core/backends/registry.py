@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.ssot import BACKENDS, BACKENDS_GROUP
+from llenergymeasure.config.ssot import BACKENDS, BACKENDS_GROUP, ENGINES_HERE
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.exceptions import BackendError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BackendFactory = Callable[[Clock, "Path | None"], InferenceBackend]
 """Makes a backend from the measurement clock and the directory for downloaded models (`None`: the library's own)."""
+
+DeviceChoice = Literal["auto", "cuda", "cpu"]
 
 ProviderFunction = Callable[[], BackendFactory]
 """Imports an engine and returns what makes a backend of it."""
@@ -57,8 +59,11 @@ def installed_version(package: str) -> str | None:
     return _version(package) or _version(CPU_BUILDS.get(package, package))
 
 
-def device_choice(config: ExperimentConfig) -> Literal["auto", "cuda", "cpu"] | None:
-    """Where the engine was told to run, or has to: `cpu` where its build has nothing else; `None` requires a GPU."""
+def device_choice(config: ExperimentConfig) -> DeviceChoice | None:
+    """Where the engine of this Python environment was told to run, or has to; `None` requires a GPU.
+
+    It has to be on the CPU where its build has nothing else.
+    """
     name = config.backend
     only_cpu = name in CPU_BUILDS and _version(name) is None and _version(CPU_BUILDS[name]) is not None
     return "cpu" if only_cpu else config.backend_config.device_choice
@@ -131,7 +136,7 @@ class Registry:
             if version is None or not accepts(requirement, version):
                 raise BackendError(
                     f"the {provider.name} backend needs {need} ({version or 'none'} installed). "
-                    f"Install it with: {provider.install_command(need)}"
+                    f"Install it with: {provider.install_command(need)}{_or_in_docker(name)}"
                 )
             versions[requirement.name] = version
         return versions
@@ -191,10 +196,15 @@ class Registry:
         here = ", ".join(self._providers)
         if name in BACKENDS:
             raise BackendError(
-                f"the {name} backend cannot run locally in this release yet; it has an engine for: {here}. "
+                f"there is no engine for {name} in this release, here or in Docker; it has one for: {here}. "
                 f"Set backend: {DEFAULT_BACKEND}."
             )
         raise BackendError(f"unknown backend {name!r}. Use one of: {here}.")
+
+
+def _or_in_docker(name: str) -> str:
+    """The other way to have one of our engines: in an image."""
+    return f", or run it in Docker: LLEM_RUNNER_{name.upper()}=docker:<image>" if name in ENGINES_HERE else ""
 
 
 def parse_requirement(text: str) -> Requirement:

@@ -25,6 +25,22 @@ def open_standard_streams() -> tuple[tuple[int, ...], tuple[str, ...]]:
     return opened, tuple(filled)
 
 
+class _Stderr:
+    """What is known of this process's standard error."""
+
+    is_kept = False
+
+
+def stderr_is_kept() -> bool:
+    """Whether whoever started this process keeps its standard error in a file and listens to it for signs of life."""
+    return _Stderr.is_kept
+
+
+def say_stderr_is_kept() -> None:
+    """Make it known, for the rest of this process."""
+    _Stderr.is_kept = True
+
+
 def write_stdout(text: str) -> bool:
     """Write `text` to stdout at once; a reader who has left (`| head`) is nobody's fault.
 

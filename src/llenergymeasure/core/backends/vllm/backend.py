@@ -42,7 +42,7 @@ from llenergymeasure.core.backends.vllm.engine import (
     told_by_vllm,
 )
 from llenergymeasure.core.backends.vllm.listening import RequestTimes, StepListener, listening
-from llenergymeasure.core.backends.vllm.liveness import watch_core
+from llenergymeasure.core.backends.vllm.liveness import cores_end_with_this_process, watch_core
 from llenergymeasure.core.backends.vllm.place import EnginePlace
 from llenergymeasure.core.backends.vllm.preflight import (
     check_passthrough,
@@ -174,7 +174,7 @@ class VLLMBackend:
         with engine_output_logged(*LOGGERS):
             listener = StepListener(self._clock)
             try:
-                session.engine.reset_prefix_cache()
+                _forget_prefixes(session.engine)
                 finished = _run(session, requests, listener)
             except Exception as error:
                 raise BackendError(_explain_generating(error, self._place, requests)) from error
@@ -217,7 +217,8 @@ class VLLMBackend:
         )
 
     def _start(self, config: ExperimentConfig, arguments: Mapping[str, Any], lora: LoRARequest | None) -> _Session:
-        llm = LLM(**arguments)
+        with cores_end_with_this_process():
+            llm = LLM(**arguments)
         engine = llm.llm_engine
         _switch_front_statistics_off(engine)
         try:
@@ -265,7 +266,8 @@ class VLLMBackend:
             gc.collect()
             _forget_process_groups()
         if self._place is not None:
-            logger.info("What vLLM wrote to standard error:\n%s", self._place.text())
+            if not self._place.is_repeated:
+                logger.info("What vLLM wrote to standard error:\n%s", self._place.text())
             self._place.close()
             self._place = None
 
@@ -284,6 +286,19 @@ class VLLMBackend:
         if self._session is None:
             raise BackendError("the vllm backend has no model loaded; call load() first.")
         return self._session
+
+
+def _forget_prefixes(engine: Any) -> None:
+    """Empty the cache of prefixes, so that prompts which come again are computed again.
+
+    Raises:
+        BackendError: vLLM keeps it.
+    """
+    if not engine.reset_prefix_cache() and engine.vllm_config.cache_config.enable_prefix_caching:
+        raise BackendError(
+            "its cache of prefixes cannot be emptied, because blocks of earlier prompts are still held; prompts that "
+            "come again would cost nothing. Set vllm.enable_prefix_caching: false."
+        )
 
 
 def _run(session: _Session, requests: Sequence[GenerationRequest], listener: StepListener) -> list[tuple[str, Any]]:

@@ -1,22 +1,33 @@
 """Where vLLM's processes write: standard error, kept off the terminal and asked why one died, and temporary files.
 
-Its workers inherit standard error at their start and keep it for life, so it is a file while they are started. Sockets
-and other files, some of which vLLM leaves behind, are in a directory that is removed with the engine.
+Its workers inherit standard error at their start and keep it for life, so it is a file while they are started. In a job
+that file is repeated on the job's own standard error as it grows: a download is a sign of life, and what was written is
+kept when the job is killed. (A pipe would do with less, and block an engine that writes while it holds the
+interpreter's lock.) Sockets and other files, some of which vLLM leaves behind, are in a directory that is removed with
+the engine.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
+
+from llenergymeasure.core.host.streams import stderr_is_kept
+from llenergymeasure.core.host.threads import started
 
 STDERR: Final = 2
 DIRECTORY_VARIABLES: Final = ("VLLM_RPC_BASE_PATH", "TMPDIR")
 """Variables that name the directories of vLLM's sockets and of its processes' temporary files."""
+
+REPEAT_INTERVAL_S: Final = 1.0
+"""Time between two looks at whether the file has grown, in seconds."""
 
 _ERROR_LINE: Final = re.compile(
     r"^(?:\(.*?\) )?(?:[\w.]*\.)?(\w*(?:Error|Exception|OutOfMemory\w*): .+)$", re.MULTILINE
@@ -31,6 +42,8 @@ class EnginePlace:
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="llem-")  # noqa: SIM115 (it lives as long as the engine)
         self._directory = tempfile.TemporaryDirectory(prefix="llem-")
+        self._ended = threading.Event()
+        self._repeater: threading.Thread | None = None
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -40,15 +53,26 @@ class EnginePlace:
         os.environ.update(dict.fromkeys(DIRECTORY_VARIABLES, self._directory.name))
         os.dup2(self._file.fileno(), STDERR)
         try:
+            if stderr_is_kept():
+                faulthandler.enable(file=stderr)  # a crash here would be the end of the repetition too
+                repeat = threading.Thread(target=self._repeat, args=(os.dup(stderr),), name="vllm-stderr", daemon=True)
+                self._repeater = started(repeat)
             yield
         finally:
             sys.stderr.flush()
             os.dup2(stderr, STDERR)
+            if stderr_is_kept():
+                faulthandler.enable(file=STDERR)
             os.close(stderr)
             for name, value in variables.items():
                 os.environ.pop(name)
                 if value is not None:
                     os.environ[name] = value
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether all that is written appears on standard error."""
+        return self._repeater is not None
 
     def text(self) -> str:
         """All that was written so far."""
@@ -62,5 +86,19 @@ class EnginePlace:
 
     def close(self) -> None:
         """Remove file and directory."""
+        self._ended.set()
+        if self._repeater is not None:
+            self._repeater.join()
         self._file.close()
         self._directory.cleanup()
+
+    def _repeat(self, stderr: int) -> None:
+        """Write on `stderr`, and close it in the end, what is written to the file."""
+        done = 0
+        with suppress(OSError), os.fdopen(stderr, "wb", buffering=0) as kept:  # nobody listens any more
+            is_last = False
+            while not is_last:
+                is_last = self._ended.wait(REPEAT_INTERVAL_S)
+                size = os.fstat(self._file.fileno()).st_size
+                kept.write(os.pread(self._file.fileno(), size - done, done))
+                done = size
