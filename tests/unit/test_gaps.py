@@ -89,6 +89,12 @@ def test_enter_pressed_before_the_gap_does_not_count(stage: Stage) -> None:
     assert stage.of(GapEnded) == [GapEnded("config", skipped=False)]
 
 
+def test_enter_at_the_moment_at_which_the_gap_is_told_ends_it(stage: Stage) -> None:
+    """Whoever reads "Enter skips it" may be quick."""
+    stage.runner(study_of("a", "b", config_gap_seconds=600.0), skip_gap=lambda: stage.of(GapStarted) != []).run()
+    assert stage.of(GapEnded) == [GapEnded("config", skipped=True)]
+
+
 def test_interrupt_ends_a_gap(stage: Stage) -> None:
     def observer(event: object) -> None:
         stage.events.append(event)  # type: ignore[arg-type]

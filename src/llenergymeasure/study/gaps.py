@@ -92,9 +92,9 @@ def wait_out(
     """
     if duration_s <= 0:
         return
-    observer(GapStarted(kind, duration_s, skippable=skip is not None))
-    while skip is not None and skip():  # what was typed before the gap is not about it
+    while skip is not None and skip():  # what was typed before the gap was told is not about it
         pass
+    observer(GapStarted(kind, duration_s, skippable=skip is not None))
     end_s = clock.now() + duration_s
     next_tick_s = clock.now()
     prepared = skipped = False
