@@ -5,8 +5,8 @@ FROM ${BASE}
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 COPY requirements/torch.txt requirements/run.txt /build/requirements/
-ARG TORCH_INDEX=https://pypi.org/simple
-RUN python3 -m pip install --extra-index-url ${TORCH_INDEX} -r /build/requirements/torch.txt \
+ARG TORCH_INDEX=
+RUN python3 -m pip install ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} -r /build/requirements/torch.txt \
     && python3 -m pip install -r /build/requirements/run.txt
 
 COPY pyproject.toml README.md LICENSE CHANGELOG.md /build/
