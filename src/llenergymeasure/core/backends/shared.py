@@ -24,7 +24,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
-from llenergymeasure.core.model.source import ModelSource, first_line
+from llenergymeasure.core.model.source import ModelSource, find_model, first_line
 from llenergymeasure.exceptions import BackendError
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,34 @@ def _log_warning(message: Warning | str, category: type[Warning], *args: Any, **
 
 TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 """What tokenizers of all kinds are kept in."""
+
+
+class OwnModel:
+    """Where an experiment's model is, and its tokenizer: each found once, when it is first asked for.
+
+    Args:
+        cache_home: Home of the Hub's cache (`HF_HOME`); `None` leaves it to the Hub's client.
+        engine_loggers: What the engine's libraries speak through.
+    """
+
+    def __init__(self, cache_home: Path | None, *engine_loggers: str) -> None:
+        self.cache_home = cache_home
+        self._loggers = engine_loggers
+        self._source: ModelSource | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def source(self, config: ExperimentConfig) -> ModelSource:
+        """Where its files are; `BackendError` where they are not."""
+        if self._source is None:
+            self._source = find_model(config.model, config.revision, cache_home=self.cache_home)
+        return self._source
+
+    def tokenizer(self, config: ExperimentConfig) -> PreTrainedTokenizerBase:
+        """Its own; see `load_tokenizer`."""
+        if self._tokenizer is None:
+            with engine_output_logged(*self._loggers):
+                self._tokenizer = load_tokenizer(config, self.source(config))
+        return self._tokenizer
 
 
 def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedTokenizerBase:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.host_memory import peak_rss_mb, start_rss_peak
@@ -32,12 +32,11 @@ from llenergymeasure.core.backends.pytorch.preflight import (
     section_of,
     used_devices,
 )
-from llenergymeasure.core.backends.shared import TransformersTokenizer, engine_output_logged, load_tokenizer, seeded
+from llenergymeasure.core.backends.shared import OwnModel, TransformersTokenizer, engine_output_logged, seeded
 from llenergymeasure.core.backends.steps import StepLog
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.memory import MB
-from llenergymeasure.core.model.source import ModelSource, find_model
 from llenergymeasure.exceptions import BackendError
 
 LOGGERS: Final = ("accelerate", "peft", "bitsandbytes")
@@ -68,9 +67,7 @@ class PyTorchBackend:
 
     def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
         self._clock = clock
-        self._cache_home = model_cache_dir
-        self._source: ModelSource | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._model = OwnModel(model_cache_dir, *LOGGERS)
         self._session: _Session | None = None
         self._matmul_precision_before: str | None = None
 
@@ -81,7 +78,7 @@ class PyTorchBackend:
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
         with engine_output_logged(*LOGGERS):
-            return preflight_problems(config, self._cache_home, self._model_source, self._own_tokenizer)
+            return preflight_problems(config, self._model.cache_home, self._model.source, self._model.tokenizer)
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
@@ -89,7 +86,7 @@ class PyTorchBackend:
 
     def tokenizer(self, config: ExperimentConfig) -> TransformersTokenizer:
         """The model's own tokenizer."""
-        return TransformersTokenizer(self._own_tokenizer(config))
+        return TransformersTokenizer(self._model.tokenizer(config))
 
     def load(self, config: ExperimentConfig) -> None:
         """Load weights, adapter and drafter, and compile if asked to."""
@@ -97,13 +94,13 @@ class PyTorchBackend:
             self.unload()
         section = section_of(config)
         placement = placement_here(section)
-        tokenizer = self._own_tokenizer(config)
+        tokenizer = self._model.tokenizer(config)
         try:
             if section.allow_tf32 is not None:
                 self._matmul_precision_before = torch.get_float32_matmul_precision()
                 torch.set_float32_matmul_precision("high" if section.allow_tf32 else "highest")
             with engine_output_logged(*LOGGERS), seeded(config.random_seed):
-                parts = load_parts(config, self._model_source(config), tokenizer, placement, self._cache_home)
+                parts = load_parts(config, self._model.source(config), tokenizer, placement, self._model.cache_home)
             self._session = _Session(
                 batch_size=section.batch,
                 seed=config.random_seed,
@@ -176,17 +173,6 @@ class PyTorchBackend:
             torch.compiler.reset()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-
-    def _own_tokenizer(self, config: ExperimentConfig) -> PreTrainedTokenizerBase:
-        if self._tokenizer is None:
-            with engine_output_logged(*LOGGERS):
-                self._tokenizer = load_tokenizer(config, self._model_source(config))
-        return self._tokenizer
-
-    def _model_source(self, config: ExperimentConfig) -> ModelSource:
-        if self._source is None:
-            self._source = find_model(config.model, config.revision, cache_home=self._cache_home)
-        return self._source
 
     def _loaded(self) -> _Session:
         if self._session is None:

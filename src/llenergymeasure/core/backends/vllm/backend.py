@@ -32,7 +32,7 @@ from llenergymeasure.core.backends.protocol import (
     Specialisation,
     TokenPasses,
 )
-from llenergymeasure.core.backends.shared import TransformersTokenizer, engine_output_logged, load_tokenizer, seeded
+from llenergymeasure.core.backends.shared import OwnModel, TransformersTokenizer, engine_output_logged, seeded
 from llenergymeasure.core.backends.vllm.adapters import check_adapter, lora_request
 from llenergymeasure.core.backends.vllm.engine import (
     check_arrived,
@@ -54,7 +54,7 @@ from llenergymeasure.core.backends.vllm.sampling import sampling_parameters
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.parameters import count_from_config
-from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model
+from llenergymeasure.core.model.source import ModelSource, find_adapter
 from llenergymeasure.exceptions import BackendError
 
 LOGGERS: Final = ("vllm", "torch", "gloo")
@@ -104,9 +104,7 @@ class VLLMBackend:
 
     def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
         self._clock = clock
-        self._cache_home = model_cache_dir
-        self._source: ModelSource | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._model = OwnModel(model_cache_dir, *LOGGERS)
         self._session: _Session | None = None
         self._place: EnginePlace | None = None
         for name, value in ENVIRONMENT.items():
@@ -121,7 +119,7 @@ class VLLMBackend:
         with engine_output_logged(*LOGGERS):
             platform = platform_here()
             return preflight_problems(
-                config, platform, self.version(), self._cache_home, self._model_source, self._own_tokenizer
+                config, platform, self.version(), self._model.cache_home, self._model.source, self._model.tokenizer
             )
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
@@ -130,14 +128,14 @@ class VLLMBackend:
 
     def tokenizer(self, config: ExperimentConfig) -> TransformersTokenizer:
         """The model's own tokenizer."""
-        return TransformersTokenizer(self._own_tokenizer(config))
+        return TransformersTokenizer(self._model.tokenizer(config))
 
     def load(self, config: ExperimentConfig) -> None:
         """Start the engine and its workers; weights are loaded and everything is compiled then."""
         if self._session is not None:
             self.unload()
         check_passthrough(config)
-        arguments = engine_arguments(config, self._model_source(config), self._cache_home)
+        arguments = engine_arguments(config, self._model.source(config), self._model.cache_home)
         lora = self._adapter(config)
         place = self._place = EnginePlace()
         try:
@@ -230,10 +228,10 @@ class VLLMBackend:
             raise
         return _Session(
             llm=llm,
-            source=self._model_source(config),
+            source=self._model.source(config),
             decoder=config.decoder,
             seed=config.random_seed,
-            eos_token_ids=_eos_token_ids(llm, self._own_tokenizer(config)),
+            eos_token_ids=_eos_token_ids(llm, self._model.tokenizer(config)),
             vocab_size=engine.model_config.get_vocab_size(),
             lora=lora,
         )
@@ -241,8 +239,8 @@ class VLLMBackend:
     def _adapter(self, config: ExperimentConfig) -> LoRARequest | None:
         if config.lora is None:
             return None
-        adapter = find_adapter(config.lora, self._cache_home)
-        check_adapter(config.lora, adapter, self._model_source(config))
+        adapter = find_adapter(config.lora, self._model.cache_home)
+        check_adapter(config.lora, adapter, self._model.source(config))
         return lora_request(adapter)
 
     def _settings(self) -> dict[str, Any]:
@@ -270,17 +268,6 @@ class VLLMBackend:
                 logger.info("What vLLM wrote to standard error:\n%s", self._place.text())
             self._place.close()
             self._place = None
-
-    def _own_tokenizer(self, config: ExperimentConfig) -> PreTrainedTokenizerBase:
-        if self._tokenizer is None:
-            with engine_output_logged(*LOGGERS):
-                self._tokenizer = load_tokenizer(config, self._model_source(config))
-        return self._tokenizer
-
-    def _model_source(self, config: ExperimentConfig) -> ModelSource:
-        if self._source is None:
-            self._source = find_model(config.model, config.revision, cache_home=self._cache_home)
-        return self._source
 
     def _loaded(self) -> _Session:
         if self._session is None:
