@@ -35,6 +35,7 @@ _SCOPE_NAMES = {
     "cpu_package": "CPU packages",
     "cpu_package_and_dram": "CPU packages and DRAM",
     "machine_model": "CPU and RAM",
+    "machine": "whole machine",
 }
 """What is said beside the energy; plain GPU energy goes without saying."""
 
