@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,13 @@ def test_every_file_is_short_and_says_what_it_is_for(path: Path) -> None:
         text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
     assert len(text.splitlines()) <= 60
     assert text.startswith("# ") if path.suffix != ".py" else ast.get_docstring(ast.parse(text))
+
+
+def test_the_list_of_examples_is_complete() -> None:
+    listed = re.findall(r"^\| `([^`]+)` \|", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(
+        path.name + "/" * path.is_dir() for path in EXAMPLES.iterdir() if path.name != "README.md"
+    )
 
 
 def test_presets_and_seeds_are_what_the_comments_say() -> None:

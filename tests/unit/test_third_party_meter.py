@@ -19,10 +19,15 @@ from llenergymeasure.config.meters import registered_meters
 from llenergymeasure.config.user_config import load_user_config
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.conformance import check_meter
-from llenergymeasure.core.energy.external import ExternalMeter
+from llenergymeasure.core.energy.external import RESERVED, ExternalMeter
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.rapl import RaplStrategy
-from llenergymeasure.core.energy.select import describe_energy_backends, select_energy_backend
+from llenergymeasure.core.energy.select import (
+    CPU_PRIORITY,
+    GPU_PRIORITY,
+    describe_energy_backends,
+    select_energy_backend,
+)
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
 from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
 from llenergymeasure.core.host.host import Host
@@ -223,6 +228,10 @@ def test_a_package_that_does_not_do_its_part_is_told_before_the_run(
     monkeypatch.delitem(sys.modules, "third_party_meter", raising=False)
 
 
+def test_the_names_that_cannot_be_taken_are_those_of_our_meters() -> None:
+    assert set(RESERVED) == {"auto", *GPU_PRIORITY, *CPU_PRIORITY}
+
+
 def test_two_packages_of_one_name_are_both_named(install: Install) -> None:
     install("wall_e", package="first-meter")
     install("wall_e", package="second-meter")
@@ -230,9 +239,7 @@ def test_two_packages_of_one_name_are_both_named(install: Install) -> None:
         select_energy_backend("wall_e", ["cpu"])
 
 
-def test_a_name_of_ours_cannot_be_taken_and_llem_config_says_so(
-    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_name_of_ours_cannot_be_taken_and_llem_config_says_so(install: Install, tmp_path: Path) -> None:
     install("rapl", package="my-rapl")
     install("wall_f")
     with pytest.raises(EnergyError, match="no RAPL counters"):

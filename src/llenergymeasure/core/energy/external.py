@@ -28,7 +28,7 @@ from llenergymeasure.exceptions import EnergyError
 MeterFactory = Callable[[Sequence[DeviceId], Clock], EnergyBackend]
 """Makes a meter of the devices of a run (GPU UUIDs, or `("cpu",)`), which stamps its windows with the clock."""
 
-RESERVED: Final = ("auto", "none", *ENERGY_BACKENDS)
+RESERVED: Final = ("auto", *ENERGY_BACKENDS)
 """Names that no other package's meter can have."""
 
 ESTIMATED: Final = MeasurementWarning(
