@@ -234,12 +234,13 @@ def _uncertainty(result: ExperimentResult) -> Markup:
     parts = [
         Part(f"{part.name}: ± {joules(part.half_width_j)}, {_percent(share)} of the whole", share, number % 7)
         for number, (part, share) in enumerate(zip(raw, shares, strict=True))
+        if share > 0
     ]
     text = (
         f"± {joules(stated.absolute_j)} for publishing, with the sensor's gain; ± {joules(stated.comparative_j)} "
         "between runs on one board, in which the gain cancels. Both are half-widths of 95 % intervals."
     )
-    drawn = bar(parts, "; ".join(part.label for part in parts)) if any(shares) else Markup()
+    drawn = bar(parts, "; ".join(part.label for part in parts)) if parts else Markup()
     rows = [
         [
             part.name,

@@ -74,7 +74,7 @@ def _mark_window(grid: Sequence[Axes], series: WindowSeries) -> None:
     for axes in grid:
         for edge_s in (start_s, end_s):
             axes.axvline(edge_s, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-        for name, colour in (("prefill", PREFILL_COLOUR), ("decode", DECODE_COLOUR)):
+        for name, colour, alpha in (("prefill", PREFILL_COLOUR, 0.34), ("decode", DECODE_COLOUR, 0.13)):
             spans = [(from_s, to_s - from_s) for from_s, to_s in series.stretches.get(name, ())]
             if spans and axes is grid[0]:
                 axes.broken_barh(
@@ -82,7 +82,7 @@ def _mark_window(grid: Sequence[Axes], series: WindowSeries) -> None:
                     (0, 1),
                     transform=axes.get_xaxis_transform(),
                     color=SERIES[colour],
-                    alpha=0.16,
+                    alpha=alpha,
                     linewidth=0,
                     label=name,
                 )

@@ -227,6 +227,8 @@ def _pareto(study: _Study) -> Markup:
         f"To the lower right is better. {len(chosen)} of {len(points)} configurations are on the front: none is both "
         "faster and thriftier. Bars are 95 % intervals over the cycles; numbers are places in the table above."
     )
+    if len({point.estimated for point in points}) > 1:
+        caption += " Violet points are estimates, which have a front of their own."
     numbers = table(
         ["", "On the front", "J/token", "Tokens/s"],
         [
@@ -267,7 +269,9 @@ def _effect(name: str, factor: Factor) -> Markup:
     rows = [[level.label, *_shown(level.energy), *_shown(level.speed)] for level in factor.levels]
     numbers = table(["Level", "J/token", "from – to", "Pairs", "Tokens/s", "from – to", "Pairs"], rows)
     described = "; ".join(f"{row[0]}: J/token {row[1]}, tokens/s {row[4]}" for row in rows)
-    drawn = figure(effect_chart(name, factor, described), f"Against {factor.levels[0].label}.", numbers)
+    drawn = figure(
+        effect_chart(name, factor, described), f"Change against {factor.name} = {factor.levels[0].label}.", numbers
+    )
     return together(tag("h3", factor.name), drawn)
 
 
@@ -336,9 +340,11 @@ def _warnings(study: _Study) -> Markup:
 
 
 def _failures(result: StudyResult) -> Markup:
-    if not result.failed and not result.skipped:
+    done = result.summary
+    untried = done.total_experiments - done.completed - done.failed
+    if not (result.failed or result.skipped or untried):
         return paragraph("None: every run has a result, and every point of the study was valid.")
-    parts = []
+    parts = [paragraph(f"{untried} of {done.total_experiments} runs were not tried.")] if untried > 0 else []
     if result.failed:
         rows = [
             [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics
 from llenergymeasure.results.report.charts import INK, LINE, MUTED, NARROW_PT, SERIES, Spot, chart, margins
-from llenergymeasure.results.report.factors import Change, Factor
+from llenergymeasure.results.report.factors import Change, Factor, Level
 from llenergymeasure.results.report.page import Markup
 
 if TYPE_CHECKING:
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 _LOGARITHMIC_FROM: Final = 20.0
 """Largest over smallest figure from which an axis is logarithmic."""
+
+MAX_LEVELS: Final = 16
+"""Levels of a factor that a chart shows; the table beside it has them all."""
+
+ESTIMATE_COLOUR: Final = 3
+"""Of estimates beside measured figures."""
 
 _ROW_PT: Final = 19.0
 _NAME_LENGTH: Final = {False: 34, True: 15}
@@ -68,8 +74,8 @@ def pareto_chart(points: Sequence[Point], description: str) -> Markup:
             best = sorted((p.speed.mean, p.energy.mean) for p in points if p.on_front and p.estimated == estimated)
             if len(best) > 1:
                 axes.plot(*zip(*best, strict=True), color=SERIES[1], linewidth=1.2, zorder=1)
-        for point in points:
-            _draw_intervals(axes, point)
+        for on_front in (False, True):
+            _draw_intervals(axes, [point for point in points if point.on_front == on_front], on_front)
         _scale(axes, [point.speed.mean for point in points], [point.energy.mean for point in points])
         axes.set_xlabel("Output tokens per second")
         axes.set_title("Joules per output token", color=MUTED)
@@ -83,20 +89,26 @@ def pareto_chart(points: Sequence[Point], description: str) -> Markup:
                     fontsize=9,
                     color=INK,
                 )
-        return [_spot(axes, point) for point in sorted(points, key=lambda point: (point.on_front, -point.rank))]
+        mixed = len({point.estimated for point in points}) > 1
+        return [_spot(axes, point, mixed) for point in sorted(points, key=lambda point: (point.on_front, -point.rank))]
 
     return chart("pareto", draw, (400.0, 330.0), "Energy per token against throughput", description)
 
 
-def _draw_intervals(axes: Axes, point: Point) -> None:
-    x, y = point.speed.mean, point.energy.mean
-    lines = []
-    if point.speed.ci95_low is not None and point.speed.ci95_high is not None:
-        lines.append(((max(point.speed.ci95_low, 0.0), point.speed.ci95_high), (y, y)))
-    if point.energy.ci95_low is not None and point.energy.ci95_high is not None:
-        lines.append(((x, x), (max(point.energy.ci95_low, 0.0), point.energy.ci95_high)))
-    for xs, ys in lines:
-        axes.plot(xs, ys, color=INK if point.on_front else MUTED, linewidth=0.9, alpha=0.7, zorder=2)
+def _draw_intervals(axes: Axes, points: Sequence[Point], on_front: bool) -> None:
+    colour = INK if on_front else MUTED
+    speeds = [(p.energy.mean, *ends) for p in points if (ends := _interval(p.speed)) is not None]
+    energies = [(p.speed.mean, *ends) for p in points if (ends := _interval(p.energy)) is not None]
+    if speeds:
+        axes.hlines(*zip(*speeds, strict=True), colors=colour, linewidth=0.9, alpha=0.7, zorder=2)
+    if energies:
+        axes.vlines(*zip(*energies, strict=True), colors=colour, linewidth=0.9, alpha=0.7, zorder=2)
+
+
+def _interval(figure: CycleStatistics) -> tuple[float, float] | None:
+    if figure.ci95_low is None or figure.ci95_high is None:
+        return None
+    return max(figure.ci95_low, 0.0), figure.ci95_high
 
 
 def _scale(axes: Axes, speeds: Sequence[float], energies_j: Sequence[float]) -> None:
@@ -111,14 +123,15 @@ def _scale(axes: Axes, speeds: Sequence[float], energies_j: Sequence[float]) -> 
             getattr(axes, f"set_{name}lim")(max(0.0, low - room), high + room)
 
 
-def _spot(axes: Axes, point: Point) -> Spot:
-    colour = 3 if point.estimated else 1 if point.on_front else 0
+def _spot(axes: Axes, point: Point, mixed: bool) -> Spot:
+    colour = ESTIMATE_COLOUR if mixed and point.estimated else 1 if point.on_front else 0
     return Spot(axes, point.speed.mean, point.energy.mean, point.text, SERIES[colour], 5.0, point.on_front)
 
 
 def effect_chart(name: str, factor: Factor, description: str) -> Markup:
-    """What each level of a factor does to energy and to speed, against its first level."""
-    height_pt = 74 + _ROW_PT * len(factor.levels)
+    """What each level of a factor does to energy and to speed, against its first level; of many levels, some."""
+    levels = _evenly(factor.levels)
+    height_pt = 56 + _ROW_PT * len(levels)
 
     def draw(figure: Figure, width_pt: float) -> None:
         narrow = width_pt <= NARROW_PT
@@ -127,18 +140,25 @@ def effect_chart(name: str, factor: Factor, description: str) -> Markup:
             left=(76 if narrow else 140) / width_pt,
             right=1 - 14 / width_pt,
             top=1 - 26 / height_pt,
-            bottom=40 / height_pt,
+            bottom=24 / height_pt,
             wspace=0.12,
         )
         for axes, figure_name, title in ((left, "energy", "J/token"), (right, "speed", "tokens/s")):
-            changes = [getattr(level, figure_name) for level in factor.levels]
+            changes = [getattr(level, figure_name) for level in levels]
             _draw_changes(axes, changes)
             axes.set_title(title, color=MUTED)
-        labels = [_short(level.label, 11 if narrow else 22) for level in factor.levels]
+        labels = [_short(level.label, 11 if narrow else 22) for level in levels]
         left.set_yticks(range(len(labels)), labels)
         left.invert_yaxis()
 
     return chart(name, draw, height_pt, f"Effect of {factor.name}", description)
+
+
+def _evenly(levels: Sequence[Level]) -> list[Level]:
+    """As many levels as a chart has room for, the first and the last among them."""
+    last = len(levels) - 1
+    drawn = min(last, MAX_LEVELS - 1)
+    return [levels[round(place * last / drawn)] for place in range(drawn + 1)]
 
 
 def _draw_changes(axes: Axes, changes: Sequence[Change | None]) -> None:
