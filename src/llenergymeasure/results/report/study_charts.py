@@ -100,9 +100,11 @@ def _draw_intervals(axes: Axes, points: Sequence[Point], on_front: bool) -> None
     speeds = [(p.energy.mean, *ends) for p in points if (ends := _interval(p.speed)) is not None]
     energies = [(p.speed.mean, *ends) for p in points if (ends := _interval(p.energy)) is not None]
     if speeds:
-        axes.hlines(*zip(*speeds, strict=True), colors=colour, linewidth=0.9, alpha=0.7, zorder=2)
+        at, low, high = zip(*speeds, strict=True)
+        axes.hlines(at, low, high, colors=colour, linewidth=0.9, alpha=0.7, zorder=2)
     if energies:
-        axes.vlines(*zip(*energies, strict=True), colors=colour, linewidth=0.9, alpha=0.7, zorder=2)
+        at, low, high = zip(*energies, strict=True)
+        axes.vlines(at, low, high, colors=colour, linewidth=0.9, alpha=0.7, zorder=2)
 
 
 def _interval(figure: CycleStatistics) -> tuple[float, float] | None:
