@@ -6,6 +6,7 @@ import logging
 import re
 import resource
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,16 @@ def test_a_report_that_cannot_be_made_is_a_warning_that_says_how_to_make_it(
         assert report_on(directory) is None
     assert f"python -m llenergymeasure.results.report {directory}" in caplog.text
     assert load_result(directory).total_tokens == 49_700
+
+
+def test_without_matplotlib_a_report_is_missing_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = saved(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as Python itself marks what cannot be imported
+    assert report_on(directory) is None
+    assert "matplotlib" in caplog.text
+    assert sorted(path.name for path in directory.iterdir()) == ["result.json"]
 
 
 def test_the_summary_names_the_report_once_it_is_there(tmp_path: Path) -> None:

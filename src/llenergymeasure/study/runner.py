@@ -76,10 +76,7 @@ class StudyStoppedError(StudyError):
 
 
 class StudyInterruptedError(KeyboardInterrupt):
-    """The user stopped the study; finished results are kept.
-
-    A `KeyboardInterrupt`, because that is what whoever pressed Ctrl-C expects.
-    """
+    """The user stopped the study, finished results are kept: an interrupt, as whoever pressed Ctrl-C expects."""
 
 
 @dataclass(frozen=True)
