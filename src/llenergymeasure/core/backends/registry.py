@@ -255,3 +255,11 @@ def vllm_backend() -> BackendFactory:
     from llenergymeasure.core.backends.vllm.backend import VLLMBackend  # as above
 
     return VLLMBackend
+
+
+@register("tensorrt", extra="tensorrt", needs="tensorrt-llm>=1.0,<1.5", preload="torch transformers")
+def tensorrt_backend() -> BackendFactory:
+    """TensorRT-LLM's `LLM`, of both generations."""
+    from llenergymeasure.core.backends.tensorrt.backend import TensorRTBackend  # as above
+
+    return TensorRTBackend
