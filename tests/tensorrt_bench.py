@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.nvml.scripted import Counter, ScriptedGpu, scripted_env
-from tests.nvml.waveform import constant
-
 HERE = Path(__file__).parent
 STANDINS = HERE / "tensorrt_standin"
 WITH_BUILDER, WITHOUT_BUILDER = "v1_2", "v1_4"
@@ -56,6 +53,9 @@ class TensorRTBench:
     environ: dict[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
+        from tests.nvml.scripted import Counter, ScriptedGpu, scripted_env  # what documents settings has no such path
+        from tests.nvml.waveform import constant
+
         gpus = [
             ScriptedGpu.of("hopper", name="H100", waveform=constant(300.0), counter=Counter(period_s=0.1))
             for _ in range(self.boards)

@@ -84,6 +84,24 @@ def test_a_drafter_goes_by_the_name_that_its_version_has(either: TensorRTBench) 
     }
 
 
+def test_an_engine_that_is_named_is_the_one_that_runs(builder: TensorRTBench) -> None:
+    found, missing = builder.told(
+        """
+engine, place = get_backend("tensorrt"), Path.home() / "engine"
+missing = list(engine.preflight(experiment(tensorrt={"engine_path": str(place)})))
+from tensorrt_llm._tensorrt_engine import LLM
+LLM(model=sys.argv[1], dtype="bfloat16").save(str(place))
+engine.load(experiment(tensorrt={"engine_path": str(place)}))
+found = [engine.llm.args.model == str(place), engine.generate(requests(3)).requests[0].output_tokens]
+engine.unload()
+tell([found, missing])
+"""
+    )
+    assert found == [True, 3]
+    (message,) = missing
+    assert message.endswith("holds no built engine (config.json). Name the directory of one.")
+
+
 REFUSED = """
 engine = get_backend("tensorrt")
 tell([refusal(engine.load, experiment(**fields)) for fields in {refused}])

@@ -11,6 +11,8 @@ from tensorrt_llm import llmapi
 __version__ = "1.2.1"
 __all__ = ["LLM", "RequestOutput", "SamplingParams", "llmapi"]
 
+print(f"[TensorRT-LLM] TensorRT-LLM version: {__version__}")
+
 
 class LLM(StandInLLM):
     arguments_class = llmapi.TorchLlmArgs
