@@ -27,6 +27,9 @@ from llenergymeasure.exceptions import BackendError, PersistenceError
 CONTENTS: Final = "llenergymeasure.json"
 """File of an entry that lists the others, written last."""
 
+BLOCK_BYTES: Final = 1 << 20
+"""Of a file that is read for its checksum."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -104,12 +107,15 @@ def _files(directory: Path) -> Iterator[Path]:
 
 
 def _checksums(directory: Path) -> dict[str, str]:
-    checksums = {}
-    for path in _files(directory):
-        if path.name != CONTENTS:
-            with path.open("rb") as file:
-                checksums[str(path.relative_to(directory))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return checksums
+    return {str(path.relative_to(directory)): _checksum(path) for path in _files(directory) if path.name != CONTENTS}
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -18,7 +18,6 @@ from llenergymeasure.core.backends.tensorrt.engine import (
     given_fields,
     has_salts,
     known_arguments,
-    needs_build,
     run_arguments,
     section_of,
 )
@@ -125,6 +124,12 @@ def _lengths_fit(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
             f"tensorrt.max_seq_len: {section.max_seq_len} is less than max_input_tokens ({config.max_input_tokens}) + "
             f"max_output_tokens ({config.max_output_tokens}) = {wanted}. Raise it to {wanted}."
         )
+    step = section.max_num_tokens
+    if step is not None and config.max_input_tokens > step and not section.enable_chunked_prefill:
+        yield (
+            f"tensorrt.max_num_tokens: {step} is less than max_input_tokens ({config.max_input_tokens}), and prompts "
+            "are not cut. Raise it, lower max_input_tokens, or set tensorrt.enable_chunked_prefill: true."
+        )
     if section.max_input_len is not None and config.max_input_tokens > section.max_input_len:
         yield (
             f"tensorrt.max_input_len: {section.max_input_len} is less than max_input_tokens "
@@ -139,12 +144,8 @@ def _engine_is_there(config: ExperimentConfig, host: EngineHost) -> Iterator[str
 
 
 def _is_quantised_once(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
-    return quantised_already(config, host, "quantization") if needs_quantising(config) else iter(())
-
-
-def needs_quantising(config: ExperimentConfig) -> bool:
-    """Whether the weights are to be quantised when the engine is built."""
-    return needs_build(config) and section_of(config).quantization is not None
+    if section_of(config).quantization is not None:
+        yield from quantised_already(config, host, "quantization")
 
 
 def _a_nucleus_has_a_size(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
