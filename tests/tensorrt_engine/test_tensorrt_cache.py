@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from llenergymeasure.core.backends.tensorrt.engine_cache import CONTENTS, cached_engine, entry_name
+from llenergymeasure.core.backends.tensorrt.engine_cache import CONTENTS, cached_engine, entry_name, files_identity
 from llenergymeasure.exceptions import BackendError
 from mounts import tmpfs
 from tensorrt_bench import TensorRTBench, answer_of
 
 LOADED = """
-engine = get_backend("tensorrt")
-engine.load(experiment(tensorrt={{"max_input_len": {length}}}))
-settings = engine.describe().settings
-engine.unload()
-tell([settings["tensorrt.max_input_len"], settings["tensorrt.engine"]])
+told = []
+for length in {lengths}:
+    engine = get_backend("tensorrt")
+    engine.load(experiment(tensorrt={{"max_input_len": length}}))
+    told.append(engine.describe().settings["tensorrt.engine"])
+    engine.unload()
+tell(told)
 """
 KEY = {"settings": {"max_batch_size": 8}, "tensorrt_llm": "1.2.1"}
 
@@ -49,8 +51,8 @@ def never(into: Path) -> None:
 
 def test_two_processes_at_once_build_one_engine(builder: TensorRTBench) -> None:
     bench = logged(builder)
-    running = [bench.start(LOADED.format(length=64)) for _ in range(2)]
-    assert [answer_of(process)[1] for process in running] == ["built ahead"] * 2
+    running = [bench.start(LOADED.format(lengths=[64])) for _ in range(2)]
+    assert [answer_of(process) for process in running] == [["built ahead"]] * 2
     assert builds(bench) == 1
     (entry,) = entries(bench)
     assert (entry / CONTENTS).is_file()
@@ -58,8 +60,7 @@ def test_two_processes_at_once_build_one_engine(builder: TensorRTBench) -> None:
 
 def test_another_limit_is_another_engine_and_the_same_is_found_again(builder: TensorRTBench) -> None:
     bench = logged(builder)
-    for length in (64, 128, 64):
-        bench.told(LOADED.format(length=length))
+    bench.told(LOADED.format(lengths=[64, 128, 64]))
     assert builds(bench) == 2
     assert len(entries(bench)) == 2
 
@@ -126,3 +127,12 @@ def test_keys_differ_by_each_of_their_parts_and_not_by_order() -> None:
     assert entry_name(KEY) == entry_name(dict(reversed(KEY.items())))
     assert entry_name(KEY) != entry_name({**KEY, "tensorrt_llm": "1.2.0"})
     assert entry_name(KEY) != entry_name({**KEY, "settings": {"max_batch_size": 9}})
+
+
+def test_a_checkpoint_that_has_changed_is_another_one(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    before = files_identity(tmp_path)
+    assert files_identity(tmp_path) == before
+    os.utime(weights, ns=(0, 0))
+    assert files_identity(tmp_path) != before
