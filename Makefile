@@ -56,7 +56,8 @@ bench-vllm: $(VLLM)/.test
 	$(VLLM)/bin/python -m benchmarks.vllm_overhead
 
 docs: $(VENV)-docs/.docs
-	$(VENV)-docs/bin/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build
+	$(VENV)-docs/bin/python scripts/check_site.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-docs $(VLLM) site .pytest_cache .mypy_cache .ruff_cache tests/nvml/_build

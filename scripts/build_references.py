@@ -33,6 +33,7 @@ from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, DECODER_PRESETS
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.explanations import EXPLANATIONS
 from llenergymeasure.domain.study import StudyManifest, StudyResult
 from llenergymeasure.results.export import flat_columns_markdown
 
@@ -96,6 +97,15 @@ def combinations() -> str:
     """Rules about several fields at once; limits of single fields stand in their tables."""
     rules = [rule for rule in get_validation_rules() if rule["path"] == "experiment" or rule["path"] in BACKENDS]
     return "\n".join(f"- {_escape(rule['rule'])}" for rule in rules)
+
+
+def warnings() -> str:
+    rows = ["| code | raised when | what to do |", "|---|---|---|"]
+    rows += [
+        f"| `{code.value}` | {_escape(text.raised_when)} | {_escape(text.remedy)} |"
+        for code, text in EXPLANATIONS.items()
+    ]
+    return "\n".join(rows)
 
 
 def record_fields(record: type[BaseModel]) -> str:
@@ -167,7 +177,7 @@ def _nested_records(model: type[BaseModel], seen: set[type] | None = None) -> It
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
@@ -195,6 +205,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "decoder-presets": decoder_presets,
     "execution-parameters": execution_parameters,
     "user-settings": user_settings,
+    "warnings": warnings,
     "result-fields": partial(record_fields, ExperimentResult),
     "study-fields": partial(record_fields, StudyResult),
     "manifest-fields": partial(record_fields, StudyManifest),

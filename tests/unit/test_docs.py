@@ -104,10 +104,11 @@ def test_python_examples_are_python(page: str, block: str) -> None:
     compile(block, page, "exec")
 
 
-def test_every_warning_is_explained() -> None:
-    explained = {row[0].strip("`") for row in table_rows("results.md", "## Warnings")}
+def test_every_warning_has_a_cause_and_a_remedy() -> None:
+    rows = {row[0].strip("`"): row[1:] for row in table_rows("warnings.md", "## Every warning")}
 
-    assert explained == {code.value for code in WarningCode}
+    assert set(rows) == {code.value for code in WarningCode}
+    assert all(len(cells) == 2 and all(cells) for cells in rows.values())
 
 
 def test_every_error_is_listed() -> None:
