@@ -149,3 +149,8 @@ EXPLANATIONS: Final[Mapping[WarningCode, Explanation]] = {
         "warm up for longer; look for other work on the machine",
     ),
 }
+
+
+def explanation_of(code: str) -> Explanation | None:
+    """The explanation of a code as a result holds it; `None` for one of another release."""
+    return next((text for known, text in EXPLANATIONS.items() if known.value == code), None)
