@@ -101,10 +101,10 @@ def _loads(name: Path, path: Path, target: str) -> Iterator[str]:
 
 
 def _resolved(path: Path, link: str) -> tuple[Path, str]:
-    """The file and the anchor that a link in a page means."""
+    """The file and the anchor that a link in a page means; from disk, a directory is not its `index.html`."""
     parts = urlsplit(link)
     file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-    return (file / "index.html" if file.is_dir() else file), unquote(parts.fragment)
+    return file, unquote(parts.fragment)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def test_a_whole_site_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         ('<a href="guides/nowhere.html">x</a>', "extra.html: guides/nowhere.html leads to nothing"),
         ('<a href="guides/run.html#gone">x</a>', "extra.html: guides/run.html#gone leads to no anchor"),
+        ('<a href="guides/">x</a>', "extra.html: guides/ leads to nothing"),
         ('<a href="#gone">x</a>', "extra.html: #gone leads to no anchor"),
         (
             '<script src="https://cdn.example/x.js"></script>',
