@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := $(VENV)-vllm
 
-.PHONY: demo test test-docker vllm-env test-vllm bench-vllm lint format docs bench bench-smoke clean
+.PHONY: demo test test-docker vllm-env test-vllm bench-vllm floors lint format docs bench bench-smoke clean
 
 demo: $(VENV)/.demo
 	$(BIN)/llem run examples/quickstart.yaml
@@ -27,6 +27,16 @@ test-vllm: $(VLLM)/.test
 # Experiments in containers of a daemon that the tests start themselves; needs root and docker.io. Part of `test` too.
 test-docker: $(VENV)/.test
 	LLEM_TEST_REQUIRE=dockerd,docker $(BIN)/python -m pytest tests/docker
+
+# The oldest dependencies that pyproject.toml allows, with the oldest Python: make floors PYTHON=python3.10
+FLOORS := $(VENV)-floors
+floors:
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --disable-pip-version-check --quiet uv
+	$(FLOORS)/bin/uv pip compile --quiet --resolution lowest-direct --extra pytorch --output-file $(FLOORS)/floors.txt pyproject.toml
+	$(FLOORS)/bin/uv pip install --python $(FLOORS) -r $(FLOORS)/floors.txt pytest pytest-timeout hypothesis scipy pandas duckdb polars httpx
+	$(FLOORS)/bin/uv pip install --python $(FLOORS) --no-deps --editable .
+	$(FLOORS)/bin/python -m pytest tests/unit
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -56,10 +66,11 @@ bench-vllm: $(VLLM)/.test
 	$(VLLM)/bin/python -m benchmarks.vllm_overhead
 
 docs: $(VENV)-docs/.docs
-	$(VENV)-docs/bin/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build
+	$(VENV)-docs/bin/python scripts/check_site.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-docs $(VLLM) site .pytest_cache .mypy_cache .ruff_cache tests/nvml/_build
+	rm -rf $(VENV) $(VENV)-docs $(VLLM) $(FLOORS) site .pytest_cache .mypy_cache .ruff_cache tests/nvml/_build
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "The pinned environment needs Python 3.11 to 3.13; this is %d.%d. Name another: make PYTHON=python3.12 ..." % sys.version_info[:2])'

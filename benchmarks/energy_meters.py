@@ -68,7 +68,7 @@ def measure(lengths_s: tuple[float, ...]) -> Iterator[Window]:
     draw = random.Random(7)
     clock = SystemClock()
     with tempfile.TemporaryDirectory() as scratch:
-        _pretend_nvidia_smi(Path(scratch))
+        pretend_nvidia_smi(Path(scratch))
         for load, waveform in LOADS.items():
             gpu = _board(waveform, draw)
             with ScriptedNvml([gpu], Path(scratch)):
@@ -93,7 +93,7 @@ def _window(meter: EnergyBackend, gpu: ScriptedGpu, load: str, length_s: float) 
     return Window(meter.name, load, length_s, true_j, measured)
 
 
-def _pretend_nvidia_smi(directory: Path) -> None:
+def pretend_nvidia_smi(directory: Path) -> None:
     """CodeCarbon looks for NVML only where a program of this name succeeds."""
     program = directory / "nvidia-smi"
     program.write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")

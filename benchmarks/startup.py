@@ -36,10 +36,10 @@ TARGETS = {"import llenergymeasure": 3.0, "llem --version": 6.0, "llem --help": 
 def measure(quick: bool) -> list[Figure]:
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for command in COMMANDS.values():  # once before the clock counts: compiled files, disk cache
-        _run(command)
+        seconds_of(command)
     for _ in range(QUICK_ROUNDS if quick else ROUNDS):
         for name, command in COMMANDS.items():
-            seconds[name].append(_run(command))
+            seconds[name].append(seconds_of(command))
     bare_s = statistics.median(seconds[BARE])
     figures = [Figure(BARE, bare_s * 1000, "ms")]
     for name, target in TARGETS.items():
@@ -48,7 +48,7 @@ def measure(quick: bool) -> list[Figure]:
     return figures
 
 
-def _run(command: list[str]) -> float:
+def seconds_of(command: list[str]) -> float:
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - start

@@ -34,6 +34,7 @@ from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, DECODER_PRESETS
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.explanations import EXPLANATIONS
 from llenergymeasure.domain.study import StudyManifest, StudyResult
 from llenergymeasure.results.export import flat_columns_markdown
 
@@ -120,6 +121,15 @@ def combinations() -> str:
     return "\n".join(f"- {_escape(rule['rule'])}" for rule in rules)
 
 
+def warnings() -> str:
+    rows = ["| code | raised when | what to do |", "|---|---|---|"]
+    rows += [
+        f"| `{code.value}` | {_escape(text.raised_when)} | {_escape(text.remedy)} |"
+        for code, text in EXPLANATIONS.items()
+    ]
+    return "\n".join(rows)
+
+
 def record_fields(record: type[BaseModel]) -> str:
     """Every field of a record in a file, nested records after the field that holds them."""
     parts = [_record_table(record)]
@@ -189,7 +199,7 @@ def _nested_records(model: type[BaseModel], seen: set[type] | None = None) -> It
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
         yield from _models_in(argument)
@@ -217,6 +227,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "decoder-presets": decoder_presets,
     "execution-parameters": execution_parameters,
     "user-settings": user_settings,
+    "warnings": warnings,
     "result-fields": partial(record_fields, ExperimentResult),
     "study-fields": partial(record_fields, StudyResult),
     "manifest-fields": partial(record_fields, StudyManifest),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -187,25 +188,32 @@ def make_record(
     return RawProcessResult(**{**fields, **changes})
 
 
+texts = (
+    st.text()
+    if sys.version_info >= (3, 11)
+    else st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+)
+"""Before Python 3.11 the csv module writes no NUL."""
+
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 moments = st.datetimes(timezones=st.just(timezone.utc))
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | finite | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | finite | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
 results = st.builds(
     make_rich_result,
-    experiment_id=st.text(min_size=1),
+    experiment_id=texts.filter(bool),
     total_energy_j=st.none() | finite,
     avg_energy_per_token_j=st.none() | finite,
     total_inference_time_sec=positive,
     steady_state_window=st.none() | st.tuples(finite, finite),
     energy_adjusted_j=st.none() | finite,
     energy_per_device_j=st.none() | st.lists(st.none() | finite, max_size=3),
-    measurement_warnings=st.lists(st.text(), max_size=3),
-    effective_config=st.dictionaries(st.text(), json_values, max_size=4),
+    measurement_warnings=st.lists(texts, max_size=3),
+    effective_config=st.dictionaries(texts, json_values, max_size=4),
     start_time=moments,
     end_time=moments,
     process_results=st.lists(st.builds(make_record, start_s=st.floats(0, 1e6)), max_size=2),

@@ -16,6 +16,7 @@ from llenergymeasure import exceptions
 from llenergymeasure.cli import terminal
 from llenergymeasure.config.loader import load_experiment_config, load_study_config
 from llenergymeasure.config.user_config import UserConfig, environment_settings, load_user_config
+from llenergymeasure.domain.explanations import EXPLANATIONS, explanation_of
 from llenergymeasure.domain.warnings import WarningCode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,10 +105,13 @@ def test_python_examples_are_python(page: str, block: str) -> None:
     compile(block, page, "exec")
 
 
-def test_every_warning_is_explained() -> None:
-    explained = {row[0].strip("`") for row in table_rows("results.md", "## Warnings")}
+def test_every_warning_has_a_cause_and_a_remedy() -> None:
+    rows = {row[0].strip("`"): row[1:] for row in table_rows("warnings.md", "## Every warning")}
 
-    assert explained == {code.value for code in WarningCode}
+    assert set(rows) == {code.value for code in WarningCode}
+    assert all(len(cells) == 2 and all(cells) for cells in rows.values())
+    assert explanation_of("thermal_throttling") == EXPLANATIONS[WarningCode.THERMAL_THROTTLING]
+    assert explanation_of("a_code_of_a_later_release") is None
 
 
 def test_every_error_is_listed() -> None:

@@ -164,6 +164,7 @@ def test_a_study_shows_its_configurations_best_first_and_what_each_setting_does(
     assert "-66.7 %" in cells  # three at a time take a third
     assert "Change against precision = fp32." in cells
     assert "short_measurement_duration" in cells
+    assert "more prompts, or measurement.min_duration_seconds; 60 s to publish" in cells
     links = [address for address in page.addresses if address.endswith(REPORT_FILE)]
     assert len(links) == 18
     assert all((study / link).parent.is_dir() for link in links)

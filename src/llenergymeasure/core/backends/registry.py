@@ -234,7 +234,7 @@ preload_modules = registry.preload_modules
 @register(
     "pytorch",
     extra="pytorch",
-    needs="torch>=2.4 transformers>=5.0 accelerate>=1.0 peft>=0.13",
+    needs="torch>=2.5 transformers>=5.13 accelerate>=1.2 peft>=0.13",
     preload="torch transformers",
 )
 def pytorch_backend() -> BackendFactory:

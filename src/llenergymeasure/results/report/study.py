@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from llenergymeasure.constants import VERSION
+from llenergymeasure.domain.explanations import explanation_of
 from llenergymeasure.domain.readable import duration, joules, one_line, quantity
 from llenergymeasure.domain.study import ConfigurationStatistics, StudyManifest, StudyResult
 from llenergymeasure.exceptions import PersistenceError
@@ -334,9 +335,14 @@ def _warnings(study: _Study) -> Markup:
     if not counted:
         return paragraph("None.")
     affected: Counter[str] = Counter(code for entry in study.ranked for code in entry.warnings)
-    rows = [[tag("code", code), str(runs), str(affected[code])] for code, runs in counted.items()]
+    rows = [[tag("code", code), str(runs), str(affected[code]), _remedy(code)] for code, runs in counted.items()]
     explained = paragraph("The report of each run explains its own.", class_="note")
-    return together(table(["Warning", "Runs", "Configurations"], rows), explained)
+    return together(table(["Warning", "Runs", "Configurations", "What to do"], rows, text_columns=(0, 3)), explained)
+
+
+def _remedy(code: str) -> str:
+    explanation = explanation_of(code)
+    return explanation.remedy.replace("`", "") if explanation else ""
 
 
 def _failures(result: StudyResult) -> Markup:
