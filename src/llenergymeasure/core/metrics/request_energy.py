@@ -1,15 +1,6 @@
-"""Joules of single requests: the energy of the window, shared over the requests that the engine worked on meanwhile.
+"""Joules of single requests: the energy of the window, shared over them by a rule (share_rules.py).
 
-    request 1    |--prefill--|------decode------|
-    request 2          |--prefill--|----decode--------|
-    instants     |     |     |     |            |     |        a request starts, has its first token, has its last
-    energy         E1    E2    E3       E4        E5           of each gap between two instants, cut out of the trace
-
-Within a gap every active request works at one rate: its input tokens over the time of its prefill, or its further
-output tokens over the time of its decoding. A gap's energy is shared by rate times the joules of such a token, which
-are the phase figures of the same run. Where all that are active are in the same phase, those cancel: the rows of a
-batch share by their tokens. A gap in which no request is active is shared by the time that each request took. The
-shares add up to the meter's figure.
+The shares add up to the meter's figure.
 """
 
 from __future__ import annotations
@@ -20,13 +11,14 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
+from llenergymeasure.core.backends.steps import StepLog
 from llenergymeasure.core.energy.integrate import PartUnknownError, TracedWindow, resolution_s
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.metrics.latency import MIN_SAMPLES_PER_STRETCH, typical_stretch_s
+from llenergymeasure.core.metrics.share_rules import BySteps, ByTimes, Life, Rule, TokenWeights
 from llenergymeasure.domain.energy import comparative_half_width
 from llenergymeasure.domain.metrics import PhaseBreakdown
 
@@ -47,17 +39,19 @@ class RequestShares:
 
 
 def share_energy(
-    outputs: Sequence[RequestOutput], energy: EnergyMeasurement, phases: PhaseBreakdown | None
+    outputs: Sequence[RequestOutput],
+    energy: EnergyMeasurement,
+    phases: PhaseBreakdown | None,
+    steps: StepLog | None = None,
 ) -> RequestShares:
     """Each request's share of `energy`, in the order of `outputs`, all of which were generated in its window."""
-    lives = [_Life(o.started_s, o.token_times_s[0], o.token_times_s[-1], o) for o in outputs if o.token_times_s]
+    lives = [Life(o.started_s, o.token_times_s[0], o.token_times_s[-1], o) for o in outputs if o.token_times_s]
     if not lives or len(lives) < len(outputs):
         return _none("the engine does not tell when tokens were there")
     if energy.total_j is None:
         return _none("no energy was measured")
     if min(life.started_s for life in lives) < energy.start_s or max(life.ended_s for life in lives) > energy.end_s:
         return _none("only a part of the generation was counted")
-    instants_s = sorted({energy.start_s, energy.end_s, *(instant for life in lives for instant in life.instants_s)})
     try:
         traced = TracedWindow(energy, ())  # requests come and go without the load changing at once
     except PartUnknownError as error:
@@ -69,113 +63,44 @@ def share_energy(
             f"requests take {1000 * typical_s:.0f} ms; power readings that are {1000 * blur_s:.0f} ms apart or "
             "averages over that cannot tell their joules apart"
         )
-    weights = _weights(lives, phases)
+    rule = _rule(lives, steps)
+    weights = _weights(rule, phases)
     if weights is None:
         return _none("prefill and decode of different requests overlap, and their joules per token are not known")
-    shares_j = _shares(lives, instants_s, traced.split(instants_s), weights)
+    per_token, weighing = weights
+    instants_s = sorted({energy.start_s, energy.end_s, *rule.instants_s()})
+    shares_j = rule.shares(instants_s, traced.split(instants_s), per_token)
     _add_up(shares_j, energy.total_j)
-    return RequestShares(shares_j, _half_widths(lives, shares_j, traced, weights.relative_half_width))
-
-
-@dataclass(frozen=True, slots=True)
-class _Life:
-    """When a request started, had its first token and its last, in seconds."""
-
-    started_s: float
-    first_s: float
-    ended_s: float
-    output: RequestOutput
-
-    @property
-    def instants_s(self) -> tuple[float, float, float]:
-        return self.started_s, self.first_s, self.ended_s
-
-    def powers_w(self, prefill_j: float, decode_j: float) -> tuple[float, float]:
-        """Its weight while in prefill and while decoding: tokens per second times joules per token."""
-        prefill_s, decode_s = self.first_s - self.started_s, self.ended_s - self.first_s
-        further = self.output.output_tokens - 1
-        return (
-            prefill_j * self.output.input_tokens / prefill_s if prefill_s > 0 else 0.0,
-            decode_j * further / decode_s if decode_s > 0 else 0.0,
-        )
+    return RequestShares(shares_j, _half_widths(lives, shares_j, traced, weighing))
 
 
 def _none(reason: str) -> RequestShares:
     return RequestShares(None, None, reason)
 
 
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """Joules of a token in prefill and in decode, and the relative 95 % half-width of one against the other."""
+def _rule(lives: Sequence[Life], steps: StepLog | None) -> Rule:
+    """By steps where all tokens are there at the ends of some."""
+    if steps is None:
+        return ByTimes(lives)
+    ends_s = {step.ended_s for step in steps}
+    told = all(ends_s.issuperset(life.output.token_times_s or ()) for life in lives)
+    return BySteps(lives, steps) if told else ByTimes(lives)
 
-    prefill_j: float = 1.0
-    decode_j: float = 1.0
-    relative_half_width: float = 0.0
 
+def _weights(rule: Rule, phases: PhaseBreakdown | None) -> tuple[TokenWeights, float] | None:
+    """By the run's phases, with the relative 95 % half-width of one weight against the other.
 
-def _weights(lives: Sequence[_Life], phases: PhaseBreakdown | None) -> _Weights | None:
-    """By the run's phases; no matter where no gap holds both, and `None` where it matters and nobody knows."""
-    if not _overlap(lives):
-        return _Weights()
-    told = (phases.prefill, phases.decode) if phases is not None else ()
-    known = [(part, part.energy_j) for part in told if part is not None and (part.energy_j or 0.0) > 0 and part.tokens]
+    No matter where no energy is of both, and `None` where it matters and nobody knows.
+    """
+    if not rule.is_mixed():
+        return TokenWeights(), 0.0
+    told = zip((phases.prefill, phases.decode), rule.tokens(phases), strict=True) if phases is not None else ()
+    known = [(part, tokens) for part, tokens in told if part is not None and (part.energy_j or 0.0) > 0 and tokens]
     if len(known) < 2:
         return None
-    prefill_j, decode_j = ((energy_j or 0.0) / part.tokens for part, energy_j in known)
-    widths = [part.uncertainty.comparative_j / energy_j for part, energy_j in known if part.uncertainty and energy_j]
-    return _Weights(prefill_j, decode_j, math.hypot(*widths))
-
-
-def _overlap(lives: Sequence[_Life]) -> bool:
-    """Whether some request decodes while another one is in prefill."""
-    prefills = sorted((life.started_s, life.first_s) for life in lives)
-    starts_s = [start_s for start_s, _ in prefills]
-    latest_s = list(accumulate((end_s for _, end_s in prefills), max))
-
-    def meets_prefill(life: _Life) -> bool:
-        """Whether some prefill that starts before its decoding ends is over only after that has begun."""
-        index = bisect_left(starts_s, life.ended_s) - 1
-        return index >= 0 and latest_s[index] > life.first_s
-
-    return any(life.first_s < life.ended_s and meets_prefill(life) for life in lives)
-
-
-def _shares(
-    lives: Sequence[_Life],
-    instants_s: Sequence[float],
-    gaps_j: Sequence[float],
-    weights: _Weights,
-) -> array[float]:
-    """What each request gets of every gap, by sums over gaps: a request weighs the same all through a phase."""
-    place = {instant_s: index for index, instant_s in enumerate(instants_s)}
-    powers_w = [life.powers_w(weights.prefill_j, weights.decode_j) for life in lives]
-    changes = [0.0] * len(instants_s)
-    for life, (prefill_w, decode_w) in zip(lives, powers_w, strict=True):
-        changes[place[life.started_s]] += prefill_w
-        changes[place[life.first_s]] += decode_w - prefill_w
-        changes[place[life.ended_s]] -= decode_w
-    active = _active(lives, place, len(gaps_j))
-    # What is left of a sum after everybody has gone is rounding, not weight.
-    weights_w = [max(0.0, weight) if busy else 0.0 for weight, busy in zip(accumulate(changes), active, strict=False)]
-    per_weight = [gap_j / weight if weight > 0 else 0.0 for gap_j, weight in zip(gaps_j, weights_w, strict=True)]
-    so_far = [0.0, *accumulate(per_weight)]
-    idle_j = math.fsum(gap_j for gap_j, weight in zip(gaps_j, weights_w, strict=True) if weight <= 0)
-    busy_s = math.fsum(life.ended_s - life.started_s for life in lives)
-    shares_j = array("d")
-    for life, (prefill_w, decode_w) in zip(lives, powers_w, strict=True):
-        start, first, end = (so_far[place[instant_s]] for instant_s in life.instants_s)
-        idle_share = (life.ended_s - life.started_s) / busy_s if busy_s > 0 else 1.0 / len(lives)
-        shares_j.append(prefill_w * (first - start) + decode_w * (end - first) + idle_j * idle_share)
-    return shares_j
-
-
-def _active(lives: Sequence[_Life], place: dict[float, int], gaps: int) -> list[bool]:
-    """Of each gap, whether some request is active in it."""
-    changes = [0] * (gaps + 1)
-    for life in lives:
-        changes[place[life.started_s]] += 1
-        changes[place[life.ended_s]] -= 1
-    return [count > 0 for count in accumulate(changes)][:gaps]
+    prefill_j, decode_j = ((part.energy_j or 0.0) / tokens for part, tokens in known)
+    widths = [part.uncertainty.comparative_j / part.energy_j for part, _ in known if part.uncertainty and part.energy_j]
+    return TokenWeights(prefill_j, decode_j), math.hypot(*widths)
 
 
 def _add_up(shares_j: array[float], total_j: float) -> None:
@@ -188,7 +113,7 @@ def _add_up(shares_j: array[float], total_j: float) -> None:
 
 
 def _half_widths(
-    lives: Sequence[_Life], shares_j: Sequence[float], traced: TracedWindow, weighing: float
+    lives: Sequence[Life], shares_j: Sequence[float], traced: TracedWindow, weighing: float
 ) -> array[float]:
     """95 % half-widths: those of the energy of each request's time, by its share of that, and of the weights.
 
@@ -211,7 +136,7 @@ def _half_widths(
     return widths_j
 
 
-def _relative_width(life: _Life, traced: TracedWindow) -> float:
+def _relative_width(life: Life, traced: TracedWindow) -> float:
     """Relative half-width, without the sensor's gain, of all the energy of a request's time."""
     part = traced.part([(life.started_s, life.ended_s)])
     return comparative_half_width(part.components) / part.total_j if part.total_j > 0 else 0.0
