@@ -20,9 +20,12 @@ from llenergymeasure.core.metrics.latency import phase_breakdown, phase_spans
 from llenergymeasure.core.metrics.request_energy import share_energy
 from llenergymeasure.core.metrics.step_spans import step_spans
 from llenergymeasure.domain.metrics import PhaseBreakdown, PhaseMetrics
+from llenergymeasure.domain.warnings import WarningCode
 
 PREFILL_J, DECODE_J, POWER_W = 0.5, 3.0, 300.0
 """What a token costs on the scripted engine, which takes as long as the joules need at its power."""
+
+ROUNDING_J = 1e-6
 
 
 @dataclass
@@ -176,6 +179,23 @@ def test_mixed_steps_without_joules_per_token_have_a_reason_and_pure_ones_need_n
     assert share_energy([row.output() for row in rows], metered(pure), None, pure.log).energy_j == pytest.approx(
         [50.0 + 297.0] * 2, rel=1e-3
     )
+
+
+def test_where_phases_have_no_joules_their_times_weigh_and_the_interval_holds_every_weighting() -> None:
+    engine = ContinuousBatching(places=3, budget=4096)
+    rows = [Row(40, 200), Row(40, 150), Row(40, 90), Row(100, 150), Row(20, 60)]  # prefill of 0.2 s at most
+    engine.run(rows)
+    outputs, energy = [row.output() for row in rows], metered(engine)
+    phases, notes = phase_breakdown(outputs, energy, engine.log)
+    assert [note.code for note in notes] == [WarningCode.PHASES_NOT_RESOLVED]
+    by_time, resolved = (share_energy(outputs, energy, each, engine.log) for each in (phases, known(engine.log)))
+    assert by_time.energy_j is not None
+    assert resolved.energy_j is not None
+    assert by_time.half_width_j is not None
+    assert math.fsum(by_time.energy_j) == energy.total_j
+    assert max(by_time.half_width_j) > 1.0
+    for share_j, width_j, row in zip(by_time.energy_j, by_time.half_width_j, rows, strict=True):
+        assert abs(share_j - row.cost_j) <= width_j + ROUNDING_J
 
 
 def test_a_step_that_gave_nobody_a_token_takes_no_time() -> None:

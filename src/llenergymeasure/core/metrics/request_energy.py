@@ -29,6 +29,10 @@ CORRECTIONS: Final = 8
 """So many shares at most take the rounding that separates their sum from the meter's figure; two do as a rule."""
 
 
+EXTREMES: Final = (TokenWeights(1.0, 1e-9), TokenWeights(1e-9, 1.0))
+"""That prefill takes all of what it shares with decode, and that it takes nothing of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestShares:
     """Joules of each request and the 95 % half-width of each, without the sensor's gain; or why there are none."""
@@ -66,12 +70,16 @@ def share_energy(
     rule = _rule(lives, steps)
     weights = _weights(rule, phases)
     if weights is None:
-        return _none("prefill and decode of different requests overlap, and their joules per token are not known")
-    per_token, weighing = weights
+        return _none("prefill and decode of different requests overlap, and what their tokens take is not known")
     instants_s = sorted({energy.start_s, energy.end_s, *rule.instants_s()})
-    shares_j = rule.shares(instants_s, traced.split(instants_s), per_token)
+    gaps_j = traced.split(instants_s)
+    shares_j, *others_j = (rule.shares(instants_s, gaps_j, each) for each in weights.all)
     _add_up(shares_j, energy.total_j)
-    return RequestShares(shares_j, _half_widths(lives, shares_j, traced, weighing))
+    widths_j = array("d")
+    for request, width_j in enumerate(_half_widths(lives, shares_j, traced)):
+        apart_j = (abs(other_j[request] - shares_j[request]) for other_j in others_j)
+        widths_j.append(math.hypot(width_j, max(apart_j, default=0.0), weights.relative * shares_j[request]))
+    return RequestShares(shares_j, widths_j)
 
 
 def _none(reason: str) -> RequestShares:
@@ -87,20 +95,41 @@ def _rule(lives: Sequence[Life], steps: StepLog | None) -> Rule:
     return BySteps(lives, steps) if told else ByTimes(lives)
 
 
-def _weights(rule: Rule, phases: PhaseBreakdown | None) -> tuple[TokenWeights, float] | None:
-    """By the run's phases, with the relative 95 % half-width of one weight against the other.
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """What tokens weigh, and how well that is known.
 
-    No matter where no energy is of both, and `None` where it matters and nobody knows.
+    Args:
+        relative: Relative 95 % half-width of one weight against the other.
+        bounds: Weights between which the true ones are, where nothing closer is known.
+    """
+
+    likely: TokenWeights
+    relative: float = 0.0
+    bounds: tuple[TokenWeights, ...] = ()
+
+    @property
+    def all(self) -> tuple[TokenWeights, ...]:
+        """The likely ones, then the bounds."""
+        return self.likely, *self.bounds
+
+
+def _weights(rule: Rule, phases: PhaseBreakdown | None) -> _Weights | None:
+    """By the run's phases: their joules or, where those are not resolved, their times, as at equal power.
+
+    No matter where no energy is of both; `None` where it matters and nobody knows.
     """
     if not rule.is_mixed():
-        return TokenWeights(), 0.0
+        return _Weights(TokenWeights())
     told = zip((phases.prefill, phases.decode), rule.tokens(phases), strict=True) if phases is not None else ()
-    known = [(part, tokens) for part, tokens in told if part is not None and (part.energy_j or 0.0) > 0 and tokens]
+    known = [(part, tokens) for part, tokens in told if part is not None and part.time_sec > 0 and tokens]
     if len(known) < 2:
         return None
-    prefill_j, decode_j = ((part.energy_j or 0.0) / tokens for part, tokens in known)
+    joules = [part.energy_j / tokens for part, tokens in known if part.energy_j is not None and part.energy_j > 0]
+    if len(joules) < 2:
+        return _Weights(TokenWeights(*(part.time_sec / tokens for part, tokens in known)), bounds=EXTREMES)
     widths = [part.uncertainty.comparative_j / part.energy_j for part, _ in known if part.uncertainty and part.energy_j]
-    return TokenWeights(prefill_j, decode_j), math.hypot(*widths)
+    return _Weights(TokenWeights(*joules), math.hypot(*widths))
 
 
 def _add_up(shares_j: array[float], total_j: float) -> None:
@@ -112,21 +141,16 @@ def _add_up(shares_j: array[float], total_j: float) -> None:
         shares_j[index] = max(0.0, shares_j[index] + left_j)
 
 
-def _half_widths(
-    lives: Sequence[Life], shares_j: Sequence[float], traced: TracedWindow, weighing: float
-) -> array[float]:
-    """95 % half-widths: those of the energy of each request's time, by its share of that, and of the weights.
+def _half_widths(lives: Sequence[Life], shares_j: Sequence[float], traced: TracedWindow) -> array[float]:
+    """95 % half-widths: those of the energy of each request's time, by its share of that.
 
     They are worked out for some requests, from the least to the most expensive, and relative ones are interpolated
     between these: each takes a pass over the trace.
-
-    Args:
-        weighing: Relative half-width of the weights.
     """
     order = sorted(range(len(lives)), key=shares_j.__getitem__)
     count = min(len(order), WORKED_OUT)
     ranks = sorted({round(k * (len(order) - 1) / max(1, count - 1)) for k in range(count)})
-    relative = [math.hypot(_relative_width(lives[order[rank]], traced), weighing) for rank in ranks]
+    relative = [_relative_width(lives[order[rank]], traced) for rank in ranks]
     widths_j = array("d", bytes(8 * len(lives)))
     for rank, request in enumerate(order):
         above = bisect_left(ranks, rank)
