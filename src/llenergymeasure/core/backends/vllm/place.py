@@ -3,8 +3,8 @@
 Its workers inherit standard error at their start and keep it for life, so it is a file while they are started. In a job
 that file is repeated on the job's own standard error as it grows: a download is a sign of life, and what was written is
 kept when the job is killed. (A pipe would do with less, and block an engine that writes while it holds the
-interpreter's lock.) Sockets and other files, some of which vLLM leaves behind, are in a directory that is removed with
-the engine.
+interpreter's lock.) Temporary files, some of which vLLM leaves behind, and sockets are in directories that are removed
+with the engine; sockets in one whose path is short, because Linux takes no long one for them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,17 @@ from typing import Final
 
 from llenergymeasure.core.host.streams import stderr_is_kept
 from llenergymeasure.core.host.threads import started
+from llenergymeasure.exceptions import BackendError
 
 STDERR: Final = 2
-DIRECTORY_VARIABLES: Final = ("VLLM_RPC_BASE_PATH", "TMPDIR")
-"""Variables that name the directories of vLLM's sockets and of its processes' temporary files."""
+SOCKETS_VARIABLE: Final = "VLLM_RPC_BASE_PATH"
+"""Names the directory of vLLM's sockets; `TMPDIR` that of its processes' temporary files."""
+
+MOST_OF_SOCKETS: Final = 107 - len("/llem-abcdefgh") - len("/94046c1b-12ce-42f7-9d48-e1630dd163f8")
+"""Longest path in bytes of a directory in which ours can hold vLLM's sockets: theirs have 107 at most (unix(7))."""
+
+SHORT: Final = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where sockets are if the path of the directory for temporary files is too long; the first that can be written."""
 
 REPEAT_INTERVAL_S: Final = 1.0
 """Time between two looks at whether the file has grown, in seconds."""
@@ -36,12 +43,29 @@ _ANNOUNCEMENTS: Final = ("Engine core initialization failed", "EngineDeadError",
 """Errors that only tell of another one."""
 
 
+def _short_directory() -> str:
+    """Where a directory of sockets can be made.
+
+    Raises:
+        BackendError: Nowhere.
+    """
+    usual = tempfile.gettempdir()
+    for directory in (usual, *SHORT):
+        if len(os.fsencode(directory)) <= MOST_OF_SOCKETS and os.access(directory, os.W_OK | os.X_OK):
+            return directory
+    raise BackendError(
+        f"TMPDIR: {usual} is too long for the sockets of vLLM, and neither of {', '.join(SHORT)} can be written. "
+        f"Name a directory whose path has {MOST_OF_SOCKETS} characters at most."
+    )
+
+
 class EnginePlace:
     """Standard error and temporary files of one engine's processes."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="llem-")  # noqa: SIM115 (it lives as long as the engine)
-        self._directory = tempfile.TemporaryDirectory(prefix="llem-")
+        self._files = tempfile.TemporaryDirectory(prefix="llem-")
+        self._sockets = tempfile.TemporaryDirectory(prefix="llem-", dir=_short_directory())
         self._ended = threading.Event()
         self._repeater: threading.Thread | None = None
 
@@ -49,8 +73,9 @@ class EnginePlace:
     def taken(self) -> Iterator[None]:
         """While this is open, this process and those that it starts write here."""
         sys.stderr.flush()
-        stderr, variables = os.dup(STDERR), {name: os.environ.get(name) for name in DIRECTORY_VARIABLES}
-        os.environ.update(dict.fromkeys(DIRECTORY_VARIABLES, self._directory.name))
+        directories = {SOCKETS_VARIABLE: self._sockets.name, "TMPDIR": self._files.name}
+        stderr, variables = os.dup(STDERR), {name: os.environ.get(name) for name in directories}
+        os.environ.update(directories)
         os.dup2(self._file.fileno(), STDERR)
         try:
             if stderr_is_kept():
@@ -85,12 +110,13 @@ class EnginePlace:
         return errors[-1] if errors else None
 
     def close(self) -> None:
-        """Remove file and directory."""
+        """Remove file and directories."""
         self._ended.set()
         if self._repeater is not None:
             self._repeater.join()
         self._file.close()
-        self._directory.cleanup()
+        self._sockets.cleanup()
+        self._files.cleanup()
 
     def _repeat(self, stderr: int) -> None:
         """Write on `stderr`, and close it in the end, what is written to the file."""
