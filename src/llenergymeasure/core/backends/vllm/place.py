@@ -36,6 +36,9 @@ SHORT: Final = ("/tmp", "/var/tmp", "/dev/shm")
 REPEAT_INTERVAL_S: Final = 1.0
 """Time between two looks at whether the file has grown, in seconds."""
 
+LOADING_INTERVAL_S: Final = 0.05
+"""The same while the engine loads, when most is written and nothing is measured: what a sudden end can lose."""
+
 _ERROR_LINE: Final = re.compile(
     r"^(?:\(.*?\) )?(?:[\w.]*\.)?(\w*(?:Error|Exception|OutOfMemory\w*): .+)$", re.MULTILINE
 )
@@ -66,7 +69,7 @@ class EnginePlace:
         self._file = tempfile.TemporaryFile(prefix="llem-")  # noqa: SIM115 (it lives as long as the engine)
         self._files = tempfile.TemporaryDirectory(prefix="llem-")
         self._sockets = tempfile.TemporaryDirectory(prefix="llem-", dir=_short_directory())
-        self._ended = threading.Event()
+        self._loaded, self._ended = threading.Event(), threading.Event()
         self._repeater: threading.Thread | None = None
 
     @contextmanager
@@ -84,6 +87,7 @@ class EnginePlace:
                 self._repeater = started(repeat)
             yield
         finally:
+            self._loaded.set()
             sys.stderr.flush()
             os.dup2(stderr, STDERR)
             if stderr_is_kept():
@@ -124,7 +128,7 @@ class EnginePlace:
         with suppress(OSError), os.fdopen(stderr, "wb", buffering=0) as kept:  # nobody listens any more
             is_last = False
             while not is_last:
-                is_last = self._ended.wait(REPEAT_INTERVAL_S)
+                is_last = self._ended.wait(REPEAT_INTERVAL_S if self._loaded.is_set() else LOADING_INTERVAL_S)
                 size = os.fstat(self._file.fileno()).st_size
                 kept.write(os.pread(self._file.fileno(), size - done, done))
                 done = size
