@@ -21,7 +21,7 @@ pytestmark = NEEDS_VLLM
 
 IMAGE = "llem-test/torch-beside-vllm:1"
 WATTS = 50.0
-TOKENS, TIMEOUT_S = 256, 400
+TOKENS, TIMEOUT_S = 256, 500
 
 STUDY = f"""\
 name: side-by-side
@@ -36,7 +36,7 @@ pytorch: {{device: cpu, batch_size: 2}}
 vllm: {{max_num_seqs: 2, enforce_eager: true, max_model_len: 1024}}
 warmup: {{n_warmup: 1, thermal_floor_seconds: 0}}
 baseline: {{enabled: false}}
-execution: {{n_cycles: 2}}
+execution: {{n_cycles: 1}}
 """
 PROMPTS = "".join(f'{{"prompt": "{text}"}}\n' for text in ("Heat flows.", "Name three rivers.", "Kettle.", "Why?"))
 
@@ -52,6 +52,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
         yield running
 
 
+@pytest.mark.timeout(TIMEOUT_S + 60)
 def test_two_engines_side_by_side_have_equal_tokens_and_joules_that_add_up(tmp_path: Path, daemon: Daemon) -> None:
     """On a processor that draws 50 W by its counter, which containers do not see."""
     environ = {
@@ -72,15 +73,15 @@ def test_two_engines_side_by_side_have_equal_tokens_and_joules_that_add_up(tmp_p
     assert study.returncode == 0, study.stderr
     results = [load_result(path) for path in place.results()]
     ran = [(result.backend, result.runner) for result in results]
-    assert ran == [("pytorch", f"docker:{IMAGE}")] * 2 + [("vllm", "local")] * 2
+    assert ran == [("pytorch", f"docker:{IMAGE}"), ("vllm", "local")]
     assert {result.output_tokens for result in results} == {4 * TOKENS}
     assert len({result.input_tokens for result in results}) == 1
     assert all(result.tokens_per_second > 0 for result in results)
-    for result in results[2:]:
-        assert result.total_energy_j == pytest.approx(WATTS * result.duration_sec, rel=0.05)
-        assert result.requests is not None
-        assert result.requests.energy_j is not None, result.requests.energy_reason
-        assert math.fsum(result.requests.energy_j) == result.total_energy_j
+    counted = results[1]
+    assert counted.total_energy_j == pytest.approx(WATTS * counted.duration_sec, rel=0.05)
+    assert counted.requests is not None
+    assert counted.requests.energy_j is not None, counted.requests.energy_reason
+    assert math.fsum(counted.requests.energy_j) == counted.total_energy_j
     table = study.stdout[study.stdout.index("Configuration") :]
     for engine in ("pytorch", "vllm"):
         assert any(line.startswith(engine) for line in table.splitlines())

@@ -58,8 +58,8 @@ NAME_LABEL: Final = f"{APP_NAME}.job"
 """Label of every container; its value is the job's directory."""
 
 FILES_LABEL: Final = f"{APP_NAME}.files"
-"""Another one: whose files that directory is among. One daemon may serve several who see unlike ones, such as the machine
-and a process in a container that has its socket (mount_namespaces(7))."""
+"""Another one: whose files that directory is among. One daemon may serve several who see unlike ones, such as a
+machine and a process in a container with its socket (mount_namespaces(7))."""
 
 _OF_THE_HUB: Final = ("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_")
 _OF_ENGINES: Final = ("VLLM_", "TRTLLM_", "TLLM_", "TORCH", "PYTORCH_", "NCCL_", "OMP_", "MKL_", "CUDA_DEVICE_ORDER")
