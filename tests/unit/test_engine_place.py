@@ -12,7 +12,7 @@ import pytest
 
 LOADING = """
 import os, subprocess, sys, time
-from llenergymeasure.core.backends.vllm.place import EnginePlace
+from llenergymeasure.core.backends.place import EnginePlace
 from llenergymeasure.core.host.streams import say_stderr_is_kept
 
 if sys.argv[1] == "job":
@@ -60,11 +60,11 @@ def test_the_terminal_of_a_single_run_is_left_alone() -> None:
 
 PLACES = """
 import os
-from llenergymeasure.core.backends.vllm.place import EnginePlace
+from llenergymeasure.core.backends.place import EnginePlace
 
-place = EnginePlace()
+place = EnginePlace(["ENGINE_SOCKETS"])
 with place.taken():
-    print(os.environ["VLLM_RPC_BASE_PATH"], os.environ["TMPDIR"])
+    print(os.environ["ENGINE_SOCKETS"], os.environ["TMPDIR"])
 place.close()
 """
 

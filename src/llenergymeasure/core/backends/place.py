@@ -1,10 +1,10 @@
-"""Where vLLM's processes write: standard error, kept off the terminal and asked why one died, and temporary files.
+"""Where an engine's processes write: standard error, kept off the terminal and asked why one died, and temporary files.
 
 Its workers inherit standard error at their start and keep it for life, so it is a file while they are started. In a job
 that file is repeated on the job's own standard error as it grows: a download is a sign of life, and what was written is
 kept when the job is killed. (A pipe would do with less, and block an engine that writes while it holds the
-interpreter's lock.) Temporary files, some of which vLLM leaves behind, and sockets are in directories that are removed
-with the engine; sockets in one whose path is short, because Linux takes no long one for them.
+interpreter's lock.) Temporary files, some of which engines leave behind, and sockets are in directories that go with
+the engine; sockets in one whose path is short, because Linux takes no long one for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -24,11 +24,12 @@ from llenergymeasure.core.host.threads import started
 from llenergymeasure.exceptions import BackendError
 
 STDERR: Final = 2
-SOCKETS_VARIABLE: Final = "VLLM_RPC_BASE_PATH"
-"""Names the directory of vLLM's sockets; `TMPDIR` that of its processes' temporary files."""
+FILES_VARIABLE: Final = "TMPDIR"
+"""Names the directory of temporary files."""
 
 MOST_OF_SOCKETS: Final = 107 - len("/llem-abcdefgh") - len("/94046c1b-12ce-42f7-9d48-e1630dd163f8")
-"""Longest path in bytes of a directory in which ours can hold vLLM's sockets: theirs have 107 at most (unix(7))."""
+"""Longest path in bytes of a directory in which ours can hold an engine's sockets, named by UUIDs: a socket's has 107
+at most (unix(7))."""
 
 SHORT: Final = ("/tmp", "/var/tmp", "/dev/shm")
 """Where sockets are if the path of the directory for temporary files is too long; the first that can be written."""
@@ -42,8 +43,6 @@ LOADING_INTERVAL_S: Final = 0.05
 _ERROR_LINE: Final = re.compile(
     r"^(?:\(.*?\) )?(?:[\w.]*\.)?(\w*(?:Error|Exception|OutOfMemory\w*): .+)$", re.MULTILINE
 )
-_ANNOUNCEMENTS: Final = ("Engine core initialization failed", "EngineDeadError", "WorkerProc initialization failed")
-"""Errors that only tell of another one."""
 
 
 def _short_directory() -> str:
@@ -57,18 +56,25 @@ def _short_directory() -> str:
         if len(os.fsencode(directory)) <= MOST_OF_SOCKETS and os.access(directory, os.W_OK | os.X_OK):
             return directory
     raise BackendError(
-        f"TMPDIR: {usual} is too long for the sockets of vLLM, and neither of {', '.join(SHORT)} can be written. "
+        f"TMPDIR: {usual} is too long for the sockets of engines, and neither of {', '.join(SHORT)} can be written. "
         f"Name a directory whose path has {MOST_OF_SOCKETS} characters at most."
     )
 
 
 class EnginePlace:
-    """Standard error and temporary files of one engine's processes."""
+    """Standard error and temporary files of one engine's processes.
 
-    def __init__(self) -> None:
+    Args:
+        socket_variables: Variables that name directories of the engine's sockets.
+        announcements: Parts of errors that only tell of another one.
+    """
+
+    def __init__(self, socket_variables: Sequence[str] = (), announcements: Sequence[str] = ()) -> None:
+        self._announcements = tuple(announcements)
         self._file = tempfile.TemporaryFile(prefix="llem-")  # noqa: SIM115 (it lives as long as the engine)
         self._files = tempfile.TemporaryDirectory(prefix="llem-")
         self._sockets = tempfile.TemporaryDirectory(prefix="llem-", dir=_short_directory())
+        self._directories = {**dict.fromkeys(socket_variables, self._sockets.name), FILES_VARIABLE: self._files.name}
         self._loaded, self._ended = threading.Event(), threading.Event()
         self._repeater: threading.Thread | None = None
 
@@ -76,14 +82,15 @@ class EnginePlace:
     def taken(self) -> Iterator[None]:
         """While this is open, this process and those that it starts write here."""
         sys.stderr.flush()
-        directories = {SOCKETS_VARIABLE: self._sockets.name, "TMPDIR": self._files.name}
-        stderr, variables = os.dup(STDERR), {name: os.environ.get(name) for name in directories}
-        os.environ.update(directories)
+        stderr, variables = os.dup(STDERR), {name: os.environ.get(name) for name in self._directories}
+        os.environ.update(self._directories)
         os.dup2(self._file.fileno(), STDERR)
         try:
             if stderr_is_kept():
                 faulthandler.enable(file=stderr)  # a crash here would be the end of the repetition too
-                repeat = threading.Thread(target=self._repeat, args=(os.dup(stderr),), name="vllm-stderr", daemon=True)
+                repeat = threading.Thread(
+                    target=self._repeat, args=(os.dup(stderr),), name="engine-stderr", daemon=True
+                )
                 self._repeater = started(repeat)
             yield
         finally:
@@ -110,8 +117,9 @@ class EnginePlace:
 
     def cause(self) -> str | None:
         """The last error in it that does not merely tell of another one; `None`: there is none."""
-        errors = [error for error in _ERROR_LINE.findall(self.text()) if not any(it in error for it in _ANNOUNCEMENTS)]
-        return errors[-1] if errors else None
+        errors = _ERROR_LINE.findall(self.text())
+        causes = [error for error in errors if not any(it in error for it in self._announcements)]
+        return causes[-1] if causes else None
 
     def close(self) -> None:
         """Remove file and directories."""
