@@ -20,7 +20,7 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import ExperimentError, PreFlightError
 from llenergymeasure.results.persistence import load_result
 from llenergymeasure.runners.child import DEFAULT_ENTRY
-from llenergymeasure.runners.docker import NAME_LABEL, DockerLauncher
+from llenergymeasure.runners.docker import FILES_LABEL, NAME_LABEL, DockerLauncher
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, Patience, RunInterruptedError
 from llenergymeasure.study.manifest import load_manifest
@@ -124,14 +124,20 @@ def test_a_client_that_is_killed_leaves_no_container(plain_image: str, daemon: D
 def test_a_container_that_was_made_for_a_client_that_is_gone_goes_with_the_next(
     plain_image: str, daemon: Daemon, tmp_path: Path
 ) -> None:
+    """One whose job is still there, and one of somebody who sees other files, are let alone."""
     (tmp_path / "of another").mkdir()
-    _, at_work = (
-        daemon("create", "--label", f"{NAME_LABEL}={tmp_path / name}", plain_image, "python3").strip()
-        for name in ("gone", "of another")
+    files = os.readlink("/proc/self/ns/mnt")
+    _, at_work, elsewhere = (
+        daemon("create", *labels(tmp_path / name, seen), plain_image, "python3").strip()
+        for name, seen in (("gone", files), ("of another", files), ("not here", "mnt:[1]"))
     )
     launcher().run(job(plain_image, tmp_path / "job"), ignore_events, Interrupt())
-    assert daemon.containers() == [at_work]
-    daemon("rm", at_work)
+    assert set(daemon.containers()) == {at_work, elsewhere}
+    daemon("rm", at_work, elsewhere)
+
+
+def labels(directory: Path, files: str) -> list[str]:
+    return ["--label", f"{NAME_LABEL}={directory}", "--label", f"{FILES_LABEL}={files}"]
 
 
 def test_an_interrupt_ends_the_container(plain_image: str, daemon: Daemon, tmp_path: Path) -> None:

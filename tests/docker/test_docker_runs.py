@@ -178,6 +178,23 @@ def test_a_missing_image_is_told_before_anything_starts(workplace: Workplace) ->
     assert "docker/build pytorch" in refused(workplace, workplace.run)
 
 
+def test_an_image_of_another_release_is_told_before_anything_starts(workplace: Workplace, torch_image: str) -> None:
+    subprocess.run(
+        ["docker", "build", "--quiet", "--tag", "llem-test/older:1", "-"],
+        input=f"FROM {torch_image}\nLABEL llenergymeasure.version=1.9.0\n",
+        text=True,
+        env={**os.environ, "DOCKER_BUILDKIT": "0"},
+        check=True,
+    )
+    workplace.environ = {**workplace.environ, "LLEM_RUNNER_PYTORCH": "docker:llem-test/older:1"}
+    assert "has llenergymeasure 1.9.0, and this is 2.0.0. Make it anew." in refused(workplace, workplace.run)
+
+
+def test_without_a_docker_client_nothing_starts(workplace: Workplace) -> None:
+    workplace.environ = {**workplace.environ, "PATH": str(workplace.root)}
+    assert "Docker is not installed. See https://docs.docker.com/engine/install/" in refused(workplace, workplace.run)
+
+
 def test_what_the_engine_in_the_container_refuses_is_told_alike(workplace: Workplace) -> None:
     workplace.write("q.yaml", QUICK.replace("n: 2", "n: 3"))
     assert "it has 2" in refused(workplace, workplace.run)

@@ -42,6 +42,10 @@ def scripted_client(directory: Path, script: str) -> dict[str, str]:
     return {"PATH": f"{directory}:/bin"}
 
 
+def host_of(environ: Mapping[str, str], directory: Path, gpus: Sequence[FakeGpu] = ()) -> Host:
+    return Host(environ, open_driver=lambda: FakeNvml(*gpus), calibration_dir=directory / "none")
+
+
 def command_for(
     config: Mapping[str, Any],
     environ: Mapping[str, str],
@@ -50,7 +54,7 @@ def command_for(
     machine: UserConfig = SETTINGS,
 ) -> list[str]:
     """What is started for an experiment whose job lies in `directory`."""
-    host = Host(environ, open_driver=lambda: FakeNvml(*gpus), calibration_dir=directory / "none")
+    host = host_of(environ, directory, gpus)
     experiment = ExperimentConfig.model_validate({"model": "gpt2", **config})
     container = container_for([experiment], machine, host)
     return container.command(ChildTask(directory, directory / "log", cwd=directory, place=container))
@@ -109,10 +113,17 @@ def test_an_experiment_on_the_cpu_asks_for_no_gpu(client: dict[str, str], tmp_pa
     assert values_of("--gpus", command_for({}, client, tmp_path)) == []
 
 
-def test_a_token_is_passed_by_name_alone(client: dict[str, str], tmp_path: Path) -> None:
-    command = command_for({}, {**client, "HF_TOKEN": "secret", "https_proxy": "http://user:pw@proxy"}, tmp_path)
-    assert {"HF_TOKEN", "https_proxy"} <= set(values_of("--env", command))
+def test_a_token_is_in_a_file_of_its_owner_alone_and_on_no_command_line(client: dict[str, str], tmp_path: Path) -> None:
+    environ = {**client, "HF_TOKEN": " hf_secret\n", "https_proxy": "http://user:pw@proxy"}
+    container = container_for([ExperimentConfig(model="gpt2")], SETTINGS, host_of(environ, tmp_path))
+    command = container.command(ChildTask(tmp_path, tmp_path / "log", cwd=tmp_path, place=container))
     assert not any("secret" in word or "pw" in word for word in command)
+    passed = values_of("--env", command)
+    assert ("https_proxy" in passed, "HF_TOKEN" in passed) == (True, False)
+    (path,) = values_of("--env-file", command)
+    assert Path(path).read_text() == "HF_TOKEN=hf_secret\n"
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    assert values_of("--env-file", command_for({}, client, tmp_path)) == []
 
 
 def test_variables_that_name_places_here_or_concern_nobody_there_stay_here() -> None:
@@ -296,12 +307,28 @@ def test_a_container_in_which_no_job_began_is_refused_by_a_run_and_before_a_stud
     assert DockerLauncher(preload=lambda backend: ()).failures([job.config], SETTINGS) == [[expected]]
 
 
-def test_a_client_that_loses_its_daemon_at_work_is_a_crash_and_no_refusal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("ended", "told"),
+    [
+        (
+            "echo 'error waiting for container: EOF' >&2; exit 125",
+            "the Docker client: ended with exit code 125 and without a result (last output: error waiting for "
+            "container: EOF)",
+        ),
+        (
+            "echo half of it is done >&2; exit 3",
+            "its container: ended with exit code 3 and without a result (last output: half of it is done)",
+        ),
+        ("echo half >&2; exit 134", "its container: aborted (signal 6): a failed assertion in a native library (last"),
+    ],
+)
+def test_what_ends_at_work_is_a_crash_that_says_what_died_how_and_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str, told: str
 ) -> None:
-    job = job_where(f"{READY}; read word; echo 'error waiting for container: EOF' >&2; exit 125", tmp_path, monkeypatch)
-    with pytest.raises(ChildFailedError, match=r"exit code 125 .*error waiting for container: EOF"):
+    job = job_where(f"{READY}; read word; {ended}", tmp_path, monkeypatch)
+    with pytest.raises(ChildFailedError) as caught:
         DockerLauncher(preload=lambda backend: ()).run(job, ignore_events, Interrupt())
+    assert str(caught.value).startswith(told)
 
 
 def test_a_job_of_another_release_is_refused_as_its_image_would_be_by_a_label(

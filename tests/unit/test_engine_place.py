@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import uuid
+from pathlib import Path
+
+import pytest
 
 LOADING = """
 import os, subprocess, sys, time
@@ -51,3 +56,28 @@ def test_a_crash_while_it_loads_is_told() -> None:
 
 def test_the_terminal_of_a_single_run_is_left_alone() -> None:
     assert loading("run", "ends").communicate() == ("loading\n", "")
+
+
+PLACES = """
+import os
+from llenergymeasure.core.backends.place import EnginePlace
+
+place = EnginePlace(["ENGINE_SOCKETS"])
+with place.taken():
+    print(os.environ["ENGINE_SOCKETS"], os.environ["TMPDIR"])
+place.close()
+"""
+
+
+@pytest.mark.parametrize("length", [1, 200])
+def test_sockets_have_room_whatever_the_length_of_the_temporary_directorys_path(tmp_path: Path, length: int) -> None:
+    temporary = tmp_path / ("d" * length)
+    temporary.mkdir()
+    told = subprocess.run(
+        [sys.executable, "-c", PLACES], env={**os.environ, "TMPDIR": str(temporary)}, capture_output=True, text=True
+    ).stdout.split()
+    sockets, files = map(Path, told)
+    assert len(os.fsencode(sockets / str(uuid.uuid4()))) <= 107
+    assert files.parent == temporary
+    assert not sockets.exists()
+    assert not files.exists()

@@ -12,6 +12,7 @@ from energy_fakes import PowercapTree
 from fake_nvml import FakeGpu, FakeNvml
 from fakes import VirtualClock
 from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.core.energy.integrate import energy_between
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.rapl import RaplDomain, RaplReader, RaplStrategy, find_domains
 from llenergymeasure.core.energy.sampler import PowerSampler
@@ -151,6 +152,8 @@ def test_the_power_of_the_packages_is_sampled_along(tree: PowercapTree) -> None:
     assert energy.telemetry is not None
     times_s, _ = energy.telemetry.power("cpu")
     assert len(times_s) >= 5
+    assert times_s[0] <= energy.start_s < energy.end_s <= times_s[-1]
+    assert energy_between(energy, energy.start_s, began_s + 0.1).total_j is not None
     assert energy.telemetry.power_sources("cpu") == {"rapl"}
     assert not [t for t in threading.enumerate() if t.name == "llem-power-sampler"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from energy_fakes import measured, steady
 from llenergymeasure.core.backends.protocol import GenerationRequest
 from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.metrics.request_energy import share_energy
+from llenergymeasure.domain.metrics import PhaseBreakdown, PhaseMetrics
 from llenergymeasure.exceptions import BackendError
 from pytorch_models import requests
 from vllm_models import NEEDS_VLLM, experiment, loaded, save_wide_model
@@ -77,6 +81,28 @@ def test_more_requests_than_fit_wait_and_every_step_tells_its_batch(engine: VLLM
         assert before_s - ROUNDING_S <= one.started_s - one.queued_s <= one.started_s < one.token_times_s[0]
         assert one.token_times_s[-1] <= after_s + ROUNDING_S
     assert [one.queued_s > 0.001 for one in output.requests] == [False] * 4 + [True] * 2
+
+
+def test_prompts_in_the_cache_of_prefixes_are_told_and_steps_hold_the_rest(engine: VLLMBackend) -> None:
+    """Two wait until the first four, of the same beginning, are through; all share the window's joules by the steps."""
+    alike = [GenerationRequest(k, (*range(5, 205), 5 + k), 4 + 3 * k, 4 + 3 * k) for k in range(6)]
+    before_s = SystemClock().now() - ROUNDING_S
+    output = engine.generate(alike)
+    after_s = SystemClock().now() + ROUNDING_S
+    outputs, steps = output.requests, list(output.steps or ())
+    assert [one.cached_tokens > 0 for one in outputs[-2:]] == [True, True]
+    computed = sum(one.input_tokens - one.cached_tokens for one in outputs)
+    assert sum(step.prefill_tokens for step in steps) == computed
+    trace = steady(100.0, before_s, after_s, step_s=0.0001)
+    energy = measured({"GPU-0": trace}, before_s, after_s, total_j=1000.0)
+    phases = PhaseBreakdown(
+        prefill=PhaseMetrics(time_sec=1.0, tokens=computed, energy_j=0.1),
+        decode=PhaseMetrics(time_sec=1.0, tokens=1, energy_j=0.1),
+    )
+    shares = share_energy(outputs, energy, phases, output.steps)
+    assert shares.energy_j is not None, shares.reason
+    assert math.fsum(shares.energy_j) == 1000.0
+    assert min(shares.energy_j) > 0.0
 
 
 def test_a_stall_in_a_step_appears_in_the_gap_before_its_tokens(engine: VLLMBackend) -> None:

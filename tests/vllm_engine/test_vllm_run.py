@@ -41,6 +41,8 @@ def workplace(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Workp
     home = tmp_path_factory.getbasetemp() / "home"
     home.mkdir(exist_ok=True)
     place = Workplace(tmp_path, home, OWN_PROCESS)
+    place.tmp = tmp_path / "deep" / ("directory" * 12)  # too long for sockets, which vLLM would make there
+    place.tmp.mkdir(parents=True)
     place.write("v.yaml", CONFIG)
     return place
 

@@ -106,7 +106,7 @@ class RecordCollector:
         tokens, energy = counted.tokens, counted.energy
         name, version = seen.engine
         flops = estimate_flops(seen.model.parameters, tokens, seen.config.precision, seen.model.passes)
-        phases, phase_notes = phase_breakdown(window.outputs, energy)
+        phases, phase_notes = phase_breakdown(window.outputs, energy, window.steps)
         baseline = _fitting_baseline(seen.baseline, energy)
         breakdown, uncertainty = _breakdown(energy, baseline), _uncertainty(energy, baseline, tokens.output_tokens)
         return RawProcessResult(
@@ -192,7 +192,7 @@ def _requests(seen: Observations, counted: MeasurementSlice, phases: PhaseBreakd
     timings = request_timings(counted.whole_requests(outputs))
     if timings is None:
         return None
-    shares = share_energy(outputs, counted.energy, phases)
+    shares = share_energy(outputs, counted.energy, phases, seen.window.steps)
     joules = {"energy_j": shares.energy_j, "energy_half_width_j": shares.half_width_j, "energy_reason": shares.reason}
     return timings.model_copy(update=joules)
 

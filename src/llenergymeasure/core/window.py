@@ -199,7 +199,7 @@ def slice_limits(config: MeasurementConfig, window: Window) -> Span | None:
     start_s = window.energy.start_s + (config.skip_first_seconds or 0.0)
     end_s = window.energy.end_s - (config.skip_last_seconds or 0.0)
     if config.full_batch_only:
-        full_s, drained_s = full_batch_interval(window.outputs)
+        full_s, drained_s = full_batch_interval(window.outputs, window.steps)
         start_s, end_s = max(start_s, full_s), min(end_s, drained_s)
     if end_s <= start_s:
         raise ExperimentError(

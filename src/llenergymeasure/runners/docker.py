@@ -7,7 +7,8 @@ end of the job's stdin closes and the guardian in the container kills everything
 it was killed itself or gave up, is removed by name.
 
 A container sees its job's directory, the caches, and what the experiment names, each at its own place, and runs as the
-user who asked, so that its files are theirs. A value of the environment never stands on a command line.
+user who asked, so that its files are theirs. No value of this process's environment stands on a command line: variables
+go by name, and tokens in a file.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from llenergymeasure.core.preflight import Failure, output_findings
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import DockerError, LLEMError, PreFlightError
 from llenergymeasure.runners.child import DIRECTORY_VARIABLE
+from llenergymeasure.runners.env_file import EnvFile
 from llenergymeasure.runners.isolated import ProcessLauncher, asked_in_groups
 from llenergymeasure.runners.job import LOCAL_RUNNER, Job
 from llenergymeasure.runners.process import ChildTask, Stopwatch, describe_exit, job_options
@@ -55,11 +57,18 @@ SHM_SIZE: Final = "8g"
 NAME_LABEL: Final = f"{APP_NAME}.job"
 """Label of every container; its value is the job's directory."""
 
+FILES_LABEL: Final = f"{APP_NAME}.files"
+"""Another one: whose files that directory is among. One daemon may serve several who see unlike ones, such as a
+machine and a process in a container with its socket (mount_namespaces(7))."""
+
 _OF_THE_HUB: Final = ("HF_", "HUGGING", "TRANSFORMERS_", "TOKENIZERS_")
 _OF_ENGINES: Final = ("VLLM_", "TRTLLM_", "TLLM_", "TORCH", "PYTORCH_", "NCCL_", "OMP_", "MKL_", "CUDA_DEVICE_ORDER")
 _OF_NETWORKS: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 PASSED_ON: Final = _OF_THE_HUB + _OF_ENGINES + _OF_NETWORKS
 """Beginnings of the variables that a container gets, in capitals, where their value is no path."""
+
+SECRETS: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Variables whose value is nobody else's business."""
 
 PLACES: Final = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH")
 """Variables whose value is a path that a container sees too."""
@@ -74,6 +83,9 @@ REMOVAL_PAUSE_S: Final = 0.2
 
 _SIGNALLED: Final = 128
 """Exit codes above this tell the signal that ended a container."""
+
+_DAEMON_FAILED: Final = 125
+"""Exit code of the client where the daemon and not the container failed (docker-run(1))."""
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +114,7 @@ class Container:
         empty: Directories that are empty, writable, and gone with it.
         variables: Environment variables by name, for those that differ from this process's.
         passed_on: Names of those that do not.
+        secrets: Those that do not and are secret; `None`: there are none.
         gpus: UUIDs; empty: none.
         setting: The setting that names the image.
     """
@@ -112,12 +125,14 @@ class Container:
     mounts: tuple[Mount, ...]
     variables: Mapping[str, str]
     passed_on: tuple[str, ...]
+    secrets: EnvFile | None
     gpus: tuple[str, ...]
     setting: str
 
     def command(self, task: ChildTask) -> list[str]:
         """The client that starts the container and lends it its streams."""
-        options = ["--name", self.name, "--label", f"{NAME_LABEL}={task.directory.absolute()}", "--shm-size", SHM_SIZE]
+        options = ["--name", self.name, "--shm-size", SHM_SIZE]
+        options += ["--label", f"{NAME_LABEL}={task.directory.absolute()}", "--label", f"{FILES_LABEL}={_files()}"]
         options += ["--user", f"{os.getuid()}:{os.getgid()}"]
         options += [] if task.cwd is None else ["--workdir", str(task.cwd)]
         for directory in self.empty:
@@ -128,6 +143,7 @@ class Container:
             options += ["--env", f"{name}={value}"]
         for name in self.passed_on:
             options += ["--env", name]
+        options += [] if self.secrets is None else ["--env-file", self.secrets.path]
         options += ["--gpus", f'"device={",".join(self.gpus)}"'] if self.gpus else []
         # Kept logs would cost a disk what the job prints, a second time.
         run = ["docker", "run", "--rm", "--init", "--interactive", "--pull", "never", "--log-driver", "none"]
@@ -164,24 +180,28 @@ class Container:
         return f"{self.setting}: {other_release(self.image.name, version)}"
 
     def describe_exit(self, exit_code: int | None) -> str:
-        """Why the client ended: as the container did, or by a signal of its own."""
-        if exit_code is not None and exit_code > _SIGNALLED:
-            return f"its container: {describe_exit(_SIGNALLED - exit_code)}"
-        if exit_code is not None and exit_code < 0:
-            return f"the Docker client: {describe_exit(exit_code)}"
-        return describe_exit(exit_code)
+        """Why the client ended: as the container did, by a signal of its own, or because the daemon left it."""
+        if exit_code is None:
+            return describe_exit(exit_code)
+        who = "the Docker client" if exit_code < 0 or exit_code == _DAEMON_FAILED else "its container"
+        return f"{who}: {describe_exit(_SIGNALLED - exit_code if exit_code > _SIGNALLED else exit_code)}"
 
 
 def _remove_unstarted() -> None:
     """Remove containers that the daemon made for a client which was killed meanwhile, when their job is over."""
     shown = f'{{{{.ID}}}} {{{{json (.Label "{NAME_LABEL}")}}}}'
-    chosen = ["--all", "--filter", f"label={NAME_LABEL}", "--filter", "status=created"]
+    chosen = ["--all", "--filter", f"label={FILES_LABEL}={_files()}", "--filter", "status=created"]
     try:
         rows = [row.partition(" ") for row in _client("ps", *chosen, "--format", shown).stdout.splitlines()]
         if left := [name for name, _, directory in rows if _is_gone(json.loads(directory))]:
             _client("rm", "--volumes", *left)  # without --force: one that runs is somebody's
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
         _log.warning("Containers that never started may be left: %s", error)
+
+
+def _files() -> str:
+    """Identity of the files that this process sees."""
+    return os.readlink("/proc/self/ns/mnt")
 
 
 def _is_gone(directory: str) -> bool:
@@ -261,6 +281,7 @@ def container_for(configs: Sequence[ExperimentConfig], machine: UserConfig, host
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",  # utility: NVML, which measures
         **{name: str(path) for name, path in places.items()},
     }
+    secrets = {name: host.environ[name] for name in SECRETS if host.environ.get(name)}
     caches = [own_cache, hub, _absolute(machine.output.model_cache_dir)]
     caches += [path for path in places.values() if not path.is_file()]
     marker = shared_marker()
@@ -276,7 +297,8 @@ def container_for(configs: Sequence[ExperimentConfig], machine: UserConfig, host
         empty=tuple(path for path in own if path not in targets),
         mounts=mounts,
         variables=variables,
-        passed_on=tuple(sorted(set(passed_on(host.environ)) - set(variables))),
+        passed_on=tuple(sorted(set(passed_on(host.environ)) - {*variables, *secrets})),
+        secrets=EnvFile(secrets) if secrets else None,
         gpus=_gpus(configs[0], host),
         setting=setting,
     )

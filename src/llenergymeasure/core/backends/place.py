@@ -3,8 +3,8 @@
 Its workers inherit standard error at their start and keep it for life, so it is a file while they are started. In a job
 that file is repeated on the job's own standard error as it grows: a download is a sign of life, and what was written is
 kept when the job is killed. (A pipe would do with less, and block an engine that writes while it holds the
-interpreter's lock.) Sockets and other files, some of which engines leave behind, are in a directory that goes with the
-engine.
+interpreter's lock.) Temporary files, some of which engines leave behind, and sockets are in directories that go with
+the engine; sockets in one whose path is short, because Linux takes no long one for them.
 """
 
 from __future__ import annotations
@@ -21,41 +21,69 @@ from typing import Final
 
 from llenergymeasure.core.host.streams import stderr_is_kept
 from llenergymeasure.core.host.threads import started
+from llenergymeasure.exceptions import BackendError
 
 STDERR: Final = 2
-DIRECTORY_VARIABLES: Final = ("TMPDIR",)
-"""Variables that name the directories of temporary files."""
+FILES_VARIABLE: Final = "TMPDIR"
+"""Names the directory of temporary files."""
+
+MOST_OF_SOCKETS: Final = 107 - len("/llem-abcdefgh") - len("/94046c1b-12ce-42f7-9d48-e1630dd163f8")
+"""Longest path in bytes of a directory in which ours can hold an engine's sockets, named by UUIDs: a socket's has 107
+at most (unix(7))."""
+
+SHORT: Final = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where sockets are if the path of the directory for temporary files is too long; the first that can be written."""
 
 REPEAT_INTERVAL_S: Final = 1.0
 """Time between two looks at whether the file has grown, in seconds."""
+
+LOADING_INTERVAL_S: Final = 0.05
+"""The same while the engine loads, when most is written and nothing is measured: what a sudden end can lose."""
 
 _ERROR_LINE: Final = re.compile(
     r"^(?:\(.*?\) )?(?:[\w.]*\.)?(\w*(?:Error|Exception|OutOfMemory\w*): .+)$", re.MULTILINE
 )
 
 
+def _short_directory() -> str:
+    """Where a directory of sockets can be made.
+
+    Raises:
+        BackendError: Nowhere.
+    """
+    usual = tempfile.gettempdir()
+    for directory in (usual, *SHORT):
+        if len(os.fsencode(directory)) <= MOST_OF_SOCKETS and os.access(directory, os.W_OK | os.X_OK):
+            return directory
+    raise BackendError(
+        f"TMPDIR: {usual} is too long for the sockets of engines, and neither of {', '.join(SHORT)} can be written. "
+        f"Name a directory whose path has {MOST_OF_SOCKETS} characters at most."
+    )
+
+
 class EnginePlace:
     """Standard error and temporary files of one engine's processes.
 
     Args:
-        directory_variables: Variables that name directories of the engine's own, beside `DIRECTORY_VARIABLES`.
+        socket_variables: Variables that name directories of the engine's sockets.
         announcements: Parts of errors that only tell of another one.
     """
 
-    def __init__(self, directory_variables: Sequence[str] = (), announcements: Sequence[str] = ()) -> None:
-        self._variables = (*directory_variables, *DIRECTORY_VARIABLES)
+    def __init__(self, socket_variables: Sequence[str] = (), announcements: Sequence[str] = ()) -> None:
         self._announcements = tuple(announcements)
         self._file = tempfile.TemporaryFile(prefix="llem-")  # noqa: SIM115 (it lives as long as the engine)
-        self._directory = tempfile.TemporaryDirectory(prefix="llem-")
-        self._ended = threading.Event()
+        self._files = tempfile.TemporaryDirectory(prefix="llem-")
+        self._sockets = tempfile.TemporaryDirectory(prefix="llem-", dir=_short_directory())
+        self._directories = {**dict.fromkeys(socket_variables, self._sockets.name), FILES_VARIABLE: self._files.name}
+        self._loaded, self._ended = threading.Event(), threading.Event()
         self._repeater: threading.Thread | None = None
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """While this is open, this process and those that it starts write here."""
         sys.stderr.flush()
-        stderr, variables = os.dup(STDERR), {name: os.environ.get(name) for name in self._variables}
-        os.environ.update(dict.fromkeys(self._variables, self._directory.name))
+        stderr, variables = os.dup(STDERR), {name: os.environ.get(name) for name in self._directories}
+        os.environ.update(self._directories)
         os.dup2(self._file.fileno(), STDERR)
         try:
             if stderr_is_kept():
@@ -66,6 +94,7 @@ class EnginePlace:
                 self._repeater = started(repeat)
             yield
         finally:
+            self._loaded.set()
             sys.stderr.flush()
             os.dup2(stderr, STDERR)
             if stderr_is_kept():
@@ -93,12 +122,13 @@ class EnginePlace:
         return causes[-1] if causes else None
 
     def close(self) -> None:
-        """Remove file and directory."""
+        """Remove file and directories."""
         self._ended.set()
         if self._repeater is not None:
             self._repeater.join()
         self._file.close()
-        self._directory.cleanup()
+        self._sockets.cleanup()
+        self._files.cleanup()
 
     def _repeat(self, stderr: int) -> None:
         """Write on `stderr`, and close it in the end, what is written to the file."""
@@ -106,7 +136,7 @@ class EnginePlace:
         with suppress(OSError), os.fdopen(stderr, "wb", buffering=0) as kept:  # nobody listens any more
             is_last = False
             while not is_last:
-                is_last = self._ended.wait(REPEAT_INTERVAL_S)
+                is_last = self._ended.wait(REPEAT_INTERVAL_S if self._loaded.is_set() else LOADING_INTERVAL_S)
                 size = os.fstat(self._file.fileno()).st_size
                 kept.write(os.pread(self._file.fileno(), size - done, done))
                 done = size

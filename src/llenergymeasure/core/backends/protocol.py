@@ -52,6 +52,7 @@ class RequestOutput:
         token_times_s: When each output token was there, on the measurement clock, one per id in `token_ids`; requests
             of one batch may share the memory. `None` where the engine does not tell.
         queued_s: Seconds the request waited inside the engine before `started_s`.
+        cached_tokens: Input tokens that a cache of prefixes already held, so that they were not computed.
     """
 
     index: int
@@ -61,6 +62,7 @@ class RequestOutput:
     started_s: float
     token_times_s: Sequence[float] | None = None
     queued_s: float = 0.0
+    cached_tokens: int = 0
 
     @property
     def output_tokens(self) -> int:

@@ -181,6 +181,7 @@ class RaplReader:
         self._read_s = clock.now()
         self._counted_j = [0.0] * len(self.domains)
         self._previous: HostEnergy | None = None
+        self._has_told = False
         self._problem: str | None = None
         ranges_j = [domain.range_j for domain in domains if domain.range_j is not None]
         self.longest_interval_s = min(ranges_j, default=math.inf) / MAX_PACKAGE_POWER_W / READS_PER_WRAP
@@ -198,22 +199,26 @@ class RaplReader:
         return energy
 
     def read(self) -> Sequence[TelemetrySample]:
-        """Mean power since the reading before, at the middle of that time."""
-        return (self._mean_since(),)
+        """Mean power since the reading before, at the middle of that time; the first one also at its beginning.
 
-    def _mean_since(self) -> TelemetrySample:
+        A window opens after the first reading, and its trace would begin half of a reading's time too late.
+        """
         with self._lock:
             try:
                 now = self._update()
             except EnergyError as error:  # it may wrap unseen meanwhile
                 self._problem = self._problem or str(error)
             if self._problem is not None:
-                return TelemetrySample(self._clock.now(), None)
+                return (TelemetrySample(self._clock.now(), None),)
             before, self._previous = self._previous, now
         if before is None or now.time_s <= before.time_s:
-            return TelemetrySample(now.time_s, None)
+            return (TelemetrySample(now.time_s, None),)
         power_w = now.since(before).total_j / (now.time_s - before.time_s)
-        return TelemetrySample((before.time_s + now.time_s) / 2, power_w, power_source="rapl")
+        times_s = [(before.time_s + now.time_s) / 2]
+        if not self._has_told:
+            times_s.insert(0, before.time_s)
+        self._has_told = True
+        return tuple(TelemetrySample(time_s, power_w, power_source="rapl") for time_s in times_s)
 
     def problems(self) -> Sequence[str]:
         """Why counting failed, if it did."""

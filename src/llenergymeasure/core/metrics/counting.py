@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llenergymeasure.core.backends.protocol import RequestOutput
+from llenergymeasure.core.backends.steps import StepLog
+from llenergymeasure.core.metrics.step_spans import step_spans
 from llenergymeasure.domain.readable import duration
 from llenergymeasure.exceptions import ExperimentError
 
@@ -80,11 +82,12 @@ def _texts_before(output: RequestOutput, first: int, end: int) -> int:
     return (end - first) * output.input_tokens + (end * (end - 1) - first * (first - 1)) // 2
 
 
-def full_batch_interval(outputs: Sequence[RequestOutput]) -> tuple[float, float]:
+def full_batch_interval(outputs: Sequence[RequestOutput], steps: StepLog | None = None) -> tuple[float, float]:
     """From the moment the engine's batch is full to the moment it can no longer be kept so.
 
-    The batch is full when as many requests run at once as ever do; it can no longer be kept full once the last request
-    has started and the first of those then running has ended.
+    The batch is full when as many requests run at once as ever do: in the engine's steps where it tells them, else by
+    the requests' instants, in which one that was pushed out for a while still counts. It can no longer be kept full
+    once the last request has started and the first of those then running has ended.
 
         running     ┌──────────────┐
               ┌─────┘ full         └────┐
@@ -98,7 +101,17 @@ def full_batch_interval(outputs: Sequence[RequestOutput]) -> tuple[float, float]
         raise ExperimentError("measurement.full_batch_only needs token timestamps, which this engine does not give")
     starts_s = sorted(output.started_s for output in outputs)
     ends_s = sorted(output.token_times_s[-1] for output in outputs if output.token_times_s is not None)
-    running = [(start_s, index + 1 - bisect_right(ends_s, start_s)) for index, start_s in enumerate(starts_s)]
+    drained_s = ends_s[bisect_right(ends_s, starts_s[-1])]
+    if steps is not None:
+        running = [
+            (start_s, step.requests) for (start_s, _), step in zip(step_spans(steps, outputs), steps, strict=True)
+        ]
+    else:
+        running = _running(starts_s, ends_s)
     capacity = max(count for _, count in running)
-    full_s = next(start_s for start_s, count in running if count == capacity)
-    return full_s, ends_s[bisect_right(ends_s, starts_s[-1])]
+    return next(start_s for start_s, count in running if count == capacity), drained_s
+
+
+def _running(starts_s: Sequence[float], ends_s: Sequence[float]) -> list[tuple[float, int]]:
+    """How many requests run from each start on; both in order."""
+    return [(start_s, index + 1 - bisect_right(ends_s, start_s)) for index, start_s in enumerate(starts_s)]

@@ -25,11 +25,12 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
 from llenergymeasure.core.backends.protocol import RequestOutput
+from llenergymeasure.core.backends.steps import StepLog
 from llenergymeasure.core.energy.integrate import (
     PartEnergy,
     PartUnknownError,
@@ -39,6 +40,7 @@ from llenergymeasure.core.energy.integrate import (
 from llenergymeasure.core.energy.spans import Span, merge_spans, without
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import stated_uncertainty
+from llenergymeasure.core.metrics.step_spans import step_spans
 from llenergymeasure.domain.latency import RequestTimings
 from llenergymeasure.domain.metrics import PhaseBreakdown, PhaseMetrics
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -70,13 +72,13 @@ def request_timings(outputs: Sequence[RequestOutput]) -> RequestTimings | None:
 
 
 def phase_breakdown(
-    outputs: Sequence[RequestOutput], energy: EnergyMeasurement
+    outputs: Sequence[RequestOutput], energy: EnergyMeasurement, steps: StepLog | None = None
 ) -> tuple[PhaseBreakdown | None, tuple[MeasurementWarning, ...]]:
     """Prefill and decode of a window, and warnings about them; `None` where the engine gives no token times."""
     if not outputs or any(output.token_times_s is None for output in outputs):
         return None, ()
     window = (energy.start_s, energy.end_s)
-    prefill_spans, decode_spans = phase_spans(outputs, window)
+    prefill_spans, decode_spans = phase_spans(outputs, window, steps)
     prefill, decode, reason = _phase_energies(energy, prefill_spans, decode_spans)
     breakdown = PhaseBreakdown(
         prefill=_phase(prefill_spans, _prefill_tokens(outputs, window), prefill),
@@ -88,11 +90,18 @@ def phase_breakdown(
     return breakdown, notes
 
 
-def phase_spans(outputs: Sequence[RequestOutput], window: Span) -> tuple[list[Span], list[Span]]:
+def phase_spans(
+    outputs: Sequence[RequestOutput], window: Span, steps: StepLog | None = None
+) -> tuple[list[Span], list[Span]]:
     """The stretches of the window that are prefill and decode, without overlaps, each list in order of time."""
-    prefill = merge_spans(_clip(((output.started_s, _times(output)[0]) for output in outputs), window))
-    generating = merge_spans(_clip(((_times(output)[0], _times(output)[-1]) for output in outputs), window))
-    return prefill, without(generating, prefill)
+    if steps is None:
+        prefill: Iterable[Span] = ((output.started_s, _times(output)[0]) for output in outputs)
+        generating: Iterable[Span] = ((_times(output)[0], _times(output)[-1]) for output in outputs)
+    else:
+        generating = step_spans(steps, outputs)
+        prefill = (span for span, step in zip(generating, steps, strict=True) if step.prefill_tokens)
+    prefill_spans = merge_spans(_clip(prefill, window))
+    return prefill_spans, without(merge_spans(_clip(generating, window)), prefill_spans)
 
 
 def typical_stretch_s(spans: Sequence[Span]) -> float:
@@ -164,7 +173,7 @@ def _times(output: RequestOutput) -> Sequence[float]:
     return output.token_times_s or (output.started_s,)
 
 
-def _clip(spans: Iterator[Span], window: Span) -> Iterator[Span]:
+def _clip(spans: Iterable[Span], window: Span) -> Iterator[Span]:
     for start_s, end_s in spans:
         clipped = (max(start_s, window[0]), min(end_s, window[1]))
         if clipped[0] < clipped[1]:

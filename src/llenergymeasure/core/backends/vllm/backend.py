@@ -336,6 +336,7 @@ def _request_output(request: GenerationRequest, answer: tuple[str, Any], listene
         started_s=times.started_s,
         token_times_s=times.token_times_s,
         queued_s=max(times.started_s - (times.queued_s or times.started_s), 0.0),
+        cached_tokens=output.num_cached_tokens or 0,
     )
 
 
