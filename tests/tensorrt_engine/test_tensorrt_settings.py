@@ -133,6 +133,31 @@ def test_settings_of_both_engines_at_once_and_foreign_arguments_are_refused(buil
     assert owned == "passthrough_kwargs.tokenizer: set by model. Remove it."
 
 
+def test_a_version_without_salts_reuses_no_blocks(newest: TensorRTBench) -> None:
+    """Those of warm-up would be found again in the window."""
+    arguments, problems = newest.told(
+        """
+import tensorrt_llm
+
+class Older(tensorrt_llm.LLM):
+    def generate_async(self, inputs, sampling_params=None, streaming=False):
+        return self._generate_async(inputs, sampling_params, streaming)
+
+tensorrt_llm.LLM = Older
+from llenergymeasure.core.backends.tensorrt.engine import run_arguments
+engine = get_backend("tensorrt")
+engine.load(experiment())
+engine.generate(requests(2))
+engine.unload()
+wanted = experiment(tensorrt={"kv_cache_config": {"enable_block_reuse": True}})
+tell([run_arguments(experiment(), Path())["kv_cache_config"], list(engine.preflight(wanted))])
+"""
+    )
+    assert arguments == {"enable_block_reuse": False}
+    (problem,) = problems
+    assert problem.startswith("tensorrt.kv_cache_config.enable_block_reuse: TensorRT-LLM 1.4.0rc1 reuses the blocks of")
+
+
 def test_preflight_tells_all_at_once(newest: TensorRTBench) -> None:
     problems = replace(newest, boards=0).told(
         """

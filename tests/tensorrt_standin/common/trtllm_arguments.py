@@ -1,4 +1,4 @@
-"""Arguments that both generations take (`llmapi/llm_args.py`, 1.2 and 1.4), refusing any other one."""
+"""Arguments that both generations take (`llmapi/llm_args.py`, at the times of 1.2 and 1.4), no other ones."""
 
 from __future__ import annotations
 

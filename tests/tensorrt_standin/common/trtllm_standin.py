@@ -198,7 +198,8 @@ class StandInLLM:
         reason = "stop" if token in ends else "length" if len(request.produced) == asked.max_tokens else None
         if reason == "stop" and token in (asked.stop_token_ids or ()) and not asked.include_stop_str_in_output:
             raise NotImplementedError("the stand-in keeps the word that stops")
-        told = asked.return_perf_metrics and reason and os.environ.get(FAULT) != "silent_metrics"
+        timed = asked.return_perf_metrics and self.args.return_perf_metrics
+        told = timed and reason and os.environ.get(FAULT) != "silent_metrics"
         request.put((token, reason, _metrics(request, now_s) if told else None))
         return reason is not None
 

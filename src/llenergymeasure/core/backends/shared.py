@@ -198,6 +198,11 @@ def eos_token_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase, vocab
         found = source.load(GenerationConfig.from_pretrained).eos_token_id
     except OSError:  # it comes without that file
         found = source.config.get("eos_token_id")
+    return ids_or_tokenizers(found, tokenizer, vocab_size)
+
+
+def ids_or_tokenizers(found: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[int, ...]:
+    """The ids of the vocabulary among those that a checkpoint gives (`None`, one, or several), else its tokenizer's."""
     found = tokenizer.eos_token_id if found is None else found
     ids = found if isinstance(found, list | tuple) else () if found is None else (found,)
     return tuple(int(token) for token in ids if 0 <= token < vocab_size)

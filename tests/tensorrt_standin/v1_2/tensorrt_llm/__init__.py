@@ -1,4 +1,7 @@
-"""A stand-in for tensorrt_llm 1.2.1: the PyTorch-based `LLM`; `_tensorrt_engine` has the one that builds engines."""
+"""A stand-in for tensorrt_llm 1.2: the PyTorch-based `LLM`; `_tensorrt_engine` has the one that builds engines.
+
+`generate_async` is that of the repository's `llmapi/llm.py` in the time of the 1.2 release candidates.
+"""
 
 from __future__ import annotations
 

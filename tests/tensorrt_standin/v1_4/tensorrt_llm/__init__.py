@@ -1,4 +1,7 @@
-"""A stand-in for tensorrt_llm 1.4.0rc1: the PyTorch-based `LLM` alone."""
+"""A stand-in for tensorrt_llm 1.4: the PyTorch-based `LLM` alone.
+
+`generate_async` is that of the repository's `llmapi/llm.py` in the time of the 1.3 release candidates.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,15 @@ class LLM(StandInLLM):
         inputs: list[int],
         sampling_params: SamplingParams | None = None,
         lora_request: Any = None,
+        prompt_adapter_request: Any = None,
         streaming: bool = False,
         kv_cache_retention_config: Any = None,
         disaggregated_params: Any = None,
         trace_headers: Any = None,
         _postproc_params: Any = None,
         scheduling_params: Any = None,
+        conversation_params: Any = None,
         cache_salt: str | None = None,
+        priority: float = 0.5,
     ) -> RequestOutput:
         return self._generate_async(inputs, sampling_params, streaming)

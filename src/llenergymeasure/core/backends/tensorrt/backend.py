@@ -284,7 +284,8 @@ def _build(config: ExperimentConfig, checkpoint: Path, into: Path) -> None:
 
 
 def _explain_generating(error: Exception, place: EnginePlace | None, requests: Sequence[GenerationRequest]) -> str:
-    told = (place.cause() if place is not None else None) or first_line(error)
+    cause = place.cause() if place is not None else None
+    told = first_line(error) if cause is None else f"{first_line(error)}; its workers said: {cause}"
     if "OutOfMemory" in told or "out of memory" in told or isinstance(error, MemoryError):
         return (
             f"out of memory while generating for {len(requests)} prompts ({told}). Lower "

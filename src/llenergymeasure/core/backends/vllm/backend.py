@@ -33,7 +33,13 @@ from llenergymeasure.core.backends.protocol import (
     Specialisation,
     TokenPasses,
 )
-from llenergymeasure.core.backends.shared import OwnModel, TransformersTokenizer, engine_output_logged, seeded
+from llenergymeasure.core.backends.shared import (
+    OwnModel,
+    TransformersTokenizer,
+    engine_output_logged,
+    ids_or_tokenizers,
+    seeded,
+)
 from llenergymeasure.core.backends.vllm.adapters import check_adapter, lora_request
 from llenergymeasure.core.backends.vllm.engine import (
     engine_arguments,
@@ -350,9 +356,7 @@ def _switch_front_statistics_off(engine: Any) -> None:
 def _eos_token_ids(llm: LLM, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that end a text: what the checkpoint says about generation, else what its tokenizer says."""
     found = llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id")
-    found = tokenizer.eos_token_id if found is None else found
-    ids = found if isinstance(found, list | tuple) else () if found is None else (found,)
-    return tuple(int(token) for token in ids if 0 <= token < llm.llm_engine.model_config.get_vocab_size())
+    return ids_or_tokenizers(found, tokenizer, llm.llm_engine.model_config.get_vocab_size())
 
 
 def _has_own_process(engine: Any) -> bool:

@@ -1,4 +1,4 @@
-"""`tensorrt_llm._tensorrt_engine` of 1.2.1: builds an engine when it gets a checkpoint, and runs what was built."""
+"""The engine of `tensorrt_llm` 1.2 that is built ahead (`_TrtLLM` in `llmapi/llm.py`): builds one, or runs one."""
 
 from __future__ import annotations
 

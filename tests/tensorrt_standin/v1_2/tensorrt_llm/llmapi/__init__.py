@@ -1,4 +1,7 @@
-"""`tensorrt_llm.llmapi` of 1.2.1: arguments of both engines (`llm_args.py`), `BuildConfig` (`builder.py`)."""
+"""`tensorrt_llm.llmapi` of 1.2: arguments of both engines (`TorchLlmArgs`, `TrtLlmArgs`) and what is built.
+
+They are those of the repository's `llmapi/llm_args.py` in the time of the 1.2 release candidates.
+"""
 
 from __future__ import annotations
 

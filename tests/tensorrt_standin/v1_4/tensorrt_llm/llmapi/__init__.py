@@ -1,4 +1,7 @@
-"""`tensorrt_llm.llmapi` of 1.4.0rc1: no builder, `speculative_model` in the place of `speculative_model_dir`."""
+"""`tensorrt_llm.llmapi` of 1.4: no builder, `speculative_model` in the place of `speculative_model_dir`.
+
+Arguments are those of the repository's `llmapi/llm_args.py` of 2026 (`BaseLlmArgs`, `TorchLlmArgs`).
+"""
 
 from __future__ import annotations
 
