@@ -38,6 +38,7 @@ FLOPs          \d\.\de\+\d\d \(palm_formula, high confidence\)
 Warnings       thermal_floor_disabled: no wait between warm-up and measurement
 ( {15,17}\S.*
 )+Result         results/tiny-llama_pytorch_[\dT-]+/result\.json
+Report         results/tiny-llama_pytorch_[\dT-]+/report\.html
 """.strip()
 
 Piped = tuple[Workplace, subprocess.CompletedProcess[str]]
@@ -86,7 +87,8 @@ def test_progress_without_a_terminal_is_plain_lines(piped: Piped) -> None:
 def test_the_result_directory_is_complete_and_nothing_else_is_left(piped: Piped) -> None:
     workplace, _ = piped
     (path,) = workplace.results()
-    assert {file.name for file in path.parent.iterdir()} <= {"result.json", "result.csv", "timeseries.parquet"}
+    beside = {"result.json", "result.csv", "timeseries.parquet", "report.html"}
+    assert {file.name for file in path.parent.iterdir()} <= beside
     assert [entry.name for entry in (workplace.cwd / "results").iterdir()] == [path.parent.name]
     assert workplace.leftovers() == []
 
@@ -129,6 +131,7 @@ def test_json_is_alone_on_stdout_also_when_verbose(
     saved = json.loads(path.read_text())
     assert {**json.loads(spoken.out), "timeseries": None} == {**saved, "timeseries": None}
     assert f"Result         {path.relative_to(tmp_path)}\n" in spoken.err
+    assert f"Report         {path.relative_to(tmp_path).with_name('report.html')}\n" in spoken.err
     assert re.search(r"^\S+ \S+ (DEBUG|INFO) llenergymeasure\.", spoken.err, re.MULTILINE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,17 @@ def test_every_run_has_its_report_as_soon_as_its_result_is_safe_and_the_study_on
 
 
 def test_the_gap_after_a_report_is_shorter_by_what_it_took(stage: Stage) -> None:
-    runner = stage.runner(
-        study_of("a", "b", "c", config_gap_seconds=60.0), report=lambda directory: stage.clock.sleep(2.5)
-    )
-    runner.run()
-    assert [gap.duration_s for gap in stage.of(GapStarted)] == [57.5, 57.5]
+    began_s: list[float] = []
+
+    def act(job: Job) -> ExperimentResult:
+        began_s.append(stage.clock.now())
+        return result_of(job.config)
+
+    stage.launcher.act, stage.launcher.duration_s = act, 0.0
+    study = study_of("a", "b", "c", config_gap_seconds=60.0)
+    stage.runner(study, report=lambda directory: stage.clock.sleep(2.5)).run()
+    assert [later - earlier for earlier, later in pairwise(began_s)] == pytest.approx([60.0, 60.0])
+    assert [gap.duration_s for gap in stage.of(GapStarted)] == [60.0, 60.0]
 
 
 def test_a_study_whose_reports_fail_has_every_result(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

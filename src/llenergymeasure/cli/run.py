@@ -23,6 +23,7 @@ from llenergymeasure.cli.terminal import (
     result_json,
     signals_as_interrupt,
     tell_place,
+    tell_report,
 )
 from llenergymeasure.config.errors import config_error, is_study_document
 from llenergymeasure.config.loader import resolve_experiment
@@ -126,6 +127,7 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
             progress.end(spaced=bool(results))
         if request.as_json and saved is not None:
             tell_place("Result", saved)
+            tell_report(saved.parent)
         for result in results:  # measured, so shown: also when it could not be saved
             print_result(result_json(result) if request.as_json else render_summary(result, saved, output_width()))
     if request.export_csv and saved is not None:

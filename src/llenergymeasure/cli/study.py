@@ -23,6 +23,7 @@ from llenergymeasure.cli.terminal import (
     print_result,
     result_json,
     tell_place,
+    tell_report,
 )
 from llenergymeasure.config.errors import config_error
 from llenergymeasure.config.grid import StudyTooLargeError
@@ -196,6 +197,7 @@ def _run(study: StudyConfig, place: StudyPlace, request: RunRequest, machine: Us
     def show(result: StudyResult) -> None:
         if request.as_json:
             tell_place("Study", directory)
+            tell_report(directory)
             print_result(result_json(result))
         else:
             print_result(render_study(result, directory, output_width()))

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from llenergymeasure.config.errors import describe_validation_error, problem_report
 from llenergymeasure.core.host.streams import write_stdout
 from llenergymeasure.exceptions import ConfigError, LLEMError, PersistenceError
+from llenergymeasure.results.persistence import REPORT_FILE
 from llenergymeasure.security import for_display
 
 EXIT_OK: Final = 0
@@ -69,6 +70,12 @@ def tell_place(label: str, path: Path) -> None:
     """Say on stderr where something lies, beside a stdout that holds other things."""
     with suppress(OSError):  # a terminal that is gone; what was told of is there
         sys.stderr.write(f"{label:<15}{path}\n")
+
+
+def tell_report(directory: Path) -> None:
+    """Say on stderr where the report in a directory lies, if there is one."""
+    if (report := directory / REPORT_FILE).is_file():
+        tell_place("Report", report)
 
 
 def output_width() -> int:

@@ -81,6 +81,7 @@ def wait_out(
     interrupt: Interrupt,
     prepare_next: Callable[[], None],
     skip: SkipKey | None,
+    gone_s: float = 0.0,
 ) -> None:
     """Wait for the length of a gap, or until somebody wants to stop or to go on.
 
@@ -89,13 +90,14 @@ def wait_out(
         observer: Told the remaining time about once a second.
         prepare_next: Called once, `PREPARATION_S` before the end.
         skip: Ends the wait when it answers true; `None`: nobody can.
+        gone_s: How much of it has gone by already, in seconds.
     """
     if duration_s <= 0:
         return
     while skip is not None and skip():  # what was typed before the gap was told is not about it
         pass
     observer(GapStarted(kind, duration_s, skippable=skip is not None))
-    end_s = clock.now() + duration_s
+    end_s = clock.now() + duration_s - gone_s
     next_tick_s = clock.now()
     prepared = skipped = False
     while (remaining_s := end_s - clock.now()) > 0 and not interrupt.requested:

@@ -186,12 +186,13 @@ class StudyRunner:
         kind, duration_s = self._gaps.between(previous, following)
         wait_out(
             kind,
-            max(0.0, duration_s - self._reporting_s),  # the machine has cooled meanwhile
+            duration_s,
             clock=self._host.clock,
             observer=self._tell,
             interrupt=self._host.interrupt,
             prepare_next=prepare,
             skip=self._host.skip_gap,
+            gone_s=self._reporting_s,
         )
         return job
 
