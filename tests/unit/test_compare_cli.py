@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from compare_results import Results
+from compare_results import TIGHT, Results
 from llenergymeasure.domain.comparison import Comparison
 from llenergymeasure.domain.energy import BudgetComponent, EnergyBreakdown, combine_budget
 from llenergymeasure.domain.environment import DatasetInfo, EnvironmentSnapshot, MeasurementBoundary
@@ -225,6 +225,22 @@ def test_estimates_are_compared_with_a_word_about_what_they_are(results: Results
     guess = EnergyBreakdown(raw_j=1.0, meter="codecarbon", method="model_estimate", scope="machine_model")
     (pair,) = compared(*(results.save(name, energy_breakdown=guess, uncertainty=None) for name in "ab")).pairs()
     assert pair.notes[0].startswith("The joules are a model's estimate")
+
+
+def test_runs_that_spread_far_are_said_to(results: Results, compared: Compared) -> None:
+    (pair,) = compared(results.save("a"), results.save("b", spread=(0.9, 1.0, 1.1))).pairs()
+    assert any(note.startswith("The joules spread by more than 5 % from run to run") for note in pair.notes)
+
+
+def test_warnings_of_the_runs_are_told_once(results: Results, compared: Compared) -> None:
+    first = results.save("a", measurement_warnings=["clocks_drifted: by 6 %", "thermal_drift_detected: 7 C"])
+    results.save("b", spread=TIGHT[:1], measurement_warnings=["clocks_drifted: by 7 %", "thermal_throttling: 1 s"])
+    second = results.save("b", spread=TIGHT[1:], measurement_warnings=["clocks_drifted: by 8 %"])
+    (pair,) = compared(first, second).pairs()
+    assert pair.notes == [
+        "Warnings in every run: clocks_drifted.",
+        "Warnings in some runs, baseline: thermal_drift_detected (3 of 3); candidate: thermal_throttling (1 of 3).",
+    ]
 
 
 def test_energy_that_was_not_measured_is_no_number_and_no_verdict(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,14 @@ from compare_rates import NOISES, Machine, calls_different, gate_fails, most_by_
 
 DRAWS = 4000
 STATED = 0.05
+PAGE = (Path(__file__).parents[2] / "docs" / "comparing-results.md").read_text(encoding="utf-8")
+
+
+def told(part: str) -> dict[str, list[str]]:
+    """The rows of a table of the documentation, by their first cell."""
+    table = PAGE.partition(f"<!-- {part} -->")[2].partition(f"<!-- end {part} -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
+    return {first: cells for first, *cells in rows}
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (3, 3), (5, 5), (10, 10), (3, 10), (5, 3)], ids=str)
@@ -20,6 +29,8 @@ def test_the_gate_fails_equal_candidates_in_at_most_one_of_twenty(noise: str, co
     machine = Machine(NOISES[noise])
     rate = share(lambda draw: gate_fails(study(machine, draw, counts), 0.0), DRAWS)
     assert rate <= most_by_chance(STATED, DRAWS)
+    documented = dict(zip(NOISES, told("rates")[f"{counts[0]}, {counts[1]}"], strict=True))
+    assert 100 * rate == pytest.approx(float(documented[noise]), abs=0.3)
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (3, 3), (5, 5)], ids=str)
@@ -72,3 +83,15 @@ def test_the_change_that_is_said_to_be_found_is_found_in_four_cases_of_five(cycl
         return gate_fails(drawn, 5.0)
 
     assert 0.77 <= share(found, DRAWS) <= 0.95
+
+
+@pytest.mark.parametrize("configurations", [1, 10])
+@pytest.mark.parametrize("cycles", [3, 5, 10])
+def test_the_documentation_tells_the_power_that_there_is(cycles: int, configurations: int) -> None:
+    machine, counts = Machine(cv_pct=1.0), (cycles, cycles)
+    change_pct = float(told("power")[str(cycles)][1].split(", ")[configurations > 1])
+
+    def found(draw: random.Random) -> bool:
+        return gate_fails(study(machine, draw, counts, configurations=configurations, change_pct=change_pct), 0.0)
+
+    assert share(found, DRAWS) == pytest.approx(0.8, abs=0.04)

@@ -21,6 +21,7 @@ from llenergymeasure.results.compare.figures import Tested, compare_figure, corr
 from llenergymeasure.results.compare.gate import Limits, gate_tests, verdict
 from llenergymeasure.results.compare.pairing import Pair, Pairing, pair_up, setting_differences
 from llenergymeasure.results.compare.sides import Run, Side, refuse_common_runs
+from llenergymeasure.results.statistics import HIGH_VARIATION_PCT
 from llenergymeasure.results.study_table import differing_parts
 
 LOPSIDED: Final = 2
@@ -154,9 +155,28 @@ def _notes_on_pair(baseline: Sequence[Run], candidate: Sequence[Run], energy: Fi
     counts = sorted((len(baseline), len(candidate)))
     if counts[1] > LOPSIDED * counts[0]:
         yield f"{counts[1]} runs against {counts[0]}: with such unequal numbers rare outliers count for too much."
-    warned = {"baseline": _warnings(baseline), "candidate": _warnings(candidate)}
-    if any(warned.values()):
-        yield "Warnings, " + "; ".join(f"{side}: {codes or 'none'}" for side, codes in warned.items()) + "."
+    if any(
+        side is not None and (side.cv_pct or 0.0) > HIGH_VARIATION_PCT for side in (energy.baseline, energy.candidate)
+    ):
+        yield (
+            f"The joules spread by more than {HIGH_VARIATION_PCT:g} % from run to run: more cycles, longer windows or a "
+            "quieter machine would tell more."
+        )
+    yield from _notes_on_warnings(baseline, candidate)
+
+
+def _notes_on_warnings(baseline: Sequence[Run], candidate: Sequence[Run]) -> Iterator[str]:
+    everywhere = set.intersection(*(set(run.warnings) for run in (*baseline, *candidate)))
+    if everywhere:
+        yield f"Warnings in every run: {', '.join(sorted(everywhere))}."
+    some = {"baseline": _warned(baseline, everywhere), "candidate": _warned(candidate, everywhere)}
+    if any(some.values()):
+        yield "Warnings in some runs, " + "; ".join(f"{side}: {codes or 'none'}" for side, codes in some.items()) + "."
+
+
+def _warned(runs: Sequence[Run], but: Collection[str]) -> str:
+    counts = Counter(code for run in runs for code in run.warnings if code not in but)
+    return ", ".join(f"{code} ({count} of {len(runs)})" for code, count in counts.most_common())
 
 
 def _notes_on_gain(baseline: Sequence[Run], candidate: Sequence[Run]) -> Iterator[str]:
@@ -172,11 +192,6 @@ def _notes_on_gain(baseline: Sequence[Run], candidate: Sequence[Run]) -> Iterato
         )
     elif all(run.boards == frozenset({CPU}) for run in runs):
         yield "Which machine measured is not recorded: the gain of its sensor cancels only if it was the same one."
-
-
-def _warnings(runs: Sequence[Run]) -> str:
-    counts = Counter(code for run in runs for code in run.warnings)
-    return ", ".join(f"{code} ({count} of {len(runs)})" for code, count in counts.most_common())
 
 
 def _notes_on_time(baseline: Side, candidate: Side) -> Iterator[str]:
