@@ -237,7 +237,7 @@ def _config_json(result: ExperimentResult) -> str:
 
 def settings_in_effect(result: ExperimentResult) -> dict[str, Any]:
     """The settings that were in effect, by dotted path, without where results went."""
-    return {path: value for path, value in _leaves(json.loads(_config_json(result))) if path != _OUTPUT_DIR}
+    return {path: value for path, value in by_path(json.loads(_config_json(result))) if path != _OUTPUT_DIR}
 
 
 def _rows(results: Iterable[ExperimentResult], varying: Sequence[Heading]) -> Rows:
@@ -246,11 +246,11 @@ def _rows(results: Iterable[ExperimentResult], varying: Sequence[Heading]) -> Ro
         yield flat_row(result) | {column.name: _cell(settings.get(column.name), column.type) for column in varying}
 
 
-def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def by_path(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting of a configuration by its dotted path; a list is one value, and so is an empty mapping."""
     for key, inner in value.items():
         if isinstance(inner, Mapping) and inner:
-            yield from _leaves(inner, f"{path}{key}.")
+            yield from by_path(inner, f"{path}{key}.")
         else:
             yield f"{path}{key}", inner
 

@@ -26,6 +26,7 @@ from llenergymeasure.domain.readable import quantity as quantity
 from llenergymeasure.domain.readable import with_half_width as with_half_width
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.results.export import batch_size
+from llenergymeasure.results.persistence import REPORT_FILE
 
 _LABEL_WIDTH = 15
 _CELL_WIDTH = 24
@@ -48,7 +49,7 @@ def render_summary(result: ExperimentResult, path: Path | None = None, width: in
     """The summary block of one result, without a final newline.
 
     Args:
-        path: Where it was saved; named in the last line.
+        path: Where it was saved; named in the last lines, with the report beside it if there is one.
         width: Columns to wrap at; `None` keeps every entry on one line. A path is never broken.
     """
     entries = [
@@ -69,6 +70,8 @@ def render_summary(result: ExperimentResult, path: Path | None = None, width: in
         lines.append(_entry("" if index else "Warnings", warning, width))
     if path is not None:
         lines.append(_entry("Result", str(path), None))
+        if (report := path.with_name(REPORT_FILE)).is_file():
+            lines.append(_entry("Report", str(report), None))
     return "\n".join(lines)
 
 

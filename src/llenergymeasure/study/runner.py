@@ -1,6 +1,6 @@
 """Runs a study: every experiment in every cycle, one at a time, each in isolation, with gaps in between.
 
-    look for leftovers -> run in isolation -> save -> checkpoint -> gap (the next child starts near its end)
+    look for leftovers -> run in isolation -> save -> checkpoint -> report -> gap (the next child starts near its end)
 
 Nothing finished is ever lost: a result is on disk before the next run begins, and a crash, an interrupt or a full disk
 costs at most the experiment in flight.
@@ -29,6 +29,7 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import LLEMError, PersistenceError, ResultRescuedError, StudyError
 from llenergymeasure.results.persistence import refuge, save_result, save_result_or_rescue
+from llenergymeasure.results.report.write import report_on
 from llenergymeasure.runners.isolated import Launcher
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError, signals_as
@@ -75,10 +76,7 @@ class StudyStoppedError(StudyError):
 
 
 class StudyInterruptedError(KeyboardInterrupt):
-    """The user stopped the study; finished results are kept.
-
-    A `KeyboardInterrupt`, because that is what whoever pressed Ctrl-C expects.
-    """
+    """The user stopped the study, finished results are kept: an interrupt, as whoever pressed Ctrl-C expects."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,7 @@ class StudyHost:
     Args:
         leftovers: Finds GPU memory that somebody left behind, one sentence each.
         skip_gap: Whether the user wants to skip the gap; `None`: there is nobody to ask.
+        report: Makes the report of the result or the study in a directory; never fails.
     """
 
     launcher: Launcher
@@ -96,6 +95,7 @@ class StudyHost:
     interrupt: Interrupt = field(default_factory=Interrupt)
     leftovers: Callable[[], Sequence[str]] = leftover_gpu_memory
     skip_gap: SkipKey | None = None
+    report: Callable[[Path], object] = report_on
 
 
 class StudyRunner:
@@ -128,6 +128,7 @@ class StudyRunner:
         self._baselines: tuple[CachedBaseline, ...] = ()
         self._failures_in_a_row: list[str] = []
         self._machine_is_cool = True
+        self._reporting_s = 0.0
         self._manifest = ManifestWriter(
             study, study_dir, kept=before.kept, started_at=before.started_at, clock=host.clock
         )
@@ -185,7 +186,7 @@ class StudyRunner:
         kind, duration_s = self._gaps.between(previous, following)
         wait_out(
             kind,
-            duration_s,
+            max(0.0, duration_s - self._reporting_s),  # the machine has cooled meanwhile
             clock=self._host.clock,
             observer=self._tell,
             interrupt=self._host.interrupt,
@@ -232,6 +233,7 @@ class StudyRunner:
         self._manifest.mark_running(*run.key)
         self._tell(RunStarted(run, len(self._all)))
         began_s = clock.now()
+        self._reporting_s = 0.0
         try:
             measured = self._host.launcher.run(job, self._follow, self._host.interrupt)
         except RunInterruptedError:
@@ -249,12 +251,11 @@ class StudyRunner:
     ) -> None:
         self._machine_is_cool = False
         result = self._annotated(measured.result, run, notes)
-        files = measured.artefacts
         try:
             if not self._directory_is_ours():  # nor are the run's files, which lay in it
                 raise ResultRescuedError(self._dir, save_result(result, refuge()), _GONE)
-            beside = [*files.beside_timeseries, *_logs(job)]
-            path = save_result_or_rescue(result, self._dir, files.timeseries, beside)
+            beside = [*measured.artefacts.beside_timeseries, *_logs(job)]
+            path = save_result_or_rescue(result, self._dir, measured.artefacts.timeseries, beside)
         except PersistenceError as error:
             # The figures reach whoever looks on, whatever became of the files.
             self._tell(RunFinished(run, len(self._all), result, str(error), duration_s))
@@ -268,6 +269,9 @@ class StudyRunner:
         self._baselines = measured.baselines
         self._failures_in_a_row.clear()
         _remove(job.work_dir)
+        began_s = self._host.clock.now()
+        self._host.report(path.parent)
+        self._reporting_s = self._host.clock.now() - began_s
 
     def _record_failure(self, run: PlannedRun, job: Job, error: LLEMError, duration_s: float) -> None:
         kept = keep_failure(run, self._dir, _logs(job), self._host.clock.wall())
@@ -292,8 +296,8 @@ class StudyRunner:
             if changes:
                 message = "differs from the study's earlier results in " + "; ".join(changes)
                 notes = [*notes, str(MeasurementWarning(WarningCode.ENVIRONMENT_CHANGED, message))]
-        warnings = [*result.measurement_warnings, *notes]
-        return result.model_copy(update={"cycle": run.cycle, "measurement_warnings": warnings})
+        notes = [*result.measurement_warnings, *notes]
+        return result.model_copy(update={"cycle": run.cycle, "measurement_warnings": notes})
 
     def _leftovers(self) -> list[str]:
         notes = []
@@ -343,7 +347,7 @@ class StudyRunner:
             return error.result if isinstance(error, SummaryNotSavedError) else None, [*problems, error]
 
     def _write_study(self, *, finished: bool) -> StudyResult:
-        return write_study(
+        result = write_study(
             self._study,
             self._dir,
             self._manifest.entries(),
@@ -352,19 +356,20 @@ class StudyRunner:
             completed_at=self._host.clock.wall() if finished else None,
             export_csv=self._export_csv,
         )
+        self._host.report(self._dir)
+        return result
 
     def _how_to_go_on(self, reason: str, unsaved: Sequence[PersistenceError] = ()) -> str:
         told = "".join(f"\nNot saved, and made anew by going on: {error}" for error in unsaved)
-        finished = f"{self._manifest.completed} of {len(self._all)} runs are finished"
-        return (
-            f"{reason.rstrip('.')}. {finished} and kept in {self._dir}. Go on with: llem run --resume {self._dir}{told}"
-        )
+        finished = f"{self._manifest.completed} of {len(self._all)} runs are finished and kept in {self._dir}"
+        return f"{reason.rstrip('.')}. {finished}. Go on with: llem run --resume {self._dir}{told}"
 
     def _mark_interrupted(self) -> None:
         try:
             self._manifest.mark_interrupted()
+            self._write_study(finished=False)
         except PersistenceError as error:  # the journal still tells what is finished
-            _log.warning("The manifest could not be written: %s", error)
+            _log.warning("Manifest or summary could not be written: %s", error)
 
     def _directory_is_ours(self) -> bool:
         """Whether the directory is the one it was: writing on would scatter results over two places."""

@@ -10,6 +10,7 @@ that others use is touched: no pyplot, no backend, no setting that outlives the 
 from __future__ import annotations
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -136,10 +137,10 @@ def margins(figure: Figure, left: float, right: float, top: float, bottom: float
 
 
 def _drawn(name: str, draw: Draw, width_pt: float, height_pt: float, title: str, description: str) -> Markup:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     with _own_settings():
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(width_pt / 72, height_pt / 72), dpi=72)
         canvas = FigureCanvasSVG(figure)
         spots = draw(figure, width_pt) or ()
@@ -152,7 +153,8 @@ def _drawn(name: str, draw: Draw, width_pt: float, height_pt: float, title: str,
 @contextmanager
 def _own_settings() -> Iterator[None]:
     """Matplotlib as it comes, with our settings, for the length of a `with` block: whatever the user's are."""
-    import matplotlib
+    with _silenced(logging.getLogger("matplotlib")):  # of its own cache, and where it had to put it
+        import matplotlib.font_manager
 
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")  # the browser has a font for it
@@ -161,6 +163,16 @@ def _own_settings() -> Iterator[None]:
         )
         matplotlib.rcParams.update(_SETTINGS)
         yield
+
+
+@contextmanager
+def _silenced(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _spots(spots: Sequence[Spot], height_pt: float) -> Iterator[str]:

@@ -136,8 +136,9 @@ def tiles(figures: Iterable[Tile]) -> Markup:
 
 
 def _tile(figure: Tile) -> Markup:
-    number, _, unit = figure.value.rpartition(" ") if figure.value[:1].isdigit() else (figure.value, "", "")
-    value = together(number, " ", tag("span", unit, class_="unit")) if unit else markup(number)
+    number, _, unit = figure.value.rpartition(" ")
+    plain = not number or any(map(str.isalpha, number)) or unit[-1:].isdigit()
+    value = markup(figure.value) if plain else together(number, " ", tag("span", unit, class_="unit"))
     detail = [tag("dd", figure.detail, class_="detail")] if figure.detail else []
     return tag("div", tag("dt", figure.label), tag("dd", value, class_="value"), *detail)
 
