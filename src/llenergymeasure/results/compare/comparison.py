@@ -158,8 +158,8 @@ def _notes_on_pair(baseline: Sequence[Run], candidate: Sequence[Run], energy: Fi
     spreads = [side.cv_pct or 0.0 for side in (energy.baseline, energy.candidate) if side is not None]
     if max(spreads, default=0.0) > HIGH_VARIATION_PCT:
         yield (
-            f"The joules spread by more than {HIGH_VARIATION_PCT:g} % from run to run: more cycles, longer windows or a "
-            "quieter machine would tell more."
+            f"The joules spread by more than {HIGH_VARIATION_PCT:g} % from run to run: more cycles, longer windows or "
+            "a quieter machine would tell more."
         )
     yield from _notes_on_warnings(baseline, candidate)
 
@@ -168,9 +168,9 @@ def _notes_on_warnings(baseline: Sequence[Run], candidate: Sequence[Run]) -> Ite
     everywhere = set.intersection(*(set(run.warnings) for run in (*baseline, *candidate)))
     if everywhere:
         yield f"Warnings in every run: {', '.join(sorted(everywhere))}."
-    some = {"baseline": _warned(baseline, everywhere), "candidate": _warned(candidate, everywhere)}
-    if any(some.values()):
-        yield "Warnings in some runs, " + "; ".join(f"{side}: {codes or 'none'}" for side, codes in some.items()) + "."
+    some = [_warned(runs, everywhere) for runs in (baseline, candidate)]
+    if any(some):
+        yield f"Warnings in some runs, baseline: {some[0] or 'none'}; candidate: {some[1] or 'none'}."
 
 
 def _warned(runs: Sequence[Run], but: Collection[str]) -> str:
