@@ -265,7 +265,7 @@ def test_what_the_candidate_lacks_stops_the_gate_unless_that_is_meant(
     assert "Only in the baseline: m / pytorch / batch 1\n" in printed
     assert "Only in the candidate: m / pytorch / batch 32\n" in printed
     assert main([*sides, "--fail-if-worse", "5"]) == 2
-    assert "b has no m / pytorch / batch 1; measure it" in capsys.readouterr().out
+    assert f"  {sides[1]} lacks m / pytorch / batch 1. Measure what is missing" in capsys.readouterr().out
     assert main([*sides, "--fail-if-worse", "5", "--accept", "unpaired"]) == 0
 
 
@@ -275,8 +275,12 @@ def test_what_is_worse_is_told_before_what_is_undecided(results: Results) -> Non
 
 
 def test_several_candidates_are_each_compared_with_the_first(results: Results, compared: Compared) -> None:
-    found = compared(results.save("a"), results.save("b"), results.save("c", energy=0.5))
+    sides = [results.save("a"), results.save("b"), results.save("c", energy=0.5)]
+    found = compared(*sides, "--fail-if-worse", "5", code=1)
     assert [entry.pairs[0].energy.outcome for entry in found.candidates] == ["not_told_apart", "higher"]
+    assert found.gate is not None
+    (reason,) = found.gate.reasons
+    assert reason.startswith(f"{sides[2]}, m / pytorch / batch 8: 25.0 % more joules per output token")
 
 
 def test_one_study_is_taken_apart_by_a_setting(results: Results, compared: Compared) -> None:

@@ -19,7 +19,7 @@ from llenergymeasure.exceptions import ComparisonError
 from llenergymeasure.results.compare.alike import differences_between, refuse_unlike
 from llenergymeasure.results.compare.figures import Tested, compare_figure, corrected, share_boards
 from llenergymeasure.results.compare.gate import Limits, gate_tests, verdict
-from llenergymeasure.results.compare.pairing import Pair, Pairing, pair_up, setting_differences
+from llenergymeasure.results.compare.pairing import Pair, pair_up, setting_differences
 from llenergymeasure.results.compare.sides import Run, Side, refuse_common_runs
 from llenergymeasure.results.statistics import HIGH_VARIATION_PCT
 from llenergymeasure.results.study_table import differing_parts
@@ -66,28 +66,19 @@ def compare(
     pairings = [pair_up(baseline, candidate, ignore) for candidate in candidates]
     matched = [_match(pair, name) for pairing in pairings for pair, name in _named(pairing.pairs)]
     refuse_unlike([entry.pair for entry in matched], accept)
-    pairs = _judged(matched, limits or Limits())
-    rest = iter(pairs)
-    return Comparison(
-        baseline=baseline.described(),
-        candidates=[
-            CandidateComparison(
-                candidate=candidate.described(),
-                pairs=[next(rest) for _ in pairing.pairs],
-                only_baseline=[configuration.name for configuration in pairing.only_baseline],
-                only_candidate=[configuration.name for configuration in pairing.only_candidate],
-                notes=list(_notes_on_time(baseline, candidate)),
-            )
-            for candidate, pairing in zip(candidates, pairings, strict=True)
-        ],
-        accepted=list(accept),
-        gate=None
-        if limits is None
-        else verdict(
-            [(pair.name, figure) for pair in pairs for figure in pair.figures],
-            {} if "unpaired" in accept else _missing(candidates, pairings),
-        ),
-    )
+    pairs = iter(_judged(matched, limits or Limits()))
+    compared = [
+        CandidateComparison(
+            candidate=candidate.described(),
+            pairs=[next(pairs) for _ in pairing.pairs],
+            only_baseline=[configuration.name for configuration in pairing.only_baseline],
+            only_candidate=[configuration.name for configuration in pairing.only_candidate],
+            notes=list(_notes_on_time(baseline, candidate)),
+        )
+        for candidate, pairing in zip(candidates, pairings, strict=True)
+    ]
+    gate = None if limits is None else verdict(compared, missing_matters="unpaired" not in accept)
+    return Comparison(baseline=baseline.described(), candidates=compared, accepted=list(accept), gate=gate)
 
 
 def _named(pairs: Sequence[Pair]) -> Iterator[tuple[Pair, str]]:
@@ -96,7 +87,10 @@ def _named(pairs: Sequence[Pair]) -> Iterator[tuple[Pair, str]]:
         sides = differing_parts([configuration.name for configuration in pairs[0]])
         yield pairs[0], " → ".join(dict.fromkeys(sides))
         return
-    yield from zip(pairs, differing_parts([_common_name(pair) for pair in pairs]), strict=True)
+    names = [_common_name(pair) for pair in pairs]
+    if len(set(names)) < len(names):
+        names = [baseline.name for baseline, _ in pairs]
+    yield from zip(pairs, differing_parts(names), strict=True)
 
 
 def _common_name(pair: Pair) -> str:
@@ -133,14 +127,6 @@ def _judged(matched: Sequence[_Matched], limits: Limits) -> list[PairComparison]
     ]
     count = len(matched)
     return [entry.judged(*both) for entry, *both in zip(matched, figures[:count], figures[count:], strict=True)]
-
-
-def _missing(candidates: Sequence[Side], pairings: Sequence[Pairing]) -> dict[str, list[str]]:
-    return {
-        candidate.label: [configuration.name for configuration in pairing.only_baseline]
-        for candidate, pairing in zip(candidates, pairings, strict=True)
-        if pairing.only_baseline
-    }
 
 
 def _notes_on_pair(baseline: Sequence[Run], candidate: Sequence[Run], energy: FigureComparison) -> Iterator[str]:

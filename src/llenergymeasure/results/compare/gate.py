@@ -7,12 +7,13 @@ have shown is said beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from llenergymeasure.domain.comparison import (
     SIGNIFICANCE,
+    CandidateComparison,
     FigureComparison,
     FigureName,
     GateOutcome,
@@ -62,23 +63,24 @@ def gate_tests(tests: Sequence[Tested], limits: Limits) -> list[GateTest | None]
     return [None if entry is None else made.get(id(entry), entry.undecided()) for entry in begun]
 
 
-def verdict(
-    compared: Iterable[tuple[str, FigureComparison]], missing: Mapping[str, Sequence[str]] | None = None
-) -> GateVerdict:
+def verdict(compared: Sequence[CandidateComparison], missing_matters: bool) -> GateVerdict:
     """The decision over all tests: worse where one is, else undecided where one could not be made.
 
     Args:
-        compared: Name of the configuration, and a figure of it.
-        missing: Configurations of the baseline that a candidate does not have, by the candidate's label.
+        missing_matters: Whether nothing is decided where a candidate lacks a configuration of the baseline.
     """
     reasons: dict[GateOutcome, list[str]] = {"worse": [], "undecided": [], "not_worse": []}
-    for name, comparison in compared:
-        if comparison.gate is not None:
-            reasons[comparison.gate.outcome].append(f"{name}: {_told(comparison, comparison.gate)}")
-    for label, names in (missing or {}).items():
-        reasons["undecided"].append(
-            f"{label} has no {', no '.join(names)}; measure it, or let that through with --accept unpaired"
-        )
+    for entry in compared:
+        where = f"{entry.candidate.path}, " if len(compared) > 1 else ""
+        for pair in entry.pairs:
+            for figure in pair.figures:
+                if figure.gate is not None:
+                    reasons[figure.gate.outcome].append(f"{where}{pair.name}: {_told(figure, figure.gate)}")
+        if missing_matters and entry.only_baseline:
+            reasons["undecided"].append(
+                f"{entry.candidate.path} lacks {'; '.join(entry.only_baseline)}. Measure what is missing, or let it "
+                "through with --accept unpaired."
+            )
     outcome = next(outcome for outcome, found in reasons.items() if found or outcome == "not_worse")
     return GateVerdict(outcome=outcome, reasons=[*reasons["worse"], *reasons["undecided"]])
 
