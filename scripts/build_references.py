@@ -33,6 +33,7 @@ from llenergymeasure.config.introspection import (
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, DECODER_PRESETS
 from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.domain.comparison import Comparison
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.explanations import EXPLANATIONS
 from llenergymeasure.domain.study import StudyManifest, StudyResult
@@ -230,6 +231,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "warnings": warnings,
     "result-fields": partial(record_fields, ExperimentResult),
     "study-fields": partial(record_fields, StudyResult),
+    "comparison-fields": partial(record_fields, Comparison),
     "manifest-fields": partial(record_fields, StudyManifest),
     "flat-columns": flat_columns_markdown,
     **{f"settings-{part}": partial(settings_reference.table, part) for part in settings_reference.PARTS},

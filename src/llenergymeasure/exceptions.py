@@ -79,6 +79,10 @@ class PersistenceError(LLEMError):
     """A result could not be written, or a file on disk is not a result."""
 
 
+class ComparisonError(LLEMError):
+    """Results cannot be compared as they are, or a decision about them cannot be made."""
+
+
 class ResultRescuedError(PersistenceError):
     """A result could not be written in the directory `wanted`, and was saved elsewhere, as the file `saved`."""
 

@@ -9,25 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llenergymeasure.domain.energy import EnergyBreakdown
-from llenergymeasure.results.statistics import cycle_statistics, student_t_quantile, summarise_configurations
+from llenergymeasure.results.statistics import cycle_statistics, summarise_configurations
 from result_samples import make_result, make_rich_result
 
 figures = st.lists(st.floats(0.001, 1e6), min_size=2, max_size=40)
-
-
-@given(st.floats(0.001, 0.999), st.integers(1, 200))
-def test_the_t_quantile_is_scipys(p: float, degrees: int) -> None:
-    assert student_t_quantile(p, degrees) == pytest.approx(scipy.stats.t.ppf(p, degrees), rel=1e-9, abs=1e-12)
-
-
-def test_the_t_quantile_is_that_of_the_printed_tables() -> None:
-    assert [round(student_t_quantile(0.975, v), 3) for v in (1, 2, 4, 9, 29)] == [12.706, 4.303, 2.776, 2.262, 2.045]
-
-
-@pytest.mark.parametrize(("p", "degrees"), [(0.0, 3), (1.0, 3), (0.5, 0)])
-def test_the_t_quantile_refuses_what_has_no_answer(p: float, degrees: int) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        student_t_quantile(p, degrees)
 
 
 @given(figures)

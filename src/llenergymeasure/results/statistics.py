@@ -16,6 +16,7 @@ from llenergymeasure.domain.latency import percentile
 from llenergymeasure.domain.metrics import ratio
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, IntervalMethod
 from llenergymeasure.domain.warnings import codes_of
+from llenergymeasure.results.student_t import student_t_quantile
 
 HIGH_VARIATION_PCT: Final = 5.0
 """Coefficient of variation, in per cent, above which a configuration is flagged."""
@@ -128,44 +129,6 @@ def cycle_statistics(
         cv_pct=cv_pct,
         high_variation=cv_pct is not None and cv_pct > HIGH_VARIATION_PCT,
     )
-
-
-def student_t_quantile(p: float, degrees_of_freedom: int) -> float:
-    """Quantile of Student's t distribution.
-
-    Inverts the closed form of the distribution for whole degrees of freedom by bisection on the angle
-    atan(t / sqrt(v)), to double precision. Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3, 26.7.4.
-
-    Raises:
-        ValueError: An argument is out of range.
-    """
-    if not 0 < p < 1:
-        raise ValueError(f"probability must be between 0 and 1, not {p}")
-    if degrees_of_freedom < 1:
-        raise ValueError(f"degrees of freedom must be at least 1, not {degrees_of_freedom}")
-    if p < 0.5:
-        return -student_t_quantile(1 - p, degrees_of_freedom)
-    inside = 2 * p - 1  # probability of |T| below the quantile
-    low, high = 0.0, math.pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        if _probability_within(middle, degrees_of_freedom) < inside:
-            low = middle
-        else:
-            high = middle
-    return math.tan(low) * math.sqrt(degrees_of_freedom)
-
-
-def _probability_within(theta: float, v: int) -> float:
-    """P(|T| < sqrt(v) tan(theta)) for v degrees of freedom (26.7.3 for odd v, 26.7.4 for even v)."""
-    sine, cosine = math.sin(theta), math.cos(theta)
-    if v == 1:
-        return 2 * theta / math.pi
-    odd = v % 2 == 1
-    term = total = cosine if odd else 1.0
-    for k in range(2 if odd else 1, v - 2, 2):
-        term *= cosine * cosine * k / (k + 1)
-        total += term
-    return 2 / math.pi * (theta + sine * total) if odd else sine * total
 
 
 def _parametric(mean: float, std: float, count: int) -> tuple[float, float, IntervalMethod]:

@@ -1,0 +1,1 @@
+"""Runs and studies against each other: `python -m llenergymeasure.results.compare BASELINE CANDIDATE …`."""
