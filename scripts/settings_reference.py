@@ -15,7 +15,6 @@ from llenergymeasure.config.introspection import get_params_from_model
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.config.user_config import NOT_USED_YET, UserConfig
-from llenergymeasure.core.backends.registry import registry
 from settings_map import MAPS, Effect
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,20 +81,9 @@ def _flag(parameter: Any) -> str:
     return str(max(parameter.opts, key=len))
 
 
-def _expanded(mapping: Mapping[str, Effect]) -> dict[str, Effect]:
-    """The map with every `section.*` replaced by the section's fields."""
-    paths = get_params_from_model(ExperimentConfig)
-    expanded: dict[str, Effect] = {}
-    for name, effect in mapping.items():
-        section, star, _ = name.partition(".*")
-        fields = [path for path in paths if path.startswith(f"{section}.")] if star else [name]
-        expanded |= dict.fromkeys(fields, effect)
-    return expanded
-
-
 def _incomplete(maps: Maps) -> Iterator[str]:
     for part, known in settings().items():
-        named = set(_expanded(maps[part]))
+        named = set(maps[part])
         yield from (f"{part}: {name} has no entry in settings_map" for name in sorted(known - named))
         yield from (f"{part}: {name} is in settings_map and cannot be set" for name in sorted(named - known))
 
@@ -110,11 +98,7 @@ def _dangling(maps: Maps) -> Iterator[str]:
 
 
 def _untrue_notes(maps: Maps) -> Iterator[str]:
-    """A whole section may be passed over only while its engine is missing; unused settings are those the code names."""
-    starred = {name.removesuffix(".*") for name in maps["experiment"] if name.endswith(".*")}
-    missing = {name for name in BACKENDS if name not in registry.names()}
-    for name in sorted(starred ^ missing):
-        yield f"experiment: {name}.* stands for all its fields exactly while this release cannot run {name}"
+    """Unused settings are those the code names."""
     unused = {name for name, effect in maps["user"].items() if effect.note.startswith("not used")}
     for name in sorted(unused ^ set(NOT_USED_YET)):
         yield f"user: {name} is called unused either in settings_map or in the code, but not in both"

@@ -13,7 +13,7 @@ from llenergymeasure.domain.base import as_utc
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.latency import Histogram, Percentiles, histogram
-from llenergymeasure.domain.metrics import ratio
+from llenergymeasure.domain.metrics import ratio, wh_per_1000
 from llenergymeasure.domain.readable import duration, in_units, joules, quantity
 from llenergymeasure.results.persistence import RESULT_FILE
 from llenergymeasure.results.report import experiment_charts as charts
@@ -37,7 +37,7 @@ from llenergymeasure.results.report.page import (
 )
 from llenergymeasure.results.report.power import WindowSeries, window_series
 from llenergymeasure.results.report.repeat import as_yaml, citation, run_again, without_unset
-from llenergymeasure.results.summary import J_PER_WH, energy_per_token, minute
+from llenergymeasure.results.summary import energy_per_token, minute
 
 _MAX_ROWS: Final = 60
 """Rows of a table beside a chart of power over time; the files beside the result hold the rest."""
@@ -94,10 +94,10 @@ def _meaning(result: ExperimentResult) -> str:
     speed = f"{quantity(result.avg_tokens_per_second)} output tokens came out per second"
     if result.avg_energy_per_token_j is None:
         return f"The energy of this run was not measured; the warnings below say why. {speed}."
-    per_request_j = ratio(result.total_energy_j, result.num_requests)
+    requests_wh = wh_per_1000(ratio(result.total_energy_j, result.num_requests))
     parts = [f"One output token took {energy_per_token(result).replace('/token', '')}"]
-    if per_request_j is not None:
-        parts.append(f"a thousand requests like these {in_units(1000 * per_request_j / J_PER_WH, 'Wh')}")
+    if requests_wh is not None:
+        parts.append(f"a thousand requests like these {in_units(requests_wh, 'Wh')}")
     kind = " These joules are an estimate by a model of the machine, not a measurement." if result.is_estimate else ""
     half_width = " ± is the half-width of the 95 % interval." if result.uncertainty is not None else ""
     return f"{', '.join(parts)}; {speed}.{half_width}{kind}"
