@@ -185,7 +185,7 @@ def test_what_is_unlike_is_refused_by_name_and_compared_when_it_is_meant(
     assert named in said
     assert said.endswith(f"If the difference is meant, say so: --accept {kind}\n")
     assert main([*sides, "--accept", kind]) == 0
-    assert named in " ".join(capsys.readouterr().out.split())
+    assert f"{named} (accepted)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_all_unlike_kinds_are_told_at_once(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,8 +217,8 @@ def test_software_may_differ_and_is_named(results: Results, capsys: pytest.Captu
     )
     assert main([first, second]) == 0
     printed = capsys.readouterr().out
-    assert "Not the same: version of the engine: 5.23.0 against 5.24.0" in printed
-    assert "Not the same: packages: torch==2.12.0 against torch==2.13.0" in printed
+    assert "Software: version of the engine: 5.23.0 against 5.24.0" in printed
+    assert "Software: packages: torch==2.12.0 against torch==2.13.0" in printed
 
 
 def test_estimates_are_compared_with_a_word_about_what_they_are(results: Results, compared: Compared) -> None:

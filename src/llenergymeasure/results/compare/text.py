@@ -23,6 +23,7 @@ from llenergymeasure.domain.comparison import (
     CandidateComparison,
     ComparedSide,
     Comparison,
+    Difference,
     FigureComparison,
     FigureName,
     PairComparison,
@@ -37,6 +38,9 @@ MAX_SHOWN: Final = 8
 
 UNITS: Final[dict[FigureName, str]] = {"energy_per_token_j": "J/token", "tokens_per_second": "tok/s"}
 HEADINGS: Final = ("Baseline", "Candidate", "Change", "95 % interval", "p", "Runs", "")
+
+UNLIKE: Final = "Not the same"
+"""What a comparison should not go without, all of it shown: differences that were accepted, and gaps in the records."""
 
 _OUTCOMES: Final[dict[FigureName, dict[str, str]]] = {
     "energy_per_token_j": {"higher": "more", "lower": "less"},
@@ -115,8 +119,10 @@ def probability(p: float) -> str:
 def remarks(candidate: CandidateComparison) -> Iterator[str]:
     """What differs, what is missing and what to know, each said once with the configurations it is about."""
     pairs = candidate.pairs
+    differences = [(difference, pair) for pair in pairs for difference in pair.differences]
     kinds = {
-        "Not the same": ((str(difference), pair) for pair in pairs for difference in pair.differences),
+        UNLIKE: ((_difference(entry), pair) for entry, pair in differences if entry.kind != "software"),
+        "Software": ((str(entry), pair) for entry, pair in differences if entry.kind == "software"),
         "Settings": ((_setting(setting), pair) for pair in pairs for setting in pair.settings),
         "Note": ((note, pair) for pair in pairs for note in pair.notes),
     }
@@ -125,9 +131,10 @@ def remarks(candidate: CandidateComparison) -> Iterator[str]:
         for text, pair in told:
             about[text].append(pair.name)
         lines = [_about(text, names, len(pairs)) for text, names in about.items()]
-        yield from (f"{kind}: {line}" for line in lines[:MAX_SHOWN])
-        if len(lines) > MAX_SHOWN:
-            yield f"{kind}: {len(lines) - MAX_SHOWN} more (--json has all)"
+        shown = len(lines) if kind == UNLIKE else MAX_SHOWN
+        yield from (f"{kind}: {line}" for line in lines[:shown])
+        if len(lines) > shown:
+            yield f"{kind}: {len(lines) - shown} more (--json has all)"
     yield from (f"Note: {note}" for note in candidate.notes)
     for where, names in (("baseline", candidate.only_baseline), ("candidate", candidate.only_candidate)):
         if names:
@@ -184,6 +191,10 @@ def described(side: ComparedSide) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _difference(difference: Difference) -> str:
+    return f"{difference}{' (accepted)' if difference.is_refused else ''}"
 
 
 def _setting(setting: SettingDifference) -> str:
