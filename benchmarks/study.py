@@ -20,6 +20,7 @@ from llenergymeasure.config.loader import load_study_config
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.progress import Observer
+from llenergymeasure.results.report.write import report_on
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.launchers import ProcessLauncher
 from llenergymeasure.runners.supervise import Interrupt
@@ -58,16 +59,26 @@ class TimedLauncher:
 def runner_cost(quick: bool) -> Sequence[Figure]:
     run_study(1)  # what is imported once per study is not a cost per experiment
     count = QUICK_EXPERIMENTS if quick else EXPERIMENTS
-    study_s, children_s = run_study(count)
-    own_ms = 1000 * (study_s - sum(children_s)) / count
+    study_s, children_s, reports_s = run_study(count)
+    own_ms = 1000 * (study_s - sum(children_s) - sum(reports_s)) / count
+    *of_runs_s, of_study_s = reports_s
     return [
         Figure("child process, start to end", 1000 * statistics.median(children_s), "ms", note=f"median of {count}"),
         Figure("study runner beyond the child", own_ms, "ms", target=50.0, note="per experiment, saving included"),
+        Figure("report of a run", 1000 * statistics.median(of_runs_s), "ms", note="within the gap, where there is one"),
+        Figure("report of the study", 1000 * of_study_s, "ms"),
     ]
 
 
-def run_study(count: int) -> tuple[float, list[float]]:
-    """Seconds that a study of `count` experiments took, and those of each child in it."""
+def run_study(count: int) -> tuple[float, list[float], list[float]]:
+    """Seconds that a study of `count` experiments took, those of each child in it, and those of each report."""
+    reports_s: list[float] = []
+
+    def report(directory: Path) -> None:
+        start_s = time.perf_counter()
+        report_on(directory)
+        reports_s.append(time.perf_counter() - start_s)
+
     study = StudyConfig(
         experiments=[ExperimentConfig(model=f"noop-{number}") for number in range(count)],
         execution=ExecutionConfig(config_gap_seconds=0.0, cycle_gap_seconds=0.0),
@@ -75,8 +86,8 @@ def run_study(count: int) -> tuple[float, list[float]]:
     launcher = TimedLauncher()
     with tempfile.TemporaryDirectory() as directory:
         start_s = time.perf_counter()
-        StudyRunner(study, Path(directory), UserConfig(), StudyHost(launcher=launcher)).run()
-        return time.perf_counter() - start_s, launcher.times_s
+        StudyRunner(study, Path(directory), UserConfig(), StudyHost(launcher=launcher, report=report)).run()
+        return time.perf_counter() - start_s, launcher.times_s, reports_s
 
 
 def transition_cost(quick: bool) -> Sequence[Figure]:

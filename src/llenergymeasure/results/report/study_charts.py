@@ -147,7 +147,7 @@ def effect_chart(name: str, factor: Factor, description: str) -> Markup:
         )
         for axes, figure_name, title in ((left, "energy", "J/token"), (right, "speed", "tokens/s")):
             changes = [getattr(level, figure_name) for level in levels]
-            _draw_changes(axes, changes)
+            _draw_changes(axes, changes, ticks=2 if narrow else 4)
             axes.set_title(title, color=MUTED)
         labels = [_short(level.label, 11 if narrow else 22) for level in levels]
         left.set_yticks(range(len(labels)), labels)
@@ -163,7 +163,7 @@ def _evenly(levels: Sequence[Level]) -> list[Level]:
     return [levels[round(place * last / drawn)] for place in range(drawn + 1)]
 
 
-def _draw_changes(axes: Axes, changes: Sequence[Change | None]) -> None:
+def _draw_changes(axes: Axes, changes: Sequence[Change | None], ticks: int) -> None:
     axes.axvline(0.0, color=MUTED, linewidth=0.9)
     axes.grid(visible=True, axis="x")
     for row, change in enumerate(changes):
@@ -175,7 +175,7 @@ def _draw_changes(axes: Axes, changes: Sequence[Change | None]) -> None:
         axes.plot(mean, row, "o", color=SERIES[0], markersize=6)
     axes.margins(x=0.12, y=0.0)
     axes.set_ylim(-0.6, len(changes) - 0.4)
-    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="x", nbins=ticks)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.0f} %" if value else "0")
 
 
