@@ -14,7 +14,7 @@ from llenergymeasure.cli.app import app
 from llenergymeasure.config.introspection import get_params_from_model
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.ssot import BACKENDS
-from llenergymeasure.config.user_config import NOT_USED_YET, UserConfig
+from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import registry
 from settings_map import MAPS, Effect
 
@@ -110,11 +110,8 @@ def _dangling(maps: Maps) -> Iterator[str]:
 
 
 def _untrue_notes(maps: Maps) -> Iterator[str]:
-    """A whole section may be passed over only while its engine is missing; unused settings are those the code names."""
+    """A whole section may be passed over only while its engine is missing."""
     starred = {name.removesuffix(".*") for name in maps["experiment"] if name.endswith(".*")}
     missing = {name for name in BACKENDS if name not in registry.names()}
     for name in sorted(starred ^ missing):
         yield f"experiment: {name}.* stands for all its fields exactly while this release cannot run {name}"
-    unused = {name for name, effect in maps["user"].items() if effect.note.startswith("not used")}
-    for name in sorted(unused ^ set(NOT_USED_YET)):
-        yield f"user: {name} is called unused either in settings_map or in the code, but not in both"

@@ -13,7 +13,7 @@ from llenergymeasure.config.errors import is_study_document
 from llenergymeasure.config.loader import load_experiment_config, load_study_config
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.same_work import ineffective_settings
-from llenergymeasure.config.user_config import UserConfig, load_user_config, settings_without_effect
+from llenergymeasure.config.user_config import UserConfig, load_user_config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 USER_FILES = {"user-config.yaml"}
@@ -62,10 +62,9 @@ def test_no_file_holds_a_fact_about_a_machine(path: Path) -> None:
     assert not {"config_gap_seconds", "cycle_gap_seconds"} & set(document.get("execution", {}))
 
 
-def test_the_user_configuration_loads_and_this_release_uses_all_of_it() -> None:
+def test_the_user_configuration_loads() -> None:
     config = load_user_config(EXAMPLES / "user-config.yaml", environ={})
     assert config.measurement.carbon_intensity_gco2_kwh == 385
-    assert settings_without_effect(config) == []
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
