@@ -37,12 +37,12 @@ class LocalCluster:
     def address(self) -> str:
         return self.ray.address
 
-    def add(self, name: str, **resources: Any) -> None:
+    def add(self, name: str, **variables: str) -> None:
+        """Start a node with a processor and a GPU in Ray's books, and environment variables of its own."""
         own = self.directory / name
         own.mkdir(exist_ok=True)
-        variables = {"TEST_CLUSTER_NODE": name, "TMPDIR": str(own)}
-        fields = {"num_cpus": 1, "num_gpus": 1, "node_name": name, "env_vars": variables, **resources}
-        self.nodes[name] = self.ray.add_node(**fields)
+        variables = {"TEST_CLUSTER_NODE": name, "TMPDIR": str(own), **variables}
+        self.nodes[name] = self.ray.add_node(num_cpus=1, num_gpus=1, node_name=name, env_vars=variables)
 
     def kill(self, name: str) -> None:
         """As a machine that loses its power: SIGKILL, no farewell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,18 @@ def test_the_user_configuration_loads() -> None:
     assert config.measurement.carbon_intensity_gco2_kwh == 385
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+def test_the_files_for_clusters_can_be_read_by_what_reads_them() -> None:
+    places = EXAMPLES / "clusters"
+    subprocess.run(["bash", "-n", places / "study.sbatch"], check=True)
+    kuberay = yaml.safe_load((places / "kuberay.yaml").read_text())
+    workers = kuberay["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert kuberay["kind"] == "RayCluster"
+    assert workers["resources"]["limits"]["nvidia.com/gpu"] == "8"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in EXAMPLES.iterdir() if path.is_file()), ids=lambda path: path.name
+)
 def test_every_file_is_short_and_says_what_it_is_for(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 50

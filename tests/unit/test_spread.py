@@ -47,9 +47,8 @@ class Show:
         host = StudyHost(ScriptedLauncher(VirtualClock()), observer=self.observe, cluster=self.cluster, watch=watch)
         return StudyRunner(study, self.directory, UserConfig(), host).run()
 
-    def run(self, study: StudyConfig, resume: Path | None = None, **settings: Any) -> StudyResult:
-        place = StudyPlace(self.directory, resume=resume, cluster="auto")
-        machine = UserConfig.model_validate(settings)
+    def run(self, study: StudyConfig, resume: Path | None = None) -> StudyResult:
+        place, machine = StudyPlace(self.directory, resume=resume, cluster="auto"), UserConfig()
         return execute_study(study, place, machine, lambda result: None, self.observe, connect=self.cluster.connect)
 
     @property
@@ -208,6 +207,26 @@ def test_failure_after_failure_ends_the_study_on_every_node(tmp_path: Path) -> N
         show.run(study_of(*"abcdefgh", max_consecutive_failures=3))
     assert len(show.cluster.begun) <= 4
     assert sorted(show.cluster.released) == ["x", "y"]
+
+
+def test_no_average_runs_over_unlike_hardware_and_the_study_says_so(tmp_path: Path) -> None:
+    first = Show(tmp_path, FakeCluster([node("old", gpu=A100)]))
+    directory = tmp_path / first.run(study_of("a", "b")).study_id
+    for path in directory.glob("*/result.json"):  # as of a machine that has another board by now
+        path.write_text(path.read_text().replace(A100, "Tesla P100"))
+    told: list[StudyEvent] = []
+    place, launcher = StudyPlace(tmp_path, resume=directory), ScriptedLauncher(VirtualClock())
+    more = study_of("a", "b", cycles=2)
+    result = execute_study(more, place, UserConfig(), lambda result: None, told.append, launcher)
+    assert [(entry.model_name, entry.hardware, entry.cycles) for entry in result.statistics] == [
+        ("a", "Tesla P100", 1),
+        ("a", "A100", 1),
+        ("b", "Tesla P100", 1),
+        ("b", "A100", 1),
+    ]
+    assert result.statistics[0].config_name == "a / pytorch / bf16 / Tesla P100"
+    warnings = [event.message for event in told if isinstance(event, StudyWarning)]
+    assert any("unlike hardware (A100; Tesla P100)" in said for said in warnings)
 
 
 def test_a_resumed_study_keeps_to_the_hardware_of_its_results(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from llenergymeasure.study.gaps import gaps_of
 from llenergymeasure.study.ledger import Ledger
 from llenergymeasure.study.manifest import ManifestWriter
 from llenergymeasure.study.placement import Placement
-from llenergymeasure.study.plan import StudyFinished, StudyObserver, StudyStarted, plan_runs, shared_parts
+from llenergymeasure.study.plan import StudyFinished, StudyObserver, StudyStarted, StudyWarning, plan_runs, shared_parts
 from llenergymeasure.study.resume import Resumption
 from llenergymeasure.study.saving import WORK_DIR, SummaryNotSavedError, write_study
 from llenergymeasure.study.spread import Spread, Watch
@@ -151,6 +151,10 @@ class StudyRunner:
             self._mark_interrupted()
             raise
         result = self._ended()
+        if unlike := sorted({entry.hardware for entry in result.statistics if entry.hardware is not None}):
+            kinds = "; ".join(unlike)
+            told = f"Some configurations ran on unlike hardware ({kinds}); each kind has statistics of its own."
+            self._ledger.tell(StudyWarning(told))
         self._ledger.tell(StudyFinished(result, self._dir))
         return result
 
