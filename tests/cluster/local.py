@@ -65,7 +65,7 @@ class StudyFiles:
         self.marks_dir.mkdir()
         self.hold = self.directory / "hold"
 
-    def write(self, seeds: list[int], *, holds: tuple[int, ...] = (), cycles: int = 1, **fields: Any) -> Path:
+    def write(self, seeds: list[int], *, holds: tuple[int, ...] = (), cycles: int = 1, gap_s: float = 0, **fields: Any) -> Path:
         path = self.directory / "study.yaml"
         fixed = {
             "model": "m",
@@ -82,7 +82,7 @@ class StudyFiles:
             {"random_seed": seed, "passthrough_kwargs": held if seed in holds else {"marks": str(self.marks_dir)}}
             for seed in seeds
         ]
-        execution = {"n_cycles": cycles, "config_gap_seconds": 0, "cycle_gap_seconds": 0}
+        execution = {"n_cycles": cycles, "config_gap_seconds": gap_s, "cycle_gap_seconds": 0}
         path.write_text(yaml.safe_dump({**fixed, **fields, "experiments": experiments, "execution": execution}))
         return path
 
