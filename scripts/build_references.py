@@ -9,6 +9,7 @@ A part stands between `<!-- generated: NAME -->` and `<!-- end generated -->`; N
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from array import array
@@ -39,6 +40,15 @@ from llenergymeasure.results.export import flat_columns_markdown
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
+SCHEMAS = DOCS / "schema"
+SCHEMA_MODELS = {
+    "result": ExperimentResult,
+    "study_summary": StudyResult,
+    "manifest": StudyManifest,
+    "experiment": ExperimentConfig,
+}
+"""File → what it holds; of a configuration, one experiment after a study is resolved."""
+
 SECTIONS = ("decoder", "warmup", "baseline", "energy", "measurement", "dataset", "lora")
 """Sections of an experiment that every backend shares."""
 
@@ -55,9 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stale.append(page.relative_to(DOCS.parent))
             if not check_only:
                 page.write_text(after, encoding="utf-8")
+    for name, model in SCHEMA_MODELS.items():
+        path, schema = SCHEMAS / f"{name}.schema.json", json_schema(model)
+        if not path.exists() or path.read_text(encoding="utf-8") != schema:
+            stale.append(path.relative_to(DOCS.parent))
+            if not check_only:
+                path.write_text(schema, encoding="utf-8")
     for page in stale:
         print(f"{page}: {'is out of date; run scripts/build_references.py' if check_only else 'written'}")
     return int(check_only and bool(stale))
+
+
+def json_schema(model: type[BaseModel]) -> str:
+    """Of the files that hold such a record, as JSON."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
 def experiment_parameters() -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 _TESTS = Path(__file__).resolve().parent.parent / "tests"
-sys.path += [str(_TESTS), str(_TESTS / "unit"), str(_TESTS / "integration"), str(_TESTS / "vllm_engine")]
+sys.path += [str(_TESTS / name) for name in ("", "unit", "integration", "vllm_engine", "tensorrt_engine")]
 
 import test_config_models as config_models
 import test_gaps as gaps
@@ -39,6 +39,7 @@ import test_settings_effects_terminal as terminal
 import test_settings_effects_user as user
 import test_study_faults as study_faults
 import test_study_runner as study_runner
+import test_tensorrt_settings as tensorrt
 import test_vllm_settings as vllm
 
 
@@ -59,7 +60,7 @@ class Effect:
 
 _LOADING: Final = "core/backends/pytorch/loading.py"
 _GENERATION: Final = "core/backends/pytorch/generation.py"
-_NOT_BUILT: Final = "core/backends/registry.py"
+_REGISTRY: Final = "core/backends/registry.py"
 _SAMPLING: Final = Effect(_LOADING, pytorch.test_sampling_parameters_are_those_asked_for)
 _GENERATE: Final = Effect(_LOADING, pytorch.test_generation_fields_reach_the_generation_config)
 _ASSISTANT: Final = Effect(_LOADING, pytorch.test_the_assistant_drafts_with_its_settings)
@@ -76,10 +77,19 @@ _VLLM_DRAFTER: Final = Effect("core/backends/vllm/engine.py", vllm.test_a_draft_
 _SYNTHETIC: Final = Effect(
     "datasets/loader.py", experiment.test_synthetic_prompts_have_the_number_and_the_lengths_asked_for
 )
-_REFUSED: Final = Effect(
-    _NOT_BUILT,
-    registry.test_engines_this_release_lacks_are_refused_plainly,
-    note="checked when the file is read; an experiment on this engine is then refused, not run without it",
+_TENSORRT_MODULE: Final = "core/backends/tensorrt/engine.py"
+_NOT_ON_A_GPU: Final = "shown on a stand-in for TensorRT-LLM; it has not run on a GPU yet"
+_TENSORRT: Final = Effect(
+    _TENSORRT_MODULE, tensorrt.test_settings_of_the_pytorch_based_engine_arrive, note=_NOT_ON_A_GPU
+)
+_TENSORRT_BUILT: Final = Effect(
+    _TENSORRT_MODULE, tensorrt.test_settings_of_an_engine_that_is_built_arrive, note=_NOT_ON_A_GPU
+)
+_TENSORRT_DRAFTER: Final = Effect(
+    _TENSORRT_MODULE, tensorrt.test_a_drafter_goes_by_the_name_that_its_version_has, note=_NOT_ON_A_GPU
+)
+_TENSORRT_ENGINE: Final = Effect(
+    "core/backends/tensorrt/backend.py", tensorrt.test_an_engine_that_is_named_is_the_one_that_runs, note=_NOT_ON_A_GPU
 )
 
 EXPERIMENT: Final[Mapping[str, Effect]] = {
@@ -87,7 +97,7 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
         "core/model/source.py",
         pytorch_hub.test_a_cached_model_runs_offline_at_its_commit_and_an_uncached_one_says_why_not,
     ),
-    "backend": Effect(_NOT_BUILT, registry.test_an_installed_engine_is_made),
+    "backend": Effect(_REGISTRY, registry.test_an_installed_engine_is_made),
     "n": Effect("datasets/loader.py", experiment.test_n_is_the_number_of_prompts_in_the_window),
     "dataset": Effect("datasets/loader.py", experiment.test_dataset_is_where_the_prompts_come_from),
     "dataset.n": _SYNTHETIC,
@@ -211,9 +221,14 @@ EXPERIMENT: Final[Mapping[str, Effect]] = {
     "vllm.speculative_config.draft_tensor_parallel_size": _VLLM_DRAFTER,
     "vllm.quantization": _VLLM_QUANTISATION,
     "vllm.enable_expert_parallel": _VLLM_EXPERTS,
-    "tensorrt.*": _REFUSED,
+    **{f"tensorrt.{name}": _TENSORRT for name in tensorrt.PYTORCH_BASED if not name.endswith("_config")},
+    **{f"tensorrt.kv_cache_config.{name}": _TENSORRT for name in tensorrt.PYTORCH_BASED["kv_cache_config"]},
+    **{f"tensorrt.speculative_config.{name}": _TENSORRT for name in tensorrt.PYTORCH_BASED["speculative_config"]},
+    **{f"tensorrt.{name}": _TENSORRT_BUILT for name in ("max_input_len", "quantization", "batching_type")},
+    "tensorrt.engine_path": _TENSORRT_ENGINE,
+    "tensorrt.speculative_config.speculative_model": _TENSORRT_DRAFTER,
 }
-"""Fields of an experiment. `name.*` stands for the whole section of an engine that this release does not run."""
+"""Fields of an experiment."""
 
 STUDY: Final[Mapping[str, Effect]] = {
     "name": Effect("study/manifest.py", manifest.test_study_directory_carries_name_and_date),

@@ -264,6 +264,7 @@ def _run_here(
 ) -> StudyResult:
     from llenergymeasure.core.state import tracked
     from llenergymeasure.results.persistence import DirectoryRepository, ResultsRepository
+    from llenergymeasure.results.report.write import report_on
     from llenergymeasure.runners.job import Job
     from llenergymeasure.runners.local import new_experiment_id  # the engines' side: only when one runs
     from llenergymeasure.study.plan import silence_s
@@ -274,7 +275,7 @@ def _run_here(
     experiment_id = new_experiment_id(config, began[1])
     output_dir = None if config.output_dir is None else _place(config.output_dir)
     kept_in = None if output_dir is None else output_dir.absolute()  # also when the current directory changes
-    saved: Path | None = None
+    path: Path | None = None
     problem: PersistenceError | None = None
     with (
         _work_dir() as work_dir,
@@ -287,11 +288,14 @@ def _run_here(
             if output_dir is not None and kept_in is not None:
                 repository: ResultsRepository = DirectoryRepository(kept_in)
                 path = repository.save(run.result, run.artefacts.timeseries, run.artefacts.beside_timeseries)
-                saved = output_dir / path.relative_to(kept_in)
         except PersistenceError as error:
             problem = error
     if problem is not None:
         raise problem
+    saved = None
+    if path is not None and output_dir is not None and kept_in is not None:
+        report_on(path.parent)
+        saved = output_dir / path.relative_to(kept_in)
     return _study_of_one(study, run.result, saved, began, clock)
 
 

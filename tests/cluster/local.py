@@ -65,7 +65,9 @@ class StudyFiles:
         self.marks_dir.mkdir()
         self.hold = self.directory / "hold"
 
-    def write(self, seeds: list[int], *, holds: tuple[int, ...] = (), cycles: int = 1, gap_s: float = 0, **fields: Any) -> Path:
+    def write(
+        self, seeds: list[int], *, holds: tuple[int, ...] = (), cycles: int = 1, gap_s: float = 0, **fields: Any
+    ) -> Path:
         path = self.directory / "study.yaml"
         fixed = {
             "model": "m",

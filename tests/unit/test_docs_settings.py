@@ -69,11 +69,6 @@ def test_an_entry_shown_by_what_is_no_test_is_noticed() -> None:
     ]
 
 
-def test_a_section_is_passed_over_only_while_its_engine_is_missing() -> None:
-    (problem,) = problems_with({"pytorch.*": REAL})
-    assert problem == "experiment: pytorch.* stands for all its fields exactly while this release cannot run pytorch"
-
-
 def test_flags_and_variables_are_those_of_the_program() -> None:
     assert {"llem run CONFIG", "llem run --batch-size", "llem run -n", "llem --version"} <= set(
         settings_reference.flags()

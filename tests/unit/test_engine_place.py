@@ -7,7 +7,7 @@ import sys
 
 LOADING = """
 import os, subprocess, sys, time
-from llenergymeasure.core.backends.vllm.place import EnginePlace
+from llenergymeasure.core.backends.place import EnginePlace
 from llenergymeasure.core.host.streams import say_stderr_is_kept
 
 if sys.argv[1] == "job":

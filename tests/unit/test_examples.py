@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,23 @@ import yaml
 from llenergymeasure.config.errors import is_study_document
 from llenergymeasure.config.loader import load_experiment_config, load_study_config
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.same_work import ineffective_settings
+from llenergymeasure.config.same_work import ineffective_settings, partial_batch
 from llenergymeasure.config.user_config import UserConfig, load_user_config
+from llenergymeasure.core.host.docker import default_image
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 USER_FILES = {"user-config.yaml"}
 FILES = sorted(path for path in EXAMPLES.glob("*.yaml") if path.name not in USER_FILES)
-STUDIES = {"study-grid.yaml": (6, 4), "study-list.yaml": (4, 3), "study-several-backends.yaml": (12, 3)}
+STUDIES = {
+    "long-context.yaml": (4, 3),
+    "study-cluster.yaml": (9, 5),
+    "study-grid.yaml": (6, 4),
+    "study-list.yaml": (4, 3),
+    "study-several-backends.yaml": (12, 3),
+    "sweep-batch-size.yaml": (6, 3),
+    "sweep-precision.yaml": (5, 3),
+    "two-gpus.yaml": (3, 3),
+}
 """Study → its configurations and cycles."""
 
 
@@ -55,6 +66,22 @@ def test_each_engine_of_a_study_has_its_own_grid() -> None:
     assert [config.backend for config in study.experiments].count("vllm") == 2 * 2 * 2
 
 
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "study-several-backends.yaml"])
+def test_every_setting_of_every_configuration_acts(name: str) -> None:
+    for config in load_study_config(EXAMPLES / name).experiments:
+        assert ineffective_settings(config) == []
+
+
+def test_the_images_that_an_example_names_are_those_of_this_release() -> None:
+    text = (EXAMPLES / "study-several-backends.yaml").read_text()
+    assert [f"docker:{default_image(name)}" in text for name in ("pytorch", "vllm")] == [True, True]
+
+
+def test_a_batch_size_sweep_leaves_no_batch_part_full() -> None:
+    study = load_study_config(EXAMPLES / "sweep-batch-size.yaml")
+    assert [partial_batch(config) for config in study.experiments] == [None] * 6
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_no_file_holds_a_fact_about_a_machine(path: Path) -> None:
     document = documents()[path.name]
@@ -77,13 +104,13 @@ def test_the_files_for_clusters_can_be_read_by_what_reads_them() -> None:
     assert workers["resources"]["limits"]["nvidia.com/gpu"] == "8"
 
 
-@pytest.mark.parametrize(
-    "path", sorted(path for path in EXAMPLES.iterdir() if path.is_file()), ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", sorted(filter(Path.is_file, EXAMPLES.iterdir())), ids=lambda path: path.name)
 def test_every_file_is_short_and_says_what_it_is_for(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 50
-    assert text.startswith("# ") if path.suffix == ".yaml" else ast.get_docstring(ast.parse(text))
+    if path.suffix == ".ipynb":
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    assert len(text.splitlines()) <= 60
+    assert text.startswith("# ") if path.suffix != ".py" else ast.get_docstring(ast.parse(text))
 
 
 def test_presets_and_seeds_are_what_the_comments_say() -> None:

@@ -112,9 +112,21 @@ def test_no_engine_at_all_is_an_error_that_names_one() -> None:
         registry_with({}).detect_default_backend()
 
 
-def test_engines_this_release_lacks_are_refused_plainly() -> None:
-    with pytest.raises(BackendError, match="there is no engine for tensorrt in this release, here or in Docker"):
+@pytest.mark.parametrize("version", [None, "0.21.0", "1.5.0"])
+def test_tensorrt_of_a_version_that_is_not_known_is_refused_with_both_ways_to_one_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None
+) -> None:
+    if version is not None:
+        info = tmp_path / f"tensorrt_llm-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorrt_llm\nVersion: {version}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(
+        BackendError, match=rf"needs tensorrt-llm>=1.0,<1.5 \({version or 'none'} installed\)"
+    ) as refused:
         get_backend("tensorrt")
+    assert 'pip install "llenergymeasure[tensorrt]"' in str(refused.value)
+    assert "LLEM_RUNNER_TENSORRT=docker:<image>" in str(refused.value)
 
 
 def test_another_build_of_an_engine_is_that_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +153,8 @@ def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
 def test_only_an_engine_that_is_here_is_worth_importing_ahead_of_its_experiment() -> None:
     assert preload_modules("pytorch") == ("torch", "transformers")
     assert preload_modules("vllm")[-1].startswith("vllm")
-    assert preload_modules("tensorrt") == ()
+    assert preload_modules("tensorrt") == ("torch", "transformers")
+    assert preload_modules("onnx") == ()
 
 
 def test_detecting_the_default_imports_no_engine() -> None:

@@ -76,11 +76,6 @@ def test_several_backends_are_fine_when_docker_keeps_them_apart() -> None:
     check_backends(mixed_study().experiments, machine)
 
 
-def test_an_engine_that_this_release_lacks_is_for_pre_flight_to_refuse() -> None:
-    lacking = ExperimentConfig.model_validate({"model": "a", "backend": "tensorrt"})
-    check_backends([ExperimentConfig(model="a"), lacking], UserConfig())
-
-
 def test_one_backend_needs_no_docker() -> None:
     check_backends(study_of("a", "b").experiments, UserConfig())
 

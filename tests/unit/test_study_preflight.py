@@ -27,7 +27,10 @@ SOUND = "model: builtin/tiny-llama, n: 2, pytorch: {device: cpu}"
 
 FAULTS = {
     "no GPU": ("model: builtin/tiny-llama, n: 2", "no CUDA GPU is available"),
-    "no engine": ("model: builtin/tiny-llama, n: 2, backend: tensorrt", "there is no engine for tensorrt"),
+    "no engine": (
+        "model: builtin/tiny-llama, n: 2, backend: tensorrt",
+        "needs tensorrt-llm>=1.0,<1.5",
+    ),
     "no model": ("model: /no/model, n: 2, pytorch: {device: cpu}", "/no/model"),
     "too few prompts": (f"{SOUND}, dataset: few.jsonl".replace("n: 2", "n: 9"), "9"),
     "no data set": (f"{SOUND}, dataset: none.jsonl", "none.jsonl"),

@@ -62,7 +62,7 @@ def test_summary_table_and_manifest_are_on_disk_at_the_end(stage: Stage) -> None
     manifest = load_manifest(stage.directory)
     assert (manifest.status, manifest.completed, manifest.pending) == ("completed", 6, 0)
     names = {path.name for path in stage.directory.iterdir() if path.is_file()}
-    assert names == {"manifest.json", "study_summary.json", "results.parquet"}
+    assert names == {"manifest.json", "study_summary.json", "results.parquet", "report.html"}
     assert not (stage.directory / ".work").exists()
 
 

@@ -16,7 +16,7 @@ from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experim
 from llenergymeasure.config.same_work import partial_batch
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import DeviceChoice, package_versions
-from llenergymeasure.core.energy.meter import Meter
+from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, GpuDriverError, free_memory_mb
 from llenergymeasure.core.host.host import Host
@@ -110,7 +110,9 @@ def meter_here(name: BackendName, devices: Sequence[DeviceId], host: Host) -> st
     """What an energy backend comes to on these devices: the meter, with a reading that says whether it estimates."""
     try:
         meter = select_energy_backend(name, devices, host=host)
-        return f"{meter.name}: {meter.prove()}" if isinstance(meter, Meter) else "not measured: nothing here can"
+        if isinstance(meter, NoEnergyBackend):
+            return "not measured: nothing here can"
+        return f"{meter.name}: {meter.prove()}"
     except EnergyError:  # pre-flight tells why
         return f"{name}: does not work here"
 

@@ -33,6 +33,7 @@ from llenergymeasure.config.yaml_io import LoadedDocument
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
+from llenergymeasure.results.persistence import REPORT_FILE
 from llenergymeasure.results.study_table import render_configurations
 from llenergymeasure.results.summary import duration, joules, one_line, render_summary
 from llenergymeasure.security import for_display, user_path
@@ -248,6 +249,8 @@ def render_study(result: StudyResult, directory: Path, width: int) -> str:
         lines.append(f"{'Energy':<15}{joules(summary.total_energy_j)} in all measurement windows{label}")
     lines.append(f"{'Duration':<15}{duration(summary.total_wall_time_s)}")
     lines.append(f"{'Study':<15}{directory}")
+    if (report := directory / REPORT_FILE).is_file():
+        lines.append(f"{'Report':<15}{report}")
     return "\n".join(lines)
 
 

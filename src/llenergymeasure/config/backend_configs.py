@@ -1,7 +1,7 @@
 """What can be set on one engine only, under the engine's own names.
 
 Every field is `None` by default, which means "the engine's own default" and is not passed to the engine. Names, types
-and ranges are those of transformers 5, vLLM (0.30 to 0.33) and TensorRT-LLM (0.20 to 1.3).
+and ranges are those of transformers 5, vLLM (0.30 to 0.33) and TensorRT-LLM (1.0 to 1.4).
 """
 
 from __future__ import annotations

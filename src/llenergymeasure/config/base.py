@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     JsonValue,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -115,9 +116,11 @@ def _section_names(model: type[BaseModel]) -> frozenset[str]:
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The values of a `Literal`, also inside a union."""
+    """The values of a `Literal`, also inside a union, and those that a type's JSON schema lists."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
+    if isinstance(annotation, WithJsonSchema):
+        return tuple((annotation.json_schema or {}).get("enum", ()))
     return tuple(choice for arg in get_args(annotation) for choice in _choices(arg))
 
 

@@ -32,7 +32,6 @@ from llenergymeasure.config.ssot import (
     CONTINUOUS_BATCHING,
     DECODER_PARAM_SUPPORT,
     DECODING_SUPPORT,
-    ENGINES_HERE,
     LORA_SUPPORT,
     PRECISION_SUPPORT,
     SECRET_NAMES,
@@ -126,9 +125,8 @@ def _changed_decoder_params(config: ExperimentConfig) -> list[tuple[str, object]
 
 
 def _or_another(backends: Iterable[str]) -> str:
-    """The end of an advice: to take another backend, of those that this release can run."""
-    here = [backend for backend in backends if backend in ENGINES_HERE]
-    return f", or use backend: {' or '.join(here)}" if here else ""
+    """The end of an advice: to take another backend."""
+    return f", or use backend: {' or '.join(backends)}" if backends else ""
 
 
 def _section_matches_backend(config: ExperimentConfig) -> Iterator[Problem]:

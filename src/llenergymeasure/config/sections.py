@@ -24,6 +24,7 @@ from llenergymeasure.config.base import (
     try_values,
 )
 from llenergymeasure.config.engines import BackendName
+from llenergymeasure.config.meters import MeterName
 from llenergymeasure.config.ssot import DECODER_PRESETS
 
 
@@ -132,8 +133,9 @@ class EnergyConfig(ConfigModel):
     """What measures the joules."""
 
     switched_off: ClassVar[str] = "backend: null"
-    backend: Literal["auto", "nvml", "zeus", "codecarbon", "rapl"] | None = "auto"
-    """Energy backend; auto takes the best one there is, null measures no energy at all."""
+    backend: MeterName | None = "auto"
+    """Energy backend, also one that an installed package registers; auto takes the best of this package's, null
+    measures no energy at all."""
 
 
 class SyntheticDatasetConfig(ConfigModel):

@@ -7,11 +7,14 @@ from typing import Final
 BACKENDS: Final[list[str]] = ["pytorch", "vllm", "tensorrt"]
 """Inference engines that have a section of the same name in a config."""
 
-ENGINES_HERE: Final[list[str]] = ["pytorch", "vllm"]
-"""Those of them that this release can run; advice names no other."""
-
 BACKENDS_GROUP: Final = "llenergymeasure.backends"
 """Entry-point group in which an installed package registers an engine under the name that configs use."""
+
+ENERGY_BACKENDS: Final[list[str]] = ["nvml", "zeus", "codecarbon", "rapl"]
+"""Meters of this package."""
+
+ENERGY_GROUP: Final = "llenergymeasure.energy"
+"""Entry-point group in which an installed package registers a meter under the name that configs use."""
 
 PRECISION_SUPPORT: Final[dict[str, list[str]]] = {
     "pytorch": ["fp32", "fp16", "bf16"],

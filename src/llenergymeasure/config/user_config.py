@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from llenergymeasure.config.base import ConfigModel, NonBlankStr, PathStr, deep_merge, set_dotted
 from llenergymeasure.config.errors import describe_validation_error, reject_unknown, unknown_keys
+from llenergymeasure.config.meters import MeterName
 from llenergymeasure.config.yaml_io import LoadedDocument, SourceMap, load_document
 from llenergymeasure.constants import APP_NAME
 from llenergymeasure.exceptions import ConfigError
@@ -82,7 +83,7 @@ class RunnerSettings(ConfigModel):
 class MeasurementSettings(ConfigModel):
     """How this machine is measured and what its energy means."""
 
-    energy_backend: Literal["auto", "nvml", "zeus", "codecarbon", "rapl"] = "auto"
+    energy_backend: MeterName = "auto"
     """Energy backend where the experiment says auto."""
     carbon_intensity_gco2_kwh: float | None = Field(default=None, ge=0.0)
     """Grams of CO2 per kWh of the electricity used here."""

@@ -31,6 +31,12 @@ from llenergymeasure.domain.latency import RequestTimings
 from llenergymeasure.domain.metrics import ComputeMetrics, EnergyMetrics, InferenceMetrics, PhaseBreakdown
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
+MACHINE: Final = "machine"
+"""What a meter at the machine's supply measures: the scope, and the one device."""
+
+_WHOSE: Final[Mapping[str, str]] = {"cpu_package": "processor", "cpu_package_and_dram": "processor", MACHINE: "machine"}
+"""What a scope that holds more than the run holds all of."""
+
 INSIDE_THE_WINDOW: Final = (
     "transfer of token ids to the device",
     "prefill and decode of every request, batch by batch",
@@ -214,10 +220,10 @@ def reproducibility_note(energy: EnergyMeasurement) -> str:
         return (
             f"Energy estimated by {energy.meter}'s model, not measured; do not compare it with measured figures. {same}"
         )
-    if energy.scope in ("cpu_package", "cpu_package_and_dram"):
+    if energy.scope is not None and energy.scope in _WHOSE:
         return (
-            f"Energy measured via {energy.meter} over everything that ran on the processor; it varies with thermal "
-            f"state and system load. {same}"
+            f"Energy measured via {energy.meter} over everything that ran on the {_WHOSE[energy.scope]}; it varies "
+            f"with thermal state and system load. {same}"
         )
     gain_j = sum(part.half_width_j for part in energy.components if part.kind == "gain")
     accuracy = f"Accuracy ±{100.0 * gain_j / energy.total_j:.3g} % (the sensor's gain); it" if gain_j else "It"
@@ -253,7 +259,12 @@ def _energy_metrics(energy: EnergyMeasurement) -> EnergyMetrics:
 
 
 def _energy_per_device(energy: EnergyMeasurement, devices: Sequence[DeviceId]) -> dict[DeviceId, float | None]:
-    """Joules by device; the processor is one, and a GPU that the meter does not tell of could not be read."""
+    """Joules by device; a GPU that the meter does not tell of could not be read.
+
+    The processor is a device, and so is a whole machine: all processes on it share one.
+    """
+    if energy.scope == MACHINE:
+        return {MACHINE: energy.total_j}
     if tuple(devices) == (CPU_DEVICE,):
         return {CPU_DEVICE: energy.total_j}
     return {**dict.fromkeys(devices), **energy.per_gpu_j}
@@ -284,6 +295,7 @@ def _breakdown(energy: EnergyMeasurement, baseline: Baseline) -> EnergyBreakdown
         baseline_timestamp=baseline.taken_at,
         baseline_cache_age_sec=baseline.age_s,
         meter=energy.meter,
+        meter_version=energy.meter_version or None,
         method=energy.method,
         scope=energy.scope,
         second_method=None if second_j is None else ("power_integration" if by_counter else "hardware_counter"),
@@ -306,7 +318,8 @@ def _uncertainty(energy: EnergyMeasurement, baseline: Baseline, output_tokens: i
 def _uncertainty_per_device(energy: EnergyMeasurement) -> dict[str, EnergyUncertainty]:
     energies_j, budgets = energy.per_gpu_j, energy.per_gpu_components
     if not energies_j:
-        energies_j, budgets = {CPU_DEVICE: energy.total_j}, {CPU_DEVICE: energy.components}
+        device = MACHINE if energy.scope == MACHINE else CPU_DEVICE
+        energies_j, budgets = {device: energy.total_j}, {device: energy.components}
     stated = {device: stated_uncertainty(energies_j[device] or 0.0, budget) for device, budget in budgets.items()}
     return {device: uncertainty for device, uncertainty in stated.items() if uncertainty is not None}
 

@@ -3,6 +3,7 @@
 In `timeseries.parquet`, which begins with the window, power is the mean over each second of the piecewise-linear trace,
 so that power times time adds up to the trace's integral; the other readings are means of the second's samples, throttle
 reasons their union. Where a second holds no sample, the latest one before it stands. The last row covers the rest.
+The file's metadata tells when what happened in the window, see `stretches`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -25,9 +26,11 @@ from typing import TYPE_CHECKING, Any, Final
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.assemble import Observations
 from llenergymeasure.core.energy.gpu_energy import write_trace
+from llenergymeasure.core.energy.spans import Span, merge_spans
 from llenergymeasure.core.energy.telemetry import UNKNOWN, Telemetry, answered
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.core.metrics.latency import phase_spans
 from llenergymeasure.core.window import slice_limits
 
 if TYPE_CHECKING:
@@ -41,6 +44,9 @@ OUTPUTS_FILE: Final = "outputs.jsonl"
 
 ROW_S: Final = 1.0
 """Length of a row in seconds."""
+
+FINEST_STRETCHES: Final = 1000
+"""Parts of a window of which a drawing shows each by itself."""
 
 UNITS: Final = {
     "timestamp_s": "s",
@@ -87,7 +93,8 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
     energy, wanted = seen.window.energy, seen.config.measurement
     timeseries = trace = outputs = None
     if has_samples(energy):
-        timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, partial(write_timeseries, energy))
+        told = stretches(seen)
+        timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path, told))
     if energy.telemetry is not None and wanted.save_trace:
         limits = slice_limits(wanted, seen.window)
         trace = write_or_go_without(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, limits))
@@ -132,8 +139,34 @@ def has_samples(energy: EnergyMeasurement) -> bool:
     return telemetry is not None and any(telemetry.column(device, "time_s") for device in telemetry.devices)
 
 
-def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
+def stretches(seen: Observations) -> dict[str, list[Span]]:
+    """What happened in the window when, in seconds from its start: `prefill`, `decode`, and the part that `counted`.
+
+    Phases whose stretches are too short to be seen in a drawing of the window are put together where they are close.
+
+    Raises:
+        ExperimentError: Nothing is left of the window to count.
+    """
+    energy, outputs = seen.window.energy, seen.window.outputs
+    whole = energy.start_s, energy.end_s
+    told = {"counted": [slice_limits(seen.config.measurement, seen.window) or whole]}
+    if outputs and all(output.token_times_s for output in outputs):
+        prefill, decode = phase_spans(outputs, whole)
+        told |= {"prefill": prefill, "decode": decode}
+    finest_s = energy.duration_sec / FINEST_STRETCHES
+
+    def from_start(spans: Sequence[Span]) -> list[Span]:
+        near = merge_spans((start_s, end_s + finest_s) for start_s, end_s in spans)
+        return [(round(start_s - whole[0], 4), round(end_s - finest_s - whole[0], 4)) for start_s, end_s in near]
+
+    return {name: from_start(spans) for name, spans in told.items()}
+
+
+def write_timeseries(energy: EnergyMeasurement, path: Path, told: Mapping[str, Sequence[Span]] | None = None) -> Path:
     """Write the time series of a window that `has_samples`; the file appears whole or not at all.
+
+    Args:
+        told: See `stretches`; `None`: not known.
 
     Raises:
         OSError: It cannot be written.
@@ -142,7 +175,7 @@ def write_timeseries(energy: EnergyMeasurement, path: Path) -> Path:
     import pyarrow.parquet as pq
 
     devices = energy.telemetry.devices if energy.telemetry is not None else ()
-    schema = _schema(devices, energy.duration_sec, _sampler_figures(energy.telemetry))
+    schema = _schema(devices, energy.duration_sec, _sampler_figures(energy.telemetry), told or {})
     unfinished = path.with_name(f".{path.name}.partial")
     try:
         with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
@@ -187,7 +220,7 @@ def merge_timeseries(paths: Sequence[Path], path: Path) -> Path:
             renumbered = pa.array([number] * own.num_rows, pa.int32())
             parts.append(own.set_column(own.schema.get_field_index("gpu_index"), "gpu_index", renumbered))
             devices.append(device)
-    schema = _schema(tuple(devices), window_s, samplers)
+    schema = _schema(tuple(devices), window_s, samplers, {})  # each process has phases of its own
     pq.write_table(pa.concat_tables([part.cast(schema) for part in parts]), path, compression="zstd")
     return path
 
@@ -277,7 +310,9 @@ def _sampler_figures(telemetry: Telemetry | None) -> list[dict[str, Any]]:
     ]
 
 
-def _schema(devices: tuple[str, ...], window_s: float, samplers: list[dict[str, Any]]) -> pa.Schema:
+def _schema(
+    devices: tuple[str, ...], window_s: float, samplers: list[dict[str, Any]], told: Mapping[str, Sequence[Span]]
+) -> pa.Schema:
     import pyarrow as pa
 
     integers = {"gpu_index": pa.int32(), "throttle_reasons": pa.int64()}
@@ -291,5 +326,6 @@ def _schema(devices: tuple[str, ...], window_s: float, samplers: list[dict[str, 
         "devices": json.dumps(list(devices)),
         "window_s": repr(window_s),
         "samplers": json.dumps(samplers),
+        "stretches": json.dumps(told),
     }
     return pa.schema(fields, metadata=metadata)

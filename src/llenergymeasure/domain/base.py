@@ -21,8 +21,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 EnergyMethod = Literal["hardware_counter", "power_integration", "model_estimate"]
 """How joules were found: a meter's own counter, the integral of power samples, or a model (an estimate)."""
 
-EnergyScope = Literal["gpu", "gpu_module", "gpu_board", "cpu_package", "cpu_package_and_dram", "machine_model"]
-"""What joules include. `gpu_board`: the parent board of a MIG slice. `machine_model`: CPU and RAM as modelled."""
+EnergyScope = Literal[
+    "gpu", "gpu_module", "gpu_board", "cpu_package", "cpu_package_and_dram", "machine_model", "machine"
+]
+"""What joules include. `gpu_board`: the parent board of a MIG slice. `machine_model`: CPU and RAM as modelled.
+`machine`: all of it, as a meter at its supply sees it."""
 
 SchemaVersion = Annotated[str, Field(pattern=r"^2\.\d+$", description="Schema of this record.")]
 

@@ -66,6 +66,7 @@ class EnergyBreakdown(Record):
     meter: Annotated[Same[str | None], Column(29, "", "Energy backend that measured", "energy_meter")] = optional(
         "Energy backend that measured, and the sensor it read."
     )
+    meter_version: Same[str | None] = optional("Version of that backend, where it is another package's.")
     method: Annotated[Same[EnergyMethod | None], Column(27, "", "How the energy was found", "energy_method")] = (
         optional("How raw_j was found.")
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Protocol, get_args
+from typing import Annotated, Final, Protocol, get_args
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ from llenergymeasure.domain.base import (
 from llenergymeasure.domain.energy import EnergyBreakdown as EnergyBreakdown  # kept beside it, a name of this one
 from llenergymeasure.domain.energy import EnergyUncertainty, merge_uncertainties
 from llenergymeasure.domain.latency import LatencyStatistics as LatencyStatistics  # likewise
+
+J_PER_WH: Final = 3600.0
 
 
 class InferenceMetrics(Record):
@@ -186,6 +188,9 @@ class ExtendedEfficiencyMetrics(Record):
     energy_per_request_j: Annotated[float | None, Column(31, "J", "Raw energy per request")] = optional(
         "Raw energy per request, in joules."
     )
+    energy_per_1000_requests_wh: Annotated[
+        float | None, Column(68, "Wh", "Raw energy of 1,000 requests, the unit of the AI Energy Score")
+    ] = optional("Raw energy of 1,000 requests, in Wh: the unit of the AI Energy Score.")
     total_tokens_per_second: float | None = optional("Input and output tokens per second of the window.")
     requests_per_second: float | None = optional("Requests per second of the window.")
     avg_power_w: Annotated[float | None, Column(30, "W", "Raw energy over window length")] = optional(
@@ -211,11 +216,17 @@ def extended_metrics(of: Measured) -> ExtendedEfficiencyMetrics:
     return ExtendedEfficiencyMetrics(
         energy_adjusted_per_token_j=ratio(of.energy_adjusted_j, of.output_tokens),
         energy_per_request_j=ratio(of.total_energy_j, of.num_requests),
+        energy_per_1000_requests_wh=wh_per_1000(ratio(of.total_energy_j, of.num_requests)),
         total_tokens_per_second=of.total_tokens / of.total_inference_time_sec,
         requests_per_second=ratio(of.num_requests, of.total_inference_time_sec),
         avg_power_w=ratio(of.total_energy_j, of.total_inference_time_sec),
         flops_per_joule=ratio(of.total_flops, of.total_energy_j),
     )
+
+
+def wh_per_1000(energy_j: float | None) -> float | None:
+    """Watt-hours of 1,000 things that take so many joules each."""
+    return None if energy_j is None else 1000.0 * energy_j / J_PER_WH
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:

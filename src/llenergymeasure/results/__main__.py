@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from llenergymeasure.domain.base import as_utc
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.warnings import codes_of
-from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.persistence import RESULT_FILE, ResultFileWarning, load_result
+from llenergymeasure.results.found import results_below
+from llenergymeasure.results.persistence import RESULT_FILE
 from llenergymeasure.results.summary import aligned, energy_per_token, minute, quantity
 
 HEADER = ("Measured", "J/token", "tok/s", "Warnings", "Configuration", "Result")
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llenergymeasure.results", description="List past results.")
     parser.add_argument("directory", nargs="*", type=Path, default=[Path("results")], help="default: results")
     directories: list[Path] = parser.parse_args(arguments).directory
-    found = sorted(_results_below(directories), key=lambda entry: as_utc(entry[1].start_time))
+    found = sorted(results_below(directories), key=lambda entry: as_utc(entry[1].start_time))
     if not found:
         sys.stderr.write(f"No {RESULT_FILE} below {', '.join(map(str, directories))}.\n")
         return 1
@@ -44,19 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"Cannot write to stdout: {error.strerror}.\n")
         return 1
     return 0
-
-
-def _results_below(directories: Sequence[Path]) -> Iterator[tuple[Path, ExperimentResult]]:
-    """Every result that can be read; of each other one, a line on standard error."""
-    for path in dict.fromkeys(path for directory in directories for path in directory.rglob(RESULT_FILE)):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ResultFileWarning)  # a list needs no time series
-                result = load_result(path)
-        except PersistenceError as error:
-            sys.stderr.write(f"Left out: {error}\n")
-            continue
-        yield path, result
 
 
 def _row(path: Path, result: ExperimentResult) -> tuple[str, ...]:

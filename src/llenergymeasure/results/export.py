@@ -78,12 +78,12 @@ class ColumnSurvey:
     def add(self, result: ExperimentResult) -> None:
         """Take one result into account."""
         self._results += 1
-        for path, value in _settings(result).items():
+        for path, value in settings_in_effect(result).items():
             self._settings.setdefault(path, _Seen(json.dumps(value))).add(value)
 
     def columns(self) -> tuple[Heading, ...]:
         """The columns of all results so far."""
-        taken = {column.name for column in FLAT_COLUMNS} | {_OUTPUT_DIR}
+        taken = {column.name for column in FLAT_COLUMNS}
         varying = sorted(path for path, seen in self._settings.items() if seen.varies_among(self._results))
         text = "Setting `{}`, as it was in effect"
         added = [Heading(path, self._settings[path].type, "", text.format(path)) for path in varying]
@@ -235,22 +235,22 @@ def _config_json(result: ExperimentResult) -> str:
     return json.dumps(result.effective_config, sort_keys=True, ensure_ascii=False)
 
 
-def _settings(result: ExperimentResult) -> dict[str, Any]:
-    """The settings that were in effect, by dotted path."""
-    return dict(_leaves(json.loads(_config_json(result))))
+def settings_in_effect(result: ExperimentResult) -> dict[str, Any]:
+    """The settings that were in effect, by dotted path, without where results went."""
+    return {path: value for path, value in by_path(json.loads(_config_json(result))) if path != _OUTPUT_DIR}
 
 
 def _rows(results: Iterable[ExperimentResult], varying: Sequence[Heading]) -> Rows:
     for result in results:
-        settings = _settings(result) if varying else {}
+        settings = settings_in_effect(result) if varying else {}
         yield flat_row(result) | {column.name: _cell(settings.get(column.name), column.type) for column in varying}
 
 
-def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def by_path(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting of a configuration by its dotted path; a list is one value, and so is an empty mapping."""
     for key, inner in value.items():
         if isinstance(inner, Mapping) and inner:
-            yield from _leaves(inner, f"{path}{key}.")
+            yield from by_path(inner, f"{path}{key}.")
         else:
             yield f"{path}{key}", inner
 

@@ -4,6 +4,7 @@
         result.json            the ExperimentResult
         timeseries.parquet     its 1 Hz time series, where there is one
         ...                    raw samples and generated texts, where they were asked for
+        report.html            all of it for people, drawn when the rest is there
 
 `result.json` is written last: what has one is complete.
 """
@@ -44,6 +45,7 @@ from llenergymeasure.security import sanitize_experiment_id, user_path
 RESULT_FILE: Final = "result.json"
 TIMESERIES_FILE: Final = "timeseries.parquet"
 STUDY_FILE: Final = "study_summary.json"
+REPORT_FILE: Final = "report.html"
 
 TRACE_PATTERN: Final = "trace*.parquet"
 """Names of raw power samples; those of further processes are numbered."""

@@ -41,7 +41,7 @@ def render_configurations(statistics: Sequence[ConfigurationStatistics], width: 
     """
     if not statistics:
         return ["No run was completed."]
-    ranked = sorted(statistics, key=_by_energy_then_speed)
+    ranked = best_first(statistics)
     names = differing_parts([entry.config_name or entry.measurement_config_hash for entry in ranked])
     columns = [column for column in _columns(ranked) if any(map(column.cell, ranked))]
     longest_name = max(map(len, names))
@@ -65,9 +65,14 @@ def differing_parts(names: Sequence[str]) -> list[str]:
     return short if all(short) else list(names)
 
 
-def _by_energy_then_speed(entry: ConfigurationStatistics) -> tuple[float, float]:
-    energy, speed = entry.energy_per_token_j, entry.tokens_per_second
-    return energy.mean if energy else float("inf"), -(speed.mean if speed else 0.0)
+def best_first(statistics: Sequence[ConfigurationStatistics]) -> list[ConfigurationStatistics]:
+    """The least energy per token first; of those without energy, the fastest."""
+
+    def by_energy_then_speed(entry: ConfigurationStatistics) -> tuple[float, float]:
+        energy, speed = entry.energy_per_token_j, entry.tokens_per_second
+        return energy.mean if energy else float("inf"), -(speed.mean if speed else 0.0)
+
+    return sorted(statistics, key=by_energy_then_speed)
 
 
 def _columns(statistics: Sequence[ConfigurationStatistics]) -> list[_Column]:
@@ -75,11 +80,11 @@ def _columns(statistics: Sequence[ConfigurationStatistics]) -> list[_Column]:
     label = ", estimated" if kinds == {True} else ""
     mixed = len(kinds) > 1
     return [
-        _Column(f"J/token{label}", lambda entry: _energy(entry, mixed), 0),
+        _Column(f"J/token{label}", lambda entry: shown_energy(entry, mixed), 0),
         _Column("×", lambda entry: _ratio(entry.energy_vs_best), 1),
-        _Column("tok/s", lambda entry: _interval(entry.tokens_per_second), 0),
+        _Column("tok/s", lambda entry: shown_mean(entry.tokens_per_second), 0),
         _Column("TTFT", lambda entry: "" if entry.ttft_ms is None else f"{quantity(entry.ttft_ms.mean)} ms", 2),
-        _Column("CV", lambda entry: _variation(entry.energy_per_token_j or entry.tokens_per_second), 3),
+        _Column("CV", lambda entry: shown_variation(entry.energy_per_token_j or entry.tokens_per_second), 3),
         _Column("Runs", lambda entry: str(entry.cycles), 4),
     ]
 
@@ -121,7 +126,8 @@ def _legend(statistics: Sequence[ConfigurationStatistics]) -> Iterator[str]:
         yield "Warnings: " + ", ".join(f"{code} ({runs} run{'s' if runs > 1 else ''})" for code, runs in counts.items())
 
 
-def _energy(entry: ConfigurationStatistics, mixed: bool) -> str:
+def shown_energy(entry: ConfigurationStatistics, mixed: bool) -> str:
+    """Energy per token with its interval; `mixed`: others are measured, so that an estimate is called one."""
     figure = entry.energy_per_token_j
     if figure is None:
         return "not measured"
@@ -129,7 +135,8 @@ def _energy(entry: ConfigurationStatistics, mixed: bool) -> str:
     return joules(figure.mean, half_width=half_width) + (" estimated" if mixed and entry.estimated else "")
 
 
-def _interval(figure: CycleStatistics | None) -> str:
+def shown_mean(figure: CycleStatistics | None) -> str:
+    """A mean over the cycles with its interval."""
     if figure is None:
         return "not measured"
     if figure.ci95_high is None:
@@ -141,7 +148,7 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else quantity(value)
 
 
-def _variation(figure: CycleStatistics | None) -> str:
+def shown_variation(figure: CycleStatistics | None) -> str:
     """The coefficient of variation in per cent, with a mark where it is above 5 %; nothing where there is none."""
     if figure is None or figure.cv_pct is None:
         return ""

@@ -13,11 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Final
 
 from llenergymeasure.domain.base import as_utc
 from llenergymeasure.domain.experiment import ExperimentResult
-from llenergymeasure.domain.metrics import ratio
+from llenergymeasure.domain.metrics import ratio, wh_per_1000
 from llenergymeasure.domain.readable import duration as duration
 from llenergymeasure.domain.readable import in_units as in_units
 from llenergymeasure.domain.readable import joules as joules
@@ -26,6 +25,7 @@ from llenergymeasure.domain.readable import quantity as quantity
 from llenergymeasure.domain.readable import with_half_width as with_half_width
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.results.export import batch_size
+from llenergymeasure.results.persistence import REPORT_FILE
 
 _LABEL_WIDTH = 15
 _CELL_WIDTH = 24
@@ -35,20 +35,19 @@ _SCOPE_NAMES = {
     "cpu_package": "CPU packages",
     "cpu_package_and_dram": "CPU packages and DRAM",
     "machine_model": "CPU and RAM",
+    "machine": "whole machine",
 }
 """What is said beside the energy; plain GPU energy goes without saying."""
 
 _METHODOLOGY_NAMES = {"total": " without warm-up", "windowed": " of part of the generation (windowed)"}
 """What is said beside the window; one after a warm-up, and of all of it, goes without saying."""
 
-J_PER_WH: Final = 3600.0
-
 
 def render_summary(result: ExperimentResult, path: Path | None = None, width: int | None = None) -> str:
     """The summary block of one result, without a final newline.
 
     Args:
-        path: Where it was saved; named in the last line.
+        path: Where it was saved; named in the last lines, with the report beside it if there is one.
         width: Columns to wrap at; `None` keeps every entry on one line. A path is never broken.
     """
     entries = [
@@ -69,6 +68,8 @@ def render_summary(result: ExperimentResult, path: Path | None = None, width: in
         lines.append(_entry("" if index else "Warnings", warning, width))
     if path is not None:
         lines.append(_entry("Result", str(path), None))
+        if (report := path.with_name(REPORT_FILE)).is_file():
+            lines.append(_entry("Report", str(report), None))
     return "\n".join(lines)
 
 
@@ -155,11 +156,11 @@ def _duration(result: ExperimentResult) -> str:
 
 
 def _at_scale(result: ExperimentResult) -> str:
-    per_request_j = ratio(result.total_energy_j, result.num_requests)
+    requests_wh = wh_per_1000(ratio(result.total_energy_j, result.num_requests))
     per_token = ratio(result.cost, result.output_tokens)
     parts = []
-    if per_request_j is not None:
-        parts.append(f"{in_units(1000 * per_request_j / J_PER_WH, 'Wh')} per 1,000 requests")
+    if requests_wh is not None:
+        parts.append(f"{in_units(requests_wh, 'Wh')} per 1,000 requests")
     if per_token is not None:
         parts.append(f"{quantity(1e6 * per_token)} {result.currency or ''}".rstrip() + " per 1 M output tokens")
     return ", ".join(parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
-from llenergymeasure.config.ssot import BACKENDS, ENGINES_HERE
+from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path
 from llenergymeasure.core.host.docker import default_image
 from llenergymeasure.datasets.loader import load_raw_prompts
@@ -180,12 +180,11 @@ def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig)
         PreFlightError: More than one backend would run here; shows the settings that mend it.
     """
     backends = list(dict.fromkeys(config.backend for config in experiments))
-    missing = set(BACKENDS) - set(ENGINES_HERE)  # pre-flight says so
-    here = [backend for backend in backends if runs_here(machine, backend) and backend not in missing]
+    here = [backend for backend in backends if runs_here(machine, backend)]
     if len(here) < 2:
         return
-    movable = [backend for backend in here if backend in ENGINES_HERE]
-    staying = [backend for backend in here if backend not in ENGINES_HERE]
+    movable = [backend for backend in here if backend in BACKENDS]
+    staying = [backend for backend in here if backend not in BACKENDS]
     raise PreFlightError(
         [
             f"the study uses several backends ({', '.join(backends)}), and {', '.join(here)} would run in this Python "

@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -43,6 +43,7 @@ class Ledger:
     Args:
         total: Runs of the whole study.
         environments: Those of results that are there already.
+        report: Makes the report of the result in a directory; never fails.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Ledger:
         environments: Mapping[EnvironmentKey, EnvironmentSnapshot],
         clock: Clock,
         observer: StudyObserver,
+        report: Callable[[Path], object],
     ) -> None:
         self._dir = study_dir
         self._manifest = manifest
@@ -63,9 +65,11 @@ class Ledger:
         self._environments = dict(environments)
         self._clock = clock
         self._observer = observer
+        self._report = report
         self._failures_in_a_row: list[str] = []
         self._counting = threading.Lock()
         self._telling = threading.RLock()
+        self._reporting = threading.Lock()
         self._dir_status = os.stat(study_dir)
 
     def tell(self, event: StudyEvent) -> None:
@@ -99,8 +103,8 @@ class Ledger:
         notes: Sequence[str],
         duration_s: float,
         node: str | None,
-    ) -> None:
-        """A run has a result.
+    ) -> Path:
+        """A run has a result; gives the directory that it is kept in.
 
         Raises:
             PersistenceError: It could not be saved; who looks on has its figures.
@@ -125,6 +129,12 @@ class Ledger:
         with self._counting:
             self._failures_in_a_row.clear()
         remove(job.work_dir)
+        return path.parent
+
+    def report(self, directory: Path) -> None:
+        """Make the report of a result; one at a time, because what draws it is not made for threads."""
+        with self._reporting:
+            self._report(directory)
 
     def fail(self, run: PlannedRun, job: Job, error: LLEMError, *, duration_s: float, node: str | None) -> None:
         """A run has failed.

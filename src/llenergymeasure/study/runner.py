@@ -23,6 +23,7 @@ from llenergymeasure.core.host.leftovers import leftover_gpu_memory
 from llenergymeasure.core.progress import SkipKey
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
+from llenergymeasure.results.report.write import report_on
 from llenergymeasure.runners.cluster import Cluster
 from llenergymeasure.runners.isolated import Launcher
 from llenergymeasure.runners.supervise import Interrupt, RunInterruptedError, signals_as
@@ -58,10 +59,7 @@ class StudyStoppedError(StudyError):
 
 
 class StudyInterruptedError(KeyboardInterrupt):
-    """The user stopped the study; finished results are kept.
-
-    A `KeyboardInterrupt`, because that is what whoever pressed Ctrl-C expects.
-    """
+    """The user stopped the study, finished results are kept: an interrupt, as whoever pressed Ctrl-C expects."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ class StudyHost:
     Args:
         leftovers: Finds GPU memory that somebody left behind, one sentence each.
         skip_gap: Whether the user wants to skip the gap; `None`: there is nobody to ask.
+        report: Makes the report of the result or the study in a directory; never fails.
         cluster: Spreads the runs over its nodes, one at a time on each; `None`: they run here.
     """
 
@@ -80,6 +79,7 @@ class StudyHost:
     interrupt: Interrupt = field(default_factory=Interrupt)
     leftovers: Callable[[], Sequence[str]] = leftover_gpu_memory
     skip_gap: SkipKey | None = None
+    report: Callable[[Path], object] = report_on
     cluster: Cluster | None = None
     watch: Watch = field(default_factory=Watch)
 
@@ -123,6 +123,7 @@ class StudyRunner:
             environments=before.environments,
             clock=host.clock,
             observer=host.observer,
+            report=host.report,
         )
         self._left = [run for run in self._all if self._manifest.entry(*run.key).status != "completed"]
 
@@ -217,7 +218,7 @@ class StudyRunner:
             return error.result if isinstance(error, SummaryNotSavedError) else None, [*problems, error]
 
     def _write_study(self, *, finished: bool) -> StudyResult:
-        return write_study(
+        result = write_study(
             self._study,
             self._dir,
             self._manifest.entries(),
@@ -226,16 +227,17 @@ class StudyRunner:
             completed_at=self._host.clock.wall() if finished else None,
             export_csv=self._export_csv,
         )
+        self._host.report(self._dir)
+        return result
 
     def _how_to_go_on(self, reason: str, unsaved: Sequence[PersistenceError] = ()) -> str:
         told = "".join(f"\nNot saved, and made anew by going on: {error}" for error in unsaved)
-        finished = f"{self._manifest.completed} of {len(self._all)} runs are finished"
-        return (
-            f"{reason.rstrip('.')}. {finished} and kept in {self._dir}. Go on with: llem run --resume {self._dir}{told}"
-        )
+        finished = f"{self._manifest.completed} of {len(self._all)} runs are finished and kept in {self._dir}"
+        return f"{reason.rstrip('.')}. {finished}. Go on with: llem run --resume {self._dir}{told}"
 
     def _mark_interrupted(self) -> None:
         try:
             self._manifest.mark_interrupted()
+            self._write_study(finished=False)
         except PersistenceError as error:  # the journal still tells what is finished
-            _log.warning("The manifest could not be written: %s", error)
+            _log.warning("Manifest or summary could not be written: %s", error)

@@ -1,6 +1,6 @@
 """Runs at one place, one after the other, with gaps in between: this machine, or a node of a cluster.
 
-gap (the next child starts near its end) -> look for leftovers -> run in isolation -> ledger
+gap (the next child starts near its end) -> look for leftovers -> run in isolation -> ledger -> report
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Worker:
         self._baselines: tuple[CachedBaseline, ...] = ()
         self._previous: PlannedRun | None = None
         self._is_cool = True
+        self._reporting_s = 0.0
 
     def do(self, run: PlannedRun, *, last_try: bool = True) -> bool:
         """Let the gap after the run before pass, then do this one; whether it has a result.
@@ -105,7 +106,7 @@ class Worker:
         kind, duration_s = self._terms.gaps.between(previous, following)
         wait_out(
             kind,
-            duration_s,
+            max(0.0, duration_s - self._reporting_s),  # the machine has cooled meanwhile
             clock=self._terms.clock,
             observer=self._tell,
             interrupt=self._interrupt,
@@ -134,6 +135,7 @@ class Worker:
         notes = self._leftovers()
         self._ledger.begin(run, node)
         began_s = clock.now()
+        self._reporting_s = 0.0
         try:
             measured = self._site.launcher.run(job, self._follow, self._interrupt)
         except RunInterruptedError:
@@ -151,8 +153,12 @@ class Worker:
                 raise
             return False
         self._is_cool = False
-        self._ledger.succeed(run, job, measured, notes=notes, duration_s=clock.now() - began_s, node=node)
+        duration_s = clock.now() - began_s
+        kept_in = self._ledger.succeed(run, job, measured, notes=notes, duration_s=duration_s, node=node)
         self._baselines = measured.baselines
+        began_s = clock.now()
+        self._ledger.report(kept_in)
+        self._reporting_s = clock.now() - began_s
         return True
 
     def _leftovers(self) -> list[str]:

@@ -6,11 +6,12 @@ A check is a function that yields problems, each one sentence with its fix. An e
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import util
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
+from llenergymeasure.config.base import BackendConfig
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest
 from llenergymeasure.core.model.context import context_length
@@ -74,6 +75,30 @@ def check_request(request: GenerationRequest, context_length: int | None, vocab_
             f"prompt {request.index} has {length} tokens and may grow by {request.max_new_tokens}, but the model takes "
             f"{context_length} in all. Lower max_input_tokens or max_output_tokens."
         )
+
+
+_CHOICES: Final = (bool, str, dict)
+"""Types of settings that choose something; of a number an engine may make a near one, which the result tells."""
+
+
+def check_arrived(engine: str, section: BackendConfig, settings: Mapping[str, Any]) -> None:
+    """Refuse an engine that chose otherwise than it was told.
+
+    Args:
+        engine: Its name, for people.
+        settings: Read back from the engine, by config path.
+
+    Raises:
+        BackendError: One of its settings is not that of `section`.
+    """
+    for name, asked in section.model_dump(exclude_none=True).items():
+        found = settings[f"{section.section}.{name}"]
+        chosen = {key: found[key] for key in asked if key in found} if isinstance(asked, dict) and found else found
+        if isinstance(asked, _CHOICES) and chosen != asked:
+            raise BackendError(
+                f"{section.section}.{name}: {engine} took {chosen!r} for {asked!r} on this machine. "
+                "Use that, or remove it."
+            )
 
 
 def attempt(find: Callable[[], T], problems: list[str]) -> T | None:

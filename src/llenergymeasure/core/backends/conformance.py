@@ -23,6 +23,8 @@ from llenergymeasure.config.models import DecoderConfig, ExperimentConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend, RequestOutput
 from llenergymeasure.core.backends.rehearsal import MAX_MEETINGS
 from llenergymeasure.core.clock import SystemClock
+from llenergymeasure.core.conformance import ConformanceFailure as ConformanceFailure  # what the suite gives
+from llenergymeasure.core.conformance import failures_of
 from llenergymeasure.exceptions import BackendError
 
 TEXTS: Final = (
@@ -38,17 +40,6 @@ NO_VOCABULARY: Final = 10_000_000
 """More tokens than any vocabulary has."""
 
 MISSING_MODEL: Final = "./there-is-no-such-model"
-
-
-@dataclass(frozen=True, slots=True)
-class ConformanceFailure:
-    """A promise that an engine did not keep: which check found it, and what was seen."""
-
-    check: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +72,11 @@ def check_backend(factory: Callable[[], InferenceBackend], config: ExperimentCon
             tokens; a small model will do.
     """
     engine = factory()
-    failures = _failures("protocol", _speaks_the_protocol(engine))
-    failures += _failures("preflight", _preflight_is_clean(engine, config))
+    failures = failures_of("protocol", _speaks_the_protocol(engine))
+    failures += failures_of("preflight", _preflight_is_clean(engine, config))
     if failures:
         return failures
-    failures += _failures("missing_model", _missing_model_is_an_error(factory(), config))
+    failures += failures_of("missing_model", _missing_model_is_an_error(factory(), config))
     try:
         tokenizer = engine.tokenizer(config)
         prompts = tuple(tuple(tokenizer.encode(text)[: config.max_input_tokens]) for text in TEXTS)
@@ -94,16 +85,7 @@ def check_backend(factory: Callable[[], InferenceBackend], config: ExperimentCon
         return [*failures, ConformanceFailure("load", f"{type(error).__name__}: {error}")]
     subject = _Subject(engine, config, prompts)
     for name, check in _CHECKS.items():
-        failures += _failures(name, check(subject))
-    return failures
-
-
-def _failures(name: str, messages: Iterator[str]) -> list[ConformanceFailure]:
-    failures: list[ConformanceFailure] = []
-    try:
-        failures.extend(ConformanceFailure(name, message) for message in messages)
-    except Exception as error:  # noqa: BLE001 (an engine under test may raise anything)
-        failures.append(ConformanceFailure(name, f"{type(error).__name__}: {error}"))
+        failures += failures_of(name, check(subject))
     return failures
 
 

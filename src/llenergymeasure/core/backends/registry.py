@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from llenergymeasure.config.models import ExperimentConfig
-from llenergymeasure.config.ssot import BACKENDS, BACKENDS_GROUP, ENGINES_HERE
+from llenergymeasure.config.ssot import BACKENDS, BACKENDS_GROUP
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.exceptions import BackendError
@@ -194,17 +194,12 @@ class Registry:
         if self._find(name):
             return self._providers[name]
         here = ", ".join(self._providers)
-        if name in BACKENDS:
-            raise BackendError(
-                f"there is no engine for {name} in this release, here or in Docker; it has one for: {here}. "
-                f"Set backend: {DEFAULT_BACKEND}."
-            )
         raise BackendError(f"unknown backend {name!r}. Use one of: {here}.")
 
 
 def _or_in_docker(name: str) -> str:
     """The other way to have one of our engines: in an image."""
-    return f", or run it in Docker: LLEM_RUNNER_{name.upper()}=docker:<image>" if name in ENGINES_HERE else ""
+    return f", or run it in Docker: LLEM_RUNNER_{name.upper()}=docker:<image>" if name in BACKENDS else ""
 
 
 def parse_requirement(text: str) -> Requirement:
@@ -255,3 +250,11 @@ def vllm_backend() -> BackendFactory:
     from llenergymeasure.core.backends.vllm.backend import VLLMBackend  # as above
 
     return VLLMBackend
+
+
+@register("tensorrt", extra="tensorrt", needs="tensorrt-llm>=1.0,<1.5", preload="torch transformers")
+def tensorrt_backend() -> BackendFactory:
+    """TensorRT-LLM's `LLM`, of both generations."""
+    from llenergymeasure.core.backends.tensorrt.backend import TensorRTBackend  # as above
+
+    return TensorRTBackend

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError
@@ -36,15 +36,17 @@ HUB_LOGGERS: Final = ("transformers", "huggingface_hub")
 
 def gpu_uuids() -> tuple[DeviceId, ...]:
     """The GPUs that this process's PyTorch can use, in CUDA's order; CUDA is started only where NVML cannot tell."""
+    uuids = uuids_by_nvml()
+    return uuids if uuids is not None and len(uuids) == torch.cuda.device_count() else cuda_uuids_of_torch(torch)
+
+
+def uuids_by_nvml() -> tuple[DeviceId, ...] | None:
+    """The GPUs that CUDA shows to this process, in its order; `None` where NVML cannot tell."""
     try:
         nvml = open_nvml()
-        if order_is_certain(os.environ, nvml):
-            gpus = visible_gpus(os.environ, nvml)
-            if len(gpus) == torch.cuda.device_count():
-                return tuple(gpu.uuid for gpu in gpus)
+        return tuple(gpu.uuid for gpu in visible_gpus(os.environ, nvml)) if order_is_certain(os.environ, nvml) else None
     except GpuDriverError:
-        pass  # a container may have CUDA without NVML; the energy backend will say what that costs
-    return cuda_uuids_of_torch(torch)
+        return None  # a container may have CUDA without NVML; the energy backend will say what that costs
 
 
 def derived_seed(seed: int, stream: int) -> int:
@@ -124,6 +126,15 @@ def _log_warning(message: Warning | str, category: type[Warning], *args: Any, **
     logger.info("%s: %s", category.__name__, message)
 
 
+def local_directory(source: ModelSource, wanted: str | None = None) -> Path:
+    """Where its files are; those that are `wanted` (`None`: all) are fetched from the Hub if they are not here."""
+    if source.is_here:
+        return Path(source.location)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source.location, allow_patterns=wanted, **source.loader_arguments))
+
+
 TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 """What tokenizers of all kinds are kept in."""
 
@@ -179,6 +190,17 @@ def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedT
             f"model: the tokenizer of {config.model} cannot be loaded ({first_line(error)}). "
             f"Fetch or save its files anew; they are looked for in {source.location}."
         ) from error
+
+
+def eos_token_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[int, ...]:
+    """The ids that end a text: what the checkpoint says about generation, else what its tokenizer says."""
+    try:
+        found = source.load(GenerationConfig.from_pretrained).eos_token_id
+    except OSError:  # it comes without that file
+        found = source.config.get("eos_token_id")
+    found = tokenizer.eos_token_id if found is None else found
+    ids = found if isinstance(found, list | tuple) else () if found is None else (found,)
+    return tuple(int(token) for token in ids if 0 <= token < vocab_size)
 
 
 class TransformersTokenizer:

@@ -1,28 +1,31 @@
 """Which meter measures: exactly one owns a run's energy.
 
 `auto` takes the first that works, which means: that has just given a reading for these very devices. A meter asked for
-by name is used or refused, never replaced.
+by name is used or refused, never replaced; one of another package is only ever asked for by name.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
 
+from llenergymeasure.config.meters import registered_meters
 from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.external import ExternalMeter, external_meter, taken_names
 from llenergymeasure.core.energy.meter import Meter, NoEnergyBackend, Strategy
 from llenergymeasure.core.energy.packages import CodeCarbonEstimate, CodeCarbonStrategy, ZeusStrategy
 from llenergymeasure.core.energy.rapl import RaplStrategy
 from llenergymeasure.core.energy.strategies import CounterStrategy
-from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
+from llenergymeasure.core.energy.types import MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus
 from llenergymeasure.core.host.host import Capability, Host
 from llenergymeasure.exceptions import EnergyError
 
 logger = logging.getLogger(__name__)
 
-BackendName = Literal["auto", "nvml", "zeus", "codecarbon", "rapl"]
+BackendName = str
+"""`auto`, or the name of a meter: `config.meters` says which there are."""
 
 
 def _rapl(host: Host, options: MeterOptions) -> Strategy:
@@ -51,7 +54,7 @@ def select_energy_backend(
     devices: Sequence[DeviceId],
     options: MeterOptions | None = None,
     host: Host | None = None,
-) -> EnergyBackend:
+) -> Meter | ExternalMeter | NoEnergyBackend:
     """The meter for a run on `devices`.
 
     Args:
@@ -66,6 +69,8 @@ def select_energy_backend(
             such devices at all.
     """
     host, options, candidates = host or Host(), options or MeterOptions(), _candidates(devices)
+    if name in registered_meters():
+        candidates = (name,)
     if name not in ("auto", *candidates):
         measured, used = ("GPUs", "the CPU") if _on_cpu(devices) else ("the CPU", "GPUs")
         raise EnergyError(
@@ -95,8 +100,10 @@ def _candidates(devices: Sequence[DeviceId]) -> tuple[str, ...]:
     return CPU_PRIORITY if _on_cpu(devices) else GPU_PRIORITY
 
 
-def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter:
-    """The meter called `name`, not yet proven; that of GPUs reads the host's counters too where it may."""
+def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter | ExternalMeter:
+    """The meter called `name`, not yet proven; ours of GPUs reads the host's counters too where it may."""
+    if name in registered_meters():
+        return external_meter(name, devices, host.clock, options)
     if _on_cpu(devices):
         strategy = CPU_METERS[name](host, options)
     else:
@@ -106,7 +113,7 @@ def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: 
 
 
 def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> list[Capability]:
-    """Every energy backend of this machine with its reading as proof, best first.
+    """Every energy backend of this machine with its reading as proof, best first; then those of other packages.
 
     Args:
         devices: UUIDs of the GPUs to read; empty where there are none.
@@ -116,7 +123,13 @@ def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions,
         for name in _candidates(measured):
             if name not in described:
                 described[name] = _describe(name, measured, options, host)
-    return list(described.values())
+    run_on = tuple(devices) or (CPU_DEVICE,)
+    others = [_describe(name, run_on, options, host) for name in registered_meters()]
+    in_vain = [
+        Capability(f"{name} ({package})", False, "the name is this package's own, so that it is never used; rename it")
+        for name, package in taken_names()
+    ]
+    return [*described.values(), *others, *in_vain]
 
 
 def _describe(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Capability:

@@ -143,6 +143,7 @@ class EnergyMeasurement:
         components: The error budget of `total_j` (95 % half-widths). Empty when `total_j` is `None`.
         telemetry: `None` where nothing was sampled.
         gpu_window: What the figures were computed from besides the samples; `None` where no GPU was measured.
+        meter_version: Of a meter of another package; "" for this package's own.
     """
 
     start_s: float
@@ -163,6 +164,7 @@ class EnergyMeasurement:
     gpu_window: GpuWindow | None = None
     notes: tuple[MeasurementWarning, ...] = ()
     meter: str = ""
+    meter_version: str = ""
 
     @property
     def duration_sec(self) -> float:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from vllm.lora.request import LoRARequest
 
 from llenergymeasure.config.models import LoRAConfig
+from llenergymeasure.core.backends.shared import local_directory
 from llenergymeasure.core.model.source import ModelSource
 from llenergymeasure.exceptions import BackendError
 
@@ -23,7 +24,7 @@ _SIDE: Final = {"A": 1, "B": 0}
 
 def lora_request(source: ModelSource) -> LoRARequest:
     """The adapter as every request names it; its files are fetched if they are not here."""
-    return LoRARequest("adapter", 1, str(_directory(source)))
+    return LoRARequest("adapter", 1, str(local_directory(source)))
 
 
 def check_adapter(lora: LoRAConfig, adapter: ModelSource, model: ModelSource) -> None:
@@ -32,8 +33,8 @@ def check_adapter(lora: LoRAConfig, adapter: ModelSource, model: ModelSource) ->
     Raises:
         BackendError: A layer has no such weight, or one of another shape.
     """
-    weights = dict(_shapes(_directory(model, "*.safetensors")))
-    misfits = sorted(_misfits(dict(_shapes(_directory(adapter))), weights)) if weights else []
+    weights = dict(_shapes(local_directory(model, "*.safetensors")))
+    misfits = sorted(_misfits(dict(_shapes(local_directory(adapter))), weights)) if weights else []
     if misfits:
         raise BackendError(
             f"lora: {lora.adapter_id or lora.adapter_path} does not fit {model.location}: {len(misfits)} of its "
@@ -57,12 +58,3 @@ def _shapes(directory: Path) -> Iterator[tuple[str, Shape]]:
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
                 yield name, tuple(tensors.get_slice(name).get_shape())
-
-
-def _directory(source: ModelSource, wanted: str | None = None) -> Path:
-    """Where its files are; those that are `wanted` (`None`: all) are fetched from the Hub if they are not here."""
-    if source.is_here:
-        return Path(source.location)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(source.location, allow_patterns=wanted, **source.loader_arguments))

@@ -21,7 +21,8 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from llenergymeasure.config.models import DecoderConfig, ExperimentConfig
-from llenergymeasure.core.backends.checks import check_request
+from llenergymeasure.core.backends.checks import check_arrived, check_request
+from llenergymeasure.core.backends.place import EnginePlace
 from llenergymeasure.core.backends.protocol import (
     FinishReason,
     GenerationOutput,
@@ -35,7 +36,6 @@ from llenergymeasure.core.backends.protocol import (
 from llenergymeasure.core.backends.shared import OwnModel, TransformersTokenizer, engine_output_logged, seeded
 from llenergymeasure.core.backends.vllm.adapters import check_adapter, lora_request
 from llenergymeasure.core.backends.vllm.engine import (
-    check_arrived,
     engine_arguments,
     read_back,
     section_of,
@@ -43,7 +43,6 @@ from llenergymeasure.core.backends.vllm.engine import (
 )
 from llenergymeasure.core.backends.vllm.listening import RequestTimes, StepListener, listening
 from llenergymeasure.core.backends.vllm.liveness import cores_end_with_this_process, watch_core
-from llenergymeasure.core.backends.vllm.place import EnginePlace
 from llenergymeasure.core.backends.vllm.preflight import (
     check_passthrough,
     planned_devices,
@@ -62,6 +61,12 @@ LOGGERS: Final = ("vllm", "torch", "gloo")
 
 ENVIRONMENT: Final = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "0"}
 """What vLLM is told unless somebody said otherwise: report nothing home, leave this process's logging alone."""
+
+SOCKETS_VARIABLE: Final = "VLLM_RPC_BASE_PATH"
+"""Names the directory of vLLM's sockets."""
+
+ANNOUNCEMENTS: Final = ("Engine core initialization failed", "EngineDeadError", "WorkerProc initialization failed")
+"""Errors that only tell of another one."""
 
 FINISH_REASONS: Final[dict[str | None, FinishReason]] = {"stop": "eos", "length": "length"}
 """Ours for vLLM's; any other one means that it gave the request up."""
@@ -137,11 +142,11 @@ class VLLMBackend:
         check_passthrough(config)
         arguments = engine_arguments(config, self._model.source(config), self._model.cache_home)
         lora = self._adapter(config)
-        place = self._place = EnginePlace()
+        place = self._place = EnginePlace((SOCKETS_VARIABLE,), ANNOUNCEMENTS)
         try:
             with engine_output_logged(*LOGGERS), place.taken(), seeded(config.random_seed):
                 self._session = self._start(config, arguments, lora)
-            check_arrived(section_of(config), self._settings())
+            check_arrived("vLLM", section_of(config), self._settings())
         except BackendError:
             self.unload()
             raise

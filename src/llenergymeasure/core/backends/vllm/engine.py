@@ -137,9 +137,6 @@ READ_BACK: Final[Mapping[str, Callable[[VllmConfig], Any]]] = {
 }
 """Where the engine's own config holds each field of the section."""
 
-_CHOICES: Final = (bool, str, dict)
-"""Types of fields that choose something; of a number the engine may make a near one, which the result tells."""
-
 _SPECULATION_FIELDS: Final = (
     "method",
     "model",
@@ -155,24 +152,6 @@ def read_back(found: VllmConfig) -> dict[str, Any]:
     precision = {getattr(torch, dtype): name for name, dtype in DTYPES.items()}.get(found.model_config.dtype)
     settings = {f"vllm.{name}": read(found) for name, read in READ_BACK.items()}
     return {"precision": precision or str(found.model_config.dtype), **settings}
-
-
-def check_arrived(section: VLLMConfig, settings: Mapping[str, Any]) -> None:
-    """Refuse an engine that chose otherwise than it was told.
-
-    Args:
-        settings: Read back from the engine, by config path.
-
-    Raises:
-        BackendError: One of its settings is not that of `section`.
-    """
-    for name, asked in section.model_dump(exclude_none=True).items():
-        found = settings[f"vllm.{name}"]
-        chosen = {key: found[key] for key in asked if key in found} if isinstance(asked, dict) and found else found
-        if isinstance(asked, _CHOICES) and chosen != asked:
-            raise BackendError(
-                f"vllm.{name}: vLLM took {chosen!r} for {asked!r} on this machine. Use that, or remove it."
-            )
 
 
 def _text(value: Any) -> str | None:

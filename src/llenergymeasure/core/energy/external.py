@@ -1,0 +1,206 @@
+"""Meters of other packages, by entry point: found by name, and held to what this package's own are held to.
+
+    [project.entry-points."llenergymeasure.energy"]
+    wall = "my_package.meter:WallMeter"
+
+The value is called with the devices of a run and the measurement clock, and gives an `EnergyBackend`. What it measures
+is believed where it is believable: a figure of 0 J or below, one that is no number, a window on another clock, a method
+or scope that nobody knows, or an error while the window is closed each cost the figure and never the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib import metadata
+from typing import Final, cast, get_args
+
+from llenergymeasure.config.ssot import ENERGY_BACKENDS, ENERGY_GROUP
+from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, MeterOptions, TrackingHandle
+from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.domain.base import EnergyMethod, EnergyScope
+from llenergymeasure.domain.energy import BudgetComponent
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+from llenergymeasure.exceptions import EnergyError
+
+MeterFactory = Callable[[Sequence[DeviceId], Clock], EnergyBackend]
+"""Makes a meter of the devices of a run (GPU UUIDs, or `("cpu",)`), which stamps its windows with the clock."""
+
+RESERVED: Final = ("auto", "none", *ENERGY_BACKENDS)
+"""Names that no other package's meter can have."""
+
+ESTIMATED: Final = MeasurementWarning(
+    WarningCode.ENERGY_IS_ESTIMATED, "the meter states that its joules come from a model, not from a sensor"
+)
+
+
+class ExternalMeter:
+    """An `EnergyBackend` of another package.
+
+    Args:
+        meter: What that package made.
+        version: Of its distribution.
+    """
+
+    def __init__(self, name: str, version: str, meter: EnergyBackend, clock: Clock, options: MeterOptions) -> None:
+        self.name = name
+        self._version = version
+        self._meter = meter
+        self._clock = clock
+        self._options = options
+
+    def prove(self) -> str:
+        """Have the meter take a reading; tells which version of it did.
+
+        Raises:
+            EnergyError: It has none.
+        """
+        try:
+            available = self._meter.is_available()
+        except Exception as error:  # somebody else's code
+            raise _failed("cannot be read", error) from error
+        if not available:
+            raise EnergyError("it has no reading now (is_available() is false); its log says why: --verbose shows it")
+        return f"version {self._version} answers"
+
+    def is_available(self) -> bool:
+        """Whether a reading can be had here and now."""
+        try:
+            self.prove()
+        except EnergyError:
+            return False
+        return True
+
+    def start_tracking(self) -> TrackingHandle:
+        """Open a window.
+
+        Raises:
+            EnergyError: The meter could not, or does not use the clock that it was made with.
+        """
+        asked_s = self._clock.now()
+        try:
+            handle = self._meter.start_tracking()
+        except Exception as error:
+            raise _failed(f"the {self.name} meter could not open a window", error) from error
+        if not isinstance(handle, TrackingHandle) or not asked_s <= handle.start_s <= self._clock.now():
+            raise EnergyError(
+                f"the {self.name} meter opened a window that did not begin now. Its start_tracking() must return a "
+                "TrackingHandle whose start_s was read meanwhile from the clock that it was made with."
+            )
+        return handle
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        """Close the window; what is not believable is not measured, and a note says why."""
+        asked_s = self._clock.now()
+        try:
+            energy = self._meter.stop_tracking(handle)
+        except Exception as error:  # noqa: BLE001 (somebody else's code; the run itself is not lost with it)
+            return self._unmeasured(handle.start_s, asked_s, str(_failed("closing its window failed", error)))
+        if not isinstance(energy, EnergyMeasurement):
+            return self._unmeasured(handle.start_s, asked_s, f"it gave {type(energy).__name__}, no EnergyMeasurement")
+        if energy.start_s != handle.start_s or not asked_s <= energy.end_s <= self._clock.now():
+            energy.close()
+            return self._unmeasured(handle.start_s, asked_s, "the window that it closed did not end now")
+        problem = next(problems(energy), None)
+        if problem is not None:
+            energy.close()
+            return self._unmeasured(energy.start_s, energy.end_s, problem, energy.notes)
+        return self._stated(energy)
+
+    def _unmeasured(
+        self, start_s: float, end_s: float, reason: str, notes: tuple[MeasurementWarning, ...] = ()
+    ) -> EnergyMeasurement:
+        note = MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, f"the {self.name} meter: {reason}")
+        return EnergyMeasurement(start_s, end_s, notes=(*notes, note), meter=self.name, meter_version=self._version)
+
+    def _stated(self, energy: EnergyMeasurement) -> EnergyMeasurement:
+        """The same under the name that the config has for the meter, with an uncertainty unless it is an estimate."""
+        components, notes = energy.components, energy.notes
+        if energy.method == "model_estimate":
+            notes = notes if any(note.code is ESTIMATED.code for note in notes) else (*notes, ESTIMATED)
+        elif energy.total_j is not None and not components:
+            components = (self._assumed(energy.total_j),)
+        return replace(energy, components=components, notes=notes, meter=self.name, meter_version=self._version)
+
+    def _assumed(self, energy_j: float) -> BudgetComponent:
+        """The user's word for a meter that states nothing. How much of it cancels between two runs, nobody knows."""
+        share_pct = self._options.power_gain_uncertainty_pct
+        return BudgetComponent(
+            name="meter",
+            kind="sensor",
+            half_width_j=energy_j * share_pct / 100.0,
+            note=f"{share_pct:g} % of the energy, as configured: the {self.name} meter states no uncertainty",
+        )
+
+
+def problems(energy: EnergyMeasurement) -> Iterator[str]:
+    """Why a figure cannot be believed, as far as can be told from it alone."""
+    if energy.total_j is None:
+        if not energy.notes:
+            yield "it gave no figure, and no reason"
+        return
+    if not math.isfinite(energy.total_j):
+        yield f"it gave {energy.total_j} J"
+    elif energy.total_j < 0:
+        yield f"it gave {energy.total_j:g} J: its counter went backwards"
+    elif energy.total_j == 0 and energy.duration_sec > 0:
+        yield "it gave 0 J: its reading did not move over the whole window"
+    for name, value, known in (("method", energy.method, EnergyMethod), ("scope", energy.scope, EnergyScope)):
+        if value not in get_args(known):
+            yield f"its {name} is {value!r} and must be one of {', '.join(get_args(known))}"
+    for device, joules in energy.per_gpu_j.items():
+        if joules is not None and not (math.isfinite(joules) and joules >= 0):
+            yield f"it gave {joules} J for {device}"
+
+
+def external_meter(name: str, devices: Sequence[DeviceId], clock: Clock, options: MeterOptions) -> ExternalMeter:
+    """The meter that another package registered as `name`, not yet proven.
+
+    Raises:
+        EnergyError: It is not there, two packages have it, or it is broken; the message says what to do.
+    """
+    entry, package = _entry(name)
+    named = f"{entry.value} of {package}"
+    try:
+        factory = entry.load()
+    except Exception as error:
+        raise _failed(f"{named} cannot be imported", error) from error
+    if not callable(factory):
+        raise EnergyError(f"{named} is no class or function that makes a meter, but {type(factory).__name__}")
+    try:
+        meter = cast(MeterFactory, factory)(tuple(devices), clock)
+    except Exception as error:
+        raise _failed(f"{named} could not be set up", error) from error
+    missing = [part for part in ("name", "is_available", "start_tracking", "stop_tracking") if not hasattr(meter, part)]
+    if missing:
+        raise EnergyError(f"{named} makes no EnergyBackend: {type(meter).__name__} has no {', '.join(missing)}")
+    return ExternalMeter(name, package.partition(" ")[2], meter, clock, options)
+
+
+def taken_names() -> list[tuple[str, str]]:
+    """Names of this package's that others have registered too, in vain, and who did."""
+    entries = sorted(metadata.entry_points(group=ENERGY_GROUP), key=lambda entry: entry.name)
+    return [(entry.name, _package(entry)) for entry in entries if entry.name in RESERVED]
+
+
+def _entry(name: str) -> tuple[metadata.EntryPoint, str]:
+    """Where the meter is, and the package that has it, with its version."""
+    entries = tuple(metadata.entry_points(group=ENERGY_GROUP, name=name))
+    packages = sorted(map(_package, entries))
+    if not entries:
+        raise EnergyError(f"no installed package registers a meter of that name (entry point {ENERGY_GROUP})")
+    if len(entries) > 1:
+        raise EnergyError(f"{' and '.join(packages)} both register a meter of that name. Uninstall one of them.")
+    return entries[0], packages[0]
+
+
+def _package(entry: metadata.EntryPoint) -> str:
+    return "an unknown package" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+
+
+def _failed(what: str, error: Exception) -> EnergyError:
+    """One kind of error for whatever another package raises; its own words where it speaks of energy."""
+    said = str(error) if isinstance(error, EnergyError) else f"{type(error).__name__}: {error}"
+    return EnergyError(f"{what}: {said}")

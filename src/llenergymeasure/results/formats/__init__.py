@@ -1,0 +1,1 @@
+"""Results in the formats of other tools: `python -m llenergymeasure.results.formats DIR --to FORMAT`."""

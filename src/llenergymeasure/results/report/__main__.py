@@ -1,0 +1,51 @@
+"""Makes the report of an old result, or of a study, anew: `python -m llenergymeasure.results.report DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from llenergymeasure.exceptions import PersistenceError
+from llenergymeasure.results.persistence import STUDY_FILE, load_study
+from llenergymeasure.results.report.write import write_report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write `report.html` into each directory; of a study's, those of its runs too.
+
+    Returns:
+        0; 1 where one could not be made, of which standard error tells.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m llenergymeasure.results.report",
+        description="Make the report of an experiment or of a study, from the files in its directory.",
+    )
+    parser.add_argument("directory", nargs="+", type=Path, help="of an experiment, or of a study and all its runs")
+    parser.add_argument("--alone", action="store_true", help="of a study's reports, its own only")
+    asked = parser.parse_args(arguments)
+    failed = False
+    for directory in asked.directory:
+        try:
+            for place in _places(directory, alone=asked.alone):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the page says what is missing
+                    sys.stdout.write(f"{write_report(place)}\n")
+        except PersistenceError as error:
+            sys.stderr.write(f"{error}\n")
+            failed = True
+    return int(failed)
+
+
+def _places(directory: Path, *, alone: bool) -> list[Path]:
+    """A study comes last, so that its links lead somewhere as soon as it is there."""
+    if alone or not (directory / STUDY_FILE).is_file():
+        return [directory]
+    runs = [(directory / file).parent for file in load_study(directory).result_files]
+    return [*(run for run in runs if run.is_dir()), directory]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Reports as files: beside what they are of, and never at its expense."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from pathlib import Path
+
+from llenergymeasure.atomic import write_bytes_atomically
+from llenergymeasure.exceptions import PersistenceError
+from llenergymeasure.results.persistence import REPORT_FILE, RESULT_FILE, STUDY_FILE, load_result, load_study
+
+_log = logging.getLogger(__name__)
+
+
+def write_report(directory: Path) -> Path:
+    """Draw the report of the experiment or of the study that a directory holds, anew if there is one.
+
+    Raises:
+        PersistenceError: It holds neither, what it holds cannot be read, or the report cannot be written; names it.
+    """
+    if (directory / RESULT_FILE).is_file():
+        from llenergymeasure.results.report.experiment import experiment_page
+
+        page = experiment_page(load_result(directory), directory)
+    elif (directory / STUDY_FILE).is_file():
+        from llenergymeasure.results.report.study import study_page
+
+        page = study_page(load_study(directory), directory)
+    else:
+        raise PersistenceError(f"{directory} holds neither {RESULT_FILE} nor {STUDY_FILE}: no experiment, no study.")
+    path = directory / REPORT_FILE
+    write_bytes_atomically(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def report_on(directory: Path) -> Path | None:
+    """The report of what a directory holds; `None` where it could not be made, of which the log tells."""
+    try:
+        return write_report(directory)
+    except Exception as error:  # noqa: BLE001 (a full disk, a broken matplotlib: never what was measured)
+        _log.warning(
+            "The report of %s could not be made, and nothing else is missing: %s. To make it later: "
+            "python -m llenergymeasure.results.report %s",
+            directory,
+            str(error).rstrip(".") or type(error).__name__,
+            shlex.quote(str(directory)),
+        )
+        return None

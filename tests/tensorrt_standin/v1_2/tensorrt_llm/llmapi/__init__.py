@@ -1,0 +1,63 @@
+"""`tensorrt_llm.llmapi` of 1.2.1: arguments of both engines (`llm_args.py`), `BuildConfig` (`builder.py`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trtllm_arguments import (
+    BaseArguments,
+    CapacitySchedulerPolicy,
+    CudaGraphConfig,
+    KvCacheConfig,
+    QuantAlgo,
+    SchedulerConfig,
+    Strict,
+    TorchCompileConfig,
+    TorchLlmArgs,
+)
+
+__all__ = ["CapacitySchedulerPolicy", "CudaGraphConfig", "KvCacheConfig", "QuantAlgo", "SchedulerConfig"]
+__all__ += ["BuildConfig", "QuantConfig", "TorchCompileConfig", "TorchLlmArgs", "TrtLlmArgs"]
+
+
+class BuildConfig(Strict):
+    max_input_len: int = 1024
+    max_seq_len: int | None = None
+    max_batch_size: int = 2048
+    max_num_tokens: int = 8192
+
+
+class QuantConfig(Strict):
+    quant_algo: QuantAlgo | None = None
+
+
+class DecodingConfig(Strict):
+    max_draft_len: int | None = None
+    speculative_model_dir: str | None = None
+
+
+class NGramDecodingConfig(DecodingConfig):
+    max_matching_ngram_size: int = 0
+
+
+class DraftTargetDecodingConfig(DecodingConfig):
+    pass
+
+
+class EagleDecodingConfig(DecodingConfig):
+    pass
+
+
+class MTPDecodingConfig(DecodingConfig):
+    num_nextn_predict_layers: int = 1
+
+    def model_post_init(self, context: Any) -> None:
+        self.max_draft_len = self.num_nextn_predict_layers
+
+
+class TrtLlmArgs(BaseArguments):
+    workspace: str | None = None
+    enable_build_cache: Any = False
+    quant_config: QuantConfig | None = None
+    build_config: BuildConfig | None = None
+    batching_type: str | None = None

@@ -1,0 +1,232 @@
+"""Whole reports of results and studies: what they say, what they do not, and that they never cost a result."""
+
+from __future__ import annotations
+
+import logging
+import re
+import resource
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from llenergymeasure.domain.experiment import ExperimentResult
+from llenergymeasure.domain.latency import RequestEnergy, RequestTimings, percentiles
+from llenergymeasure.domain.readable import quantity
+from llenergymeasure.exceptions import PersistenceError
+from llenergymeasure.results.persistence import REPORT_FILE, ResultFileWarning, load_result, save_result
+from llenergymeasure.results.report.__main__ import main
+from llenergymeasure.results.report.experiment import experiment_page
+from llenergymeasure.results.report.write import report_on, write_report
+from llenergymeasure.results.summary import energy_per_token, render_summary
+from llenergymeasure.study.plan import PlannedRun
+from report_checks import Page, read_page
+from report_studies import large_study, run_figures, saved_study, study_of
+from result_samples import make_result, make_rich_result, results
+
+RELEASE_2_0 = Path(__file__).parents[1] / "data" / "release_2_0"
+
+
+def saved(directory: Path, **changes: Any) -> Path:
+    """The directory of a result with nearly every figure."""
+    return save_result(make_rich_result(**changes), directory).parent
+
+
+def report(directory: Path) -> Page:
+    return read_page(write_report(directory).read_text(encoding="utf-8"))
+
+
+def test_the_figures_are_those_of_the_result(tmp_path: Path) -> None:
+    directory = saved(tmp_path, measurement_warnings=["power_throttling: the limit held the clocks back"])
+    result, page = load_result(directory), report(directory)
+    assert energy_per_token(result) in page.text.replace("\n", "")
+    for figure in (
+        quantity(result.avg_tokens_per_second),
+        "5,273 J",
+        "2,745 J",  # above idle
+        "prefill: 949 J, 18 %",
+        "decode: 4,324 J, 82 %",
+        "integral of power samples 5,280 J",
+        "the limit held the clocks back",
+        "NVIDIA A100-SXM4-80GB",
+        "torch==2.13.0",
+        "batch_size: 8",
+        "@software",
+    ):
+        assert figure in page.text, figure
+
+
+def test_the_smallest_result_has_a_report_that_says_what_is_missing(tmp_path: Path) -> None:
+    page = report(save_result(make_result(), tmp_path).parent)
+    for missing in ("No power over time", "No uncertainty", "No latencies", "No joules of single requests", "None."):
+        assert missing in page.text
+
+
+def test_without_energy_no_joule_is_told(tmp_path: Path) -> None:
+    page = report(save_result(make_result(total_energy_j=None, avg_energy_per_token_j=None), tmp_path).parent)
+    assert "The energy of this run was not measured" in page.text
+    assert not re.search(r"\d [mµ]?J\b", page.text)
+
+
+def test_an_estimate_is_called_one(tmp_path: Path) -> None:
+    breakdown = make_rich_result().energy_breakdown
+    assert breakdown is not None
+    estimated = breakdown.model_copy(update={"method": "model_estimate", "scope": "machine_model"})
+    page = report(saved(tmp_path, energy_breakdown=estimated))
+    assert "(estimated)" in page.text
+    assert "an estimate by a model of the machine, not a measurement" in page.text
+
+
+def test_every_value_alike_and_nothing_measured_at_all_can_be_drawn(tmp_path: Path) -> None:
+    timings = RequestTimings(input_tokens=[1, 1], output_tokens=[2, 2], e2e_ms=[5.0, 5.0], energy_j=[0.0, 0.0])
+    alike = saved(
+        tmp_path, requests=timings, request_energy=RequestEnergy(energy_j=percentiles([0.0, 0.0]), stdev_j=0.0)
+    )
+    nothing = make_result(
+        total_tokens=0, output_tokens=0, total_energy_j=0.0, avg_tokens_per_second=0.0, num_requests=0
+    )
+    assert "2 requests" in report(alike).text
+    assert "The meter saw no energy" in report(save_result(nothing, tmp_path).parent).text
+
+
+def test_names_are_text_whatever_they_say(tmp_path: Path) -> None:
+    name = "<script>alert('x')</script> ${math$ \u202e"
+    page = report(
+        saved(
+            tmp_path,
+            model_name=name,
+            config_name=name,
+            measurement_warnings=[f"code: {name}", name],
+            effective_config={"model": name, name: {name: [name]}},
+        )
+    )
+    assert page.text.count("<script>alert('x')</script>") >= 4
+
+
+@settings(max_examples=15)
+@given(result=results)
+def test_any_result_has_a_well_formed_report(result: ExperimentResult) -> None:
+    read_page(experiment_page(result, Path("/no/files")))
+
+
+def test_results_of_earlier_releases_have_reports(tmp_path: Path) -> None:
+    shutil.copy(RELEASE_2_0 / "result.json", tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResultFileWarning)  # its time series was not kept
+        result, page = load_result(tmp_path), report(tmp_path)
+    assert energy_per_token(result) in page.text.replace("\n", "")
+
+
+def test_the_same_result_gives_the_same_bytes(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    assert write_report(directory).read_bytes() == write_report(directory).read_bytes()
+
+
+def test_a_report_that_cannot_be_made_is_a_warning_that_says_how_to_make_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = saved(tmp_path)
+    (directory / REPORT_FILE).mkdir()  # nothing can be put in its place
+    with caplog.at_level(logging.WARNING):
+        assert report_on(directory) is None
+    assert f"python -m llenergymeasure.results.report {directory}" in caplog.text
+    assert load_result(directory).total_tokens == 49_700
+
+
+def test_without_matplotlib_a_report_is_missing_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = saved(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as Python itself marks what cannot be imported
+    assert report_on(directory) is None
+    assert "matplotlib" in caplog.text
+    assert sorted(path.name for path in directory.iterdir()) == ["result.json"]
+
+
+def test_the_summary_names_the_report_once_it_is_there(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    path = directory / "result.json"
+    assert "Report" not in render_summary(load_result(path), path)
+    write_report(directory)
+    assert render_summary(load_result(path), path).endswith(f"Report         {directory / REPORT_FILE}")
+
+
+def test_a_study_shows_its_configurations_best_first_and_what_each_setting_does(tmp_path: Path) -> None:
+    study = saved_study(tmp_path / "study", study_of(range(1, 4)))
+    page = report(study)
+    cells = re.sub(r"\s+", " ", page.text)
+    assert cells.index("bf16 / batch 3") < cells.index("fp32 / batch 3") < cells.index("fp32 / batch 1")
+    assert "0.267 ± 0.007 J" in cells  # 0.8 / 3, and t(0.975, 2) = 4.303 standard errors of 1 % / sqrt(3)
+    assert "-66.7 %" in cells  # three at a time take a third
+    assert "Change against precision = fp32." in cells
+    assert "short_measurement_duration" in cells
+    links = [address for address in page.addresses if address.endswith(REPORT_FILE)]
+    assert len(links) == 18
+    assert all((study / link).parent.is_dir() for link in links)
+    assert "llem run study.yaml" in cells
+
+
+def test_a_study_of_which_every_run_failed_says_why(tmp_path: Path) -> None:
+    page = report(saved_study(tmp_path / "study", study_of(range(1, 3)), lambda run: None))
+    assert "No run was completed" in page.text
+    assert page.text.count("the <engine> gave up") == 12
+    assert "0 of 12 runs have a result" in page.text
+
+
+def test_a_study_without_its_manifest_and_table_still_has_its_statistics(tmp_path: Path) -> None:
+    study = saved_study(tmp_path / "study", study_of(range(1, 3)))
+    for name in ("manifest.json", "results.parquet"):
+        (study / name).unlink()
+    page = report(study)
+    assert "bf16 / batch 2" in page.text
+    assert "cannot be read" in page.text
+
+
+def test_estimates_beside_measured_figures_have_a_front_of_their_own(tmp_path: Path) -> None:
+    breakdown = make_rich_result().energy_breakdown
+    assert breakdown is not None
+
+    def figures(run: PlannedRun) -> ExperimentResult:
+        method = "model_estimate" if run.config.precision == "bf16" else "hardware_counter"
+        changed = breakdown.model_copy(update={"method": method})
+        return run_figures(run).model_copy(update={"energy_breakdown": changed})
+
+    page = report(saved_study(tmp_path / "study", study_of(range(1, 3)), figures))
+    assert "2 of 4 configurations are on the front" in page.text
+    assert "Violet points are estimates" in page.text
+
+
+def test_a_thousand_runs_are_a_page_of_less_than_ten_megabytes(tmp_path: Path) -> None:
+    study = large_study(tmp_path / "study", study_of(range(1, 168)))
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    path = write_report(study)
+    assert path.stat().st_size < 2_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 300_000
+    read_page(path.read_text(encoding="utf-8"))
+
+
+def test_the_command_makes_the_reports_of_a_study_and_of_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = saved_study(tmp_path / "study", study_of(range(1, 2), cycles=2))
+    assert main([str(study)]) == 0
+    written = capsys.readouterr().out.split()
+    assert written[-1] == str(study / REPORT_FILE)
+    assert len(written) == 5
+    assert all(Path(path).is_file() for path in written)
+
+
+def test_the_command_names_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = saved(tmp_path)
+    (damaged / "result.json").write_text("{")
+    assert main([str(tmp_path), str(damaged), str(saved(tmp_path))]) == 1
+    told = capsys.readouterr()
+    assert f"{tmp_path} holds neither result.json nor study_summary.json" in told.err
+    assert "It was cut short or damaged." in told.err
+    assert told.out.count(REPORT_FILE) == 1
+    with pytest.raises(PersistenceError, match="holds neither"):
+        write_report(tmp_path)
