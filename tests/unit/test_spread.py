@@ -43,7 +43,7 @@ class Show:
 
     def watch(self, study: StudyConfig, **seconds: float) -> StudyResult:
         """Run it with a look at the cluster at every turn."""
-        watch = Watch(**{"look_s": 0.0, **seconds})
+        watch = Watch(**{"look_s": 0.0, "tell_s": 0.0, **seconds})
         host = StudyHost(ScriptedLauncher(VirtualClock()), observer=self.observe, cluster=self.cluster, watch=watch)
         return StudyRunner(study, self.directory, UserConfig(), host).run()
 
@@ -148,8 +148,24 @@ def test_a_cluster_that_shrinks_to_nothing_is_waited_for(tmp_path: Path) -> None
     result = show.watch(study_of("a", "b", "c"))
     assert [one.node for one in result.results()] == ["spot", "new", "new"]
     assert any(
-        "No node of the cluster can take the 2 runs that are left (nodes: none)" in said for said in show.warnings
+        "No node of the cluster is free for the 2 runs that are left (nodes: none)" in said for said in show.warnings
     )
+
+
+def test_nodes_that_are_busy_with_other_work_are_waited_for_and_it_is_said(tmp_path: Path) -> None:
+    said = threading.Event()
+
+    def on_event(event: StudyEvent) -> None:
+        if isinstance(event, StudyWarning) and "is free for the 1 runs" in event.message:
+            said.set()
+
+    show = Show(tmp_path, FakeCluster([node("busy")], on_claim=lambda node: assert_true(said.wait(30))))
+    show.on_event = on_event
+    assert show.watch(study_of("a")).summary.completed == 1
+
+
+def assert_true(value: bool) -> None:
+    assert value
 
 
 def test_a_study_that_waits_for_ever_is_given_up(tmp_path: Path) -> None:

@@ -92,7 +92,11 @@ class Cluster(Protocol):
     """Machines that experiments can be sent to."""
 
     def nodes(self) -> list[Node]:
-        """Those that are there now and can take experiments."""
+        """Those that are there now and can take experiments.
+
+        Raises:
+            StudyError: Nobody can tell any more.
+        """
 
     def refused(self) -> list[str]:
         """Why others that are there cannot, one sentence each; every reason is told once."""

@@ -24,7 +24,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.progress import Event, Observer
-from llenergymeasure.exceptions import ExperimentError, PreFlightError
+from llenergymeasure.exceptions import ExperimentError, PreFlightError, StudyError
 from llenergymeasure.results.summary import one_line
 from llenergymeasure.runners.child import from_line
 from llenergymeasure.runners.cluster import Node, NodeLostError
@@ -131,8 +131,18 @@ class RayCluster:
         self._has_looked = False
 
     def nodes(self) -> list[Node]:
-        """Those that are there and have introduced themselves; the first look waits for them."""
-        entries = {entry["NodeID"]: entry for entry in self._ray.nodes() if entry["Alive"] and _offers_work(entry)}
+        """Those that are there and have introduced themselves; the first look waits for them.
+
+        Raises:
+            StudyError: The cluster does not answer.
+        """
+        try:
+            listed = self._ray.nodes()
+        except Exception as error:  # Ray's own, gRPC's, and the system's
+            raise StudyError(
+                f"the cluster at {self.address} does not answer any more: {one_line(str(error))}"
+            ) from error
+        entries = {entry["NodeID"]: entry for entry in listed if entry["Alive"] and _offers_work(entry)}
         names = _names(entries)
         for key in entries.keys() - self._asked.keys():
             self._asked[key] = _remotely(self._ray, introduce, key)

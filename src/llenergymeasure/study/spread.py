@@ -14,7 +14,7 @@ from llenergymeasure.exceptions import StudyError
 from llenergymeasure.runners.cluster import Cluster, Node, NodeLauncher, NodeLostError
 from llenergymeasure.runners.supervise import POLL_INTERVAL_S, Interrupt, RunInterruptedError
 from llenergymeasure.study.ledger import Ledger
-from llenergymeasure.study.placement import Placement
+from llenergymeasure.study.placement import MOST_LISTED, Placement
 from llenergymeasure.study.plan import PlannedRun, StudyWarning
 from llenergymeasure.study.worker import Site, Terms, Worker
 
@@ -25,11 +25,13 @@ class Watch:
 
     Args:
         look_s: Time between two looks at which nodes there are.
+        tell_s: How long nothing can go on before it is said.
         retry_s: How long a node that was lost and is there again is left alone.
         abandoned_s: How long a study waits for a node that can go on with it.
     """
 
     look_s: float = 5.0
+    tell_s: float = 10.0
     retry_s: float = 30.0
     abandoned_s: float = 24 * 3600.0
 
@@ -74,12 +76,12 @@ class Spread:
             self._end()
         if self._error is not None:
             raise self._error
-        if self._user.requested:
+        if self._user.requested and self._placement.left:
             raise RunInterruptedError("interrupted")
 
     def _see_through(self) -> None:
         clock = self._terms.clock
-        looked_s, stalled_since_s = None, None
+        looked_s, stalled_since_s, told = None, None, False
         while self._placement.left and self._error is None and not self._user.requested:
             if looked_s is None or clock.now() - looked_s >= self._watch.look_s:
                 self._look()
@@ -87,18 +89,18 @@ class Spread:
             with self._changed:
                 self._changed.wait(POLL_INTERVAL_S)
             if not self._is_stalled():
-                stalled_since_s = None
+                stalled_since_s, told = None, False
             elif stalled_since_s is None:
-                self._look()
-                if self._is_stalled():
-                    stalled_since_s = clock.now()
-                    self._ledger.tell(StudyWarning(self._waiting()))
+                stalled_since_s = clock.now()
+            elif not told and clock.now() - stalled_since_s >= self._watch.tell_s:
+                self._ledger.tell(StudyWarning(self._waiting()))
+                told = True
             elif clock.now() - stalled_since_s > self._watch.abandoned_s:
                 hours = self._watch.abandoned_s / 3600
                 raise StudyError(f"no node came for {hours:.0f} h that could go on with the study")
 
     def _is_stalled(self) -> bool:
-        """Whether nobody has anything to do, and something is left."""
+        """Whether nobody has anything to do, and something is left; who waits for a busy node has nothing to do."""
         with self._changed:
             return self._placement.left > 0 and len(self._idle) == len(self._threads)
 
@@ -118,10 +120,13 @@ class Spread:
             self._changed.notify_all()
 
     def _waiting(self) -> str:
-        there = "; ".join(node.describe() for node in self._nodes.values()) or "none"
+        nodes = list(self._nodes.values())
+        there = [node.describe() for node in nodes[:MOST_LISTED]]
+        there += [f"and {len(nodes) - MOST_LISTED} more"] if len(nodes) > MOST_LISTED else []
         return (
-            f"No node of the cluster can take the {self._placement.left} runs that are left (nodes: {there}). Waiting "
-            f"for one, {self._watch.abandoned_s / 3600:.0f} h at most. Ctrl-C ends the study; --resume goes on with it."
+            f"No node of the cluster is free for the {self._placement.left} runs that are left "
+            f"(nodes: {'; '.join(there) or 'none'}). Waiting for one, {self._watch.abandoned_s / 3600:.0f} h at most. "
+            "Ctrl-C ends the study; --resume goes on with it."
         )
 
     def _work(self, node: Node) -> None:
@@ -146,7 +151,11 @@ class Spread:
                 self._changed.notify_all()
 
     def _work_with(self, launcher: NodeLauncher, worker: Worker, node: Node) -> None:
+        with self._changed:
+            self._idle.add(node.id)
         launcher.claim(self._stop)
+        with self._changed:
+            self._idle.discard(node.id)
         while (run := self._next(node)) is not None:
             last_try = self._placement.was_lost(run)
             try:
