@@ -22,6 +22,8 @@ from llenergymeasure.study.manifest import load_manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
+TESTS = Path(__file__).parents[1]
+
 OF_TIME_AND_PLACE = {
     *("experiment_id", "node", "output_dir", "process_id", "pid"),
     *("timestamps", "started_at", "ended_at", "start_time", "end_time"),
@@ -152,16 +154,20 @@ def test_a_node_runs_experiments_by_its_own_settings_and_only_with_the_same_rele
     constants.write_text(constants.read_text().replace(f'VERSION: Final = "{VERSION}"', 'VERSION: Final = "1.9.0"'))
     cluster.add("a-docker", XDG_CONFIG_HOME=str(config.parents[1]), DOCKER_HOST="unix:///no/daemon")
     cluster.add("old", PYTHONPATH=f"{old}{os.pathsep}{cluster.environment['PYTHONPATH']}")
+    hidden = f"{TESTS / 'without_packages'}{os.pathsep}{cluster.environment['PYTHONPATH']}"
+    cluster.add("bare", PYTHONPATH=hidden, HIDDEN_PACKAGES="llenergymeasure")
     try:
         file = study.write([1], backend="pytorch", passthrough_kwargs=None)
         _, err = finished(cluster, "run", str(file), "--cluster", cluster.address, cwd=tmp_path, code=1)
         assert "runners.pytorch: docker:no/such:1" in err
         file = study.write([1])
         _, err = finished(cluster, "run", str(file), "--cluster", cluster.address, "--cycles", "1", cwd=tmp_path)
+        assert f"bare takes no experiments: llenergymeasure {VERSION} does not answer there" in err
         assert f"old takes no experiments: it has llenergymeasure 1.9.0, and this is {VERSION}." in err
     finally:
         cluster.kill("a-docker")
         cluster.kill("old")
+        cluster.kill("bare")
 
 
 def test_what_no_node_has_is_refused_and_a_worker_that_dies_is_not_the_experiments_fault(

@@ -170,11 +170,14 @@ class RayCluster:
         """Take a node's introduction, or the reason why it cannot take experiments."""
         try:
             said = self._ray.get(answer)
-        except self._ray.exceptions.RayError as error:
+        except self._ray.exceptions.RayTaskError as error:
             self._refused.append(
                 f"{name} takes no experiments: llenergymeasure {VERSION} does not answer there ({_cause(error)}). "
                 f'Install it on every node: pip install "llenergymeasure[ray]=={VERSION}"'
             )
+            return
+        except self._ray.exceptions.RayError:  # it went away; if it is there after all it is asked again
+            del self._asked[entry["NodeID"]]
             return
         if said["version"] != VERSION:
             self._refused.append(
@@ -233,8 +236,7 @@ class RayNodeLauncher:
     def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
         """Run a job on the node; see `Launcher.run`."""
         self._ask("begin", _content_of(job))
-        told = 0
-        over = False
+        told = over = False
         while not over:
             answer = self._agent.news.remote()
             while not self._ray.wait([answer], timeout=POLL_INTERVAL_S)[0]:
@@ -243,7 +245,7 @@ class RayNodeLauncher:
                     raise RunInterruptedError("interrupted")
                 if interrupt.requested and not told:
                     self._agent.stop.remote()
-                    told = 1
+                    told = True
             news = self._answer(answer, "news")
             for line in news["events"]:
                 event = from_line(line)
