@@ -8,13 +8,17 @@ from pathlib import Path
 from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.runners.child import ParentLink
-from llenergymeasure.runners.job import MeasuredRun, read_job, run_to_json
+from llenergymeasure.runners.job import Job, MeasuredRun, read_job, run_to_json
 
 
 def measure_nothing(directory: Path, link: ParentLink) -> str:
     job = read_job(directory)
+    return run_to_json(MeasuredRun(nothing_of(job), Artefacts(), job.baselines), directory)
+
+
+def nothing_of(job: Job) -> ExperimentResult:
     now = datetime.now(timezone.utc)
-    result = ExperimentResult(
+    return ExperimentResult(
         experiment_id="noop",
         measurement_config_hash=compute_measurement_config_hash(job.config),
         measurement_methodology="total",
@@ -28,4 +32,3 @@ def measure_nothing(directory: Path, link: ParentLink) -> str:
         start_time=now,
         end_time=now,
     )
-    return run_to_json(MeasuredRun(result, Artefacts(), job.baselines), directory)

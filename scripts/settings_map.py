@@ -267,11 +267,6 @@ _RUNNER: Final = Effect(
     user.test_the_runner_variable_beats_the_file,
     "`singularity:` is refused in this release",
 )
-_NOT_USED: Final = Effect(
-    "study/execute.py",
-    user.test_cluster_settings_are_shown_as_not_used_yet_and_a_study_says_so,
-    "not used by this release; `llem config` and every study say so",
-)
 
 USER: Final[Mapping[str, Effect]] = {
     "output.results_dir": Effect(
@@ -303,8 +298,8 @@ USER: Final[Mapping[str, Effect]] = {
     ),
     "ui.verbosity": Effect("cli/run.py", user.test_verbosity_of_the_settings_is_that_of_the_flags),
     "ui.prompt": Effect("cli/study.py", terminal.test_prompt_switched_off_asks_nothing_and_begins_anew),
-    "cluster.address": _NOT_USED,
-    "cluster.hardware": _NOT_USED,
+    "cluster.address": Effect("study/execute.py", user.test_cluster_address_is_where_a_study_goes_that_names_no_other),
+    "cluster.hardware": Effect("runners/cluster.py", user.test_cluster_hardware_keeps_a_study_on_one_kind_of_gpu),
     "advanced.nvml_poll_interval_ms": Effect(
         "core/energy/sampler.py", machine.test_nvml_poll_interval_is_the_time_between_power_samples
     ),
@@ -340,6 +335,7 @@ FLAGS: Final[Mapping[str, Effect]] = {
     "llem run --cycles": Effect("cli/study.py", flags.test_cycles_repeat_a_study),
     "llem run --order": Effect("cli/study.py", flags.test_order_arranges_the_cycles),
     "llem run --no-gaps": Effect("cli/study.py", flags.test_no_gaps_leaves_the_gaps_out),
+    "llem run --cluster": Effect("study/execute.py", flags.test_cluster_beats_the_address_of_the_settings),
     "llem run --resume": Effect("study/resume.py", flags.test_resume_of_a_finished_study_shows_it_and_runs_nothing),
     "llem config --verbose": Effect("cli/config.py", flags.test_config_verbose_tells_where_every_setting_comes_from),
     "llem --version": Effect("cli/__init__.py", flags.test_version_is_told),

@@ -14,7 +14,7 @@ from llenergymeasure.cli.app import app
 from llenergymeasure.config.introspection import get_params_from_model
 from llenergymeasure.config.models import ExecutionConfig, ExperimentConfig, StudyConfig
 from llenergymeasure.config.ssot import BACKENDS
-from llenergymeasure.config.user_config import NOT_USED_YET, UserConfig
+from llenergymeasure.config.user_config import UserConfig
 from settings_map import MAPS, Effect
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ def settings() -> dict[str, set[str]]:
 
 def problems(maps: Maps = MAPS) -> list[str]:
     """What is wrong with the map: settings it lacks or invents, modules that are missing, what is no test."""
-    return [*_incomplete(maps), *_dangling(maps), *_untrue_notes(maps)]
+    return [*_incomplete(maps), *_dangling(maps)]
 
 
 def table(part: str) -> str:
@@ -95,10 +95,3 @@ def _dangling(maps: Maps) -> Iterator[str]:
                 yield f"{part}: {name} acts in {effect.acts_in}, which does not exist"
             if not effect.shown_by.__name__.startswith("test_"):
                 yield f"{part}: {name} is shown by {effect.shown_by.__name__}, which is no test"
-
-
-def _untrue_notes(maps: Maps) -> Iterator[str]:
-    """Unused settings are those the code names."""
-    unused = {name for name, effect in maps["user"].items() if effect.note.startswith("not used")}
-    for name in sorted(unused ^ set(NOT_USED_YET)):
-        yield f"user: {name} is called unused either in settings_map or in the code, but not in both"

@@ -160,6 +160,7 @@ def run_study(
     *,
     output_dir: str | Path | None = None,
     resume: str | Path | None = None,
+    cluster: str | None = None,
     progress: bool = False,
 ) -> StudyResult:
     """Run a study: every experiment in every cycle, each in a process of its own.
@@ -171,6 +172,8 @@ def run_study(
         output_dir: Where the study's directory is made; by default what the study's experiments say, else the user
             configuration's `output.results_dir`.
         resume: Directory of an earlier execution to go on with; `config` must be the same study, more cycles allowed.
+        cluster: Address of a Ray cluster to spread it over, `auto` for the one of this machine, or `none`; by default
+            what the user configuration's `cluster.address` says.
         progress: Draw on stderr what goes on, as `llem run` does; by default nothing is printed.
 
     Returns:
@@ -180,7 +183,7 @@ def run_study(
         TypeError: `config` is something else.
         ConfigError: The file is missing, does not parse, has unknown keys, or yields no valid experiment.
         pydantic.ValidationError: A value under `execution:` is wrong.
-        PreFlightError: The study cannot run on this machine.
+        PreFlightError: The study cannot run on this machine, or on that cluster.
         StudyError: It cannot be resumed, or gave up because experiment after experiment failed.
         PersistenceError: Nothing can be written.
     """
@@ -195,7 +198,7 @@ def run_study(
     parent = _place(output_dir) if output_dir is not None else study_parent(study, machine)
     # Absolute, because somebody may change the current directory while the study runs.
     left_off = None if resume is None else user_path(resume).absolute()
-    place = StudyPlace(parent=parent.absolute(), resume=left_off)
+    place = StudyPlace(parent=parent.absolute(), resume=left_off, cluster=cluster)
     with _study_drawn(study) if progress else nullcontext() as observer:
         return _run(study, lambda result: None, machine=machine, observer=observer, place=place)
 

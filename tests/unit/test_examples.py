@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from llenergymeasure.config.errors import is_study_document
 from llenergymeasure.config.loader import load_experiment_config, load_study_config
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.same_work import ineffective_settings, partial_batch
-from llenergymeasure.config.user_config import UserConfig, load_user_config, settings_without_effect
+from llenergymeasure.config.user_config import UserConfig, load_user_config
 from llenergymeasure.core.host.docker import default_image
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -90,10 +91,18 @@ def test_no_file_holds_a_fact_about_a_machine(path: Path) -> None:
     assert not {"config_gap_seconds", "cycle_gap_seconds"} & set(document.get("execution", {}))
 
 
-def test_the_user_configuration_loads_and_this_release_uses_all_of_it() -> None:
+def test_the_user_configuration_loads() -> None:
     config = load_user_config(EXAMPLES / "user-config.yaml", environ={})
     assert config.measurement.carbon_intensity_gco2_kwh == 385
-    assert settings_without_effect(config) == []
+
+
+def test_the_files_for_clusters_can_be_read_by_what_reads_them() -> None:
+    places = EXAMPLES / "clusters"
+    subprocess.run(["bash", "-n", places / "study.sbatch"], check=True)
+    kuberay = yaml.safe_load((places / "kuberay.yaml").read_text())
+    workers = kuberay["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert kuberay["kind"] == "RayCluster"
+    assert workers["resources"]["limits"]["nvidia.com/gpu"] == "8"
 
 
 @pytest.mark.parametrize("path", sorted(filter(Path.is_file, EXAMPLES.iterdir())), ids=lambda path: path.name)

@@ -140,7 +140,17 @@ def test_no_gaps_leaves_the_gaps_out(dry_run: DryRun, study_file: str) -> None:
     assert "0 s of gaps" in dry_run(study_file, "--cycles", "1", "--no-gaps")
 
 
-@pytest.mark.parametrize("flags", [["--cycles", "2"], ["--order", "shuffled"], ["--no-gaps"]])
+def test_cluster_beats_the_address_of_the_settings(
+    dry_run: DryRun, study_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tmp_path / "settings" / "llenergymeasure" / "config.yaml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("cluster: {address: 'no address at all'}\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    assert "Cluster" not in dry_run(study_file, "--cluster", "none")
+
+
+@pytest.mark.parametrize("flags", [["--cycles", "2"], ["--order", "shuffled"], ["--no-gaps"], ["--cluster", "auto"]])
 def test_a_flag_of_studies_on_one_experiment_is_a_usage_error(prompts: str, flags: list[str]) -> None:
     assert run_app(["run", "-m", "a/b", "-d", prompts, "-n", "1", *flags]) == 2
 

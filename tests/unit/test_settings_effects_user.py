@@ -15,15 +15,14 @@ from typing import Any
 
 import pytest
 
+from cluster_fakes import A100, H100, FakeCluster, node
 from effects_bench import ExperimentBench
 from fakes import StepEngine, VirtualClock
 from llenergymeasure._api import study_parent
 from llenergymeasure.cli.app import run_app
-from llenergymeasure.cli.config import effective_settings, render_capabilities
 from llenergymeasure.cli.dry_run import dry_run_experiment
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig, load_user_config
-from llenergymeasure.core.capabilities import collect_capabilities
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DriverMissingError, GpuDriver
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.preflight import Ready, run_preflight
@@ -35,7 +34,7 @@ from llenergymeasure.runners.docker import container_for
 from llenergymeasure.runners.launchers import runs_here
 from llenergymeasure.runners.local import emission_factors, energy_backend_name
 from llenergymeasure.study.execute import StudyPlace, execute_study
-from llenergymeasure.study.plan import GapStarted, StudyEvent, StudyWarning
+from llenergymeasure.study.plan import GapStarted, StudyEvent
 from study_fakes import ScriptedLauncher, Stage, study_of
 
 
@@ -307,18 +306,25 @@ def test_gaps_of_the_machine_are_waited_where_the_study_names_none(
 # --- cluster -----------------------------------------------------------------------------------------------------
 
 
-def test_cluster_settings_are_shown_as_not_used_yet_and_a_study_says_so(user_file: Path, tmp_path: Path) -> None:
-    user_file.write_text("cluster: {address: 'ray://head:10001', hardware: [NVIDIA H100]}\n")
-    host = Host({"PATH": ""}, no_driver)
-    page = render_capabilities(
-        collect_capabilities(host, read_meters=lambda devices, host: []),
-        effective_settings(user_file, {}),
-        verbose=False,
-    )
-    shown = [line for line in page.splitlines() if "cluster." in line]
-    assert [line.endswith("(file; not used by this release)") for line in shown] == [True, True]
-    assert page.count("not used by this release") == 2
+def spread(tmp_path: Path, settings: UserConfig, cluster: FakeCluster, asked: str | None = None) -> None:
+    place = StudyPlace(tmp_path, cluster=asked)
+    execute_study(study_of("a", "b"), place, settings, lambda result: None, connect=cluster.connect)
 
-    notices = [event.message for event in run_study(tmp_path, load_user_config()) if isinstance(event, StudyWarning)]
-    assert [notice.split()[0] for notice in notices] == ["cluster.address", "cluster.hardware"]
-    assert not any(isinstance(event, StudyWarning) for event in run_study(tmp_path, UserConfig()))
+
+@pytest.mark.parametrize(("asked", "used"), [(None, "ray://head:10001"), ("auto", "auto")])
+def test_cluster_address_is_where_a_study_goes_that_names_no_other(
+    tmp_path: Path, asked: str | None, used: str
+) -> None:
+    cluster = FakeCluster([node("x")])
+    spread(tmp_path, machine(cluster={"address": "ray://head:10001"}), cluster, asked)
+    assert cluster.addresses == [used]
+    assert [model for _, model in cluster.begun] == ["a", "b"]
+
+
+def test_cluster_hardware_keeps_a_study_on_one_kind_of_gpu(tmp_path: Path) -> None:
+    cluster = FakeCluster([node("x", gpu=A100), node("y", gpu=H100)])
+    settings = machine(cluster={"address": "auto", "hardware": ["NVIDIA H100"]})
+    spread(tmp_path, settings, cluster)
+    assert {name for name, _ in cluster.begun} == {"y"}
+    with pytest.raises(PreFlightError, match=r"cluster.hardware names \(H200\), and the cluster has x: 1"):
+        spread(tmp_path, machine(cluster={"address": "auto", "hardware": ["H200"]}), cluster)

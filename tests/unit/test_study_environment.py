@@ -7,9 +7,10 @@ from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, GpuLostError
 from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.leftovers import leftover_gpu_memory
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.study.execute import check_backends
-from llenergymeasure.study.gaps import environment_changes, leftover_gpu_memory
+from llenergymeasure.study.gaps import environment_changes
 from llenergymeasure.study.plan import BASE_S, timeout_s
 from study_fakes import ENVIRONMENT, study_of
 

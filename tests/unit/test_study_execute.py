@@ -19,7 +19,7 @@ from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.launchers import ChosenLauncher
 from llenergymeasure.runners.supervise import Interrupt
 from llenergymeasure.study.execute import StudyPlace, dataset_hashes, execute_study
-from llenergymeasure.study.plan import StudyEvent, StudyStarted, StudyWarning
+from llenergymeasure.study.plan import StudyEvent, StudyStarted
 from llenergymeasure.study.resume import find_unfinished, locked
 from llenergymeasure.study.runner import StudyStoppedError
 from study_fakes import ScriptedLauncher, result_of, study_of
@@ -63,12 +63,10 @@ def test_every_result_reaches_its_receiver_and_the_observer_is_told(tmp_path: Pa
     assert (tmp_path / study.study_id / "manifest.json").is_file()
 
 
-def test_settings_that_this_release_does_not_use_are_said(tmp_path: Path) -> None:
-    events: list[StudyEvent] = []
+def test_none_keeps_a_study_on_this_machine_whatever_the_settings_say(tmp_path: Path) -> None:
     machine = UserConfig.model_validate({"cluster": {"address": "auto"}})
-    execute_study(study_of("a"), StudyPlace(tmp_path), machine, lambda result: None, events.append, launcher())
-    warnings = [event.message for event in events if isinstance(event, StudyWarning)]
-    assert any(warning.startswith("cluster.address is set, and this release does not use it") for warning in warnings)
+    place = StudyPlace(tmp_path, cluster="none")
+    assert execute_study(study_of("a"), place, machine, lambda result: None, None, launcher()).summary.completed == 1
 
 
 @pytest.mark.parametrize(("named", "kind"), [("local", "local"), ("docker:image", "docker"), ("docker:x", "local")])

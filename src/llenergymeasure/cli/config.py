@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from llenergymeasure.config.base import by_dotted_path
 from llenergymeasure.config.user_config import (
-    NOT_USED_YET,
     environment_settings,
     get_user_config_path,
     load_user_config,
@@ -177,7 +176,6 @@ def _settings(settings: EffectiveSettings, *, verbose: bool) -> list[str]:
     value_width = max(len(setting.value) for setting in settings.settings)
     for setting in settings.settings:
         remarks = [setting.source] if verbose or setting.source != FROM_DEFAULT else []
-        remarks += ["not used by this release"] if setting.path in NOT_USED_YET else []
         remark = f"({'; '.join(remarks)})" if remarks else ""
         lines.append(f"  {setting.path:<{name_width}}  {setting.value:<{value_width}}  {remark}".rstrip())
     return lines

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from llenergymeasure.cli.cluster_preview import cluster_lines
 from llenergymeasure.config.grid import describe_skipped
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.config.same_work import partial_batch
@@ -25,10 +26,11 @@ from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.sources import HUB_PREFIX, parse_hub_spec
 from llenergymeasure.exceptions import BackendError, ConfigError, EnergyError
 from llenergymeasure.results.summary import duration
+from llenergymeasure.runners.cluster import Node
 from llenergymeasure.runners.launchers import device_choice_of, runs_here
 from llenergymeasure.runners.local import energy_backend_name
 from llenergymeasure.study.gaps import gaps_of
-from llenergymeasure.study.plan import PlannedRun, plan_runs
+from llenergymeasure.study.plan import PlannedRun, known_waits, plan_runs
 from llenergymeasure.study.resume import Resumption
 
 LABEL_WIDTH: Final = 13
@@ -115,16 +117,6 @@ def meter_here(name: BackendName, devices: Sequence[DeviceId], host: Host) -> st
         return f"{name}: does not work here"
 
 
-def known_waits(config: ExperimentConfig) -> Iterator[tuple[str, float]]:
-    """The seconds that a run of `config` takes whatever the model and the machine: what for, and how many."""
-    if config.baseline.enabled and config.energy.backend is not None:
-        yield "baseline", config.baseline.duration_seconds
-    if config.warmup.enabled and config.warmup.thermal_floor_seconds:
-        yield "thermal floor", config.warmup.thermal_floor_seconds
-    if config.measurement.min_duration_seconds:
-        yield "window", config.measurement.min_duration_seconds
-
-
 def render_dry_run(report: DryRunReport) -> str:
     """The report as text."""
     config = report.config
@@ -154,12 +146,14 @@ def render_study_preview(
     list_all: bool = False,
     host: Host | None = None,
     begun: Resumption | None = None,
+    nodes: Sequence[Node] | None = None,
 ) -> str:
     """What a study would do.
 
     Args:
         list_all: Whether to list every configuration, also of a large study.
         begun: What an earlier execution has left; `None`: there was none.
+        nodes: Those of the cluster that it is spread over; `None`: it stays on this machine.
     """
     host = host or Host()
     most = len(study.experiments) + len(study.skipped_configs) if list_all else MAX_LISTED
@@ -189,7 +183,9 @@ def render_study_preview(
             "Batches that are not filled",
             *_limited((f"  {told}" for told in partial[:most]), len(partial), most),
         ]
-    lines += ["", f"Order          {_order(study, left)}", *_study_time(study, left, machine), "Nothing was run."]
+    lines += ["", f"Order          {_order(study, left)}", *_study_time(study, left, machine)]
+    lines += [] if nodes is None else cluster_lines(study, left, machine, nodes)
+    lines.append("Nothing was run.")
     return "\n".join(lines)
 
 

@@ -133,6 +133,11 @@ class RunRequest:
         study_only=True,
         says="Study: no thermal gaps between runs.",
     )
+    cluster: str | None = _text(
+        "--cluster",
+        study_only=True,
+        says="Study: spread it over the Ray cluster at this address, or auto; none: on this machine alone.",
+    )
     resume: Path | None = _place("--resume", study_only=True, says="Study: go on with the study in this directory.")
 
     def contradictions(self) -> list[str]:

@@ -39,9 +39,9 @@ from llenergymeasure.results.study_table import render_configurations
 from llenergymeasure.results.summary import duration, joules, one_line, render_summary
 from llenergymeasure.security import for_display, user_path
 from llenergymeasure.study.display import study_progress
-from llenergymeasure.study.execute import StudyPlace, check_backends, dataset_hashes
+from llenergymeasure.study.execute import StudyPlace, check_backends, connected, dataset_hashes
 from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyStarted, shared_parts
-from llenergymeasure.study.preflight import check_here
+from llenergymeasure.study.preflight import check_here, check_on
 from llenergymeasure.study.resume import (
     Resumption,
     check_study_dir,
@@ -89,13 +89,7 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
     else:
         raise UsageError("give the study file, or --resume with the directory of a study")
     if request.dry_run:
-        from llenergymeasure.cli.dry_run import render_study_preview
-
-        begun = None if resume is None else plan_resumption(resume, study, dataset_hashes())
-        print_result(render_study_preview(study, machine, list_all=request.verbose, begun=begun))
-        left = experiments_left(begun or Resumption(study))
-        check_backends(left, machine)
-        for warning in check_here(left, machine):
+        for warning in _preview(study, resume, request, machine):
             sys.stderr.write(f"{warning}\n")
         return EXIT_OK
     if study.skipped_configs and not request.quiet:
@@ -103,8 +97,32 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
 
         told = "\n".join(["Skipped points of the grid, because not valid:", *skipped_lines(study), ""])
         sys.stderr.write(for_display(told))
-    place = StudyPlace(parent=parent, resume=resume, export_csv=request.export_csv, interactive=asks)
+    place = StudyPlace(parent, resume, export_csv=request.export_csv, interactive=asks, cluster=request.cluster)
     return _run(study, place, request, machine)
+
+
+def _preview(study: StudyConfig, resume: Path | None, request: RunRequest, machine: UserConfig) -> list[str]:
+    """Print what a study would do; what to know besides.
+
+    Raises:
+        PreFlightError: It would be refused.
+    """
+    from llenergymeasure.cli.dry_run import render_study_preview
+
+    begun = None if resume is None else plan_resumption(resume, study, dataset_hashes())
+    left = experiments_left(begun or Resumption(study))
+    lines: list[str] = []
+    try:
+        with connected(request.cluster, machine) as cluster:
+            nodes = None if cluster is None else cluster.nodes()
+            lines.append(render_study_preview(study, machine, list_all=request.verbose, begun=begun, nodes=nodes))
+            if cluster is not None:
+                return check_on(cluster)(left, machine)
+            check_backends(left, machine)
+            return check_here(left, machine)
+    finally:
+        for line in lines:  # not before: while a cluster is connected, stdout is not for results
+            print_result(line)
 
 
 def with_command_line_defaults(execution: ExecutionConfig) -> ExecutionConfig:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -49,9 +48,6 @@ def _check_url(value: str) -> str:
         raise ValueError("must start with http:// or https://")
     return value
 
-
-NOT_USED_YET: Final = ("cluster.address", "cluster.hardware")
-"""Settings that a file may hold already and that this release does not act on; whoever sets one is told."""
 
 Directory = Annotated[PathStr, AfterValidator(_check_path)]
 Runner = Annotated[NonBlankStr, AfterValidator(_check_runner)]
@@ -112,9 +108,9 @@ class ClusterSettings(ConfigModel):
     """The cluster studies are spread over."""
 
     address: NonBlankStr | None = None
-    """Address of the Ray cluster, or auto."""
+    """Address of the Ray cluster, or auto; used by studies that are started without --cluster."""
     hardware: list[NonBlankStr] | None = Field(default=None, min_length=1)
-    """GPU names a study may use."""
+    """GPU names a study may use, or parts of them."""
 
 
 class AdvancedSettings(ConfigModel):
@@ -171,12 +167,6 @@ def load_user_config(config_path: str | Path | None = None, environ: Mapping[str
         return UserConfig.model_validate(deep_merge(document.data, from_environment))
     except ValidationError as error:
         raise ConfigError("\n".join(describe_validation_error(error, document, sources))) from error
-
-
-def settings_without_effect(config: UserConfig) -> list[str]:
-    """What the user has set and this release does not use, by dotted path."""
-    default = UserConfig()
-    return [path for path in NOT_USED_YET if attrgetter(path)(config) != attrgetter(path)(default)]
 
 
 def get_user_config_path() -> Path:

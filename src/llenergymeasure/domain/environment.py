@@ -129,6 +129,11 @@ class EnvironmentSnapshot(Record):
     )
     hardware: EnvironmentMetadata | None = optional("The first GPU; null without one.")
 
+    @property
+    def kind(self) -> str:
+        """What the hardware is called, see `hardware_kind`."""
+        return hardware_kind(self.gpu_names, None if self.cpu is None else self.cpu.model)
+
 
 def merge_environments(parts: Sequence[EnvironmentSnapshot]) -> EnvironmentSnapshot:
     """The first process's snapshot with the GPUs of all."""
@@ -140,6 +145,11 @@ def merge_environments(parts: Sequence[EnvironmentSnapshot]) -> EnvironmentSnaps
                 for name in per_gpu:
                     merged[name] += getattr(part, name)[index : index + 1]
     return parts[0].model_copy(update=merged)
+
+
+def hardware_kind(gpu_names: Sequence[str], cpu: str | None) -> str:
+    """What a measurement's hardware is called: its GPUs, each name once, or its processor; alike ones compare."""
+    return " + ".join(dict.fromkeys(gpu_names)) or cpu or "unknown hardware"
 
 
 class Timestamps(Record):

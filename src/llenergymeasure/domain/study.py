@@ -80,6 +80,9 @@ class ConfigurationStatistics(Record):
     config_name: str | None = optional("Short name of the configuration, for people.")
     model_name: str | None = optional("Model as configured.")
     backend: str = Field(description="Inference engine.")
+    hardware: str | None = optional(
+        "Kind of hardware that these runs were on; null where all runs of the configuration were on one kind."
+    )
     cycles: int = Field(ge=1, description="Runs with a result.")
     estimated: bool = Field(
         default=False, description="Whether the joules come from a model of the machine, not from a sensor."

@@ -30,14 +30,21 @@ BOOTSTRAP_RESAMPLES: Final = 10_000
 def summarise_configurations(
     results: Iterable[ExperimentResult], interval: Literal["parametric", "bootstrap"] = "parametric"
 ) -> list[ConfigurationStatistics]:
-    """Every configuration over its cycles, in the order of first appearance; results may come one by one."""
-    groups: dict[str, _Runs] = {}
+    """Every configuration over its cycles, in the order of first appearance; results may come one by one.
+
+    Cycles on unlike hardware are no repetitions of one another: each kind has an entry of its own.
+    """
+    groups: dict[tuple[str, str | None], _Runs] = {}
     for result in results:
-        groups.setdefault(result.measurement_config_hash, _Runs.like(result)).add(result)
+        environment = result.environment_snapshot
+        kind = None if environment is None else environment.kind
+        groups.setdefault((result.measurement_config_hash, kind), _Runs.like(result)).add(result)
+    kinds = Counter(config_hash for config_hash, _ in groups)
     statistics = [
         ConfigurationStatistics(
             measurement_config_hash=config_hash,
-            config_name=runs.config_name,
+            config_name=_name(runs, kind if kinds[config_hash] > 1 else None),
+            hardware=kind if kinds[config_hash] > 1 else None,
             model_name=runs.model_name,
             backend=runs.backend,
             cycles=runs.count,
@@ -47,9 +54,14 @@ def summarise_configurations(
             ttft_ms=cycle_statistics(runs.ttft_ms, interval),
             warnings=runs.warnings,
         )
-        for config_hash, runs in groups.items()
+        for (config_hash, kind), runs in groups.items()
     ]
     return [entry.model_copy(update=_against_best(entry, statistics)) for entry in statistics]
+
+
+def _name(runs: _Runs, hardware: str | None) -> str | None:
+    """What the entry is called: one of several for one configuration says on what it ran."""
+    return runs.config_name if hardware is None else " / ".join(filter(None, [runs.config_name, hardware]))
 
 
 @dataclass(slots=True)

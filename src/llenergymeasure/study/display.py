@@ -24,6 +24,7 @@ from llenergymeasure.study.plan import (
     GapEnded,
     GapStarted,
     GapTick,
+    OnNode,
     RunFinished,
     RunStarted,
     StudyEvent,
@@ -235,6 +236,8 @@ class StudyProgress:
         """Draw one event."""
         if isinstance(event, StudyStarted):
             self._start(event)
+        elif isinstance(event, OnNode):
+            self._on_node(event)
         elif isinstance(event, RunStarted):
             self._note(f"{short_title(event.run.title, self._shared)}  c{event.run.cycle}/{self._n_cycles}")
         elif isinstance(event, RunFinished):
@@ -254,6 +257,13 @@ class StudyProgress:
             self._write("")  # sets the summary off
         elif not isinstance(event, GapEnded):
             self._experiment_step(event)
+
+    def _on_node(self, told: OnNode) -> None:
+        """Of a cluster, where much goes on at once, only what there is to know, and on request each step."""
+        if isinstance(told.event, StudyWarning):
+            self._write(f"  Note: {told.node}: {told.event.message}")
+        elif isinstance(told.event, StepFinished) and self._verbose:
+            self._write(f"    {told.node}: {LABELS[told.event.step]:<14}{told.event.detail}")
 
     def close(self) -> None:
         """Remove the bar; safe to call twice."""
@@ -324,7 +334,7 @@ def finished_line(event: RunFinished, shared: str = "") -> str:
     below it, where the log of a failed run is, or why a result could not be saved.
     """
     head = f"[{event.run.position}/{event.total}] {short_title(event.run.title, shared)}  c{event.run.cycle}"
-    took = duration(event.duration_s)
+    took = duration(event.duration_s) + (f"  on {event.node}" if event.node is not None else "")
     if event.result is None:
         line = f"✗ {head}  {one_line(event.error or 'unknown')}  {took}"
         return line if event.logs is None else f"{line}\n  log: {event.logs}"

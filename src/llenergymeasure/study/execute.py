@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
 from llenergymeasure.config.ssot import BACKENDS
-from llenergymeasure.config.user_config import UserConfig, get_user_config_path, settings_without_effect
+from llenergymeasure.config.user_config import UserConfig, get_user_config_path
 from llenergymeasure.core.host.docker import default_image
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import PersistenceError, PreFlightError, StudyError
 from llenergymeasure.results.persistence import load_study
+from llenergymeasure.runners.cluster import Cluster
 from llenergymeasure.runners.isolated import Launcher
 from llenergymeasure.runners.launchers import ChosenLauncher, runs_here
+from llenergymeasure.runners.ray import ray_cluster
 from llenergymeasure.study.gaps import enter_key
 from llenergymeasure.study.manifest import create_study_dir
 from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyObserver, StudyStarted, StudyWarning, plan_runs
-from llenergymeasure.study.preflight import StudyCheck, check_in_child
+from llenergymeasure.study.preflight import StudyCheck, check_in_child, check_on
 from llenergymeasure.study.resume import Resumption, check_study_dir, experiments_left, locked, plan_resumption
 from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
 from llenergymeasure.study.saving import CSV_FILE, clear_leftovers
 from llenergymeasure.study.webhook import send_summary
+
+NO_CLUSTER: Final = "none"
+"""What stands for an address where a study is to stay on this machine, whatever the user's settings say."""
+
+Connect = Callable[[str], AbstractContextManager[Cluster]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +46,14 @@ class StudyPlace:
         resume: Directory of an earlier execution to go on with; `None` for a new study.
         export_csv: Also write a CSV of all results at the end.
         interactive: Whether somebody sits at the terminal: Enter then skips a gap.
+        cluster: Address of the cluster it is spread over, or `NO_CLUSTER`; `None`: what the user's settings say.
     """
 
     parent: Path
     resume: Path | None = None
     export_csv: bool = False
     interactive: bool = False
+    cluster: str | None = None
 
 
 def execute_study(
@@ -53,6 +64,7 @@ def execute_study(
     observer: StudyObserver | None = None,
     launcher: Launcher | None = None,
     check: StudyCheck | None = None,
+    connect: Connect = ray_cluster,
 ) -> StudyResult:
     """Run a study, or what is left of it.
 
@@ -61,6 +73,7 @@ def execute_study(
         on_result: Receives each result as soon as it exists.
         launcher: Runs each experiment in isolation; `None`: the one that `machine` names for its backend.
         check: Finds out beforehand whether they can run; `None`: this machine's pre-flight, where the launcher is its.
+        connect: Gives the cluster at an address, where the study is spread over one.
 
     Returns:
         What the study yielded; of a finished one that is resumed, what it had yielded.
@@ -71,16 +84,46 @@ def execute_study(
         StudyInterruptedError: SIGINT or SIGTERM came; what is finished is kept.
         PersistenceError: Nothing can be written.
     """
+    with connected(place.cluster, machine, connect) as cluster:
+        return _execute(study, place, machine, on_result, observer, launcher, check, cluster)
 
+
+@contextmanager
+def connected(asked: str | None, machine: UserConfig, connect: Connect = ray_cluster) -> Iterator[Cluster | None]:
+    """The cluster that a study is spread over, for the length of a `with` block; `None`: it stays here.
+
+    Args:
+        asked: See `StudyPlace.cluster`.
+
+    Raises:
+        PreFlightError: There is no such cluster.
+    """
+    address = asked or machine.cluster.address or NO_CLUSTER
+    if address == NO_CLUSTER:
+        yield None
+    else:
+        with connect(address) as cluster:
+            yield cluster
+
+
+def _execute(
+    study: StudyConfig | None,
+    place: StudyPlace,
+    machine: UserConfig,
+    on_result: Callable[[ExperimentResult], None],
+    observer: StudyObserver | None,
+    launcher: Launcher | None,
+    check: StudyCheck | None,
+    cluster: Cluster | None,
+) -> StudyResult:
     def follow(event: StudyEvent) -> None:
         if isinstance(event, RunFinished) and event.result is not None:
             on_result(event.result)
         if observer is not None:
             observer(event)
 
-    check = check or (check_in_child if launcher is None else _no_check)
+    check = check or (_no_check if launcher is not None else check_locally if cluster is None else check_on(cluster))
     if study is not None and place.resume is None:
-        check_backends(study.experiments, machine)
         for warning in check(study.experiments, machine):
             follow(StudyWarning(warning))
     if place.resume is not None:
@@ -89,8 +132,6 @@ def execute_study(
         directory = create_study_dir(study.name, place.parent)
     else:
         raise StudyError("nothing to run: give a study, or the directory of one to go on with")
-    for path in settings_without_effect(machine):
-        follow(StudyWarning(f"{path} is set, and this release does not use it: every run is on this machine."))
     with locked(directory):
         if study is None or place.resume is not None:
             resumption = plan_resumption(directory, study, dataset_hashes())
@@ -103,14 +144,12 @@ def execute_study(
                 follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
                 follow(StudyWarning(f"The study in {directory} is finished; nothing to do."))
                 return finished
-            left = experiments_left(resumption)
-            check_backends(left, machine)
-            for warning in check(left, machine):
+            for warning in check(experiments_left(resumption), machine):
                 follow(StudyWarning(warning))
         else:
             resumption = Resumption(study)
         skip_gap = enter_key() if place.interactive else None
-        host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap)
+        host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
         runner = StudyRunner(
             resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
         )
@@ -119,6 +158,16 @@ def execute_study(
 
 def _no_check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
     return []
+
+
+def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
+    """What to know before these experiments run on this machine.
+
+    Raises:
+        PreFlightError: They cannot.
+    """
+    check_backends(configs, machine)
+    return check_in_child(configs, machine)
 
 
 def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig) -> None:

@@ -5,7 +5,6 @@ Within a cycle the shorter `config_gap_seconds` holds, from one cycle to the nex
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import sys
@@ -18,20 +17,15 @@ from packaging.utils import canonicalize_name
 from llenergymeasure.config.models import ExecutionConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriverError
-from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.progress import SkipKey
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.runners.supervise import POLL_INTERVAL_S, Interrupt
-from llenergymeasure.study.plan import GapEnded, GapKind, GapStarted, GapTick, PlannedRun, StudyObserver
+from llenergymeasure.study.plan import GapEnded, GapKind, GapStarted, GapTick, PlaceEvent, PlannedRun
 
 PREPARATION_S: Final = 10.0
 """How long before the end of a gap the next child starts its imports: long enough for an engine, too short to heat."""
 
 TICK_S: Final = 1.0
-
-LEFTOVER_MB: Final = 1000.0
-"""Memory in use on a GPU that nobody uses above which it is reported, in MB; drivers keep some hundreds themselves."""
 
 WATCHED_PACKAGES: Final = (
     "torch",
@@ -46,8 +40,6 @@ WATCHED_PACKAGES: Final = (
     "triton",
 )
 """Packages whose version changes what is measured."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +69,7 @@ def wait_out(
     duration_s: float,
     *,
     clock: Clock,
-    observer: StudyObserver,
+    observer: Callable[[PlaceEvent], None],
     interrupt: Interrupt,
     prepare_next: Callable[[], None],
     skip: SkipKey | None,
@@ -138,27 +130,6 @@ def _in_background(terminal: int) -> bool:
         return os.tcgetpgrp(terminal) != os.getpgrp()
     except OSError:  # it is not the one that this process belongs to
         return False
-
-
-def leftover_gpu_memory(host: Host | None = None) -> tuple[str, ...]:
-    """GPUs with memory in use while no experiment runs, one sentence each."""
-    found = []
-    try:
-        boards = {gpu.board_uuid: gpu for gpu in (host or Host()).visible_gpus()}
-        for gpu in boards.values():
-            used_mb = gpu.driver.memory_used_mb(gpu.handle)
-            if used_mb > LEFTOVER_MB:
-                pids = ", ".join(map(str, gpu.driver.compute_pids(gpu.handle))) or "unknown"
-                found.append(
-                    f"GPU {gpu.index} ({gpu.name}) has {used_mb / 1000:.1f} GB in use before the experiment "
-                    f"(processes: {pids}). Energy and speed may be off; stop whoever holds it."
-                )
-    except DriverMissingError:
-        return ()
-    except GpuDriverError as error:
-        _log.warning("Could not look for memory left on the GPUs: %s", error)
-        return ()
-    return tuple(found)
 
 
 def environment_changes(before: EnvironmentSnapshot, now: EnvironmentSnapshot) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -98,6 +98,16 @@ def design_hash_of(study: StudyConfig) -> str:
     return study.study_design_hash or compute_study_design_hash(study.experiments)
 
 
+def known_waits(config: ExperimentConfig) -> Iterator[tuple[str, float]]:
+    """The seconds that a run of `config` takes whatever the model and the machine: what for, and how many."""
+    if config.baseline.enabled and config.energy.backend is not None:
+        yield "baseline", config.baseline.duration_seconds
+    if config.warmup.enabled and config.warmup.thermal_floor_seconds:
+        yield "thermal floor", config.warmup.thermal_floor_seconds
+    if config.measurement.min_duration_seconds:
+        yield "window", config.measurement.min_duration_seconds
+
+
 def timeout_s(config: ExperimentConfig, machine: UserConfig, execution: ExecutionConfig | None = None) -> float:
     """How long an experiment may take before it counts as hung, in seconds.
 
@@ -154,10 +164,11 @@ class StudyStarted:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """A run begins."""
+    """A run begins; `node`: where in a cluster, `None`: on this machine."""
 
     run: PlannedRun
     total: int
+    node: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +179,7 @@ class RunFinished:
         result: `None` when it failed.
         error: Why it failed, or why its result could not be saved.
         logs: Where the log of a run that failed is kept; `None` when there is none.
+        node: Where in a cluster it was; `None`: on this machine.
     """
 
     run: PlannedRun
@@ -176,6 +188,7 @@ class RunFinished:
     error: str | None
     duration_s: float
     logs: Path | None = None
+    node: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +231,29 @@ class StudyFinished:
     directory: Path
 
 
+PlaceEvent = GapStarted | GapTick | GapEnded | StudyWarning | Event
+"""What happens where runs are run."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnNode:
+    """What happens on a node of a cluster, where several experiments run at once."""
+
+    node: str
+    event: PlaceEvent
+
+
 StudyEvent = (
-    StudyStarted | RunStarted | RunFinished | GapStarted | GapTick | GapEnded | StudyWarning | StudyFinished | Event
+    StudyStarted
+    | RunStarted
+    | RunFinished
+    | GapStarted
+    | GapTick
+    | GapEnded
+    | StudyWarning
+    | StudyFinished
+    | OnNode
+    | Event
 )
 """What a study tells, the events of its experiments included."""
 

@@ -13,17 +13,22 @@ from llenergymeasure.config.models import ExperimentConfig, study_titles
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.results.summary import one_line
+from llenergymeasure.runners.cluster import Cluster, Node
 from llenergymeasure.runners.inquiry import failures_here
-from llenergymeasure.runners.isolated import Launcher, ProcessLauncher, asked_in_groups
+from llenergymeasure.runners.isolated import ProcessLauncher, asked_in_groups
 from llenergymeasure.runners.job import LOCAL_RUNNER
 from llenergymeasure.runners.launchers import LAUNCHERS, ChosenLauncher
 from llenergymeasure.runners.supervise import ChildFailedError
+from llenergymeasure.study.placement import demand_of, nothing_suits
 
 MAX_CHECKED: Final = 20
 """Configurations that are looked at; each takes a part of a second."""
 
 StudyCheck = Callable[[Sequence[ExperimentConfig], UserConfig], list[str]]
 """What to know before a study of these configurations begins; raises `PreFlightError` where it need not."""
+
+Inquiry = Callable[[Sequence[ExperimentConfig], UserConfig], list[list[str]]]
+"""What each of some configurations would fail for, see `Launcher.failures`."""
 
 
 def check_here(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
@@ -37,7 +42,7 @@ def check_here(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list
         def failures(self, configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[list[str]]:
             return [failures_here(config, machine) for config in configs]
 
-    return _verdict_of(configs, machine, ChosenLauncher({**LAUNCHERS, LOCAL_RUNNER: InThisProcess}))
+    return _verdict_of(configs, machine, ChosenLauncher({**LAUNCHERS, LOCAL_RUNNER: InThisProcess}).failures)
 
 
 def check_in_child(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
@@ -47,15 +52,46 @@ def check_in_child(configs: Sequence[ExperimentConfig], machine: UserConfig) -> 
         PreFlightError: None of them can run here; the reasons that all share come first.
         PersistenceError: There is no room for temporary files.
     """
-    return _verdict_of(configs, machine, ChosenLauncher())
+    return _verdict_of(configs, machine, ChosenLauncher().failures)
 
 
-def _verdict_of(configs: Sequence[ExperimentConfig], machine: UserConfig, launcher: Launcher) -> list[str]:
+def check_on(cluster: Cluster) -> StudyCheck:
+    """As `check_here`, found out on nodes of a cluster, each configuration on the first that could run it."""
+
+    def check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
+        nodes = cluster.nodes()
+        refused = cluster.refused()
+
+        def suitable(config: ExperimentConfig) -> Node | None:
+            demand = demand_of(config, machine)
+            return next((node for node in nodes if node.suits(demand, machine.cluster.hardware)), None)
+
+        without = [
+            nothing_suits(title, config, nodes, machine)
+            for title, config in zip(study_titles(configs), configs, strict=True)
+            if suitable(config) is None
+        ]
+        if without:
+            raise PreFlightError([*without[:MAX_CHECKED], *refused])
+
+        def failures(asked: Sequence[ExperimentConfig], machine: UserConfig) -> list[list[str]]:
+            def ask(alike: list[ExperimentConfig]) -> list[list[str]]:
+                node = suitable(alike[0])
+                return [] if node is None else cluster.launcher_on(node).failures(alike, machine)
+
+            return asked_in_groups(asked, suitable, ask)
+
+        return [*refused, *_verdict_of(configs, machine, failures)]
+
+    return check
+
+
+def _verdict_of(configs: Sequence[ExperimentConfig], machine: UserConfig, failures_of: Inquiry) -> list[str]:
     unknown: list[str] = []
 
     def ask(alike: list[ExperimentConfig]) -> list[list[str]]:
         try:
-            return launcher.failures(alike, machine)
+            return failures_of(alike, machine)
         except ChildFailedError as error:  # its runs will tell
             runner = machine.runners.of(alike[0].backend)
             unknown.append(f"Whether experiments can run with the runner {runner} could not be found out: {error}")

@@ -34,6 +34,7 @@ from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
 from llenergymeasure.results.persistence import RESULT_FILE, load_result
 from llenergymeasure.results.summary import one_line
 from llenergymeasure.security import is_safe_path, validate_path
+from llenergymeasure.study.ledger import EnvironmentKey
 from llenergymeasure.study.manifest import JOURNAL_FILE, MANIFEST_FILE, load_manifest
 from llenergymeasure.study.plan import plan_runs
 
@@ -59,7 +60,8 @@ class Resumption:
     Args:
         kept: Completed entries that stay.
         started_at: When the study began; `None` where nobody knows.
-        environments: Environment of the kept results, by backend.
+        environments: Environment of the kept results, by node and backend.
+        hardware: Kind of hardware of the kept results, by configuration hash; the first where they differ.
         is_closed: Whether the manifest says by itself, without a journal, that the study is completed.
         warnings: What the user should know: results that are run again, and why.
     """
@@ -67,7 +69,8 @@ class Resumption:
     study: StudyConfig
     kept: tuple[ExperimentManifestEntry, ...] = ()
     started_at: datetime | None = None
-    environments: Mapping[str, EnvironmentSnapshot] = field(default_factory=dict)
+    environments: Mapping[EnvironmentKey, EnvironmentSnapshot] = field(default_factory=dict)
+    hardware: Mapping[str, str] = field(default_factory=dict)
     is_closed: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -140,7 +143,8 @@ def plan_resumption(
 
     entries = [] if manifest is None else manifest.experiments
     kept: list[ExperimentManifestEntry] = []
-    environments: dict[str, EnvironmentSnapshot] = {}
+    environments: dict[EnvironmentKey, EnvironmentSnapshot] = {}
+    hardware: dict[str, str] = {}
     for entry in _candidates(study_dir, study, entries):
         try:
             result = _result_of(entry, study_dir, hashes_now)
@@ -149,13 +153,15 @@ def plan_resumption(
         else:
             kept.append(entry)
             if result.environment_snapshot is not None:
-                environments.setdefault(result.backend, result.environment_snapshot)
+                environments.setdefault((result.node, result.backend), result.environment_snapshot)
+                hardware.setdefault(entry.config_hash, result.environment_snapshot.kind)
     _refuse_fewer_cycles(study, entries)
     return Resumption(
         study,
         kept=tuple(kept),
         started_at=None if manifest is None else manifest.started_at,
         environments=environments,
+        hardware=hardware,
         is_closed=_is_closed(manifest, study_dir),
         warnings=tuple(warnings),
     )

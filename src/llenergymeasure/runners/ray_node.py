@@ -1,0 +1,222 @@
+"""A node of a Ray cluster from the inside: its agent runs jobs there, as a launcher on that machine would.
+
+    driver ── Ray ── agent (one actor on the node, which holds all of it) ── guardian ── job ── engine workers …
+
+What crosses is text and bytes: `job.json` as it is on one machine, the lines of events, the result as its process
+handed it over, and its files in parts. When the driver is gone Ray ends the agent, and then the guardian ends the job.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, TypedDict
+
+import psutil
+
+from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.user_config import load_user_config
+from llenergymeasure.constants import VERSION
+from llenergymeasure.core.gpu.driver import GpuDriverError
+from llenergymeasure.core.host.environment import read_cpu
+from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.host.leftovers import leftover_gpu_memory
+from llenergymeasure.core.progress import Event
+from llenergymeasure.runners.child import to_line
+from llenergymeasure.runners.job import JOB_FILE, Job, read_job, run_to_json
+from llenergymeasure.runners.launchers import ChosenLauncher
+from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError
+
+NEWS_S: Final = 2.0
+"""Time between two words of an agent to the driver, in seconds: what a measurement must not be disturbed by is rare."""
+
+PART_BYTES: Final = 64_000_000
+"""Size of the parts in which files cross."""
+
+_THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
+_PACKAGES_OF_RAY: Final = "thirdparty_files"
+
+
+class Introduction(TypedDict):
+    """What a node says of itself."""
+
+    version: str
+    gpu_names: list[str]
+    cpu: str | None
+
+
+class News(TypedDict):
+    """What has happened since the last word: events as lines; `over`: there is an outcome."""
+
+    events: list[bytes]
+    over: bool
+
+
+class Outcome(TypedDict, total=False):
+    """What came of a job: `run` as JSON and the sizes of its files by name, or what it failed with."""
+
+    run: str
+    files: dict[str, int]
+    error_type: str
+    message: str
+    traceback: str
+    interrupted: bool
+
+
+def introduce() -> Introduction:
+    """Tell what this node is; takes nothing of it."""
+    host = Host()
+    try:
+        names = [gpu.name for gpu in host.visible_gpus()]
+    except GpuDriverError:
+        names = []
+    return {"version": VERSION, "gpu_names": names, "cpu": read_cpu(host.root).model}
+
+
+def failures_there(configs: Sequence[str]) -> list[list[str]]:
+    """What experiments, given as JSON, would fail for on this node by its own settings.
+
+    Raises:
+        ChildFailedError: It cannot be found out.
+    """
+    _forget_what_ray_set()
+    read = [ExperimentConfig.model_validate_json(config) for config in configs]
+    return ChosenLauncher().failures(read, load_user_config())
+
+
+class NodeAgent:
+    """Runs one job after the other on its node. Every method may be called again when its answer was lost."""
+
+    def __init__(self, cwd: str) -> None:
+        if os.path.isdir(cwd):
+            os.chdir(cwd)  # what a config names is meant from where the study was started, where that is shared
+        _forget_what_ray_set()
+        self._launcher = ChosenLauncher()
+        self._thread = ThreadPoolExecutor(1, "llem-job")
+        self._content: bytes | None = None
+        self._begun = False
+        self._directory = Path()
+        self._job: Job | None = None
+        self._interrupt = Interrupt()
+        self._events: list[bytes] = []
+        self._listening = threading.Lock()
+        self._over = threading.Event()
+        self._outcome: Outcome = {}
+
+    def ready(self) -> bool:
+        """Answers when the node is this agent's."""
+        return True
+
+    def leftovers(self) -> list[str]:
+        """GPU memory that somebody left behind."""
+        return list(leftover_gpu_memory())
+
+    def prepare(self, content: bytes) -> None:
+        """Start the interpreter of a job that comes next; `content` is that of its `job.json`."""
+        self._take(content)
+        self._thread.submit(self._prepare)
+
+    def begin(self, content: bytes) -> None:
+        """Run a job; returns at once."""
+        if content != self._content or not self._begun:
+            self._take(content)
+            self._begun = True
+            self._thread.submit(self._run)
+
+    def news(self) -> News:
+        """What has happened, when there is an outcome or `NEWS_S` have passed."""
+        self._over.wait(NEWS_S)
+        over = self._over.is_set()  # first: what came before the outcome is among the events then
+        with self._listening:
+            events, self._events = self._events, []
+        return {"events": events, "over": over}
+
+    def stop(self) -> None:
+        """Ask the job to end; a second time: at once."""
+        self._interrupt.request()
+
+    def outcome(self) -> Outcome:
+        """What came of the job."""
+        return self._outcome
+
+    def part(self, name: str, offset: int) -> bytes:
+        """A part of one of the job's files."""
+        with (self._directory / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(PART_BYTES)
+
+    def clear(self) -> None:
+        """Remove the job's directory."""
+        self._launcher.discard()
+        if self._content is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        self._content, self._job, self._begun = None, None, False
+
+    def _take(self, content: bytes) -> None:
+        """Make a directory with a job in it, unless that has been done."""
+        if content == self._content:
+            return
+        self.clear()
+        self._directory = Path(tempfile.mkdtemp(prefix="llem-"))
+        (self._directory / JOB_FILE).write_bytes(content)
+        self._content, self._interrupt, self._events, self._outcome = content, Interrupt(), [], {}
+        self._over.clear()
+
+    def _read(self) -> Job:
+        """The job, on this node's own terms."""
+        if self._job is None:
+            _forget_what_ray_set()
+            self._job = replace(read_job(self._directory), machine=load_user_config())
+        return self._job
+
+    def _prepare(self) -> None:
+        self._launcher.prepare(self._read())
+
+    def _run(self) -> None:
+        try:
+            run = self._launcher.run(self._read(), self._hear, self._interrupt)
+            artefacts = run.artefacts
+            known = [artefacts.timeseries, artefacts.trace, artefacts.outputs, *artefacts.further]
+            files = [path for path in known if path is not None]
+            self._outcome = {"run": run_to_json(run, self._directory), "files": self._sizes(files)}
+        except RunInterruptedError:
+            self._outcome = {"interrupted": True, "files": self._sizes([])}
+        except Exception as error:  # noqa: BLE001 (whatever it was, the driver must hear of it)
+            said = error.traceback if isinstance(error, ChildFailedError) else traceback.format_exc()
+            kind = error.error_type if isinstance(error, ChildFailedError) else type(error).__name__
+            self._outcome = {"error_type": kind, "message": str(error), "traceback": said, "files": self._sizes([])}
+        self._over.set()
+
+    def _sizes(self, files: Sequence[Path]) -> dict[str, int]:
+        """Sizes of files of the run and of what its processes said, by their names in its directory."""
+        there = [path for path in (*files, *self._directory.glob("*.log")) if path.is_file()]
+        return {path.relative_to(self._directory).as_posix(): path.stat().st_size for path in there}
+
+    def _hear(self, event: Event) -> None:
+        line = to_line(event)
+        with self._listening:
+            self._events.append(line)
+
+
+def _forget_what_ray_set() -> None:
+    """Let jobs find the node as a process started there by hand would: Ray limits threads and brings packages."""
+    sys.path[:] = [entry for entry in sys.path if os.path.basename(entry) != _PACKAGES_OF_RAY]
+    if _THREADS_VARIABLE not in _environment_of_node():
+        os.environ.pop(_THREADS_VARIABLE, None)
+
+
+def _environment_of_node() -> Mapping[str, str]:
+    """The environment that Ray was started with here: that of this worker's parent."""
+    try:
+        environment: dict[str, str] = psutil.Process(os.getppid()).environ()
+    except psutil.Error:
+        return os.environ
+    return environment
