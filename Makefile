@@ -53,6 +53,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.hooks
 	$(BIN)/python -m benchmarks.study
+	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.energy_accuracy
 
 # Every benchmark in its shortest form: that they run, not what they find.
@@ -60,6 +61,7 @@ bench-smoke: $(VENV)/.test
 	$(BIN)/python -m benchmarks.startup --quick
 	$(BIN)/python -m benchmarks.hooks --quick
 	$(BIN)/python -m benchmarks.study --quick
+	$(BIN)/python -m benchmarks.cluster --quick
 	$(BIN)/python -m benchmarks.energy_accuracy --quick
 
 bench-vllm: $(VLLM)/.test
