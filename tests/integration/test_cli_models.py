@@ -78,7 +78,7 @@ def run(llem: CommandLine, model: Path | str, more: str = "") -> tuple[Experimen
     llem.file("q.yaml", EXPERIMENT + more)
     spoken = llem("run", "q.yaml", "--model", str(model), "-o", f"out-{len(list(llem.directory.iterdir()))}")
     assert spoken.code == 0, spoken.err
-    path = llem.directory / spoken.out.split("Result ", 1)[1].strip()
+    path = llem.directory / spoken.out.split("Result ", 1)[1].splitlines()[0].strip()
     lines = (path.with_name("outputs.jsonl")).read_text().splitlines()
     return ExperimentResult.from_json(path), [json.loads(line)["output"] for line in lines]
 
