@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import resource
@@ -219,6 +220,39 @@ def test_the_command_makes_the_reports_of_a_study_and_of_its_runs(
     assert written[-1] == str(study / REPORT_FILE)
     assert len(written) == 5
     assert all(Path(path).is_file() for path in written)
+
+
+def test_a_damaged_run_costs_its_own_report_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = saved_study(tmp_path / "study", study_of(range(1, 2), cycles=2))
+    damaged = sorted(study.glob("*/result.json"))[0]
+    damaged.write_text("{")
+    assert main([str(study)]) == 1
+    told = capsys.readouterr()
+    assert told.out.split()[-1] == str(study / REPORT_FILE)
+    assert len(told.out.split()) == 4
+    assert str(damaged) in told.err
+
+
+def test_a_summary_that_names_places_elsewhere_has_nothing_written_there(tmp_path: Path) -> None:
+    elsewhere = saved(tmp_path / "elsewhere")
+    study = saved_study(tmp_path / "study", study_of(range(1, 2), cycles=1))
+    summary = json.loads((study / "study_summary.json").read_text())
+    summary["result_files"][0] = f"../elsewhere/{elsewhere.name}/result.json"
+    (study / "study_summary.json").write_text(json.dumps(summary))
+    assert main([str(study)]) == 0
+    assert not (elsewhere / REPORT_FILE).exists()
+
+
+def test_the_command_says_why_a_study_that_runs_has_no_report_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = saved_study(tmp_path / "study", study_of(range(1, 2)))
+    (study / "study_summary.json").unlink()
+    assert main([str(study), "x" * 300]) == 1
+    told = capsys.readouterr().err
+    assert f"{study} is a study without study_summary.json: it still runs, or was killed." in told
+    assert f"llem run --resume {study}" in told
+    assert "xxx: File name too long." in told
 
 
 def test_the_command_names_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from llenergymeasure.domain.explanations import explanation_of
 from llenergymeasure.domain.readable import duration, joules, one_line, quantity
 from llenergymeasure.domain.study import ConfigurationStatistics, StudyManifest, StudyResult
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.persistence import load_record
+from llenergymeasure.results.persistence import MANIFEST_FILE, REPORT_FILE, STUDY_FILE, TABLE_FILE, load_record
 from llenergymeasure.results.report.factors import Change, Factor, factors, strength
 from llenergymeasure.results.report.page import (
     Markup,
@@ -43,9 +43,6 @@ from llenergymeasure.results.report.study_charts import (
 )
 from llenergymeasure.results.study_table import best_first, differing_parts, shown_energy, shown_mean, shown_variation
 from llenergymeasure.results.summary import minute
-
-MANIFEST_FILE: Final = "manifest.json"
-TABLE_FILE: Final = "results.parquet"
 
 MAX_SPREADS: Final = 30
 """Configurations of which the chart shows every cycle: those that differ most."""
@@ -201,7 +198,7 @@ def _links(study: _Study, entry: ConfigurationStatistics) -> Markup:
     if not runs:
         return markup(str(entry.cycles))
     links = [
-        link(str(run.cycle or place), quote(f"{Path(run.file).parent.as_posix()}/report.html"))
+        link(str(run.cycle or place), quote(Path(run.file).with_name(REPORT_FILE).as_posix()))
         for place, run in enumerate(runs, 1)
     ]
     return together(*(part for shown in links for part in (shown, " ")))
@@ -386,5 +383,5 @@ def _again(study: _Study) -> Markup:
 
 
 def _files(study: _Study) -> Markup:
-    named = [name for name in (TABLE_FILE, "study_summary.json", MANIFEST_FILE) if (study.directory / name).is_file()]
+    named = [name for name in (TABLE_FILE, STUDY_FILE, MANIFEST_FILE) if (study.directory / name).is_file()]
     return tag("ul", *(tag("li", link(name, name)) for name in named), class_="ways")
