@@ -69,6 +69,12 @@ def test_what_is_escaped_once_is_not_escaped_again() -> None:
     assert markup(markup("a < b")) == "a &lt; b"
 
 
+def test_sections_whose_titles_come_to_the_same_name_are_told_apart() -> None:
+    titles = ["Energy: a/b", "Energy: a-b", "Energy: a b", "Energy: a b 2"]
+    page = read_page(render_page("t", "k", [Section(title, paragraph("x")) for title in titles]))
+    assert len({address for address in page.addresses if address.startswith("#")}) == len(titles)
+
+
 def test_a_page_forbids_itself_scripts_and_the_network() -> None:
     assert "default-src 'none'; style-src 'unsafe-inline'" in page_of()
     assert "http" not in page_of().replace("http-equiv", "")

@@ -16,7 +16,7 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.warnings import codes_of
 from llenergymeasure.results.found import results_below
 from llenergymeasure.results.persistence import RESULT_FILE
-from llenergymeasure.results.summary import aligned, energy_per_token, minute, quantity
+from llenergymeasure.results.summary import aligned, energy_per_token, minute, name_of, quantity
 from llenergymeasure.security import for_display
 from llenergymeasure.stdout import print_or_complain
 
@@ -46,7 +46,7 @@ def _row(path: Path, result: ExperimentResult) -> tuple[str, ...]:
         energy_per_token(result),
         quantity(result.avg_tokens_per_second),
         str(len(codes_of(result.measurement_warnings))),
-        result.config_name or result.model_name or result.experiment_id,
+        name_of(result),
         str(path),
     )
 

@@ -76,17 +76,21 @@ def best_first(statistics: Sequence[ConfigurationStatistics]) -> list[Configurat
 
 
 def _columns(statistics: Sequence[ConfigurationStatistics]) -> list[_Column]:
-    kinds = {entry.estimated for entry in statistics if entry.energy_per_token_j is not None}
-    label = ", estimated" if kinds == {True} else ""
-    mixed = len(kinds) > 1
+    heading, mixed = energy_heading(statistics)
     return [
-        _Column(f"J/token{label}", lambda entry: shown_energy(entry, mixed), 0),
+        _Column(heading, lambda entry: shown_energy(entry, mixed), 0),
         _Column("×", lambda entry: _ratio(entry.energy_vs_best), 1),
         _Column("tok/s", lambda entry: shown_mean(entry.tokens_per_second), 0),
         _Column("TTFT", lambda entry: "" if entry.ttft_ms is None else f"{quantity(entry.ttft_ms.mean)} ms", 2),
         _Column("CV", lambda entry: shown_variation(entry.energy_per_token_j or entry.tokens_per_second), 3),
         _Column("Runs", lambda entry: str(entry.cycles), 4),
     ]
+
+
+def energy_heading(statistics: Sequence[ConfigurationStatistics]) -> tuple[str, bool]:
+    """What stands above the energies, and whether some are measured and some estimated, so that each says which."""
+    kinds = {entry.estimated for entry in statistics if entry.energy_per_token_j is not None}
+    return f"J/token{', estimated' if kinds == {True} else ''}", len(kinds) > 1
 
 
 def _width_of(columns: Sequence[_Column], rows: Sequence[ConfigurationStatistics]) -> int:

@@ -9,18 +9,17 @@ from typing import Any, Final
 import yaml
 
 from llenergymeasure.domain.base import as_utc
+from llenergymeasure.results.export import OUTPUT_DIR
 from llenergymeasure.results.report.page import Markup, code, paragraph, tag, together
 
 CITATION_TITLE: Final = "llenergymeasure: energy, throughput and latency of LLM inference configurations"
 CITATION_AUTHOR: Final = "The llenergymeasure authors"
 
-_OUTPUT_DIR: Final = "output_dir"  # where, not what
-
 
 def without_unset(config: Any) -> Any:
     """Settings without those that are null, at any depth, and without where results went."""
     if isinstance(config, Mapping):
-        return {key: without_unset(value) for key, value in config.items() if value is not None and key != _OUTPUT_DIR}
+        return {key: without_unset(value) for key, value in config.items() if value is not None and key != OUTPUT_DIR}
     return [without_unset(entry) for entry in config] if isinstance(config, list) else config
 
 

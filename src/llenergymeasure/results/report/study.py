@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from llenergymeasure.constants import VERSION
 from llenergymeasure.domain.explanations import explanation_of
-from llenergymeasure.domain.readable import duration, joules, one_line, quantity
+from llenergymeasure.domain.readable import duration, joules, one_line, quantity, signed
 from llenergymeasure.domain.study import ConfigurationStatistics, StudyManifest, StudyResult
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.persistence import MANIFEST_FILE, REPORT_FILE, STUDY_FILE, TABLE_FILE, load_record
@@ -41,7 +41,14 @@ from llenergymeasure.results.report.study_charts import (
     pareto_chart,
     spread_chart,
 )
-from llenergymeasure.results.study_table import best_first, differing_parts, shown_energy, shown_mean, shown_variation
+from llenergymeasure.results.study_table import (
+    best_first,
+    differing_parts,
+    energy_heading,
+    shown_energy,
+    shown_mean,
+    shown_variation,
+)
 from llenergymeasure.results.summary import minute
 
 MAX_SPREADS: Final = 30
@@ -168,9 +175,8 @@ def _tiles(study: _Study) -> Iterator[Tile]:
 def _configurations(study: _Study) -> Markup:
     if not study.ranked:
         return paragraph("No run was completed; the failures below say why.")
-    mixed = len({entry.estimated for entry in study.ranked if entry.energy_per_token_j}) > 1
-    label = "" if mixed or not study.ranked[0].estimated else ", estimated"
-    headings = ["", "Configuration", f"J/token{label}", "× best", "Tokens/s", "TTFT", "CV", "Runs"]
+    energy, mixed = energy_heading(study.ranked)
+    headings = ["", "Configuration", energy, "× best", "Tokens/s", "TTFT", "CV", "Runs"]
     rows = [
         [
             str(rank),
@@ -276,7 +282,7 @@ def _effect(name: str, factor: Factor) -> Markup:
 def _shown(change: Change | None) -> tuple[str, str, str]:
     if change is None:
         return "no pair", "", "0"
-    low, mean, high = (f"{100 * (ratio - 1):+.1f} %" for ratio in (change.low, change.mean, change.high))
+    low, mean, high = (f"{signed(100 * (ratio - 1))} %" for ratio in (change.low, change.mean, change.high))
     return mean, f"{low} – {high}", str(change.pairs)
 
 
@@ -302,8 +308,8 @@ def _spread(study: _Study) -> Markup:
             [
                 spread.name,
                 str(len(spread.cycles)),
-                f"{min(spread.deviations_pct):+.2f} %",
-                f"{max(spread.deviations_pct):+.2f} %",
+                f"{signed(min(spread.deviations_pct), 2)} %",
+                f"{signed(max(spread.deviations_pct), 2)} %",
             ]
             for spread in drawn
         ],
