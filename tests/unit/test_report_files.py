@@ -256,6 +256,7 @@ def test_estimates_beside_measured_figures_have_a_front_of_their_own(tmp_path: P
     page = report(saved_study(tmp_path / "study", study_of(range(1, 3)), figures))
     assert "2 of 4 configurations are on the front" in page.text
     assert "Violet points are estimates" in page.text
+    assert "in all windows, in part estimated" in page.text
 
 
 def test_a_thousand_runs_are_a_page_of_less_than_ten_megabytes(tmp_path: Path) -> None:
@@ -287,6 +288,18 @@ def test_a_damaged_run_costs_its_own_report_and_no_other(tmp_path: Path, capsys:
     assert told.out.split()[-1] == str(study / REPORT_FILE)
     assert len(told.out.split()) == 4
     assert str(damaged) in told.err
+
+
+def test_figures_that_cannot_be_drawn_cost_no_other_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def beyond_all_bounds(run: PlannedRun) -> ExperimentResult:
+        tiny = run.config.precision == "bf16"
+        return run_figures(run).model_copy(update={"avg_tokens_per_second": 1e-300 if tiny else 1e290})
+
+    study = saved_study(tmp_path / "study", study_of(range(1, 2), cycles=1), beyond_all_bounds)
+    assert main(["--alone", str(study), str(saved(tmp_path))]) == 1
+    told = capsys.readouterr()
+    assert f"The report of {study} could not be made: OverflowError: " in told.err
+    assert told.out.count(REPORT_FILE) == 1
 
 
 def test_a_summary_that_names_places_elsewhere_has_nothing_written_there(tmp_path: Path) -> None:

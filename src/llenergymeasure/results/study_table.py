@@ -89,8 +89,18 @@ def _columns(statistics: Sequence[ConfigurationStatistics]) -> list[_Column]:
 
 def energy_heading(statistics: Sequence[ConfigurationStatistics]) -> tuple[str, bool]:
     """What stands above the energies, and whether some are measured and some estimated, so that each says which."""
-    kinds = {entry.estimated for entry in statistics if entry.energy_per_token_j is not None}
+    kinds = _kinds_of_energy(statistics)
     return f"J/token{', estimated' if kinds == {True} else ''}", len(kinds) > 1
+
+
+def estimate_mark(statistics: Sequence[ConfigurationStatistics]) -> str:
+    """What is said behind the energy of all together: nothing, or that a model knows it, or a part of it."""
+    kinds = _kinds_of_energy(statistics)
+    return "" if True not in kinds else ", in part estimated" if False in kinds else ", estimated"
+
+
+def _kinds_of_energy(statistics: Sequence[ConfigurationStatistics]) -> set[bool]:
+    return {entry.estimated for entry in statistics if entry.energy_per_token_j is not None}
 
 
 def _width_of(columns: Sequence[_Column], rows: Sequence[ConfigurationStatistics]) -> int:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             printed = [print_or_complain(f"{path}: {became}\n") for path, became in logged]
             return 0 if all(printed) else 1
         return _write(TEXTS[options.to](result for _, result in results), options.output)
-    except PersistenceError as error:
+    except (PersistenceError, OSError) as error:  # a server that is not there
         sys.stderr.write(f"{error}\n")
         return 1
 

@@ -41,6 +41,9 @@ def _made(directory: Path) -> bool:
     except PersistenceError as error:
         sys.stderr.write(f"{error}\n")
         return False
+    except Exception as error:  # noqa: BLE001 (what cannot be drawn costs no other report)
+        sys.stderr.write(f"The report of {directory} could not be made: {type(error).__name__}: {error}\n")
+        return False
     return print_or_complain(f"{path}\n")
 
 

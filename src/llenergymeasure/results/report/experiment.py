@@ -36,7 +36,7 @@ from llenergymeasure.results.report.page import (
     together,
 )
 from llenergymeasure.results.report.power import WindowSeries, window_series
-from llenergymeasure.results.report.repeat import as_yaml, citation, run_again, without_unset
+from llenergymeasure.results.report.repeat import as_said, as_yaml, citation, run_again
 from llenergymeasure.results.summary import SCOPE_NAMES, energy_per_token, minute, name_of
 
 _MAX_ROWS: Final = 60
@@ -353,7 +353,7 @@ def _environment(result: ExperimentResult) -> Markup:
 
 
 def _again(result: ExperimentResult) -> Markup:
-    settings = without_unset(result.effective_config)
+    settings = as_said(result.effective_config)
     if not settings:
         return paragraph("The result does not hold its configuration.")
     remark = "The configuration as it was in effect, what the engine chose by itself filled in. As experiment.yaml:"

@@ -45,6 +45,7 @@ from llenergymeasure.results.study_table import (
     best_first,
     differing_parts,
     energy_heading,
+    estimate_mark,
     shown_energy,
     shown_mean,
     shown_variation,
@@ -154,7 +155,7 @@ def _meaning(study: _Study) -> str:
 
 
 def _tiles(study: _Study) -> Iterator[Tile]:
-    result, summary = study.result, study.result.summary
+    summary = study.result.summary
     best = study.ranked[0] if study.ranked else None
     kind = ", estimated" if best is not None and best.estimated else ""
     if best is not None and best.energy_per_token_j is not None:
@@ -168,8 +169,8 @@ def _tiles(study: _Study) -> Iterator[Tile]:
     failed = f"{summary.failed} failed, {summary.skipped} not valid"
     yield Tile("Runs", f"{summary.completed} of {summary.total_experiments}", failed)
     energy = "not measured" if summary.total_energy_j is None else joules(summary.total_energy_j)
-    label = ", estimated" if result.estimated else ""
-    yield Tile("Duration", duration(summary.total_wall_time_s), f"{energy} in all windows{label}")
+    detail = f"{energy} in all windows{estimate_mark(study.ranked)}"
+    yield Tile("Duration", duration(summary.total_wall_time_s), detail)
 
 
 def _configurations(study: _Study) -> Markup:

@@ -176,7 +176,10 @@ def _draw_changes(axes: Axes, changes: Sequence[Change | None], ticks: int) -> N
         axes.plot(mean, row, "o", color=SERIES[0], markersize=6)
     axes.margins(x=0.12, y=0.0)
     axes.set_ylim(-0.6, len(changes) - 0.4)
-    axes.locator_params(axis="x", nbins=ticks)
+    if any(change.low != 1 or change.high != 1 for change in changes if change is not None):
+        axes.locator_params(axis="x", nbins=ticks)
+    else:
+        axes.set_xticks([0.0])  # there is nothing to measure a distance with
     axes.xaxis.set_major_formatter(lambda value, _: f"{'−' if value < 0 else '+'}{abs(value):g} %" if value else "0")
 
 
