@@ -70,6 +70,11 @@ def percent(share: float) -> str:
     return "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
 
 
+def probability(p: float) -> str:
+    """A probability: `0.013`, `< 0.0001`."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
 def one_line(text: str) -> str:
     """A message of several lines as one, for lists and tables."""
     return " ".join(text.split())

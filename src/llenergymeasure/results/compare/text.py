@@ -29,7 +29,7 @@ from llenergymeasure.domain.comparison import (
     PairComparison,
     SettingDifference,
 )
-from llenergymeasure.domain.readable import in_units, quantity, signed
+from llenergymeasure.domain.readable import in_units, probability, quantity, signed
 from llenergymeasure.results.compare.welch import POWER
 from llenergymeasure.results.summary import aligned, minute
 
@@ -109,11 +109,6 @@ def interval(compared: FigureComparison) -> str:
 def signed_pct(value: float) -> str:
     """`+4.6 %`."""
     return f"{signed(value)} %"
-
-
-def probability(p: float) -> str:
-    """A probability: `0.013`, `< 0.0001`."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def remarks(candidate: CandidateComparison) -> Iterator[str]:
