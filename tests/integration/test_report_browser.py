@@ -14,8 +14,13 @@ import pytest
 from tests.nvml.scripted import Counter, ScriptedGpu, ScriptedNvml, have_compiler
 from tests.nvml.waveform import constant
 
+from compare_results import Results
+from llenergymeasure.results.compare.comparison import compare
+from llenergymeasure.results.compare.gate import Limits
+from llenergymeasure.results.compare.page import comparison_page
+from llenergymeasure.results.compare.sides import read_side
 from llenergymeasure.results.persistence import save_result
-from llenergymeasure.results.report.write import write_report
+from llenergymeasure.results.report.write import write_page, write_report
 from report_studies import saved_study, study_of
 from result_samples import make_result, make_rich_result
 from scripted_experiments import BoardEngine, experiment, run_experiment
@@ -75,6 +80,14 @@ return [...document.querySelectorAll('figure')].map(figure => {
   const small = [...(svg?.querySelectorAll('text') ?? [])].map(text => text.getBoundingClientRect().height);
   return {shown: shown.length, marks: boxes.length, width: box?.width, height: box?.height, least: Math.min(...small)};
 });
+"""
+MARKS = """
+const centre = element => { const box = element.getBoundingClientRect(); return box.x + box.width / 2; };
+return [...document.querySelectorAll('main section')].filter(section => section.querySelector('svg')).map(section => ({
+  ticks: [...section.querySelectorAll('.wide text')].filter(text => /^[−\\d.]+$/.test(text.textContent))
+    .map(text => [centre(text), text.textContent]),
+  spots: [...section.querySelectorAll('.wide .spot')].map(spot => [centre(spot), spot.ariaLabel]),
+}));
 """
 
 
@@ -151,6 +164,20 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(saved_study(tmp_path_factory.mktemp("studied") / "study", study_of(range(1, 5))))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A change that is found beside one that is not, as a page and as JSON."""
+    directory = tmp_path_factory.mktemp("compared")
+    results, path = Results(directory), directory / "page.html"
+    sides = [results.save("a", batches=(1, 8)), results.save("b/c", batches=(1, 8), energy=0.5)]
+    found = compare(
+        [read_side(Path(side)) for side in [*sides, results.save("b-c", batches=(1, 8))]], limits=Limits(5.0)
+    )
+    write_page(path, comparison_page(found))
+    path.with_suffix(".json").write_text(found.model_dump_json())
+    return path
 
 
 @pytest.fixture(params=["measured", "studied"])
@@ -238,6 +265,41 @@ def test_a_chart_has_a_name_a_description_and_its_figures_as_a_table(browser: Br
     )
     assert unnamed == 0
     assert browser.ask("return [...document.querySelectorAll('figure')].every(f => f.querySelector('details table'))")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(WIDE, "light"), (NARROW, "dark")])
+def test_a_comparison_is_drawn_and_can_be_read(browser: Browser, compared: Path, width: int, scheme: str) -> None:
+    browser.open(compared, width, scheme)
+    assert [chart["shown"] for chart in browser.ask(CHARTS)] == [1] * 4
+    assert browser.ask(SPILLS) == []
+    assert {name: ratio for name, ratio in browser.ask(CONTRASTS).items() if ratio < LEAST_CONTRAST} == {}
+    addresses = browser.ask("return [...document.querySelectorAll('nav a')].map(a => a.hash)")
+    assert len(set(addresses)) == len(addresses) == 6
+
+
+def test_a_comparisons_points_lie_where_its_file_says(browser: Browser, compared: Path) -> None:
+    """Read off the axis as an eye does: between two ticks."""
+    browser.open(compared)
+    candidates = json.loads(compared.with_suffix(".json").read_text())["candidates"]
+    sections = browser.ask(MARKS)
+    for place, name in ((0, "energy"), (1, "speed"), (2, "energy"), (3, "speed")):
+        ticks = [(x, float(text.replace("−", "-"))) for x, text in sections[place]["ticks"]]
+        (x0, first), (x1, last) = ticks[0], ticks[-1]
+        read = [first + (x - x0) / (x1 - x0) * (last - first) for x, _ in sections[place]["spots"]]
+        changes = [pair[name]["change_pct"] for pair in candidates[place // 2]["pairs"]]
+        assert read == pytest.approx(changes, abs=0.01 * abs(last - first))
+        told = [label.endswith(", more") for _, label in sections[place]["spots"]]
+        assert told == [change > 20 for change in changes]
+
+
+@pytest.mark.parametrize("kind", ["code", "table"])
+def test_what_is_wider_than_a_phone_says_that_it_goes_on(browser: Browser, studied: Path, kind: str) -> None:
+    browser.open(studied, NARROW)
+    selector = {"code": "pre", "table": ".scroll"}[kind]
+    cut = f"[...document.querySelectorAll('{selector}')].filter(e => e.scrollWidth > e.clientWidth)"
+    shades = browser.ask(f"return {cut}.map(e => getComputedStyle(e).backgroundAttachment)")
+    assert shades
+    assert set(shades) == {"local, local, scroll, scroll, scroll"}
 
 
 def test_a_page_prints(browser: Browser, page: Path) -> None:

@@ -141,7 +141,10 @@ def compare(name, run):
     after = state()
     report[name] = [part for part in before if before[part] != after[part]]
 
-import numpy, pyarrow.parquet, llenergymeasure.study.execute  # what is imported changes what it wants, once
+# What is imported changes what it wants, once; matplotlib keeps the fonts open that it has measured letters of.
+import numpy, pyarrow.parquet, matplotlib.font_manager, llenergymeasure.study.execute
+for weight in ("normal", "bold"):
+    matplotlib.font_manager.get_font(matplotlib.font_manager.findfont(f"DejaVu Sans:{weight}"))
 compare("study", lambda: llem.run_study(study, output_dir="studies"))
 llem.run_experiment(config)  # imports an engine
 compare("experiment", lambda: llem.run_experiment(config))

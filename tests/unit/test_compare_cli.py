@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -313,6 +314,7 @@ def test_a_copy_of_a_run_is_no_second_measurement(results: Results, compared: Co
         (["a", "b", "--fail-if-worse", "-1"], "--fail-if-worse takes per cent from 0 on, not -1."),
         (["a", "b", "--fail-if-slower", "100"], "--fail-if-slower takes per cent from 0 to below 100, not 100."),
         (["a", "damaged"], "result.json is not valid JSON (line 1, column 2: "),
+        (["a", "x" * 300], "xxx: File name too long."),
         (["a", "b", "--html", "no/such/place.html"], "no/such/place.html"),
     ],
 )
@@ -349,6 +351,32 @@ def test_a_result_of_release_2_0_is_compared(tmp_path: Path, compared: Compared)
         (tmp_path / name / "result.json").write_text(json.dumps(written))
     (pair,) = compared(str(tmp_path / "a"), str(tmp_path / "b")).pairs()
     assert pair.energy.change_pct == pytest.approx(20.0)
+
+
+def test_a_study_is_compared_while_it_runs_by_what_is_finished(results: Results, compared: Compared) -> None:
+    first, second = results.save("a"), results.save("b")
+    unfinished = Path(second, ".work", "run-00004", "result.json")
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_text("{}")
+    assert compared(first, second).candidates[0].candidate.runs == 3
+
+
+def test_a_directory_whose_name_is_no_text_is_compared(results: Results, compared: Compared) -> None:
+    first, second = Path(results.save("a")), results.save("b")
+    odd = first.rename(os.fsdecode(os.fsencode(first) + b"\xff"))
+    page = results.root / "page.html"
+    assert compared(str(odd), second, "--html", str(page)).baseline.path.endswith("a\ufffd")
+    assert "a\ufffd" in page.read_text(encoding="utf-8")
+
+
+def test_a_reader_who_has_left_does_not_change_the_verdict(results: Results) -> None:
+    sides = [results.save("a"), results.save("b", energy=0.5)]
+    command = [sys.executable, "-m", "llenergymeasure.results.compare", *sides, "--fail-if-worse", "5"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as nobody:
+        said = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, check=False)
+    assert (said.returncode, said.stderr) == (1, "")
 
 
 def test_a_file_may_stand_for_its_run_and_nobody_reads_the_answer(results: Results) -> None:

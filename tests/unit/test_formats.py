@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,25 @@ def test_what_cannot_be_done_is_told_with_exit_code_1(
     save_result(make_result(), tmp_path / "results")
     assert main(arguments) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_copy_of_a_result_is_no_second_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = save_result(make_rich_result(), tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    assert main([str(file), "--to", "prometheus"]) == 0
+    alone = capsys.readouterr().out
+    assert main([str(tmp_path), "--to", "prometheus"]) == 0
+    assert capsys.readouterr().out == alone
+    assert samples(alone)
+
+
+@pytest.mark.parametrize("format_", ["prometheus", "benchmark-report"])
+def test_a_full_disk_behind_standard_output_is_named(tmp_path: Path, format_: str) -> None:
+    save_result(make_result(), tmp_path)
+    command = [sys.executable, "-m", "llenergymeasure.results.formats", str(tmp_path), "--to", format_]
+    with Path("/dev/full").open("w") as full:
+        said = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (said.returncode, said.stderr) == (1, "Cannot write to stdout: No space left on device.\n")
 
 
 def test_without_mlflow_it_says_what_to_install(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import resource
@@ -9,20 +10,26 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, get_args
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 
+from llenergymeasure.domain.base import EnergyScope
+from llenergymeasure.domain.energy import EnergyBreakdown
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.latency import RequestEnergy, RequestTimings, percentiles
 from llenergymeasure.domain.readable import quantity
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.persistence import REPORT_FILE, ResultFileWarning, load_result, save_result
+from llenergymeasure.results.persistence import REPORT_FILE, ResultFileWarning, load_result, load_study, save_result
 from llenergymeasure.results.report.__main__ import main
 from llenergymeasure.results.report.experiment import experiment_page
 from llenergymeasure.results.report.write import report_on, write_report
-from llenergymeasure.results.summary import energy_per_token, render_summary
+from llenergymeasure.results.study_table import render_configurations, shown_energy, shown_mean
+from llenergymeasure.results.summary import SCOPE_NAMES, energy_per_token, render_summary
 from llenergymeasure.study.plan import PlannedRun
 from report_checks import Page, read_page
 from report_studies import large_study, run_figures, saved_study, study_of
@@ -121,6 +128,27 @@ def test_results_of_earlier_releases_have_reports(tmp_path: Path) -> None:
     assert energy_per_token(result) in page.text.replace("\n", "")
 
 
+@pytest.mark.parametrize("scope", get_args(EnergyScope))
+def test_what_the_energy_is_of_is_said_in_the_words_of_the_summary(tmp_path: Path, scope: EnergyScope) -> None:
+    breakdown = EnergyBreakdown(raw_j=5273.0, method="hardware_counter", scope=scope)
+    assert (
+        f"within the window. Metered: {SCOPE_NAMES[scope]}." in report(saved(tmp_path, energy_breakdown=breakdown)).text
+    )
+
+
+def test_energy_of_which_nobody_knows_how_it_was_measured_is_still_measured(tmp_path: Path) -> None:
+    text = report(save_result(make_result(energy_breakdown=None), tmp_path).parent).text
+    assert "No power over time: what measured takes no power samples." in text
+    assert "energy was not measured. The figures" not in text
+
+
+def test_a_time_series_that_another_program_wrote_is_as_good_as_none(tmp_path: Path) -> None:
+    directory = saved(tmp_path, timeseries="timeseries.parquet")
+    foreign = pyarrow.table({"timestamp_s": [0.0], "gpu_index": [0], "power_w": [300.0]})
+    pyarrow.parquet.write_table(foreign, directory / "timeseries.parquet")
+    assert "No power over time" in report(directory).text
+
+
 def test_the_same_result_gives_the_same_bytes(tmp_path: Path) -> None:
     directory = saved(tmp_path)
     assert write_report(directory).read_bytes() == write_report(directory).read_bytes()
@@ -161,7 +189,7 @@ def test_a_study_shows_its_configurations_best_first_and_what_each_setting_does(
     cells = re.sub(r"\s+", " ", page.text)
     assert cells.index("bf16 / batch 3") < cells.index("fp32 / batch 3") < cells.index("fp32 / batch 1")
     assert "0.267 ± 0.007 J" in cells  # 0.8 / 3, and t(0.975, 2) = 4.303 standard errors of 1 % / sqrt(3)
-    assert "-66.7 %" in cells  # three at a time take a third
+    assert "−66.7 %" in cells  # three at a time take a third
     assert "Change against precision = fp32." in cells
     assert "short_measurement_duration" in cells
     assert "more prompts, or measurement.min_duration_seconds; 60 s to publish" in cells
@@ -169,6 +197,35 @@ def test_a_study_shows_its_configurations_best_first_and_what_each_setting_does(
     assert len(links) == 18
     assert all((study / link).parent.is_dir() for link in links)
     assert "llem run study.yaml" in cells
+
+
+def test_page_terminal_and_table_state_the_same_figures(tmp_path: Path) -> None:
+    directory = saved_study(tmp_path / "study", study_of(range(1, 4)))
+    study, page = load_study(directory), report(directory)
+    lines = [re.split(r" {2,}", line) for line in render_configurations(study.statistics, 120)]
+    rows = pyarrow.parquet.read_table(directory / "results.parquet").to_pylist()
+    for entry in study.statistics:
+        own = [row for row in rows if row["measurement_config_hash"] == entry.measurement_config_hash]
+        for column in ("energy_per_token_j", "tokens_per_second"):
+            assert getattr(entry, column).mean == pytest.approx(fmean(row[column] for row in own))
+        shown = [shown_energy(entry, False), shown_mean(entry.tokens_per_second)]
+        assert [line for line in lines if shown[0] in line and shown[1] in line]
+        assert all(figure in page.text for figure in shown)
+
+
+def test_a_weak_effect_has_ticks_that_differ(tmp_path: Path) -> None:
+    def figures(run: PlannedRun) -> ExperimentResult:
+        better = 0.997 if run.config.precision == "bf16" else 1.0
+        return run_figures(run).model_copy(
+            update={"avg_energy_per_token_j": better, "avg_tokens_per_second": 1 / better}
+        )
+
+    page = write_report(saved_study(tmp_path / "study", study_of(range(1, 2)), figures)).read_text(encoding="utf-8")
+    for drawing in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        if "Effect of precision" in drawing:
+            ticks = re.findall(r">([+−-][^<]* %)<", drawing)
+            assert ticks
+            assert not {"+0 %", "−0 %", "-0 %"} & set(ticks)
 
 
 def test_a_study_of_which_every_run_failed_says_why(tmp_path: Path) -> None:
@@ -199,6 +256,7 @@ def test_estimates_beside_measured_figures_have_a_front_of_their_own(tmp_path: P
     page = report(saved_study(tmp_path / "study", study_of(range(1, 3)), figures))
     assert "2 of 4 configurations are on the front" in page.text
     assert "Violet points are estimates" in page.text
+    assert "in all windows, in part estimated" in page.text
 
 
 def test_a_thousand_runs_are_a_page_of_less_than_ten_megabytes(tmp_path: Path) -> None:
@@ -219,6 +277,51 @@ def test_the_command_makes_the_reports_of_a_study_and_of_its_runs(
     assert written[-1] == str(study / REPORT_FILE)
     assert len(written) == 5
     assert all(Path(path).is_file() for path in written)
+
+
+def test_a_damaged_run_costs_its_own_report_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = saved_study(tmp_path / "study", study_of(range(1, 2), cycles=2))
+    damaged = sorted(study.glob("*/result.json"))[0]
+    damaged.write_text("{")
+    assert main([str(study)]) == 1
+    told = capsys.readouterr()
+    assert told.out.split()[-1] == str(study / REPORT_FILE)
+    assert len(told.out.split()) == 4
+    assert str(damaged) in told.err
+
+
+def test_figures_that_cannot_be_drawn_cost_no_other_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def beyond_all_bounds(run: PlannedRun) -> ExperimentResult:
+        tiny = run.config.precision == "bf16"
+        return run_figures(run).model_copy(update={"avg_tokens_per_second": 1e-300 if tiny else 1e290})
+
+    study = saved_study(tmp_path / "study", study_of(range(1, 2), cycles=1), beyond_all_bounds)
+    assert main(["--alone", str(study), str(saved(tmp_path))]) == 1
+    told = capsys.readouterr()
+    assert f"The report of {study} could not be made: OverflowError: " in told.err
+    assert told.out.count(REPORT_FILE) == 1
+
+
+def test_a_summary_that_names_places_elsewhere_has_nothing_written_there(tmp_path: Path) -> None:
+    elsewhere = saved(tmp_path / "elsewhere")
+    study = saved_study(tmp_path / "study", study_of(range(1, 2), cycles=1))
+    summary = json.loads((study / "study_summary.json").read_text())
+    summary["result_files"][0] = f"../elsewhere/{elsewhere.name}/result.json"
+    (study / "study_summary.json").write_text(json.dumps(summary))
+    assert main([str(study)]) == 0
+    assert not (elsewhere / REPORT_FILE).exists()
+
+
+def test_the_command_says_why_a_study_that_runs_has_no_report_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = saved_study(tmp_path / "study", study_of(range(1, 2)))
+    (study / "study_summary.json").unlink()
+    assert main([str(study), "x" * 300]) == 1
+    told = capsys.readouterr().err
+    assert f"{study} is a study without study_summary.json: it still runs, or was killed." in told
+    assert f"llem run --resume {study}" in told
+    assert "xxx: File name too long." in told
 
 
 def test_the_command_names_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import matplotlib
 import pytest
 import yaml
 from matplotlib.figure import Figure
+from pydantic import BaseModel
 
+from llenergymeasure.config.base import nested_model, portable_data
 from llenergymeasure.config.loader import load_experiment_config, load_study_config
-from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.config.models import ExperimentConfig, StudyConfig
 from llenergymeasure.constants import VERSION
 from llenergymeasure.results.report import repeat
 from llenergymeasure.results.report.charts import SERIES, Spot, chart, margins
@@ -67,6 +70,12 @@ def test_text_is_text_wherever_it_enters() -> None:
 
 def test_what_is_escaped_once_is_not_escaped_again() -> None:
     assert markup(markup("a < b")) == "a &lt; b"
+
+
+def test_sections_whose_titles_come_to_the_same_name_are_told_apart() -> None:
+    titles = ["Energy: a/b", "Energy: a-b", "Energy: a b", "Energy: a b 2"]
+    page = read_page(render_page("t", "k", [Section(title, paragraph("x")) for title in titles]))
+    assert len({address for address in page.addresses if address.startswith("#")}) == len(titles)
 
 
 def test_a_page_forbids_itself_scripts_and_the_network() -> None:
@@ -156,14 +165,36 @@ def test_the_file_of_an_experiment_is_the_experiment(tmp_path: Path) -> None:
         {"model": "m: #1", "precision": "bf16", "pytorch": {"batch_size": 8}, "decoder": {"temperature": 0.5}}
     )
     file = tmp_path / "experiment.yaml"
-    file.write_text(repeat.as_yaml(repeat.without_unset(config.model_dump(mode="json"))))
+    file.write_text(repeat.as_yaml(repeat.as_said(config.model_dump(mode="json"))))
     assert load_experiment_config(file) == config
+
+
+def test_what_was_switched_off_stays_off_in_the_file(tmp_path: Path) -> None:
+    off = {"energy": {"backend": None}}
+    config = ExperimentConfig.model_validate({"model": "m", **off})
+    file = tmp_path / "file.yaml"
+    file.write_text(repeat.as_yaml(repeat.as_said(config.model_dump(mode="json"))))
+    assert load_experiment_config(file) == config
+    mixed = study_of(range(1, 2)).experiments + study_of(range(2, 3), **off).experiments
+    for experiments in (mixed, mixed[2:]):
+        study = StudyConfig(name="off", experiments=experiments)
+        file.write_text(repeat.as_yaml(repeat.study_file(portable_data(study), "off")))
+        assert load_study_config(file).experiments == experiments
+
+
+def test_every_setting_whose_null_switches_something_off_is_known() -> None:
+    def nulls(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+        for name, field in model.model_fields.items():
+            if type(None) in get_args(field.annotation) and field.get_default(call_default_factory=True) is not None:
+                yield (*path, name)
+            if (inner := nested_model(field.annotation)) is not None:
+                yield from nulls(inner, (*path, name))
+
+    assert tuple(nulls(ExperimentConfig)) == repeat.SWITCHED_OFF
 
 
 def test_the_file_of_a_study_is_the_study(tmp_path: Path) -> None:
     study = study_of(range(1, 4), decoder={"temperature": 0.5})
-    from llenergymeasure.config.base import portable_data
-
     content = repeat.study_file(portable_data(study), study.name)
     file = tmp_path / "study.yaml"
     file.write_text(repeat.as_yaml(content))

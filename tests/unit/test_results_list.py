@@ -60,4 +60,30 @@ def test_a_directory_named_twice_is_listed_once(tmp_path: Path, capsys: pytest.C
 def test_where_there_is_nothing_it_says_so(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "llenergymeasure.results", "nowhere"]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (said.returncode, said.stdout, said.stderr) == (1, "", "No result.json below nowhere.\n")
+    missing = "Left out: Cannot read nowhere: No such file or directory.\n"
+    assert (said.returncode, said.stdout, said.stderr) == (1, "", f"{missing}No result.json below nowhere.\n")
+
+
+def test_what_a_running_experiment_keeps_is_no_result_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_result(make_result(), tmp_path)
+    (tmp_path / ".work" / "run-00001").mkdir(parents=True)
+    (tmp_path / ".work" / "run-00001" / "result.json").write_text("{}")
+    assert main([str(tmp_path)]) == 0
+    spoken = capsys.readouterr()
+    assert (spoken.out.count("\n"), spoken.err) == (2, "")
+
+
+def test_a_file_stands_for_itself_and_one_place_that_cannot_be_read_does_not_hide_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = save_result(make_result(), tmp_path)
+    assert main(["x" * 300, str(file)]) == 0
+    spoken = capsys.readouterr()
+    assert spoken.out.count("\n") == 2
+    assert "xxx: File name too long." in spoken.err
+
+
+def test_names_that_would_steer_a_terminal_are_spelled_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_result(make_result(config_name="\x1b[2J"), tmp_path)
+    assert main([str(tmp_path)]) == 0
+    assert "\\x1b[2J" in capsys.readouterr().out

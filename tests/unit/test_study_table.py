@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import cProfile
 import pickle
 from datetime import datetime, timezone
 from pathlib import Path
@@ -48,6 +49,16 @@ batch 1           1.1 ± 2.2 J         221   94 ± 327  142 ms  80.5 % !  3
 ! marks a CV above 5 %: these cycles differ a lot; more of them narrow the
   interval.
 Warnings: energy_is_estimated (6 runs), thermal_drift_detected (1 run)"""
+
+
+def test_twice_the_rows_are_twice_the_work() -> None:
+    def calls(rows: int) -> int:
+        statistics = summarise_configurations(result(batch, 1.0 + batch, 10.0) for batch in range(rows))
+        profiled = cProfile.Profile()
+        profiled.runcall(render_configurations, statistics)
+        return sum(entry.callcount for entry in profiled.getstats())
+
+    assert calls(80) < 2.5 * calls(40)
 
 
 def test_the_table_fits_80_columns_and_tells_label_best_latency_and_warnings() -> None:

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from contextlib import suppress
 
 from llenergymeasure.core.host.home import provide_home
-from llenergymeasure.core.host.streams import discard_stdout, open_standard_streams, write_stdout
+from llenergymeasure.core.host.streams import open_standard_streams
+from llenergymeasure.stdout import discard_stdout, replace_what_streams_cannot_say, write_stdout
 
 
 def main() -> None:
@@ -46,6 +46,4 @@ def _run(arguments: list[str]) -> int:
 def _make_streams_safe() -> None:
     """Let no figure be lost to a closed stream, or to an encoding that has no `±`."""
     open_standard_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    replace_what_streams_cannot_say()

@@ -36,12 +36,12 @@ from llenergymeasure.core.host.environment import read_cpu
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.results.export import to_csv
+from llenergymeasure.results.persistence import MANIFEST_FILE
 from llenergymeasure.results.summary import render_summary
 from llenergymeasure.runners.launchers import device_choice_of
 from llenergymeasure.security import validate_path
 from llenergymeasure.study.display import ExperimentProgress
 from llenergymeasure.study.gaps import enter_key
-from llenergymeasure.study.manifest import MANIFEST_FILE
 
 CONFIG_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
 """What a config file is called by; another name that is no file is perhaps a model's."""

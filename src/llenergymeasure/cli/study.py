@@ -35,7 +35,7 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
 from llenergymeasure.results.persistence import REPORT_FILE
-from llenergymeasure.results.study_table import render_configurations
+from llenergymeasure.results.study_table import estimate_mark, render_configurations
 from llenergymeasure.results.summary import duration, joules, one_line, render_summary
 from llenergymeasure.security import for_display, user_path
 from llenergymeasure.study.display import study_progress
@@ -247,7 +247,7 @@ def render_study(result: StudyResult, directory: Path, width: int) -> str:
     lines.append(f"{'Runs':<15}{', '.join(counts)}, of {summary.total_experiments} planned")
     lines += [line for failure in _failures(result.failed) for line in _indented(failure, width)]
     if summary.total_energy_j is not None:
-        label = ", estimated" if result.estimated else ""
+        label = estimate_mark(result.statistics)
         lines.append(f"{'Energy':<15}{joules(summary.total_energy_j)} in all measurement windows{label}")
     lines.append(f"{'Duration':<15}{duration(summary.total_wall_time_s)}")
     lines.append(f"{'Study':<15}{directory}")

@@ -21,10 +21,10 @@ from typing import Final, TextIO
 from pydantic import BaseModel, ValidationError
 
 from llenergymeasure.config.errors import describe_validation_error, problem_report
-from llenergymeasure.core.host.streams import write_stdout
 from llenergymeasure.exceptions import ConfigError, LLEMError, PersistenceError
 from llenergymeasure.results.persistence import REPORT_FILE
 from llenergymeasure.security import for_display
+from llenergymeasure.stdout import write_stdout
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1

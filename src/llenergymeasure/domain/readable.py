@@ -55,9 +55,34 @@ def with_half_width(value: float, half_width: float) -> str:
     return f"{value:,.{decimals}f} ± {spread}"
 
 
+def signed(value: float, decimals: int = 1) -> str:
+    """A change with its sign: `+4.6`, `−25.0`, `+1,230`.
+
+    Args:
+        decimals: Of changes below 10.
+    """
+    text = quantity(abs(value)) if abs(value) >= 10 else f"{abs(value):.{decimals}f}"
+    return f"{'−' if value < 0 else '+'}{text}"
+
+
+def percent(share: float) -> str:
+    """A part of a whole: `18 %`, `< 1 %`."""
+    return "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+
+
+def probability(p: float) -> str:
+    """A probability: `0.013`, `< 0.0001`."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
 def one_line(text: str) -> str:
     """A message of several lines as one, for lists and tables."""
     return " ".join(text.split())
+
+
+def shortened(text: str, letters: int) -> str:
+    """A text that is cut where it is longer than there is room."""
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,6 @@ Measured              J/token                tok/s  Warnings  Configuration     
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,9 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.warnings import codes_of
 from llenergymeasure.results.found import results_below
 from llenergymeasure.results.persistence import RESULT_FILE
-from llenergymeasure.results.summary import aligned, energy_per_token, minute, quantity
+from llenergymeasure.results.summary import aligned, energy_per_token, minute, name_of, quantity
+from llenergymeasure.security import for_display
+from llenergymeasure.stdout import print_or_complain
 
 HEADER = ("Measured", "J/token", "tok/s", "Warnings", "Configuration", "Result")
 
@@ -31,18 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llenergymeasure.results", description="List past results.")
     parser.add_argument("directory", nargs="*", type=Path, default=[Path("results")], help="default: results")
     directories: list[Path] = parser.parse_args(arguments).directory
-    found = sorted(results_below(directories), key=lambda entry: as_utc(entry[1].start_time))
+    found = sorted((as_utc(result.start_time), _row(path, result)) for path, result in results_below(directories))
     if not found:
         sys.stderr.write(f"No {RESULT_FILE} below {', '.join(map(str, directories))}.\n")
         return 1
-    try:
-        sys.stdout.write("\n".join(aligned([HEADER, *(_row(path, result) for path, result in found)])) + "\n")
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
-        sys.stderr.write(f"Cannot write to stdout: {error.strerror}.\n")
-        return 1
-    return 0
+    lines = aligned([HEADER, *(row for _, row in found)])
+    return 0 if print_or_complain(for_display("\n".join(lines)) + "\n") else 1
 
 
 def _row(path: Path, result: ExperimentResult) -> tuple[str, ...]:
@@ -51,7 +46,7 @@ def _row(path: Path, result: ExperimentResult) -> tuple[str, ...]:
         energy_per_token(result),
         quantity(result.avg_tokens_per_second),
         str(len(codes_of(result.measurement_warnings))),
-        result.config_name or result.model_name or result.experiment_id,
+        name_of(result),
         str(path),
     )
 

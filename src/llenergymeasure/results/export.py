@@ -30,7 +30,9 @@ ColumnType = Literal["string", "integer", "number", "timestamp", "boolean"]
 _TYPES: Final[dict[type, ColumnType]] = {int: "integer", float: "number", datetime: "timestamp"}
 _UNIONS: Final = (Union, UnionType)
 
-_OUTPUT_DIR: Final = "output_dir"  # where, not what
+OUTPUT_DIR: Final = "output_dir"
+"""The setting that says where, not what."""
+
 _INT64: Final = 2**63
 
 ROWS_AT_ONCE: Final = 256
@@ -209,7 +211,8 @@ def _config_text(key: str) -> Callable[[ExperimentResult], str | None]:
     return value
 
 
-def _model(result: ExperimentResult) -> str | None:
+def model_of(result: ExperimentResult) -> str | None:
+    """The model as it was configured; `None` where that is not recorded."""
     return result.model_name or _config_text("model")(result)
 
 
@@ -237,7 +240,7 @@ def _config_json(result: ExperimentResult) -> str:
 
 def settings_in_effect(result: ExperimentResult) -> dict[str, Any]:
     """The settings that were in effect, by dotted path, without where results went."""
-    return {path: value for path, value in by_path(json.loads(_config_json(result))) if path != _OUTPUT_DIR}
+    return {path: value for path, value in by_path(json.loads(_config_json(result))) if path != OUTPUT_DIR}
 
 
 def _rows(results: Iterable[ExperimentResult], varying: Sequence[Heading]) -> Rows:
@@ -318,7 +321,7 @@ def _declared(model: type[BaseModel], path: str = "") -> Iterator[FlatColumn]:
 
 
 _COMPUTED: Final = (
-    FlatColumn("model", "string", "", "Model as configured", 4, _model),
+    FlatColumn("model", "string", "", "Model as configured", 4, model_of),
     FlatColumn("precision", "string", "", "Number format", 7, _config_text("precision")),
     FlatColumn("batch_size", "integer", "requests", "Batch setting of the backend", 8, batch_size),
     FlatColumn("duration_sec", "number", "s", "Length of the whole experiment", 15, _at("duration_sec")),

@@ -45,6 +45,8 @@ from llenergymeasure.security import sanitize_experiment_id, user_path
 RESULT_FILE: Final = "result.json"
 TIMESERIES_FILE: Final = "timeseries.parquet"
 STUDY_FILE: Final = "study_summary.json"
+MANIFEST_FILE: Final = "manifest.json"
+TABLE_FILE: Final = "results.parquet"
 REPORT_FILE: Final = "report.html"
 
 TRACE_PATTERN: Final = "trace*.parquet"

@@ -7,7 +7,7 @@ import random
 import statistics
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -56,7 +56,7 @@ def summarise_configurations(
         )
         for (config_hash, kind), runs in groups.items()
     ]
-    return [entry.model_copy(update=_against_best(entry, statistics)) for entry in statistics]
+    return list(_against_best(statistics))
 
 
 def _name(runs: _Runs, hardware: str | None) -> str | None:
@@ -98,15 +98,20 @@ class _Runs:
             self.ttft_ms.append(ttft.mean)
 
 
-def _against_best(entry: ConfigurationStatistics, everyone: Sequence[ConfigurationStatistics]) -> dict[str, object]:
-    alike = [other.energy_per_token_j for other in everyone if other.estimated == entry.estimated]
-    energies_j = [energy.mean for energy in alike if energy is not None]
-    speeds = [other.tokens_per_second.mean for other in everyone if other.tokens_per_second is not None]
-    own_j, own_speed = entry.energy_per_token_j, entry.tokens_per_second
-    return {
-        "energy_vs_best": None if own_j is None else ratio(own_j.mean, min(energies_j)),
-        "speed_vs_best": None if own_speed is None else ratio(own_speed.mean, max(speeds)),
-    }
+def _against_best(statistics: Sequence[ConfigurationStatistics]) -> Iterator[ConfigurationStatistics]:
+    """Each with its place beside the best; of energies, beside the best of its kind."""
+    least_j: dict[bool, float] = {}
+    for entry in statistics:
+        if entry.energy_per_token_j is not None:
+            least_j[entry.estimated] = min(entry.energy_per_token_j.mean, least_j.get(entry.estimated, math.inf))
+    fastest = max((entry.tokens_per_second.mean for entry in statistics if entry.tokens_per_second), default=0.0)
+    for entry in statistics:
+        own_j, own_speed = entry.energy_per_token_j, entry.tokens_per_second
+        against = {
+            "energy_vs_best": None if own_j is None else ratio(own_j.mean, least_j[entry.estimated]),
+            "speed_vs_best": None if own_speed is None else ratio(own_speed.mean, fastest),
+        }
+        yield entry.model_copy(update=against)
 
 
 def cycle_statistics(

@@ -8,7 +8,7 @@ batch 1        1.1 ± 2.2 J           221   94 ± 327  130 ms  80.5 % !  3
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,11 +26,18 @@ class _Column:
 
     Args:
         rank: The higher, the sooner it is left out where the lines are too narrow for all.
+        width: Of its widest cell and of the space before it.
     """
 
     title: str
-    cell: Callable[[ConfigurationStatistics], str]
+    cells: Sequence[str]
     rank: int
+    width: int
+
+    @classmethod
+    def of(cls, title: str, cells: Iterable[str], rank: int) -> _Column:
+        found = list(cells)
+        return cls(title, found, rank, len(_BETWEEN) + max(map(len, (title, *found))))
 
 
 def render_configurations(statistics: Sequence[ConfigurationStatistics], width: int = DEFAULT_WIDTH) -> list[str]:
@@ -43,15 +50,15 @@ def render_configurations(statistics: Sequence[ConfigurationStatistics], width: 
         return ["No run was completed."]
     ranked = best_first(statistics)
     names = differing_parts([entry.config_name or entry.measurement_config_hash for entry in ranked])
-    columns = [column for column in _columns(ranked) if any(map(column.cell, ranked))]
+    columns = [column for column in _columns(ranked) if any(column.cells)]
     longest_name = max(map(len, names))
-    while len(columns) > 1 and _width_of(columns, ranked) + min(longest_name, _NARROWEST_NAME) > width:
+    while len(columns) > 1 and _width_of(columns) + min(longest_name, _NARROWEST_NAME) > width:
         columns.remove(max(columns, key=lambda column: column.rank))
-    name_width = max(_NARROWEST_NAME, min(longest_name, width - _width_of(columns, ranked)))
-    lines = [_line("Configuration", [column.title for column in columns], columns, ranked, name_width)]
-    for name, entry in zip(names, ranked, strict=True):
+    name_width = max(_NARROWEST_NAME, min(longest_name, width - _width_of(columns)))
+    lines = [_line("Configuration", name_width, [(column.title, column.width) for column in columns])]
+    for row, name in enumerate(names):
         first, *more = textwrap.wrap(name, name_width) or [""]
-        lines.append(_line(first, [column.cell(entry) for column in columns], columns, ranked, name_width))
+        lines.append(_line(first, name_width, [(column.cells[row], column.width) for column in columns]))
         lines += [f"  {part}" for part in more]
     legend = (textwrap.wrap(entry, width, subsequent_indent="  ") for entry in _legend(ranked))
     return [*lines, *(line for entry in legend for line in entry)]
@@ -76,36 +83,40 @@ def best_first(statistics: Sequence[ConfigurationStatistics]) -> list[Configurat
 
 
 def _columns(statistics: Sequence[ConfigurationStatistics]) -> list[_Column]:
-    kinds = {entry.estimated for entry in statistics if entry.energy_per_token_j is not None}
-    label = ", estimated" if kinds == {True} else ""
-    mixed = len(kinds) > 1
+    heading, mixed = energy_heading(statistics)
+    first_tokens = [entry.ttft_ms for entry in statistics]
     return [
-        _Column(f"J/token{label}", lambda entry: shown_energy(entry, mixed), 0),
-        _Column("×", lambda entry: _ratio(entry.energy_vs_best), 1),
-        _Column("tok/s", lambda entry: shown_mean(entry.tokens_per_second), 0),
-        _Column("TTFT", lambda entry: "" if entry.ttft_ms is None else f"{quantity(entry.ttft_ms.mean)} ms", 2),
-        _Column("CV", lambda entry: shown_variation(entry.energy_per_token_j or entry.tokens_per_second), 3),
-        _Column("Runs", lambda entry: str(entry.cycles), 4),
+        _Column.of(heading, (shown_energy(entry, mixed) for entry in statistics), 0),
+        _Column.of("×", (_ratio(entry.energy_vs_best) for entry in statistics), 1),
+        _Column.of("tok/s", (shown_mean(entry.tokens_per_second) for entry in statistics), 0),
+        _Column.of("TTFT", ("" if ttft is None else f"{quantity(ttft.mean)} ms" for ttft in first_tokens), 2),
+        _Column.of("CV", (shown_variation(e.energy_per_token_j or e.tokens_per_second) for e in statistics), 3),
+        _Column.of("Runs", (str(entry.cycles) for entry in statistics), 4),
     ]
 
 
-def _width_of(columns: Sequence[_Column], rows: Sequence[ConfigurationStatistics]) -> int:
-    return sum(len(_BETWEEN) + _cell_width(column, rows) for column in columns)
+def energy_heading(statistics: Sequence[ConfigurationStatistics]) -> tuple[str, bool]:
+    """What stands above the energies, and whether some are measured and some estimated, so that each says which."""
+    kinds = _kinds_of_energy(statistics)
+    return f"J/token{', estimated' if kinds == {True} else ''}", len(kinds) > 1
 
 
-def _cell_width(column: _Column, rows: Sequence[ConfigurationStatistics]) -> int:
-    return max(len(column.title), *(len(column.cell(row)) for row in rows))
+def estimate_mark(statistics: Sequence[ConfigurationStatistics]) -> str:
+    """What is said behind the energy of all together: nothing, or that a model knows it, or a part of it."""
+    kinds = _kinds_of_energy(statistics)
+    return "" if True not in kinds else ", in part estimated" if False in kinds else ", estimated"
 
 
-def _line(
-    name: str,
-    cells: Sequence[str],
-    columns: Sequence[_Column],
-    rows: Sequence[ConfigurationStatistics],
-    name_width: int,
-) -> str:
-    padded = [cell.ljust(_cell_width(column, rows)) for cell, column in zip(cells, columns, strict=True)]
-    return _BETWEEN.join([name.ljust(name_width), *padded]).rstrip()
+def _kinds_of_energy(statistics: Sequence[ConfigurationStatistics]) -> set[bool]:
+    return {entry.estimated for entry in statistics if entry.energy_per_token_j is not None}
+
+
+def _width_of(columns: Sequence[_Column]) -> int:
+    return sum(column.width for column in columns)
+
+
+def _line(name: str, name_width: int, cells: Iterable[tuple[str, int]]) -> str:
+    return "".join([name.ljust(name_width), *(f"{_BETWEEN}{text}".ljust(width) for text, width in cells)]).rstrip()
 
 
 def _legend(statistics: Sequence[ConfigurationStatistics]) -> Iterator[str]:

@@ -10,26 +10,29 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
-from llenergymeasure.domain.base import as_utc
+from llenergymeasure.domain.base import EnergyScope, as_utc
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.metrics import ratio, wh_per_1000
 from llenergymeasure.domain.readable import duration as duration
 from llenergymeasure.domain.readable import in_units as in_units
 from llenergymeasure.domain.readable import joules as joules
 from llenergymeasure.domain.readable import one_line as one_line
+from llenergymeasure.domain.readable import percent
 from llenergymeasure.domain.readable import quantity as quantity
 from llenergymeasure.domain.readable import with_half_width as with_half_width
 from llenergymeasure.domain.warnings import WarningCode
-from llenergymeasure.results.export import batch_size
+from llenergymeasure.results.export import batch_size, model_of
 from llenergymeasure.results.persistence import REPORT_FILE
 
 _LABEL_WIDTH = 15
 _CELL_WIDTH = 24
-_SCOPE_NAMES = {
+SCOPE_NAMES: Final[Mapping[EnergyScope, str]] = {
+    "gpu": "GPU",
     "gpu_module": "GPU module, its CPU included",
     "gpu_board": "whole board of a MIG slice",
     "cpu_package": "CPU packages",
@@ -37,7 +40,7 @@ _SCOPE_NAMES = {
     "machine_model": "CPU and RAM",
     "machine": "whole machine",
 }
-"""What is said beside the energy; plain GPU energy goes without saying."""
+"""What the energy is of."""
 
 _METHODOLOGY_NAMES = {"total": " without warm-up", "windowed": " of part of the generation (windowed)"}
 """What is said beside the window; one after a warm-up, and of all of it, goes without saying."""
@@ -51,7 +54,7 @@ def render_summary(result: ExperimentResult, path: Path | None = None, width: in
         width: Columns to wrap at; `None` keeps every entry on one line. A path is never broken.
     """
     entries = [
-        ("Model", _cells(_model(result) or "not known", _engine(result))),
+        ("Model", _cells(model_of(result) or "not known", _engine(result))),
         ("Measured", _cells(minute(result.start_time), _device_and_meter(result))),
         ("Energy", _cells(_energy(result), _energy_detail(result))),
         ("Throughput", _cells(f"{quantity(result.avg_tokens_per_second)} output tok/s", _tokens(result))),
@@ -82,7 +85,12 @@ def headline(result: ExperimentResult) -> str:
     ]
     if doubts := len(result.measurement_warnings):
         parts.append(f"{doubts} warning{'s' if doubts > 1 else ''}")
-    return f"{result.config_name or _model(result) or result.experiment_id}: {', '.join(parts)}"
+    return f"{name_of(result)}: {', '.join(parts)}"
+
+
+def name_of(result: ExperimentResult) -> str:
+    """What a result is called where there are several."""
+    return result.config_name or model_of(result) or result.experiment_id
 
 
 def energy_per_token(result: ExperimentResult) -> str:
@@ -119,10 +127,6 @@ def _entry(label: str, text: str, width: int | None) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _model(result: ExperimentResult) -> str:
-    return result.model_name or str(result.effective_config.get("model") or "")
 
 
 def _engine(result: ExperimentResult) -> str:
@@ -181,8 +185,8 @@ def _energy_detail(result: ExperimentResult) -> str:
         idle = f" ({quantity(result.baseline_power_w)} W)" if result.baseline_power_w is not None else ""
         parts.append(f"{joules(result.energy_adjusted_j)} above idle{idle}")
     breakdown = result.energy_breakdown
-    if breakdown and breakdown.scope in _SCOPE_NAMES:
-        parts.append(_SCOPE_NAMES[breakdown.scope])
+    if breakdown and breakdown.scope not in (None, "gpu"):  # plain GPU energy goes without saying
+        parts.append(SCOPE_NAMES[breakdown.scope])
     if result.is_estimate:
         parts.append("estimated")
     return ", ".join(parts)
@@ -219,7 +223,7 @@ def _phases(result: ExperimentResult) -> str | None:
     if prefill_j is None or decode_j is None or not result.total_energy_j:
         pointer = _reason(result, WarningCode.PHASES_NOT_RESOLVED)
         return _cells("not resolved", pointer or phases.reason) if phases.reason else None
-    prefill, decode = (_share(part / result.total_energy_j) for part in (prefill_j, decode_j))
+    prefill, decode = (percent(part / result.total_energy_j) for part in (prefill_j, decode_j))
     return f"prefill {prefill} of energy, decode {decode}"
 
 
@@ -228,10 +232,6 @@ def _requests(result: ExperimentResult) -> str | None:
     if told is None or told.energy_j is None:
         return None
     return f"{joules(told.energy_j.p50)} median, {joules(told.energy_j.p95)} p95"
-
-
-def _share(part: float) -> str:
-    return "< 1 %" if 0 < part < 0.005 else f"{100 * part:.0f} %"
 
 
 def _emissions_and_cost(result: ExperimentResult) -> str | None:

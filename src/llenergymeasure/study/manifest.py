@@ -28,11 +28,10 @@ from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.domain.study import EntryStatus, ExperimentManifestEntry, StudyManifest, StudyStatus
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.persistence import as_known, load_record, timestamp_slug
+from llenergymeasure.results.persistence import MANIFEST_FILE, as_known, load_record, timestamp_slug
 from llenergymeasure.security import sanitize_experiment_id, validate_path
 from llenergymeasure.study.plan import RunKey, design_hash_of, plan_runs
 
-MANIFEST_FILE: Final = "manifest.json"
 JOURNAL_FILE: Final = "manifest.journal.jsonl"
 DEFAULT_NAME: Final = "study"
 

@@ -31,11 +31,11 @@ from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.domain.study import ExperimentManifestEntry, StudyManifest
 from llenergymeasure.exceptions import LLEMError, PersistenceError, StudyError
-from llenergymeasure.results.persistence import RESULT_FILE, load_result
+from llenergymeasure.results.persistence import MANIFEST_FILE, RESULT_FILE, load_result
 from llenergymeasure.results.summary import one_line
 from llenergymeasure.security import is_safe_path, validate_path
 from llenergymeasure.study.ledger import EnvironmentKey
-from llenergymeasure.study.manifest import JOURNAL_FILE, MANIFEST_FILE, load_manifest
+from llenergymeasure.study.manifest import JOURNAL_FILE, load_manifest
 from llenergymeasure.study.plan import plan_runs
 
 MAX_DIFFERENCES: Final = 20

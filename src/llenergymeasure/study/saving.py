@@ -25,6 +25,7 @@ from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.export import ColumnSurvey, to_csv
 from llenergymeasure.results.persistence import (
     STUDY_FILE,
+    TABLE_FILE,
     goes_beside_result,
     is_result_directory,
     load_result,
@@ -37,7 +38,6 @@ from llenergymeasure.results.statistics import summarise_configurations
 from llenergymeasure.study.gaps import Gaps
 from llenergymeasure.study.plan import PlannedRun, RunKey, design_hash_of, plan_runs
 
-TABLE_FILE: Final = "results.parquet"
 CSV_FILE: Final = "results.csv"
 
 WORK_DIR: Final = ".work"

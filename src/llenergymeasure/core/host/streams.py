@@ -41,34 +41,6 @@ def say_stderr_is_kept() -> None:
     _Stderr.is_kept = True
 
 
-def write_stdout(text: str) -> bool:
-    """Write `text` to stdout at once; a reader who has left (`| head`) is nobody's fault.
-
-    Returns:
-        Whether somebody still reads.
-
-    Raises:
-        OSError: The disk that it goes to is full, or fails. What is written later is lost without another error, of
-            which the interpreter's end would be the last.
-    """
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError as error:
-        discard_stdout()
-        if not isinstance(error, BrokenPipeError):
-            raise
-        return False
-    return True
-
-
-def discard_stdout() -> None:
-    """Put the null device in the place of stdout."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-
-
 @contextmanager
 def standard_streams_open() -> Iterator[None]:
     """The same for the length of a `with` block, for a library: its caller's process is left as it was found."""

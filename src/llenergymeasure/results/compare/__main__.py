@@ -6,20 +6,20 @@ Each directory is one side: all results below it, of one run, of a study, or of 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, get_args
 
-from llenergymeasure.atomic import write_bytes_atomically
 from llenergymeasure.domain.comparison import Acceptable, Comparison
 from llenergymeasure.exceptions import ComparisonError, LLEMError
 from llenergymeasure.results.compare.comparison import compare
 from llenergymeasure.results.compare.gate import Limits
 from llenergymeasure.results.compare.sides import Side, read_side, split_side
 from llenergymeasure.results.compare.text import render_comparison
+from llenergymeasure.security import for_display
+from llenergymeasure.stdout import print_or_complain
 
 WORSE: Final = 1
 """Exit code: the gate found the candidate worse."""
@@ -47,14 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if given.html is not None:
             from llenergymeasure.results.compare.page import comparison_page
+            from llenergymeasure.results.report.write import write_page
 
-            write_bytes_atomically(given.html, comparison_page(comparison).encode())
+            write_page(given.html, comparison_page(comparison))
     except LLEMError as error:
         sys.stderr.write(f"{error}\n")
         return REFUSED
     width = max(NARROWEST, shutil.get_terminal_size((120, 24)).columns)
-    text = comparison.model_dump_json(indent=2) if given.json else render_comparison(comparison, width)
-    return _printed(text) or _exit_code(comparison)
+    text = comparison.model_dump_json(indent=2) if given.json else for_display(render_comparison(comparison, width))
+    return _exit_code(comparison) if print_or_complain(f"{text}\n") else REFUSED
 
 
 def _sides(directories: Sequence[Path], by: str | None) -> list[Side]:
@@ -69,18 +70,6 @@ def _sides(directories: Sequence[Path], by: str | None) -> list[Side]:
 def _exit_code(comparison: Comparison) -> int:
     outcome = None if comparison.gate is None else comparison.gate.outcome
     return {"worse": WORSE, "undecided": REFUSED}.get(outcome or "", 0)
-
-
-def _printed(text: str) -> int:
-    """Print a text; `REFUSED` where nobody takes it."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again as it ends
-        sys.stderr.write(f"Cannot write to stdout: {error.strerror}.\n")
-        return REFUSED
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ from llenergymeasure.domain.comparison import (
     GateTest,
     GateVerdict,
 )
-from llenergymeasure.domain.readable import quantity
+from llenergymeasure.domain.readable import probability, quantity
 from llenergymeasure.exceptions import ConfigError
 from llenergymeasure.results.compare.figures import Tested
 from llenergymeasure.results.compare.welch import Contrast, holm
@@ -134,8 +134,8 @@ def _told(comparison: FigureComparison, gate: GateTest) -> str:
     if gate.reason is not None:
         return gate.reason
     change_pct = comparison.change_pct or 0.0
-    direction = "more" if change_pct > 0 else "fewer"
+    direction, p = "more" if change_pct > 0 else "fewer", probability(gate.p_adjusted or 0.0)
     return (
         f"{quantity(abs(change_pct))} % {direction} {WHAT[comparison.figure]} "
-        f"(limit {gate.limit_pct:g} %, p = {gate.p_adjusted or 0.0:.2g})"
+        f"(limit {gate.limit_pct:g} %, p {p if p.startswith('<') else f'= {p}'})"
     )

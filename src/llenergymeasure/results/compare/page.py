@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from llenergymeasure.domain.comparison import Comparison, FigureComparison, FigureName, PairComparison
+from llenergymeasure.domain.readable import shortened
 from llenergymeasure.results.compare import text
 from llenergymeasure.results.report.charts import INK, MUTED, PAPER, SERIES, Spot, chart, margins
 from llenergymeasure.results.report.page import (
@@ -113,7 +114,7 @@ def _told(pair: PairComparison, name: FigureName) -> str:
 def _forest(pairs: Sequence[PairComparison], name: FigureName, canvas: Figure, width_pt: float) -> list[Spot]:
     """One row for each pair, the first on top."""
     wide = width_pt >= _WIDE_FROM_PT
-    names = [_shortened(pair.name, _LONGEST_NAME[wide]) for pair in pairs]
+    names = [shortened(pair.name, _LONGEST_NAME[wide]) for pair in pairs]
     axes = canvas.add_subplot()
     margins(canvas, left=12 + _LETTER_PT * max(map(len, names)), right=14, top=10, bottom=_EDGES_PT - 10)
     axes.grid(axis="x")
@@ -146,10 +147,6 @@ def _row(axes: Axes, row: int, pair: PairComparison, name: FigureName) -> Iterat
         axes.plot(shares, [row + offset] * len(shares), ".", color=MUTED, markersize=4, alpha=0.7)
     axes.plot([change], [row], "o", color=colour, markersize=8, markeredgecolor=PAPER)
     yield Spot(axes, change, row, _told(pair, name), colour)
-
-
-def _shortened(name: str, letters: int) -> str:
-    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def _what_differs(comparison: Comparison) -> Markup:

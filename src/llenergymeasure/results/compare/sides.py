@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -19,8 +19,8 @@ from llenergymeasure.domain.warnings import codes_of
 from llenergymeasure.exceptions import ComparisonError
 from llenergymeasure.results.compare.facts import FACTS, Facts
 from llenergymeasure.results.export import batch_size, settings_in_effect
-from llenergymeasure.results.persistence import RESULT_FILE, ResultFileWarning, load_result
-from llenergymeasure.security import user_path
+from llenergymeasure.results.found import each_once, identity_of, results_in
+from llenergymeasure.results.persistence import RESULT_FILE
 
 SHOWN_BY_REPEATS: Final[frozenset[BudgetKind]] = frozenset({"counter_resolution", "sampling", "cycles"})
 """Errors that differ from run to run, so that they are in the spread of the cycles; others may repeat."""
@@ -121,15 +121,11 @@ def read_side(path: Path) -> Side:
         PersistenceError: One cannot be read; names it.
     """
     found: dict[str, Configuration] = {}
-    seen: set[tuple[str, datetime]] = set()
-    for result in _results_in(path):
-        run = _run(result)
-        if run.identity not in seen:
-            seen.add(run.identity)
-            found.setdefault(result.measurement_config_hash, _configuration(result)).runs.append(run)
+    for _, result in each_once(results_in(path)):
+        found.setdefault(result.measurement_config_hash, _configuration(result)).runs.append(_run(result))
     if not found:
         raise ComparisonError(f"{path} holds no {RESULT_FILE}. Give a run's or a study's directory, or one above them.")
-    return Side(str(path), found)
+    return Side(os.fsencode(path).decode("utf-8", "replace"), found)
 
 
 def split_side(side: Side, setting: str) -> list[Side]:
@@ -165,15 +161,6 @@ def refuse_common_runs(sides: Sequence[Side]) -> None:
                 )
 
 
-def _results_in(path: Path) -> Iterator[ExperimentResult]:
-    place = user_path(path)
-    files = sorted(place.rglob(RESULT_FILE)) if place.is_dir() else [place]
-    for file in files:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResultFileWarning)  # a comparison needs no time series
-            yield load_result(file)
-
-
 def _configuration(result: ExperimentResult) -> Configuration:
     settings = {key: json.dumps(value, sort_keys=True) for key, value in settings_in_effect(result).items()}
     name = result.config_name or result.model_name or result.measurement_config_hash
@@ -181,10 +168,9 @@ def _configuration(result: ExperimentResult) -> Configuration:
 
 
 def _run(result: ExperimentResult) -> Run:
-    start = as_utc(result.start_time)
     return Run(
-        identity=(result.experiment_id, start),
-        start=start,
+        identity=identity_of(result),
+        start=as_utc(result.start_time),
         end=as_utc(result.end_time),
         figures={
             "energy_per_token_j": _positive(result.avg_energy_per_token_j),

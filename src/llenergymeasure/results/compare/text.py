@@ -29,7 +29,7 @@ from llenergymeasure.domain.comparison import (
     PairComparison,
     SettingDifference,
 )
-from llenergymeasure.domain.readable import in_units, quantity
+from llenergymeasure.domain.readable import in_units, probability, quantity, signed
 from llenergymeasure.results.compare.welch import POWER
 from llenergymeasure.results.summary import aligned, minute
 
@@ -103,17 +103,12 @@ def interval(compared: FigureComparison) -> str:
     low, high = compared.ci95_low_pct, compared.ci95_high_pct
     if low is None or high is None:
         return ""
-    return f"{_signed(low)} … {_signed(high)} %" + (" m" if compared.interval == "measurement" else "")
+    return f"{signed(low)} … {signed(high)} %" + (" m" if compared.interval == "measurement" else "")
 
 
 def signed_pct(value: float) -> str:
     """`+4.6 %`."""
-    return f"{_signed(value)} %"
-
-
-def probability(p: float) -> str:
-    """A probability: `0.013`, `< 0.0001`."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+    return f"{signed(value)} %"
 
 
 def remarks(candidate: CandidateComparison) -> Iterator[str]:
@@ -214,11 +209,6 @@ def _about(text: str, names: Sequence[str], pairs: int) -> str:
 def _first(names: Sequence[str]) -> str:
     more = len(names) - MAX_SHOWN
     return "; ".join(names[:MAX_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _signed(value: float) -> str:
-    text = quantity(abs(value)) if abs(value) >= 10 else f"{abs(value):.1f}"
-    return f"{'−' if value < 0 else '+'}{text}"
 
 
 def _wrapped(text: str, width: int) -> Iterable[str]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from llenergymeasure.atomic import write_atomically
-from llenergymeasure.domain.base import as_utc
+from llenergymeasure.atomic import write_bytes_atomically
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.formats.benchmark_report import benchmark_reports
 from llenergymeasure.results.formats.mlflow_runs import log_runs
 from llenergymeasure.results.formats.prometheus import prometheus_text
-from llenergymeasure.results.found import results_below
+from llenergymeasure.results.found import each_once, results_below
 from llenergymeasure.results.persistence import RESULT_FILE
+from llenergymeasure.security import user_path
+from llenergymeasure.stdout import print_or_complain
 
 TEXTS: Final[dict[str, Callable[[Iterable[ExperimentResult]], str]]] = {
     "prometheus": prometheus_text,
@@ -35,20 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 where there is none, or it cannot be handed over.
     """
     options = _parser().parse_args(arguments)
-    found = sorted(results_below(options.directory), key=lambda entry: as_utc(entry[1].start_time))
-    if not found:
+    found = each_once(results_below(options.directory))
+    first = next(found, None)
+    if first is None:
         sys.stderr.write(f"No {RESULT_FILE} below {', '.join(map(str, options.directory))}.\n")
         return 1
+    results = chain([first], found)
     try:
         if options.to == MLFLOW:
-            for path, became in log_runs(found, options.tracking_uri, options.experiment):
-                sys.stdout.write(f"{path}: {became}\n")
-        else:
-            _write(TEXTS[options.to](result for _, result in found), options.output)
-    except (PersistenceError, OSError) as error:
+            logged = log_runs(results, options.tracking_uri, options.experiment)
+            printed = [print_or_complain(f"{path}: {became}\n") for path, became in logged]
+            return 0 if all(printed) else 1
+        return _write(TEXTS[options.to](result for _, result in results), options.output)
+    except (PersistenceError, OSError) as error:  # a server that is not there
         sys.stderr.write(f"{error}\n")
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,12 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _write(text: str, output: Path | None) -> None:
+def _write(text: str, output: Path | None) -> int:
     if output is None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    else:
-        write_atomically(output, lambda file: file.write(text.encode()))
+        return 0 if print_or_complain(text) else 1
+    write_bytes_atomically(user_path(output), text.encode())
+    return 0
 
 
 if __name__ == "__main__":

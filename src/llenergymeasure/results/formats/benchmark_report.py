@@ -17,11 +17,11 @@ from llenergymeasure.constants import VERSION
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.latency import LatencyStatistics, Percentiles
 from llenergymeasure.domain.metrics import ratio, wh_per_1000
+from llenergymeasure.results.export import OUTPUT_DIR, model_of
 
 SCHEMA_VERSION: Final = "0.2"
 TOOL: Final = "llenergymeasure"
 ENGINE_LABEL: Final = "engine"
-OUTPUT_DIR: Final = "output_dir"  # where, not what
 
 Document = dict[str, Any]
 
@@ -57,7 +57,7 @@ def benchmark_report(result: ExperimentResult) -> Document:
 
 def _engine(result: ExperimentResult) -> Document:
     tool = {"tool": result.backend, "tool_version": result.backend_version or "unknown"}
-    standardized: Document = {"kind": "generic", **tool, "model": {"name": _model(result)}}
+    standardized: Document = {"kind": "generic", **tool, "model": {"name": model_of(result) or "unknown"}}
     names = result.measurement_boundary.device_names if result.measurement_boundary else []
     if names and _gpus(result):
         processes = result.aggregation.num_processes if result.aggregation else 1
@@ -66,7 +66,7 @@ def _engine(result: ExperimentResult) -> Document:
             **tool,
             "role": "replica",
             "replicas": processes,
-            "model": {"name": _model(result)},
+            "model": {"name": model_of(result) or "unknown"},
             "accelerator": {"model": names[0], "count": len(names), "parallelism": _parallelism(result)},
         }
     return {
@@ -185,10 +185,6 @@ def _of_percentiles(seen: Percentiles | None, units: str) -> Document | None:
 
 def _mean(value: float | None, units: str) -> Document | None:
     return None if value is None else {"units": units, "mean": value}
-
-
-def _model(result: ExperimentResult) -> str:
-    return result.model_name or str(result.effective_config.get("model"))
 
 
 def _gpus(result: ExperimentResult) -> bool:

@@ -14,7 +14,7 @@ from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.latency import Histogram, Percentiles, histogram
 from llenergymeasure.domain.metrics import ratio, wh_per_1000
-from llenergymeasure.domain.readable import duration, in_units, joules, quantity
+from llenergymeasure.domain.readable import duration, in_units, joules, percent, quantity, signed
 from llenergymeasure.results.persistence import RESULT_FILE
 from llenergymeasure.results.report import experiment_charts as charts
 from llenergymeasure.results.report.page import (
@@ -36,20 +36,12 @@ from llenergymeasure.results.report.page import (
     together,
 )
 from llenergymeasure.results.report.power import WindowSeries, window_series
-from llenergymeasure.results.report.repeat import as_yaml, citation, run_again, without_unset
-from llenergymeasure.results.summary import energy_per_token, minute
+from llenergymeasure.results.report.repeat import as_said, as_yaml, citation, run_again
+from llenergymeasure.results.summary import SCOPE_NAMES, energy_per_token, minute, name_of
 
 _MAX_ROWS: Final = 60
 """Rows of a table beside a chart of power over time; the files beside the result hold the rest."""
 
-_SCOPES: Final = {
-    "gpu": "the GPUs",
-    "gpu_module": "the GPU modules, their CPUs included",
-    "gpu_board": "the whole board of a MIG slice",
-    "cpu_package": "the CPU packages",
-    "cpu_package_and_dram": "the CPU packages and DRAM",
-    "machine_model": "CPU and RAM as modelled, an estimate",
-}
 _METHODS: Final = {
     "hardware_counter": "difference of the hardware's energy counter",
     "power_integration": "integral of power samples",
@@ -78,11 +70,7 @@ def experiment_page(result: ExperimentResult, directory: Path) -> str:
         Section("Files", _files(result, directory)),
     ]
     opening = together(paragraph(_meaning(result), class_="lead"), tiles(_tiles(result)))
-    return render_page(_title(result), f"One experiment, measured {minute(result.start_time)}", sections, opening)
-
-
-def _title(result: ExperimentResult) -> str:
-    return result.config_name or result.model_name or result.experiment_id
+    return render_page(name_of(result), f"One experiment, measured {minute(result.start_time)}", sections, opening)
 
 
 def _version(result: ExperimentResult) -> str:
@@ -138,7 +126,7 @@ def _power(result: ExperimentResult, series: WindowSeries | None) -> Markup:
 
 
 def _no_samples(result: ExperimentResult) -> str:
-    if result.energy_breakdown is None:
+    if result.total_energy_j is None:
         return "energy was not measured"
     return "the time series is missing" if result.timeseries is not None else "what measured takes no power samples"
 
@@ -166,13 +154,11 @@ def _split(result: ExperimentResult) -> Markup:
     raw_j = result.total_energy_j
     if not raw_j:
         return paragraph("Energy was not measured." if raw_j is None else "The meter saw no energy in the window.")
-    parts = [paragraph(f"{joules(raw_j)} went into {_SCOPES.get(_scope(result), 'the devices')} within the window.")]
+    scope = result.energy_breakdown.scope if result.energy_breakdown is not None else None
+    metered = "" if scope is None else f" Metered: {SCOPE_NAMES[scope]}."
+    parts = [paragraph(f"{joules(raw_j)} within the window.{metered}")]
     parts += [_above_idle(result, raw_j), _phases(result, raw_j), _devices(result)]
     return together(*parts)
-
-
-def _scope(result: ExperimentResult) -> str:
-    return (result.energy_breakdown.scope if result.energy_breakdown else None) or ""
 
 
 def _above_idle(result: ExperimentResult, raw_j: float) -> Markup:
@@ -182,11 +168,11 @@ def _above_idle(result: ExperimentResult, raw_j: float) -> Markup:
         return together(heading, paragraph("Idle power was not measured, so nobody can say what the work added to it."))
     idle_j = raw_j - above_j
     half_width_j = result.uncertainty.absolute_adjusted_j if result.uncertainty else None
-    label = f"above idle: {joules(above_j, half_width=half_width_j)}, {_percent(above_j / raw_j)}"
+    label = f"above idle: {joules(above_j, half_width=half_width_j)}, {percent(above_j / raw_j)}"
     idle_w = "" if result.baseline_power_w is None else f" ({quantity(result.baseline_power_w)} W all along)"
     parts = [
         Part(label, above_j / raw_j, charts.DECODE_COLOUR),
-        Part(f"idle: {joules(idle_j)}, {_percent(idle_j / raw_j)}{idle_w}", idle_j / raw_j, 7),
+        Part(f"idle: {joules(idle_j)}, {percent(idle_j / raw_j)}{idle_w}", idle_j / raw_j, 7),
     ]
     return together(heading, bar(parts, "; ".join(part.label for part in parts)))
 
@@ -203,7 +189,7 @@ def _phases(result: ExperimentResult, raw_j: float) -> Markup:
     named = [("prefill", prefill_j, charts.PREFILL_COLOUR), ("decode", decode_j, charts.DECODE_COLOUR)]
     named += [("neither", rest_j, 7)] if rest_j > 0.0005 * raw_j else []
     parts = [
-        Part(f"{name}: {joules(part_j)}, {_percent(part_j / raw_j)}", part_j / raw_j, colour)
+        Part(f"{name}: {joules(part_j)}, {percent(part_j / raw_j)}", part_j / raw_j, colour)
         for name, part_j, colour in named
     ]
     return together(heading, bar(parts, "; ".join(part.label for part in parts)))
@@ -220,10 +206,6 @@ def _devices(result: ExperimentResult) -> Markup:
     return together(tag("h3", "Devices"), table(["Device", "UUID", "Energy"], rows, text_columns=(0, 1)))
 
 
-def _percent(share: float) -> str:
-    return "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
-
-
 def _uncertainty(result: ExperimentResult) -> Markup:
     stated = result.uncertainty
     if stated is None or result.total_energy_j is None:
@@ -232,7 +214,7 @@ def _uncertainty(result: ExperimentResult) -> Markup:
     raw = [part for part in stated.budget if part.kind != "baseline"]
     shares = _shares(raw)
     parts = [
-        Part(f"{part.name}: ± {joules(part.half_width_j)}, {_percent(share)} of the whole", share, number % 7)
+        Part(f"{part.name}: ± {joules(part.half_width_j)}, {percent(share)} of the whole", share, number % 7)
         for number, (part, share) in enumerate(zip(raw, shares, strict=True))
         if share > 0
     ]
@@ -269,7 +251,7 @@ def _audit(result: ExperimentResult) -> Markup:
     verdict = "which their uncertainties allow" if audit.agrees else "more than their uncertainties allow"
     return paragraph(
         f"A second method checks the first: the hardware counter says {joules(audit.counter_j)}, the integral of power "
-        f"samples {joules(audit.integral_j)}. They differ by {audit.disagreement_pct:+.2g} %, {verdict} "
+        f"samples {joules(audit.integral_j)}. They differ by {signed(audit.disagreement_pct, 2)} %, {verdict} "
         f"({audit.bound_pct:.2g} %)."
     )
 
@@ -371,7 +353,7 @@ def _environment(result: ExperimentResult) -> Markup:
 
 
 def _again(result: ExperimentResult) -> Markup:
-    settings = without_unset(result.effective_config)
+    settings = as_said(result.effective_config)
     if not settings:
         return paragraph("The result does not hold its configuration.")
     remark = "The configuration as it was in effect, what the engine chose by itself filled in. As experiment.yaml:"

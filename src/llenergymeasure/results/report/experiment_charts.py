@@ -146,7 +146,7 @@ def request_energy_chart(told: Histogram, percentiles: Percentiles, unit: str, d
 def _draw_histogram(axes: Axes, told: Histogram, percentiles: Percentiles, unit: str) -> None:
     edges = told.bin_edges if told.bin_edges[0] < told.bin_edges[-1] else _around(told.bin_edges[0])
     axes.stairs(told.counts, edges, fill=True, color=SERIES[0], alpha=0.75)
-    top = max(told.counts) * 1.22
+    top = max(told.counts) * 1.3  # room for the two labels
     axes.set_ylim(0, top)
     axes.set_xlabel(unit)
     axes.locator_params(axis="y", nbins=4, integer=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -33,11 +34,6 @@ class Section:
 
     title: str
     body: Markup
-
-    @property
-    def anchor(self) -> str:
-        """What links to it name."""
-        return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +165,8 @@ def render_page(title: str, kicker: str, sections: Sequence[Section], opening: M
         kicker: A few words above the title: what kind of page this is.
         opening: What stands between the title and the first section.
     """
-    contents = [tag("li", link(section.title, f"#{section.anchor}")) for section in sections]
+    anchors = _anchors(sections)
+    contents = [tag("li", link(section.title, f"#{anchor}")) for section, anchor in zip(sections, anchors, strict=True)]
     head = together(
         Markup('<meta charset="utf-8">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -186,12 +183,22 @@ def render_page(title: str, kicker: str, sections: Sequence[Section], opening: M
             opening or Markup(),
             tag("nav", tag("ul", *contents), aria_label="Contents"),
         ),
-        tag("main", *(_section(section) for section in sections)),
+        tag("main", *map(_section, sections, anchors)),
         tag("footer", paragraph(f"Made by llenergymeasure {VERSION}. This file needs no network and runs no script.")),
     )
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
-def _section(section: Section) -> Markup:
-    heading = tag("h2", section.title, id=f"{section.anchor}-title")
-    return tag("section", heading, section.body, id=section.anchor, aria_labelledby=f"{section.anchor}-title")
+def _anchors(sections: Sequence[Section]) -> list[str]:
+    """What links name the sections by: their titles, numbered where several come to the same."""
+    anchors: list[str] = []
+    for section in sections:
+        name = "".join(letter if letter.isalnum() else "-" for letter in section.title.lower())
+        numbered = (f"{name}-{number}" if number > 1 else name for number in count(1))
+        anchors.append(next(anchor for anchor in numbered if anchor not in anchors))
+    return anchors
+
+
+def _section(section: Section, anchor: str) -> Markup:
+    heading = tag("h2", section.title, id=f"{anchor}-title")
+    return tag("section", heading, section.body, id=anchor, aria_labelledby=f"{anchor}-title")

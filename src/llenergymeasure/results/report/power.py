@@ -71,7 +71,7 @@ def window_series(result: ExperimentResult, directory: Path) -> WindowSeries | N
         if result.trace is None or len(traces) != 1:  # those of several processes are one only in the time series
             return found
         return _of_samples(pyarrow.parquet.read_table(traces[0]), found) or found
-    except (OSError, KeyError, ValueError, pyarrow.ArrowException):
+    except (OSError, KeyError, TypeError, ValueError, pyarrow.ArrowException):  # also a file of somebody else's
         return None
 
 

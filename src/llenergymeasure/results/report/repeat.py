@@ -9,19 +9,32 @@ from typing import Any, Final
 import yaml
 
 from llenergymeasure.domain.base import as_utc
+from llenergymeasure.results.export import OUTPUT_DIR
 from llenergymeasure.results.report.page import Markup, code, paragraph, tag, together
 
 CITATION_TITLE: Final = "llenergymeasure: energy, throughput and latency of LLM inference configurations"
 CITATION_AUTHOR: Final = "The llenergymeasure authors"
 
-_OUTPUT_DIR: Final = "output_dir"  # where, not what
+
+SWITCHED_OFF: Final = (("energy", "backend"),)
+"""Settings whose null is no default: it switches something off."""
 
 
 def without_unset(config: Any) -> Any:
     """Settings without those that are null, at any depth, and without where results went."""
     if isinstance(config, Mapping):
-        return {key: without_unset(value) for key, value in config.items() if value is not None and key != _OUTPUT_DIR}
+        return {key: without_unset(value) for key, value in config.items() if value is not None and key != OUTPUT_DIR}
     return [without_unset(entry) for entry in config] if isinstance(config, list) else config
+
+
+def as_said(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as a file says it: without what is null, unless that says something."""
+    said = dict(without_unset(config))
+    for section, name in SWITCHED_OFF:
+        given = config.get(section)
+        if isinstance(given, Mapping) and name in given and given[name] is None:
+            said[section] = {**said.get(section, {}), name: None}
+    return said
 
 
 def as_yaml(content: Mapping[str, Any]) -> str:
@@ -68,7 +81,7 @@ def study_file(study: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     Args:
         study: The resolved study, as its manifest has it.
     """
-    experiments = [without_unset(config) for config in study.get("experiments", [])]
+    experiments = [as_said(config) for config in study.get("experiments", [])]
     common = _common(experiments)
     own = [_beyond(config, common) or {"model": config["model"]} for config in experiments]
     named = {} if name is None else {"name": name}

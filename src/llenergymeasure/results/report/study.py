@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from llenergymeasure.constants import VERSION
 from llenergymeasure.domain.explanations import explanation_of
-from llenergymeasure.domain.readable import duration, joules, one_line, quantity
+from llenergymeasure.domain.readable import duration, joules, one_line, quantity, signed
 from llenergymeasure.domain.study import ConfigurationStatistics, StudyManifest, StudyResult
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.persistence import load_record
+from llenergymeasure.results.persistence import MANIFEST_FILE, REPORT_FILE, STUDY_FILE, TABLE_FILE, load_record
 from llenergymeasure.results.report.factors import Change, Factor, factors, strength
 from llenergymeasure.results.report.page import (
     Markup,
@@ -41,11 +41,16 @@ from llenergymeasure.results.report.study_charts import (
     pareto_chart,
     spread_chart,
 )
-from llenergymeasure.results.study_table import best_first, differing_parts, shown_energy, shown_mean, shown_variation
+from llenergymeasure.results.study_table import (
+    best_first,
+    differing_parts,
+    energy_heading,
+    estimate_mark,
+    shown_energy,
+    shown_mean,
+    shown_variation,
+)
 from llenergymeasure.results.summary import minute
-
-MANIFEST_FILE: Final = "manifest.json"
-TABLE_FILE: Final = "results.parquet"
 
 MAX_SPREADS: Final = 30
 """Configurations of which the chart shows every cycle: those that differ most."""
@@ -150,7 +155,7 @@ def _meaning(study: _Study) -> str:
 
 
 def _tiles(study: _Study) -> Iterator[Tile]:
-    result, summary = study.result, study.result.summary
+    summary = study.result.summary
     best = study.ranked[0] if study.ranked else None
     kind = ", estimated" if best is not None and best.estimated else ""
     if best is not None and best.energy_per_token_j is not None:
@@ -164,16 +169,15 @@ def _tiles(study: _Study) -> Iterator[Tile]:
     failed = f"{summary.failed} failed, {summary.skipped} not valid"
     yield Tile("Runs", f"{summary.completed} of {summary.total_experiments}", failed)
     energy = "not measured" if summary.total_energy_j is None else joules(summary.total_energy_j)
-    label = ", estimated" if result.estimated else ""
-    yield Tile("Duration", duration(summary.total_wall_time_s), f"{energy} in all windows{label}")
+    detail = f"{energy} in all windows{estimate_mark(study.ranked)}"
+    yield Tile("Duration", duration(summary.total_wall_time_s), detail)
 
 
 def _configurations(study: _Study) -> Markup:
     if not study.ranked:
         return paragraph("No run was completed; the failures below say why.")
-    mixed = len({entry.estimated for entry in study.ranked if entry.energy_per_token_j}) > 1
-    label = "" if mixed or not study.ranked[0].estimated else ", estimated"
-    headings = ["", "Configuration", f"J/token{label}", "× best", "Tokens/s", "TTFT", "CV", "Runs"]
+    energy, mixed = energy_heading(study.ranked)
+    headings = ["", "Configuration", energy, "× best", "Tokens/s", "TTFT", "CV", "Runs"]
     rows = [
         [
             str(rank),
@@ -201,7 +205,7 @@ def _links(study: _Study, entry: ConfigurationStatistics) -> Markup:
     if not runs:
         return markup(str(entry.cycles))
     links = [
-        link(str(run.cycle or place), quote(f"{Path(run.file).parent.as_posix()}/report.html"))
+        link(str(run.cycle or place), quote(Path(run.file).with_name(REPORT_FILE).as_posix()))
         for place, run in enumerate(runs, 1)
     ]
     return together(*(part for shown in links for part in (shown, " ")))
@@ -279,7 +283,7 @@ def _effect(name: str, factor: Factor) -> Markup:
 def _shown(change: Change | None) -> tuple[str, str, str]:
     if change is None:
         return "no pair", "", "0"
-    low, mean, high = (f"{100 * (ratio - 1):+.1f} %" for ratio in (change.low, change.mean, change.high))
+    low, mean, high = (f"{signed(100 * (ratio - 1))} %" for ratio in (change.low, change.mean, change.high))
     return mean, f"{low} – {high}", str(change.pairs)
 
 
@@ -305,8 +309,8 @@ def _spread(study: _Study) -> Markup:
             [
                 spread.name,
                 str(len(spread.cycles)),
-                f"{min(spread.deviations_pct):+.2f} %",
-                f"{max(spread.deviations_pct):+.2f} %",
+                f"{signed(min(spread.deviations_pct), 2)} %",
+                f"{signed(max(spread.deviations_pct), 2)} %",
             ]
             for spread in drawn
         ],
@@ -386,5 +390,5 @@ def _again(study: _Study) -> Markup:
 
 
 def _files(study: _Study) -> Markup:
-    named = [name for name in (TABLE_FILE, "study_summary.json", MANIFEST_FILE) if (study.directory / name).is_file()]
+    named = [name for name in (TABLE_FILE, STUDY_FILE, MANIFEST_FILE) if (study.directory / name).is_file()]
     return tag("ul", *(tag("li", link(name, name)) for name in named), class_="ways")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from llenergymeasure.domain.readable import shortened, signed
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics
 from llenergymeasure.results.report.charts import INK, LINE, MUTED, NARROW_PT, SERIES, Spot, chart, margins
 from llenergymeasure.results.report.factors import Change, Factor, Level
@@ -149,7 +150,7 @@ def effect_chart(name: str, factor: Factor, description: str) -> Markup:
             changes = [getattr(level, figure_name) for level in levels]
             _draw_changes(axes, changes, ticks=2 if narrow else 4)
             axes.set_title(title, color=MUTED)
-        labels = [_short(level.label, 11 if narrow else 22) for level in levels]
+        labels = [shortened(level.label, 11 if narrow else 22) for level in levels]
         left.set_yticks(range(len(labels)), labels)
         left.invert_yaxis()
 
@@ -175,8 +176,11 @@ def _draw_changes(axes: Axes, changes: Sequence[Change | None], ticks: int) -> N
         axes.plot(mean, row, "o", color=SERIES[0], markersize=6)
     axes.margins(x=0.12, y=0.0)
     axes.set_ylim(-0.6, len(changes) - 0.4)
-    axes.locator_params(axis="x", nbins=ticks)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.0f} %" if value else "0")
+    if any(change.low != 1 or change.high != 1 for change in changes if change is not None):
+        axes.locator_params(axis="x", nbins=ticks)
+    else:
+        axes.set_xticks([0.0])  # there is nothing to measure a distance with
+    axes.xaxis.set_major_formatter(lambda value, _: f"{'−' if value < 0 else '+'}{abs(value):g} %" if value else "0")
 
 
 def _pct(ratio: float) -> float:
@@ -209,19 +213,15 @@ def spread_chart(spreads: Sequence[Spread], description: str) -> Markup:
         for row, spread in enumerate(spreads):
             low, high = min(spread.deviations_pct), max(spread.deviations_pct)
             axes.plot((low, high), (row, row), color=LINE, linewidth=3.0, solid_capstyle="round")
-        axes.set_yticks(range(len(spreads)), [_short(spread.name, _NAME_LENGTH[narrow]) for spread in spreads])
+        axes.set_yticks(range(len(spreads)), [shortened(spread.name, _NAME_LENGTH[narrow]) for spread in spreads])
         axes.set_ylim(len(spreads) - 0.4, -0.6)
         widest = max((abs(value) for spread in spreads for value in spread.deviations_pct), default=0.0)
         axes.set_xlim(-1.15 * max(widest, 0.1), 1.15 * max(widest, 0.1))
         axes.set_xlabel("Per cent from the mean of its cycles")
         return [
-            Spot(axes, value, row, f"{spread.name}, cycle {cycle}: {value:+.2g} %", SERIES[0], 4.0, False)
+            Spot(axes, value, row, f"{spread.name}, cycle {cycle}: {signed(value, 2)} %", SERIES[0], 4.0, False)
             for row, spread in enumerate(spreads)
             for cycle, value in zip(spread.cycles, spread.deviations_pct, strict=True)
         ]
 
     return chart("cycles", draw, height_pt, "Spread of the cycles", description)
-
-
-def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"

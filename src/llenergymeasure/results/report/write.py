@@ -6,9 +6,17 @@ import logging
 import shlex
 from pathlib import Path
 
-from llenergymeasure.atomic import write_bytes_atomically
+from llenergymeasure.atomic import naming_the_path, write_bytes_atomically
 from llenergymeasure.exceptions import PersistenceError
-from llenergymeasure.results.persistence import REPORT_FILE, RESULT_FILE, STUDY_FILE, load_result, load_study
+from llenergymeasure.results.persistence import (
+    MANIFEST_FILE,
+    REPORT_FILE,
+    RESULT_FILE,
+    STUDY_FILE,
+    load_result,
+    load_study,
+)
+from llenergymeasure.security import user_path
 
 _log = logging.getLogger(__name__)
 
@@ -19,19 +27,44 @@ def write_report(directory: Path) -> Path:
     Raises:
         PersistenceError: It holds neither, what it holds cannot be read, or the report cannot be written; names it.
     """
-    if (directory / RESULT_FILE).is_file():
+    directory = user_path(directory)
+    if holds(directory, RESULT_FILE):
         from llenergymeasure.results.report.experiment import experiment_page
 
         page = experiment_page(load_result(directory), directory)
-    elif (directory / STUDY_FILE).is_file():
+    elif holds(directory, STUDY_FILE):
         from llenergymeasure.results.report.study import study_page
 
         page = study_page(load_study(directory), directory)
+    elif holds(directory, MANIFEST_FILE):
+        raise PersistenceError(
+            f"{directory} is a study without {STUDY_FILE}: it still runs, or was killed. Its report comes with its end "
+            f"(llem run --resume {shlex.quote(str(directory))}); those of its finished runs are in their directories."
+        )
     else:
         raise PersistenceError(f"{directory} holds neither {RESULT_FILE} nor {STUDY_FILE}: no experiment, no study.")
     path = directory / REPORT_FILE
-    write_bytes_atomically(path, page.encode("utf-8", "replace"))
+    write_page(path, page)
     return path
+
+
+def holds(directory: Path, name: str) -> bool:
+    """Whether there is such a file in a directory.
+
+    Raises:
+        PersistenceError: Nobody can look there; names the directory.
+    """
+    with naming_the_path(directory, "read"):
+        return (directory / name).is_file()
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page in one step.
+
+    Raises:
+        PersistenceError: It cannot be written; names `path`.
+    """
+    write_bytes_atomically(user_path(path), page.encode("utf-8", "replace"))
 
 
 def report_on(directory: Path) -> Path | None:
