@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -136,3 +137,22 @@ def test_a_checkpoint_that_has_changed_is_another_one(tmp_path: Path) -> None:
     assert files_identity(tmp_path) == before
     os.utime(weights, ns=(0, 0))
     assert files_identity(tmp_path) != before
+
+
+def test_a_worker_that_the_build_forked_does_not_keep_the_lock(tmp_path: Path) -> None:
+    children: list[int] = []
+
+    def forking(into: Path) -> None:
+        write(into)
+        if (child := os.fork()) == 0:
+            signal.pause()
+        children.append(child)
+
+    cached_engine(tmp_path, KEY, forking)
+    try:
+        lock = os.open(tmp_path / f"{entry_name(KEY)}.lock", os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(lock)
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)

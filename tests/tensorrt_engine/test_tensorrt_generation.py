@@ -146,3 +146,17 @@ def test_a_run_on_the_command_line_has_tokens_latencies_and_joules(newest: Tenso
     assert result["effective_config"]["tensorrt"]["engine"] == "PyTorch-based"
     assert result["total_energy_j"] > 0
     assert result["output_tokens"] == 64
+
+
+def test_it_generates_in_a_notebook_whose_loop_is_running(newest: TensorRTBench) -> None:
+    code = """
+import asyncio
+engine = get_backend("tensorrt")
+engine.load(experiment())
+async def cell():
+    return [output.output_tokens for output in engine.generate(requests(2, 3)).requests]
+counts = asyncio.run(cell())
+engine.unload()
+tell(counts)
+"""
+    assert newest.told(code) == [2, 3]

@@ -119,18 +119,25 @@ def test_what_a_version_cannot_do_is_refused_with_the_one_that_can(newest: Tenso
 
 
 def test_settings_of_both_engines_at_once_and_foreign_arguments_are_refused(builder: TensorRTBench) -> None:
-    mixed, unknown, owned = builder.told(
+    mixed, unknown, owned, parallel, doubled = builder.told(
         REFUSED.format(
             refused=[
                 {"tensorrt": {"quantization": "fp8", "torch_compile": True}},
                 {"passthrough_kwargs": {"no_such_thing": 1}},
                 {"passthrough_kwargs": {"tokenizer": "other"}},
+                {"passthrough_kwargs": {"tensor_parallel_size": 4}},  # nobody would measure three of them
+                {
+                    "passthrough_kwargs": {"scheduler_config": {}},
+                    "tensorrt": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
+                },
             ]
         )
     )
     assert mixed.startswith("tensorrt.quantization: needs an engine that is built ahead, and torch_compile the PyTorch")
     assert unknown.startswith("passthrough_kwargs.no_such_thing: TensorRT-LLM 1.2.1 has no such argument")
     assert owned == "passthrough_kwargs.tokenizer: set by model. Remove it."
+    assert parallel == "passthrough_kwargs.tensor_parallel_size: set by tensorrt.tp_size. Remove it."
+    assert doubled.startswith("passthrough_kwargs.scheduler_config: would replace {'capacity_scheduler_policy': 'MAX_U")
 
 
 def test_a_version_without_salts_reuses_no_blocks(newest: TensorRTBench) -> None:
@@ -150,11 +157,14 @@ engine.load(experiment())
 engine.generate(requests(2))
 engine.unload()
 wanted = experiment(tensorrt={"kv_cache_config": {"enable_block_reuse": True}})
-tell([run_arguments(experiment(), Path())["kv_cache_config"], list(engine.preflight(wanted))])
+passed = experiment(passthrough_kwargs={"kv_cache_config": {"free_gpu_memory_fraction": 0.5}})
+problems = [*engine.preflight(wanted), *engine.preflight(passed)]
+tell([run_arguments(experiment(), Path())["kv_cache_config"], problems])
 """
     )
     assert arguments == {"enable_block_reuse": False}
-    (problem,) = problems
+    problem, replaced = problems
+    assert replaced.startswith("passthrough_kwargs.kv_cache_config: would replace {'enable_block_reuse': False}")
     assert problem.startswith("tensorrt.kv_cache_config.enable_block_reuse: TensorRT-LLM 1.4.0rc1 reuses the blocks of")
 
 
@@ -190,3 +200,15 @@ tell([asked(DecoderConfig(temperature=0)), asked(decoder), run_arguments(config,
     assert [(it["temperature"], it["top_k"], it["top_p"], it["min_p"]) for it in sampled] == [(0.5, 7, 0.9, 0.1)] * 2
     assert sampled[0]["seed"] != sampled[1]["seed"]
     assert sampler == "TRTLLMSampler"
+
+
+def test_a_drafter_that_only_passes_through_is_told_by_its_class(newest: TensorRTBench) -> None:
+    found = newest.told(
+        """
+from types import SimpleNamespace
+from llenergymeasure.core.backends.tensorrt.engine import READ_BACK
+class UserProvidedDecodingConfig: max_draft_len = 3
+tell(READ_BACK["speculative_config"](SimpleNamespace(speculative_config=UserProvidedDecodingConfig())))
+"""
+    )
+    assert (found["decoding_type"], found["max_draft_len"]) == ("UserProvidedDecodingConfig", 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -159,3 +160,36 @@ def test_steady_power_by_hand() -> None:
     fused = fuse_energy(before, after, samples, 1.0, 2.05, sensor)
     assert fused.energy_j == pytest.approx(105.0, abs=0.2)
     assert fused.half_width_j < 0.6
+
+
+def _reads(*seen: tuple[float, float]) -> list[CounterRead]:
+    return [CounterRead(time_s, time_s + 1e-5, energy_j) for time_s, energy_j in seen]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param([(0.0, 100.0), (0.01, 130.0)], [(0.0101, 130.0), (0.11, 160.0)], id="steps on both sides"),
+        pytest.param([(0.0, 100.0), (0.01, 130.0)], [(0.0101, 130.0), (0.02, 130.0)], id="a step before"),
+        pytest.param([(0.0, 130.0), (0.01, 130.0)], [(0.0101, 130.0), (0.02, 160.0)], id="a step after"),
+    ],
+)
+@pytest.mark.parametrize("power_w", [(300.0, 300.0), (60.0, 700.0)])
+@pytest.mark.parametrize("window_s", [1e-6, 3e-5])
+def test_a_window_that_is_too_short_for_the_counter_is_refused_or_told_with_a_half_width(
+    before: list[tuple[float, float]], after: list[tuple[float, float]], power_w: tuple[float, float], window_s: float
+) -> None:
+    """Never 0 J or less, and never a half-width below 0."""
+    start_s = 0.01003
+    samples = [(start_s - 0.02, power_w[0]), (start_s - 0.01, power_w[1]), (start_s + 0.09, power_w[0])]
+    reads, sensor = (_reads(*before), _reads(*after)), SensorDescription(0.1, 0.001)
+    with suppress(CounterError):
+        fused = fuse_energy(*reads, samples, start_s, start_s + window_s, sensor)
+        assert fused.energy_j > 0
+        assert fused.half_width_j > 0
+
+
+def test_a_counter_that_did_not_move_within_a_short_window_tells_no_energy_of_it() -> None:
+    before, after = _reads((0.0, 130.0), (0.01, 130.0)), _reads((0.0101, 130.0), (0.02, 160.0))
+    with pytest.raises(CounterError, match="cannot tell the energy of a window"):
+        fuse_energy(before, after, [], 0.01002, 0.01005, SensorDescription(0.1, 0.001))

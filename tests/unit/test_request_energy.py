@@ -71,6 +71,12 @@ def test_a_row_that_ends_early_gets_less_and_a_long_prompt_more() -> None:
     assert shares == pytest.approx([2250.0 + 1500.0, 750.0 + 1500.0], rel=0.01)
 
 
+def test_input_that_a_cache_held_weighs_nothing() -> None:
+    computed, held = request(0.0, 10.0, 20.0), replace(request(0.0, 10.0, 20.0), cached_tokens=75)
+    shares = share_energy([computed, held], at_300_w(), None).energy_j
+    assert shares == pytest.approx([2400.0 + 1500.0, 600.0 + 1500.0], rel=0.01)
+
+
 def test_prefill_beside_decoding_is_weighed_by_the_runs_own_joules_per_token() -> None:
     decoding = request(0.0, 0.0, 20.0, tokens=21)  # one token a second
     prefilling = request(10.0, 20.0, 20.0, tokens=1, input_tokens=100)  # ten tokens a second

@@ -211,6 +211,36 @@ def test_a_step_that_gave_nobody_a_token_takes_no_time() -> None:
     ]
 
 
+@pytest.mark.parametrize("stray_s", [-30.0, 30.0], ids=["of the batch before", "after the last text"])
+def test_a_step_that_is_told_outside_the_window_takes_part_in_nothing(stray_s: float) -> None:
+    """An engine in a process of its own tells of the step that it had begun too late to be asked for."""
+    engine, alone = ContinuousBatching(places=2, budget=4096), ContinuousBatching(places=2, budget=4096)
+    rows = [Row(600, 100), Row(300, 60), Row(200, 80)]
+    if stray_s < 0:
+        engine.log.add(stray_s, 2, 0, 2)
+    engine.run(rows)
+    if stray_s > 0:
+        engine.log.add(engine.now_s + stray_s, 2, 0, 2)
+    outputs, energy = [row.output() for row in rows], metered(engine)
+    alone.run([Row(row.prompt, row.texts) for row in rows])
+    shares = share_energy(outputs, energy, known(alone.log), engine.log)
+    assert shares == share_energy(outputs, energy, known(alone.log), alone.log)
+    assert shares.energy_j is not None
+    assert phase_breakdown(outputs, energy, engine.log) == phase_breakdown(outputs, energy, alone.log)
+    assert full_batch_interval(outputs, engine.log) == full_batch_interval(outputs, alone.log)
+
+
+def test_a_batch_that_grows_again_once_it_can_no_longer_be_kept_full_is_not_the_full_one() -> None:
+    """Requests that were pushed out come back while the first of the others has ended."""
+    outputs = [
+        RequestOutput(0, 9, (7,) * 4, "length", 0.0, [1.0, 2.0, end_s - 1.0, end_s]) for end_s in (4.0, 9.0, 9.0)
+    ]
+    log = StepLog()
+    for ended_s, requests in ((1.0, 2), (2.0, 2), (3.0, 2), (4.0, 2), (8.0, 3), (9.0, 3)):
+        log.add(ended_s, requests, 0, requests)
+    assert full_batch_interval(outputs, log) == (0.0, 4.0)
+
+
 def test_phases_and_the_full_batch_are_those_of_the_steps() -> None:
     """A request that is taken up half a step ahead is in prefill, and in the batch, once its step begins."""
     engine = ContinuousBatching(places=2, budget=4096, ahead=True)

@@ -168,6 +168,13 @@ def test_processes_on_their_own_gpus_count_the_machine_once() -> None:
         (lambda energy: replace(energy, method=None), "its method is None and must be one of hardware_counter"),
         (lambda energy: replace(energy, scope="rack"), "its scope is 'rack' and must be one of gpu"),
         (lambda energy: replace(energy, per_gpu_j={"GPU-0": -1.0}), "it gave -1.0 J for GPU-0"),
+        (lambda energy: replace(energy, cpu_j=math.inf), "it gave inf J for cpu_j"),
+        (lambda energy: replace(energy, total_j="500 J"), "its figures are not understood: TypeError"),
+        (lambda energy: replace(energy, components=(0.5,)), "its figures are not understood: AttributeError"),
+        (
+            lambda energy: replace(energy, components=(RESOLUTION.model_copy(update={"half_width_j": -0.5}),)),
+            "it states a half-width of -0.5 J",
+        ),
         (lambda energy: replace(energy, end_s=energy.end_s + 1.0), "did not end now"),
         (lambda energy: replace(energy, start_s=energy.start_s - 1.0), "did not end now"),
         (lambda energy: 500.0, "it gave float, no EnergyMeasurement"),

@@ -151,7 +151,7 @@ def stretches(seen: Observations) -> dict[str, list[Span]]:
     whole = energy.start_s, energy.end_s
     told = {"counted": [slice_limits(seen.config.measurement, seen.window) or whole]}
     if outputs and all(output.token_times_s for output in outputs):
-        prefill, decode = phase_spans(outputs, whole)
+        prefill, decode = phase_spans(outputs, whole, seen.window.steps)
         told |= {"prefill": prefill, "decode": decode}
     finest_s = energy.duration_sec / FINEST_STRETCHES
 

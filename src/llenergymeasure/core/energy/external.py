@@ -103,7 +103,10 @@ class ExternalMeter:
         if energy.start_s != handle.start_s or not asked_s <= energy.end_s <= self._clock.now():
             energy.close()
             return self._unmeasured(handle.start_s, asked_s, "the window that it closed did not end now")
-        problem = next(problems(energy), None)
+        try:
+            problem = next(problems(energy), None)
+        except Exception as error:  # noqa: BLE001 (fields that hold something else than they declare)
+            problem = str(_failed("its figures are not understood", error))
         if problem is not None:
             energy.close()
             return self._unmeasured(energy.start_s, energy.end_s, problem, energy.notes)
@@ -150,9 +153,13 @@ def problems(energy: EnergyMeasurement) -> Iterator[str]:
     for name, value, known in (("method", energy.method, EnergyMethod), ("scope", energy.scope, EnergyScope)):
         if value not in get_args(known):
             yield f"its {name} is {value!r} and must be one of {', '.join(get_args(known))}"
-    for device, joules in energy.per_gpu_j.items():
+    beside = {"cpu_j": energy.cpu_j, "dram_j": energy.dram_j}
+    for device, joules in (*energy.per_gpu_j.items(), *beside.items()):
         if joules is not None and not (math.isfinite(joules) and joules >= 0):
             yield f"it gave {joules} J for {device}"
+    for part in energy.components:
+        if not (math.isfinite(part.half_width_j) and part.half_width_j >= 0):
+            yield f"it states a half-width of {part.half_width_j} J"
 
 
 def external_meter(name: str, devices: Sequence[DeviceId], clock: Clock, options: MeterOptions) -> ExternalMeter:

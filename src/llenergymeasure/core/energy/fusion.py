@@ -135,7 +135,8 @@ def fuse_energy(
         samples: In order of time, those just outside the window included.
 
     Raises:
-        CounterError: The counter went backwards, stood still, or was not read on both sides.
+        CounterError: The counter went backwards, stood still, was not read on both sides, or is too coarse for so short
+            a window.
     """
     plain_j = plain_counter_energy(before, after)
     known = [(t, w) for t, w in samples if math.isfinite(w)]
@@ -145,14 +146,22 @@ def fuse_energy(
         side, watched = ("before", before) if start_step is None else ("after", after)
         peak_w = max((w for t, w in known if start_s <= t <= end_s), default=0.0)
         watched_s = watched[-1].answered_s - watched[0].asked_s
+        _require_energy(plain_j, end_s - start_s)
         half_width_j = _plain_half_width(before[-1], after[0], watched_s, peak_w, start_s, end_s, sensor)
         return FusedEnergy(plain_j, half_width_j, f"no step of the counter was found {side} the window")
     anywhere_w = _range_of(w for _, w in known)
     start_j, start_half_j = _total_at_start(start_step, start_s, anywhere_w, sensor)
     edge = _edge(start_step, end_step, after[0], end_s, sensor)
     end_j, end_half_j = _total_at_end(edge, _beliefs(known, anywhere_w, edge, start_s, end_s, sensor))
+    _require_energy(end_j - start_j, end_s - start_s)
     ripple_j = _ripple_j(anywhere_w, (end_j - start_j) / max(end_s - start_s, 1e-9), sensor)
     return FusedEnergy(end_j - start_j, end_half_j + start_half_j + ripple_j + COUNTER_RESOLUTION_J)
+
+
+def _require_energy(energy_j: float, window_s: float) -> None:
+    """Nothing runs on 0 J or less: a window of which the counter says so is shorter than it can tell."""
+    if energy_j <= 0.0:
+        raise CounterError(f"the energy counter cannot tell the energy of a window of {1000 * window_s:.3g} ms")
 
 
 def _plain_half_width(

@@ -139,12 +139,13 @@ class TracedWindow:
             if metered_j is None:  # a meter that tells the sum only
                 metered_j = energy.total_j * traced_j[device] / math.fsum(traced_j.values())
             self._traces[device] = _Trace(*stepped, sampling, lag_s, metered_j, _sees_more(energy, device))
+        self._whole_j = {device: trace.traced_j([self._window]) for device, trace in self._traces.items()}
 
     def part(self, spans: Sequence[Span]) -> PartEnergy:
         """Energy of some stretches of the window together; inside it, in order and without overlaps."""
         traced_j = {device: trace.traced_j(spans) for device, trace in self._traces.items()}
-        whole_j = {device: trace.traced_j([self._window]) for device, trace in self._traces.items()}
-        shares = {device: traced_j[device] / whole_j[device] for device in self._traces}
+        # A part is no more than the whole, whatever the rounding of both.
+        shares = {device: min(1.0, traced_j[device] / self._whole_j[device]) for device in self._traces}
         per_device_j = {device: shares[device] * trace.metered_j for device, trace in self._traces.items()}
         return PartEnergy(
             total_j=math.fsum(per_device_j.values()),
@@ -155,7 +156,7 @@ class TracedWindow:
 
     def split(self, instants_s: Sequence[float]) -> list[float]:
         """Energy of each gap between neighbours of some instants of the window, in joules by the meter."""
-        scales = [(trace, trace.metered_j / trace.traced_j([self._window])) for trace in self._traces.values()]
+        scales = [(trace, trace.metered_j / self._whole_j[device]) for device, trace in self._traces.items()]
         return [math.fsum(scale * trace.traced_j([gap]) for trace, scale in scales) for gap in pairwise(instants_s)]
 
     def _budget(self, device: DeviceId, spans: Sequence[Span], share: float) -> tuple[BudgetComponent, ...]:
@@ -168,7 +169,11 @@ class TracedWindow:
             if component.kind not in ("sampling", "aliasing")  # of the whole trace; the part has its own
         ]
         trace = self._traces[device]
-        cut = trace.cutting_errors(spans, self._window) if trace.sees_more else trace.errors(spans)
+        if trace.sees_more:
+            rest = without([self._window], spans)
+            cut = trace.cutting_errors(spans, rest, share, trace.metered_j / self._whole_j[device])
+        else:
+            cut = trace.errors(spans)
         return sum_budgets([shrunk, cut])
 
 
@@ -259,12 +264,18 @@ class _Trace:
         misplaced_s = self.sampling.unknown_lag_s
         return trace_components(self.times_s, self.power_w, self._shown(spans), self.sampling, misplaced_s)
 
-    def cutting_errors(self, spans: Sequence[Span], window: Span) -> tuple[BudgetComponent, ...]:
-        """Errors of the ratio T(part) / T(whole), in joules by the meter."""
-        whole_j = self.traced_j([window])
-        scale, share = self.metered_j / whole_j, self.traced_j(spans) / whole_j
+    def cutting_errors(
+        self, spans: Sequence[Span], rest: Sequence[Span], share: float, scale: float
+    ) -> tuple[BudgetComponent, ...]:
+        """Errors of the ratio T(part) / T(whole), in joules by the meter.
+
+        Args:
+            rest: What the window has besides `spans`.
+            share: T(part) / T(whole), 0..1.
+            scale: Joules by the meter for each joule of the trace.
+        """
         cut = []
-        for own, other in zip(self.errors(spans), self.errors(without([window], spans)), strict=True):
+        for own, other in zip(self.errors(spans), self.errors(rest), strict=True):
             if own.kind == "aliasing":  # the same error again and again, inside and outside: it cancels
                 continue
             own_j, other_j = (1.0 - share) * own.half_width_j, share * other.half_width_j

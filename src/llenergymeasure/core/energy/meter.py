@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.rapl import HostEnergy, RaplReader, find_domains
+from llenergymeasure.core.energy.powercap import find_domains
+from llenergymeasure.core.energy.rapl import HostEnergy, RaplReader
 from llenergymeasure.core.energy.sampler import DeviceReader, PowerSampler
 from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle

@@ -1,11 +1,10 @@
-"""Energy of CPU packages and memory from RAPL, the processor's own counters, as Linux shows them in its powercap tree.
+"""Energy of CPU packages and memory from RAPL, the processor's own counters, as powercap.py finds them.
 
 Counters wrap (after minutes to hours at full power) and are therefore read often enough, by a sampler, to see every
-wrap; a step that no processor could draw in its time is a counter that was reset or jumped, and gives no joules. What
-is counted: each package once, whatever driver shows it (`intel-rapl:0` and `intel-rapl-mmio:0` may be the same
-package), and its `dram` domain. `psys` (the whole platform) and the parts of a package are left out: they would count
-the same joules twice. So would the dies of a package that each show the counter of the whole: whether two counters are
-one is told from their readings, since names do not tell.
+wrap; one that was not, and a step that no processor could draw in its time (a counter that was reset or jumped), gives
+no joules. A counter that was seen to stand still between its steps may be as late at the window's edges, which is told
+and part of the uncertainty. The dies of a package may each show the counter of the whole, whose joules would count
+twice: whether two counters are one is told from their readings, since names do not tell.
 
     die 0     o------o------o          read in turn, twice: of one counter, each reading lies between those
     die 1        o------o------o       before and after it; two counters that have always done so are one
@@ -13,16 +12,16 @@ one is told from their readings, since names do not tell.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.powercap import LATE_S, MAX_PACKAGE_POWER_W, Kind, RaplDomain, find_domains
 from llenergymeasure.core.energy.telemetry import Telemetry, TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE
@@ -30,20 +29,11 @@ from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
-MAX_PACKAGE_POWER_W: Final = 2000.0
-"""More than any package draws; with a counter's range it says how soon the counter can wrap."""
-
 READS_PER_WRAP: Final = 4
 """Readings taken at least between two wraps at that power."""
 
 UPDATE_S: Final = 0.001
 """Time between two updates of the counters (Intel SDM vol. 3B, "RAPL interfaces")."""
-
-LATE_S: Final = 0.1
-"""By how much the time between two readings may be longer than it was found to be: a busy machine reads late."""
-
-ABSURD_FACTOR: Final = 3.0
-"""A step above this many times what the processor itself calls its limit is none: bursts reach about twice that."""
 
 MIRROR_TRIES: Final = 30
 """So often, an update apart, two counters are read around each other before they count as two, where they are hardly
@@ -55,53 +45,26 @@ NEAR_J: Final = MAX_PACKAGE_POWER_W * LATE_S
 PROOF_S: Final = 0.1
 """Length of the trial that proves availability."""
 
-Kind = Literal["package", "dram"]
-
-
-@dataclass(frozen=True, slots=True)
-class RaplDomain:
-    """One counter of the powercap tree, e.g. `package-0` or `package-0 dram`.
-
-    Args:
-        range_j: At which it wraps; `None`: not told.
-        max_power_w: More than it can count in a second.
-    """
-
-    name: str
-    kind: Kind
-    path: Path
-    range_j: float | None
-    max_power_w: float = MAX_PACKAGE_POWER_W
-
-    def read_j(self) -> float:
-        """The counter, in joules; an `EnergyError` where it cannot be read: on most systems only root may."""
-        return _read_number(self.path / "energy_uj") / 1e6
-
-    def step_j(self, earlier_j: float, later_j: float) -> float:
-        """What it counted between two readings, a wrap included; infinite where it can only have been reset."""
-        step_j = later_j - earlier_j
-        if step_j < 0:
-            step_j += -math.inf if self.range_j is None else self.range_j
-        return step_j if step_j >= 0 else math.inf
-
-    def believable_step_j(self, earlier_j: float, later_j: float, seconds: float) -> float:
-        """The same; an `EnergyError` where nothing draws so much in so many seconds."""
-        step_j = self.step_j(earlier_j, later_j)
-        if step_j > self.max_power_w * (seconds + LATE_S):
-            raise EnergyError(
-                f"the RAPL counter {self.name} went from {earlier_j:.3f} J to {later_j:.3f} J in {seconds:.3f} s, more "
-                f"than {self.max_power_w:.0f} W explain: it was reset or jumped"
-            )
-        return step_j
-
 
 @dataclass(frozen=True, slots=True)
 class HostEnergy:
-    """Joules that the host's counters have seen by some moment, one by one and together."""
+    """Joules that the host's counters have seen by some moment, one by one and together.
+
+    Args:
+        still_s: For how long, at most, each was seen not to move since the mark before, in seconds.
+    """
 
     time_s: float
     counted_j: tuple[float, ...]
     reader: RaplReader
+    still_s: tuple[float, ...]
+
+    @property
+    def late_s(self) -> float:
+        """How late a counter of a package that moves may be, by what was seen of it; 0: it moves at every reading."""
+        counters = zip(self.reader.domains, self.counted_j, self.still_s, strict=True)
+        seen_s = (still_s for domain, counted_j, still_s in counters if domain.kind == "package" and counted_j > 0)
+        return max(0.0, max(seen_s, default=0.0) - UPDATE_S)
 
     @property
     def package_j(self) -> float:
@@ -121,14 +84,20 @@ class HostEnergy:
     def since(self, earlier: HostEnergy) -> HostEnergy:
         """What flowed between two readings, at the time of the later one."""
         flowed_j = tuple(now_j - then_j for now_j, then_j in zip(self.counted_j, earlier.counted_j, strict=True))
-        return HostEnergy(self.time_s, flowed_j, self.reader)
+        return replace(self, counted_j=flowed_j)
 
     def still(self) -> Iterator[MeasurementWarning]:
-        """One warning for each package that has counted nothing while others have."""
+        """Warnings: of each package that has counted nothing while others have, and of counters that are late."""
         for domain, counted_j in self._counters():
             if domain.kind == "package" and counted_j == 0:
                 text = f"the RAPL counter {domain.name} stood still over the whole window: CPU energy lacks its joules"
                 yield MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, text)
+        if self.late_s > LATE_S:
+            text = (
+                f"a RAPL counter stood still for {self.late_s:.2g} s within the window, and moves every "
+                f"{1000 * UPDATE_S:.0f} ms otherwise: CPU energy may lack what flowed for as long"
+            )
+            yield MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, text)
 
     def _sum(self, kind: Kind) -> float:
         return math.fsum(counted_j for domain, counted_j in self._counters() if domain.kind == kind)
@@ -136,32 +105,6 @@ class HostEnergy:
     def _counters(self) -> Iterator[tuple[RaplDomain, float]]:
         """Each counter once, by all that its readings have told so far."""
         return compress(zip(self.reader.domains, self.counted_j, strict=True), self.reader.distinct())
-
-
-def find_domains(root: Path) -> tuple[RaplDomain, ...]:
-    """The packages of this machine and their memory, from the powercap tree at `root`; each by one driver only.
-
-    Raises:
-        EnergyError: There is none, or it cannot be read.
-    """
-    zones = {path.name: path for depth in ("*:*", "*/*:*", "*/*/*:*") for path in sorted(root.glob(depth))}
-    # Sorted so that of two drivers' views of one package `intel-rapl` comes before `intel-rapl-mmio`.
-    named = sorted((zone, path, _read_text(path / "name")) for zone, path in zones.items() if (path / "name").exists())
-    named.sort(key=lambda entry: "mmio" in entry[0])
-    package_of = {zone: name for zone, _path, name in named if name.startswith("package-")}
-    found: list[RaplDomain] = []
-    driver_of: dict[str, str] = {}
-    for zone, path, name in named:
-        owner = package_of.get(zone.rsplit(":", 1)[0])
-        if zone not in package_of and (name != "dram" or owner is None):
-            continue
-        kind: Kind = "package" if zone in package_of else "dram"
-        label, driver = name if kind == "package" else f"{owner} dram", zone.partition(":")[0]
-        if driver_of.setdefault(label, driver) == driver:
-            found.append(RaplDomain(label, kind, path, _range_j(path), _max_power_w(path)))
-    if not any(domain.kind == "package" for domain in found):
-        raise EnergyError(f"this machine shows no RAPL counters (nothing called package-* under {root})")
-    return tuple(found)
 
 
 class RaplReader:
@@ -180,6 +123,7 @@ class RaplReader:
         self._raw_j = self._read_all()
         self._read_s = clock.now()
         self._counted_j = [0.0] * len(self.domains)
+        self._moved_s, self._still_s = [self._read_s] * len(self.domains), [0.0] * len(self.domains)
         self._previous: HostEnergy | None = None
         self._has_told = False
         self._problem: str | None = None
@@ -196,6 +140,7 @@ class RaplReader:
             energy = self._update()
             if self._problem is not None:
                 raise EnergyError(self._problem)
+            self._moved_s, self._still_s = [energy.time_s] * len(self.domains), [0.0] * len(self.domains)
         return energy
 
     def read(self) -> Sequence[TelemetrySample]:
@@ -236,10 +181,14 @@ class RaplReader:
         self._raw_j, self._read_s = raw_j, now_s
         try:
             for i, domain in enumerate(self.domains):
-                self._counted_j[i] += domain.believable_step_j(earlier_j[i], raw_j[i], seconds)
+                step_j = domain.believable_step_j(earlier_j[i], raw_j[i], seconds)
+                self._counted_j[i] += step_j
+                if step_j > 0:
+                    self._moved_s[i] = now_s
+                self._still_s[i] = max(self._still_s[i], now_s - self._moved_s[i])
         except EnergyError as error:
             self._problem = self._problem or str(error)
-        return HostEnergy(now_s, tuple(self._counted_j), self)
+        return HostEnergy(now_s, tuple(self._counted_j), self, tuple(self._still_s))
 
     def _read_all(self) -> list[float]:
         """Read all counters, and find out which of those that were alike until now are two."""
@@ -319,7 +268,9 @@ class RaplStrategy:
             cpu_j=read.package_j,
             dram_j=read.dram_j,
             counter_j=read.total_j,
-            components=_error_budget(read.total_j, end_s - start_s, self._options.power_gain_uncertainty_pct),
+            components=_error_budget(
+                read.total_j, end_s - start_s, read.late_s, self._options.power_gain_uncertainty_pct
+            ),
             notes=tuple(read.still()),
         )
 
@@ -328,7 +279,10 @@ class RaplStrategy:
         return ()
 
 
-def _error_budget(total_j: float, duration_s: float, gain_pct: float) -> tuple[BudgetComponent, BudgetComponent]:
+def _error_budget(
+    total_j: float, duration_s: float, late_s: float, gain_pct: float
+) -> tuple[BudgetComponent, BudgetComponent]:
+    missed_j = late_s * total_j / max(duration_s - late_s, UPDATE_S)
     return (
         BudgetComponent(
             name="gain",
@@ -339,43 +293,7 @@ def _error_budget(total_j: float, duration_s: float, gain_pct: float) -> tuple[B
         BudgetComponent(
             name="counter",
             kind="counter_resolution",
-            half_width_j=2 * UPDATE_S * total_j / max(duration_s, UPDATE_S),
-            note="one counter update at each edge of the window",
+            half_width_j=2 * UPDATE_S * total_j / max(duration_s, UPDATE_S) + missed_j,
+            note="one counter update at each edge of the window, and for how long the counter was seen to be late",
         ),
     )
-
-
-def _range_j(zone: Path) -> float | None:
-    """`None` for 0 as well, which says as little."""
-    range_uj = _read_number(zone / "max_energy_range_uj")
-    return range_uj / 1e6 if range_uj > 0 else None
-
-
-def _max_power_w(zone: Path) -> float:
-    """By the limits that the processor has and is set to, where the tree shows them."""
-    limits_w = []
-    for path in (*zone.glob("constraint_*_max_power_uw"), *zone.glob("constraint_*_power_limit_uw")):
-        with contextlib.suppress(EnergyError):  # not every constraint has a limit to show
-            limits_w.append(_read_number(path) / 1e6)
-    highest_w = max(limits_w, default=0.0)
-    return min(MAX_PACKAGE_POWER_W, ABSURD_FACTOR * highest_w) if highest_w > 0 else MAX_PACKAGE_POWER_W
-
-
-def _read_number(path: Path) -> int:
-    text = _read_text(path)
-    try:
-        return int(text)
-    except ValueError as error:
-        raise EnergyError(f"{path} holds {text!r} where a number is expected") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except PermissionError as error:
-        raise EnergyError(
-            f"{path} may not be read by this user. Allow it until the next boot with: "
-            f"sudo chmod a+r {path.parent.parent}/*/energy_uj {path.parent.parent}/*/*/energy_uj"
-        ) from error
-    except OSError as error:
-        raise EnergyError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -26,7 +26,8 @@ def without(spans: Sequence[Span], holes: Sequence[Span]) -> list[Span]:
     ends = [end_s for _, end_s in holes]
     for start_s, end_s in spans:
         left_s = start_s
-        for hole_start_s, hole_end_s in holes[bisect_right(ends, start_s) :]:
+        for index in range(bisect_right(ends, start_s), len(holes)):
+            hole_start_s, hole_end_s = holes[index]
             if hole_start_s >= end_s:
                 break
             if hole_start_s > left_s:

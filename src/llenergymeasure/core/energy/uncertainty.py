@@ -242,7 +242,7 @@ def _unseen_share(averages_per_step: float) -> float:
 
 
 def _mean_step_s(times: Sequence[float]) -> float:
-    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else math.inf
+    return (times[-1] - times[0]) / (len(times) - 1) if times and times[-1] > times[0] else math.inf
 
 
 def _repeats(power: Sequence[float], longest: int) -> int:

@@ -103,8 +103,11 @@ def full_batch_interval(outputs: Sequence[RequestOutput], steps: StepLog | None 
     ends_s = sorted(output.token_times_s[-1] for output in outputs if output.token_times_s is not None)
     drained_s = ends_s[bisect_right(ends_s, starts_s[-1])]
     if steps is not None:
+        spans = step_spans(steps, outputs)
         running = [
-            (start_s, step.requests) for (start_s, _), step in zip(step_spans(steps, outputs), steps, strict=True)
+            (start_s, step.requests)
+            for (start_s, end_s), step in zip(spans, steps, strict=True)
+            if start_s < min(end_s, drained_s)
         ]
     else:
         running = _running(starts_s, ends_s)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
@@ -157,15 +157,18 @@ def _prefill_tokens(outputs: Sequence[RequestOutput], window: Span) -> int:
 
 
 def _decode_tokens(outputs: Sequence[RequestOutput], decode: Sequence[Span]) -> int:
-    """Tokens after each request's first that appeared in a decode stretch."""
-    starts = [start_s for start_s, _ in decode]
+    """Tokens after each request's first that appeared in a decode stretch.
 
-    def made_in_one(time_s: float) -> bool:
-        """Whether it lies in (start, end] of a stretch: the step that made the token ran before it appeared."""
-        index = bisect_left(starts, time_s) - 1
-        return index >= 0 and time_s <= decode[index][1]
-
-    return sum(made_in_one(time_s) for output in outputs for time_s in _times(output)[1:])
+    They lie in (start, end] of it: the step that made a token ran before that appeared.
+    """
+    ends_s, tokens = [end_s for _, end_s in decode], 0
+    for times_s in map(_times, outputs):
+        for index in range(bisect_left(ends_s, times_s[0]), len(decode)):
+            start_s, end_s = decode[index]
+            if start_s >= times_s[-1]:
+                break
+            tokens += bisect_right(times_s, end_s, 1) - bisect_right(times_s, start_s, 1)
+    return tokens
 
 
 def _times(output: RequestOutput) -> Sequence[float]:

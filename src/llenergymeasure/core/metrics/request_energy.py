@@ -19,6 +19,7 @@ from llenergymeasure.core.energy.integrate import PartUnknownError, TracedWindow
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.metrics.latency import MIN_SAMPLES_PER_STRETCH, typical_stretch_s
 from llenergymeasure.core.metrics.share_rules import BySteps, ByTimes, Life, Rule, TokenWeights
+from llenergymeasure.core.metrics.step_spans import step_spans
 from llenergymeasure.domain.energy import comparative_half_width
 from llenergymeasure.domain.metrics import PhaseBreakdown
 
@@ -87,12 +88,14 @@ def _none(reason: str) -> RequestShares:
 
 
 def _rule(lives: Sequence[Life], steps: StepLog | None) -> Rule:
-    """By steps where all tokens are there at the ends of some."""
+    """By steps where all tokens are there at the ends of some; those without a length gave nobody any."""
     if steps is None:
         return ByTimes(lives)
-    ends_s = {step.ended_s for step in steps}
+    all_spans = step_spans(steps, [life.output for life in lives])
+    ran = [(step, span) for step, span in zip(steps, all_spans, strict=True) if span[0] < span[1]]
+    ends_s = {step.ended_s for step, _ in ran}
     told = all(ends_s.issuperset(life.output.token_times_s or ()) for life in lives)
-    return BySteps(lives, steps) if told else ByTimes(lives)
+    return BySteps(lives, [step for step, _ in ran], [span for _, span in ran]) if told else ByTimes(lives)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,8 @@ from itertools import accumulate
 from typing import Protocol
 
 from llenergymeasure.core.backends.protocol import RequestOutput
-from llenergymeasure.core.backends.steps import EngineStep, StepLog
+from llenergymeasure.core.backends.steps import EngineStep
 from llenergymeasure.core.energy.spans import Span
-from llenergymeasure.core.metrics.step_spans import step_spans
 from llenergymeasure.domain.metrics import PhaseBreakdown
 
 
@@ -50,6 +49,11 @@ class Life:
     def duration_s(self) -> float:
         """From its start to its last token."""
         return self.ended_s - self.started_s
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Input tokens that were computed for it: those that a cache of prefixes held were not."""
+        return self.output.input_tokens - self.output.cached_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,9 @@ class ByTimes:
 
     def tokens(self, phases: PhaseBreakdown) -> tuple[int, int]:
         """See `Rule.tokens`."""
-        return phases.prefill.tokens if phases.prefill else 0, phases.decode.tokens if phases.decode else 0
+        cached = sum(life.output.cached_tokens for life in self._lives)
+        prefill, decode = phases.prefill, phases.decode
+        return prefill.tokens - cached if prefill else 0, decode.tokens if decode else 0
 
     def instants_s(self) -> set[float]:
         """See `Rule.instants_s`."""
@@ -132,7 +138,7 @@ def _powers_w(life: Life, weights: TokenWeights) -> tuple[float, float]:
     prefill_s, decode_s = life.first_s - life.started_s, life.ended_s - life.first_s
     further = life.output.output_tokens - 1
     return (
-        weights.prefill_j * life.output.input_tokens / prefill_s if prefill_s > 0 else 0.0,
+        weights.prefill_j * life.prefill_tokens / prefill_s if prefill_s > 0 else 0.0,
         weights.decode_j * further / decode_s if decode_s > 0 else 0.0,
     )
 
@@ -154,12 +160,23 @@ def _with_idle(shares_j: array[float], idle_j: float, lives: Sequence[Life]) -> 
 
 
 class BySteps:
-    """The rule for an engine that tells its steps, at whose ends all tokens of `lives` are there."""
+    """The rule for an engine that tells its steps, at whose ends all tokens of `lives` are there.
 
-    def __init__(self, lives: Sequence[Life], log: StepLog) -> None:
+    Args:
+        spans: When each of the steps ran.
+    """
+
+    def __init__(self, lives: Sequence[Life], steps: Sequence[EngineStep], spans: Sequence[Span]) -> None:
         self._lives = lives
-        self._steps = list(log)
-        self._spans: list[Span] = step_spans(log, [life.output for life in lives])
+        self._steps = steps
+        self._spans = spans
+        self._prefills, self._decodes = list(_prefills(lives, self._steps)), list(_decodes(lives, self._steps))
+        self._known, self._rows = [0] * len(self._steps), [0] * len(self._steps)
+        for place, _, tokens in self._prefills:
+            self._known[place] += tokens
+        for places in self._decodes:
+            for place in places:
+                self._rows[place] += 1
 
     def is_mixed(self) -> bool:
         """Whether some step computes tokens of both kinds."""
@@ -178,33 +195,25 @@ class BySteps:
 
     def shares(self, instants_s: Sequence[float], gaps_j: Sequence[float], weights: TokenWeights) -> array[float]:
         """Each step by itself: its prefill by tokens, its decode by requests, which it computes alike."""
-        prefills = list(_prefills(self._lives, self._steps))
-        known, decoding = [0] * len(self._steps), [0] * len(self._steps)
-        for place, _, tokens in prefills:
-            known[place] += tokens
-        decodes = list(_decodes(self._lives, self._steps))
-        for places in decodes:
-            for place in places:
-                decoding[place] += 1
         steps_j = self._steps_j(instants_s, gaps_j)
         per_token, per_row = array("d"), array("d")
         shared: list[float] = []
-        for step, step_j, tokens, rows in zip(self._steps, steps_j, known, decoding, strict=True):
+        for step, step_j, tokens, rows in zip(self._steps, steps_j, self._known, self._rows, strict=True):
             prefill = weights.prefill_j * step.prefill_tokens if tokens else 0.0
             decode = weights.decode_j * step.decode_tokens if rows else 0.0
             scale = step_j / (prefill + decode) if prefill + decode > 0 else 0.0
             per_token.append(scale * prefill / tokens if tokens else 0.0)
             per_row.append(scale * decode / rows if rows else 0.0)
             shared.append(step_j if scale else 0.0)
-        shares_j = array("d", (math.fsum(per_row[place] for place in places) for places in decodes))
-        for place, request, tokens in prefills:
+        shares_j = array("d", (math.fsum(per_row[place] for place in places) for places in self._decodes))
+        for place, request, tokens in self._prefills:
             shares_j[request] += per_token[place] * tokens
         return _with_idle(shares_j, math.fsum((*gaps_j, *(-step_j for step_j in shared))), self._lives)
 
     def _steps_j(self, instants_s: Sequence[float], gaps_j: Sequence[float]) -> list[float]:
         """Energy of each step, which is that of the gap before its end."""
         before = dict(zip(instants_s[1:], gaps_j, strict=True))
-        return [before[end_s] if start_s < end_s else 0.0 for start_s, end_s in self._spans]
+        return [before[end_s] for _, end_s in self._spans]
 
 
 def _prefills(lives: Sequence[Life], steps: Sequence[EngineStep]) -> Iterator[tuple[int, int, int]]:
@@ -214,7 +223,7 @@ def _prefills(lives: Sequence[Life], steps: Sequence[EngineStep]) -> Iterator[tu
     that have their first tokens next: engines fill a step in the order in which they took the requests up.
     """
     order = sorted(range(len(lives)), key=lambda each: (lives[each].first_s, lives[each].started_s))
-    owed = [life.output.input_tokens - life.output.cached_tokens for life in lives]
+    owed = [life.prefill_tokens for life in lives]
     begun = 0
     for index, step in enumerate(steps):
         left, position = step.prefill_tokens, begun
@@ -232,8 +241,9 @@ def _prefills(lives: Sequence[Life], steps: Sequence[EngineStep]) -> Iterator[tu
             begun += is_last
 
 
-def _decodes(lives: Sequence[Life], steps: Sequence[EngineStep]) -> Iterator[list[int]]:
+def _decodes(lives: Sequence[Life], steps: Sequence[EngineStep]) -> Iterator[array[int]]:
     """Of each request, the steps that gave it tokens after its first."""
     place = {step.ended_s: index for index, step in enumerate(steps)}
     for life in lives:
-        yield sorted({place[time_s] for time_s in life.output.token_times_s or () if time_s > life.first_s})
+        later_s = dict.fromkeys(time_s for time_s in life.output.token_times_s or () if time_s > life.first_s)
+        yield array("i", map(place.__getitem__, later_s))

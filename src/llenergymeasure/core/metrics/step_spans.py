@@ -15,7 +15,7 @@ def step_spans(steps: StepLog, outputs: Sequence[RequestOutput]) -> list[Span]:
 
     A step follows the one before it where some request was being served when that ended; otherwise it starts with the
     first request that started since. One that gave nobody a token (begun before the end of a text was known) after all
-    others are served has no length.
+    others are served has no length; an engine in a process of its own may tell of one from before the window.
     """
     starts_s = sorted(output.started_s for output in outputs)
     ends_s = sorted(output.token_times_s[-1] for output in outputs if output.token_times_s)

@@ -11,8 +11,10 @@ import asyncio
 import time
 from array import array
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from llenergymeasure.core.backends.protocol import FinishReason, GenerationRequest, RequestOutput
@@ -37,7 +39,20 @@ def ask(llm: Any, prompts: Sequence[tuple[list[int], Any]], salt: dict[str, str]
     Args:
         salt: `cache_salt`, or nothing where the version has no such argument.
     """
-    return asyncio.run(_ask(llm, prompts, salt, clock))
+    asked = partial(asyncio.run, _ask(llm, prompts, salt, clock))
+    if not _runs_a_loop():
+        return asked()
+    with ThreadPoolExecutor(max_workers=1) as beside:  # a notebook: this thread's loop waits for this very call
+        return beside.submit(asked).result()
+
+
+def _runs_a_loop() -> bool:
+    """Whether this thread is in the middle of an event loop, where no other one can run."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _ask(llm: Any, prompts: Sequence[tuple[list[int], Any]], salt: dict[str, str], clock: Clock) -> list[Answer]:

@@ -54,6 +54,9 @@ OWNED_ARGUMENTS: Final[Mapping[str, str]] = {
     "stream_interval": "nothing (every token is timed)",
     "lora_config": "nothing (merge the adapter into the weights)",
     "enable_lora": "nothing (merge the adapter into the weights)",
+    "tensor_parallel_size": "tensorrt.tp_size",
+    "pipeline_parallel_size": "tensorrt.pp_size",
+    "context_parallel_size": "nothing (meters follow tensorrt.tp_size × pp_size GPUs)",
 }
 """Arguments of `LLM` that passthrough_kwargs may not set, and what sets them instead."""
 
@@ -133,6 +136,11 @@ def run_arguments(config: ExperimentConfig, model: Path) -> dict[str, Any]:
     Args:
         model: Directory of the checkpoint, or of the engine that was built from it.
     """
+    return {**own_arguments(config, model), **(config.passthrough_kwargs or {})}
+
+
+def own_arguments(config: ExperimentConfig, model: Path) -> dict[str, Any]:
+    """The same without what is passed through."""
     section = section_of(config)
     built = needs_build(config)
     dumped = section.model_dump(exclude_none=True)
@@ -148,7 +156,7 @@ def run_arguments(config: ExperimentConfig, model: Path) -> dict[str, Any]:
         arguments["kv_cache_config"] = {"enable_block_reuse": False, **arguments.get("kv_cache_config", {})}
     if not built:
         arguments |= _graphs(section) | _of_pytorch(config)
-    return {**arguments, **(config.passthrough_kwargs or {})}
+    return arguments
 
 
 def _common(config: ExperimentConfig, model: Path) -> dict[str, Any]:
@@ -272,7 +280,8 @@ def _drafting_found(arguments: Any) -> dict[str, Any] | None:
     if found is None:
         return None
     drafter = next((value for name in _DRAFTER_FIELDS if (value := getattr(found, name, None)) is not None), None)
-    kind = next(kind for kind, names in _DRAFTING.items() if type(found).__name__ in names)
+    name = type(found).__name__
+    kind = next((kind for kind, names in _DRAFTING.items() if name in names), name)
     names = ("max_draft_len", "max_matching_ngram_size")
     return {
         "decoding_type": kind,

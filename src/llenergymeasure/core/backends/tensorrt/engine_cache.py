@@ -134,4 +134,5 @@ def _locked(path: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a worker that was forked meanwhile still has it open
         os.close(descriptor)

@@ -18,7 +18,7 @@ from llenergymeasure.core.backends.tensorrt.engine import (
     given_fields,
     has_salts,
     known_arguments,
-    run_arguments,
+    own_arguments,
     section_of,
 )
 from llenergymeasure.core.gpu.driver import DeviceId
@@ -100,14 +100,19 @@ def _generations_agree(config: ExperimentConfig, version: str) -> Iterator[str]:
 
 
 def _arguments_are_known(config: ExperimentConfig, version: str) -> Iterator[str]:
-    known, passed = known_arguments(config), config.passthrough_kwargs or {}
+    known, passed, own = known_arguments(config), config.passthrough_kwargs or {}, own_arguments(config, Path())
     for key in passed:
         if key in OWNED_ARGUMENTS:
             yield f"passthrough_kwargs.{key}: set by {OWNED_ARGUMENTS[key]}. Remove it."
         elif key not in known:
             yield f"passthrough_kwargs.{key}: TensorRT-LLM {version} has no such argument. Correct or remove it."
-    for key in run_arguments(config, Path()):
-        if key not in known and key not in passed:
+        elif key in own:
+            yield (
+                f"passthrough_kwargs.{key}: would replace {own[key]!r}, which other settings and this version need. "
+                "Remove it, or what sets it in the tensorrt section."
+            )
+    for key in own:
+        if key not in known:
             yield f"tensorrt: TensorRT-LLM {version} does not take {key}. Remove what sets it, or use another version."
     cache = section_of(config).kv_cache_config
     if cache is not None and cache.enable_block_reuse and not has_salts(engine_class(config)):
