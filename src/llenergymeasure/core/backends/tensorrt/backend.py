@@ -103,9 +103,7 @@ class TensorRTBackend:
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
         with engine_output_logged(*LOGGERS):
-            return preflight_problems(
-                config, _gpus(), self.version(), self._model.cache_home, self._model.source, self._model.tokenizer
-            )
+            return preflight_problems(config, _gpus(), self.version(), self._model)
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""

@@ -125,10 +125,7 @@ class VLLMBackend:
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
         with engine_output_logged(*LOGGERS):
-            platform = platform_here()
-            return preflight_problems(
-                config, platform, self.version(), self._model.cache_home, self._model.source, self._model.tokenizer
-            )
+            return preflight_problems(config, platform_here(), self.version(), self._model)
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
