@@ -15,7 +15,7 @@ from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult, compute_measurement_config_hash
 from llenergymeasure.runners.job import Job, MeasuredRun
-from llenergymeasure.runners.supervise import Interrupt
+from llenergymeasure.runners.supervise import Interrupt, RunInterruptedError
 from llenergymeasure.study.plan import StudyEvent
 from llenergymeasure.study.runner import StudyHost, StudyRunner
 from result_samples import make_result
@@ -113,3 +113,14 @@ class Stage:
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
+
+    def interrupt_in(self, model: str) -> None:
+        """Have the user ask to stop while an experiment of `model` runs."""
+
+        def act(job: Job) -> ExperimentResult:
+            if job.config.model == model:
+                self.interrupt.request()
+                raise RunInterruptedError("interrupted")
+            return result_of(job.config)
+
+        self.launcher.act = act

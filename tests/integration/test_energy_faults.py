@@ -79,15 +79,6 @@ def faults_of(name: str, from_s: float, until_s: float) -> dict[str, object]:
     return {"faults": tuple(Fault(f, kind, amount, from_s, until_s) for f in functions[function])}  # type: ignore[arg-type]
 
 
-def faulty_board(counter_phase_s: float, name: str, moment: str) -> ScriptedGpu:
-    return ScriptedGpu.of(
-        "hopper",
-        waveform=constant(POWER_W),
-        counter=Counter(0.1, counter_phase_s),
-        **faults_of(name, *MOMENTS[moment]),
-    )
-
-
 NAMES = [
     *(f"{function}: {code}" for function in ("counter", "power", "all") for code in CODES),
     *(f"{function}: {code}" for function in ("field", "state") for code in ("not supported", "unknown error")),

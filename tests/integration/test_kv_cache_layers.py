@@ -37,9 +37,7 @@ LISTS = ("layer_types", "layers_block_type")
 def test_each_layer_keeps_what_transformers_keeps(family: str) -> None:
     given = FAMILIES[family]
     config = transformers.AutoConfig.for_model(family, **{**SMALL, **given})
-    as_written = {
-        name: value for name, value in config.to_dict().items() if name not in ("layer_types", "layers_block_type")
-    }
+    as_written = {name: value for name, value in config.to_dict().items() if name not in LISTS}
     found = kept_by_layer({**as_written, **given, "model_type": family})
     assert found == [kept(layer) for layer in transformers.DynamicCache(config=config).layers]
 

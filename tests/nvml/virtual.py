@@ -113,11 +113,6 @@ class Board:
         sensor = self._sensor(which)
         return math.floor(self._update(sensor, tick(t, sensor.phase_s, sensor.update_s)) * 1000.0 + 0.5) / 1000.0
 
-    def update_time_s(self, t: float, which: Literal["instant", "average"] = "instant") -> float:
-        """When the reading that shows at `t` was published."""
-        sensor = self._sensor(which)
-        return sensor.phase_s + tick(t, sensor.phase_s, sensor.update_s) * sensor.update_s
-
     def buffered_w(self, since_s: float, until_s: float) -> list[tuple[float, float]]:
         """Times and watts of what the driver's buffer took after one time and up to another; it keeps the last 120."""
         sensor = self.buffer

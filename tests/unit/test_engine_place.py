@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from llenergymeasure.core.backends.place import EnginePlace
+
 LOADING = """
 import os, subprocess, sys, time
 from llenergymeasure.core.backends.place import EnginePlace
@@ -17,7 +20,7 @@ from llenergymeasure.core.host.streams import say_stderr_is_kept
 
 if sys.argv[1] == "job":
     say_stderr_is_kept()
-place = EnginePlace()
+place = EnginePlace("an engine")
 with place.taken():
     subprocess.run(["sh", "-c", "echo ValueError: half of it is loaded >&2"])
     assert place.cause() == "ValueError: half of it is loaded"
@@ -58,11 +61,20 @@ def test_the_terminal_of_a_single_run_is_left_alone() -> None:
     assert loading("run", "ends").communicate() == ("loading\n", "")
 
 
+def test_what_a_single_run_kept_off_the_terminal_is_in_its_log(caplog: pytest.LogCaptureFixture) -> None:
+    place = EnginePlace("an engine")
+    with place.taken():
+        os.write(2, b"half of it is loaded\n")
+    with caplog.at_level(logging.INFO):
+        place.close()
+    assert caplog.messages == ["What an engine wrote to standard error:\nhalf of it is loaded\n"]
+
+
 PLACES = """
 import os
 from llenergymeasure.core.backends.place import EnginePlace
 
-place = EnginePlace(["ENGINE_SOCKETS"])
+place = EnginePlace("an engine", ["ENGINE_SOCKETS"])
 with place.taken():
     print(os.environ["ENGINE_SOCKETS"], os.environ["TMPDIR"])
 place.close()

@@ -35,8 +35,6 @@ from llenergymeasure.study.resume import load_resumable_study, locked
 
 ENTRY = ExperimentManifestEntry(config_hash="a" * 16, config_summary="a / pytorch", cycle=1)
 
-NO_ENTRIES = ["[]", "5", "null", "{}", '{"entry": 1}', '{"entry": null}', "[" * 100_000, "\xff", '{"entry": {"cyc']
-
 
 def study_of(models: int = 2, cycles: int = 2, **execution: object) -> StudyConfig:
     return StudyConfig(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,8 @@ def same_prompts(config: ExperimentConfig) -> str:
     return "a" * 64
 
 
-def stop_at(stage: Stage, model: str) -> Callable[[Job], ExperimentResult]:
-    def act(job: Job) -> ExperimentResult:
-        if job.config.model == model:
-            stage.interrupt.request()
-            raise KeyboardInterrupt
-        return result_of(job.config)
-
-    return act
-
-
 def interrupted_at(stage: Stage, study: StudyConfig, model: str) -> None:
-    stage.launcher.act = stop_at(stage, model)
+    stage.interrupt_in(model)
     with pytest.raises(KeyboardInterrupt):
         stage.runner(study).run()
 

@@ -11,7 +11,6 @@ import pytest
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.results.persistence import REPORT_FILE, load_study
 from llenergymeasure.runners.job import Job
-from llenergymeasure.runners.supervise import RunInterruptedError
 from llenergymeasure.study.manifest import load_manifest
 from llenergymeasure.study.plan import GapStarted, RunFinished
 from llenergymeasure.study.runner import StudyInterruptedError
@@ -59,13 +58,7 @@ def test_a_study_whose_reports_fail_has_every_result(stage: Stage, caplog: pytes
 
 
 def test_an_interrupted_study_has_a_summary_and_a_report_of_what_is_finished(stage: Stage) -> None:
-    def act(job: Job) -> ExperimentResult:
-        if job.config.model == "b":
-            stage.interrupt.request()
-            raise RunInterruptedError("interrupted")
-        return result_of(job.config)
-
-    stage.launcher.act = act
+    stage.interrupt_in("b")
     with pytest.raises(StudyInterruptedError):
         stage.runner(study_of("a", "b")).run()
     summary = load_study(stage.directory)

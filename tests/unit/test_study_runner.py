@@ -21,7 +21,7 @@ from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import BackendError, LLEMError, PersistenceError
 from llenergymeasure.results.persistence import load_result, load_study
 from llenergymeasure.runners.job import Job
-from llenergymeasure.runners.supervise import ChildFailedError, RunInterruptedError
+from llenergymeasure.runners.supervise import ChildFailedError
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.manifest import JOURNAL_FILE, load_manifest
 from llenergymeasure.study.plan import RunFinished, RunStarted, StudyFinished, StudyStarted, StudyWarning
@@ -147,13 +147,7 @@ def test_a_success_in_between_starts_the_count_anew(stage: Stage) -> None:
 
 
 def test_interrupt_keeps_what_is_finished_and_leaves_the_rest_pending(stage: Stage) -> None:
-    def act(job: Job) -> ExperimentResult:
-        if job.config.model == "b":
-            stage.interrupt.request()
-            raise RunInterruptedError("interrupted")
-        return result_of(job.config)
-
-    stage.launcher.act = act
+    stage.interrupt_in("b")
     with pytest.raises(StudyInterruptedError, match="1 of 3 runs are finished") as stop:
         stage.runner(study_of("a", "b", "c")).run()
     assert isinstance(stop.value, KeyboardInterrupt)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from command_line import CommandLine
+from installed_packages import InstalledPackages
 from llenergymeasure import ExperimentConfig, run_experiment
 from llenergymeasure.config.grid import expand_grid
 from llenergymeasure.config.loader import load_experiment_config
@@ -43,19 +43,11 @@ Install = Callable[..., str]
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs a package with an engine; gives its name."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
+    packages = InstalledPackages(tmp_path / "site", monkeypatch)
 
     def installed(name: str, source: str = PROVIDER) -> str:
         module = f"{name}_for_llem"
-        (site / f"{module}.py").write_text(source.replace("{name}", name))
-        info = site / f"{module}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[llenergymeasure.backends]\n{name} = {module}\n")
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.delitem(sys.modules, module, raising=False)
+        packages.add(module, source.replace("{name}", name), "backends", f"{name} = {module}")
         return name
 
     return installed

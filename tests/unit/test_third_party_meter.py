@@ -13,6 +13,7 @@ import pytest
 from command_line import CommandLine
 from energy_fakes import PowercapTree
 from fakes import ConstantMeter, VirtualClock
+from installed_packages import InstalledPackages
 from llenergymeasure import ExperimentConfig, run_experiment
 from llenergymeasure.config.loader import load_experiment_config
 from llenergymeasure.config.meters import registered_meters
@@ -49,21 +50,12 @@ Install = Callable[..., str]
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs a package with a meter of 50 W; gives the meter's name."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
+    packages = InstalledPackages(tmp_path / "site", monkeypatch)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
     def installed(name: str, source: str = METER, package: str = "", value: str = "") -> str:
         package = package or f"{name}-for-llem"
-        module = package.replace("-", "_")
-        (site / f"{module}.py").write_text(source)
-        info = site / f"{module}-1.2.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n")
-        (info / "entry_points.txt").write_text(f"[llenergymeasure.energy]\n{name} = {value or f'{module}:Meter'}\n")
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.delitem(sys.modules, module, raising=False)
+        packages.add(package, source, "energy", f"{name} = {value or package.replace('-', '_') + ':Meter'}")
         return name
 
     return installed

@@ -55,6 +55,12 @@ class TestEveryWorkflow:
         """An expression is text in the script; an environment variable is not."""
         assert "${{" not in commands(workflow)
 
+    def test_a_command_whose_output_is_piped_fails_its_step(self, workflow: Path) -> None:
+        """The runner's own shell looks at the last command of a pipe alone."""
+        shell = yaml.safe_load(workflow.read_text()).get("defaults", {}).get("run", {}).get("shell")
+        piped = re.search(r"[^|]\|[^|]", commands(workflow))
+        assert shell == "bash" or piped is None
+
     def test_every_make_target_exists(self, workflow: Path) -> None:
         called = set(re.findall(r"\bmake ([a-z][\w-]*)", commands(workflow)))
         assert called - TARGETS == set()
@@ -88,6 +94,13 @@ def test_images_are_of_the_kinds_that_can_be_built() -> None:
     assert kinds is not None
     matrix = jobs(ROOT / ".github/workflows/images.yml")["image"]["strategy"]["matrix"]["kind"]
     assert set(matrix) == set(kinds[1].split("|"))
+
+
+def test_images_are_pushed_for_a_tag_of_this_version_alone() -> None:
+    pushing = [step for step in steps(ROOT / ".github/workflows/images.yml") if "if" in step]
+    assert [step["if"] for step in pushing] == ["github.ref_type == 'tag'"] * 2
+    assert "check_release.py" in pushing[0]["run"]
+    assert "docker push" in pushing[1]["run"]
 
 
 def release(directory: Path, code: str, citation: str, changelog: str) -> Path:

@@ -23,12 +23,12 @@ from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings
 from llenergymeasure.core.warmup import Warmup
 from llenergymeasure.core.window import MeasurementSlice, Window, measurement_slice
-from llenergymeasure.datasets.types import PromptSet, PromptTokenizer
+from llenergymeasure.datasets.types import DatasetIdentity, PromptSet, PromptTokenizer
 from llenergymeasure.domain.energy import EnergyBreakdown, EnergyUncertainty, difference_pct
 from llenergymeasure.domain.environment import DatasetInfo, EnvironmentSnapshot, MeasurementBoundary
 from llenergymeasure.domain.experiment import RawProcessResult, Timestamps, compute_measurement_config_hash
 from llenergymeasure.domain.latency import RequestTimings
-from llenergymeasure.domain.metrics import ComputeMetrics, EnergyMetrics, InferenceMetrics, PhaseBreakdown
+from llenergymeasure.domain.metrics import ComputeMetrics, EnergyMetrics, FlopsResult, InferenceMetrics, PhaseBreakdown
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 MACHINE: Final = "machine"
@@ -119,35 +119,16 @@ class RecordCollector:
             backend=name,
             backend_version=version,
             effective_config=effective_config(seen.config, seen.model.settings),
-            timestamps=Timestamps(
-                start=seen.window.started_at, end=seen.window.ended_at, duration_sec=counted.duration_s
-            ),
+            timestamps=Timestamps(start=window.started_at, end=window.ended_at, duration_sec=counted.duration_s),
             measurement_methodology=counted.methodology,
-            steady_state_window=(
-                None
-                if counted.methodology == "total"
-                else (counted.start_s - seen.began_s, counted.end_s - seen.began_s)
-            ),
+            steady_state_window=(counted.start_s - seen.began_s, counted.end_s - seen.began_s) if warmed_up else None,
             started_at=seen.began_at,
             ended_at=ended_at,
             inference_metrics=_inference_metrics(counted),
             energy_metrics=_energy_metrics(energy),
-            compute_metrics=ComputeMetrics(
-                flops_total=flops.value if flops else None,
-                flops_per_token=flops.value / (tokens.input_tokens + tokens.output_tokens) if flops else None,
-                peak_memory_mb=seen.memory.peak_mb,
-                device_memory_mb=device_memory_mb(window.energy.telemetry, window.energy.start_s, window.energy.end_s),
-                model_memory_mb=seen.memory.model_mb,
-                flops_method=flops.method if flops else None,
-                flops_confidence=flops.confidence if flops else None,
-            ),
+            compute_metrics=_compute_metrics(seen, counted, flops),
             environment=seen.environment,
-            dataset=DatasetInfo(
-                name=seen.prompts.identity.name,
-                sha256=seen.prompts.identity.sha256,
-                prompt_count=seen.prompts.identity.prompt_count,
-                revision=seen.prompts.identity.revision,
-            ),
+            dataset=_dataset(seen.prompts.identity),
             model_revision=seen.model.revision,
             truncated_prompts=seen.prompts.truncated_count,
             requests=_requests(seen, counted, phases),
@@ -156,13 +137,7 @@ class RecordCollector:
             energy_audit=energy.audit,
             uncertainty=uncertainty,
             uncertainty_per_device=_uncertainty_per_device(energy),
-            measurement_boundary=MeasurementBoundary(
-                devices=list(seen.devices),
-                device_names=list(seen.model.device_names),
-                scope=energy.scope,
-                includes=list(INSIDE_THE_WINDOW),
-                excludes=list(OUTSIDE_THE_WINDOW),
-            ),
+            measurement_boundary=_boundary(seen, energy),
             reproducibility_notes=reproducibility_note(energy),
             baseline_power_w=baseline.power_w,
             idle_resident_power_w=seen.warmup.idle_resident_power_w,
@@ -240,6 +215,35 @@ def _inference_metrics(counted: MeasurementSlice) -> InferenceMetrics:
         tokens_per_second=tokens.output_tokens / counted.duration_s,
         latency_per_token_ms=1000.0 * counted.duration_s / tokens.output_tokens,
         num_requests=tokens.requests,
+    )
+
+
+def _compute_metrics(seen: Observations, counted: MeasurementSlice, flops: FlopsResult | None) -> ComputeMetrics:
+    tokens, energy = counted.tokens, seen.window.energy
+    return ComputeMetrics(
+        flops_total=flops.value if flops else None,
+        flops_per_token=flops.value / (tokens.input_tokens + tokens.output_tokens) if flops else None,
+        peak_memory_mb=seen.memory.peak_mb,
+        device_memory_mb=device_memory_mb(energy.telemetry, energy.start_s, energy.end_s),
+        model_memory_mb=seen.memory.model_mb,
+        flops_method=flops.method if flops else None,
+        flops_confidence=flops.confidence if flops else None,
+    )
+
+
+def _dataset(identity: DatasetIdentity) -> DatasetInfo:
+    return DatasetInfo(
+        name=identity.name, sha256=identity.sha256, prompt_count=identity.prompt_count, revision=identity.revision
+    )
+
+
+def _boundary(seen: Observations, energy: EnergyMeasurement) -> MeasurementBoundary:
+    return MeasurementBoundary(
+        devices=list(seen.devices),
+        device_names=list(seen.model.device_names),
+        scope=energy.scope,
+        includes=list(INSIDE_THE_WINDOW),
+        excludes=list(OUTSIDE_THE_WINDOW),
     )
 
 

@@ -10,6 +10,7 @@ the engine; sockets in one whose path is short, because Linux takes no long one 
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import re
 import sys
@@ -45,6 +46,9 @@ _ERROR_LINE: Final = re.compile(
 )
 
 
+logger = logging.getLogger(__name__)
+
+
 def _short_directory() -> str:
     """Where a directory of sockets can be made.
 
@@ -65,11 +69,13 @@ class EnginePlace:
     """Standard error and temporary files of one engine's processes.
 
     Args:
+        engine: What people call it.
         socket_variables: Variables that name directories of the engine's sockets.
         announcements: Parts of errors that only tell of another one.
     """
 
-    def __init__(self, socket_variables: Sequence[str] = (), announcements: Sequence[str] = ()) -> None:
+    def __init__(self, engine: str, socket_variables: Sequence[str] = (), announcements: Sequence[str] = ()) -> None:
+        self._engine = engine
         self._announcements = tuple(announcements)
         self._file = tempfile.TemporaryFile(prefix="llem-")  # noqa: SIM115 (it lives as long as the engine)
         self._files = tempfile.TemporaryDirectory(prefix="llem-")
@@ -105,11 +111,6 @@ class EnginePlace:
                 if value is not None:
                     os.environ[name] = value
 
-    @property
-    def is_repeated(self) -> bool:
-        """Whether all that is written appears on standard error."""
-        return self._repeater is not None
-
     def text(self) -> str:
         """All that was written so far."""
         size = os.fstat(self._file.fileno()).st_size
@@ -122,9 +123,11 @@ class EnginePlace:
         return causes[-1] if causes else None
 
     def close(self) -> None:
-        """Remove file and directories."""
+        """Remove file and directories; what was written is in the log then, unless standard error has had it."""
         self._ended.set()
-        if self._repeater is not None:
+        if self._repeater is None:
+            logger.info("What %s wrote to standard error:\n%s", self._engine, self.text())
+        else:
             self._repeater.join()
         self._file.close()
         self._sockets.cleanup()

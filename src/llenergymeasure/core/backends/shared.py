@@ -21,6 +21,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from llenergymeasure.config.models import ExperimentConfig
+from llenergymeasure.core.backends.checks import attempt
 from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
@@ -165,6 +166,13 @@ class OwnModel:
             with engine_output_logged(*self._loggers):
                 self._tokenizer = load_tokenizer(config, self.source(config))
         return self._tokenizer
+
+    def checked(self, config: ExperimentConfig, problems: list[str]) -> ModelSource | None:
+        """Its source, its tokenizer read too; what stands in the way of either goes to `problems`."""
+        source = attempt(lambda: self.source(config), problems)
+        if source is not None:
+            attempt(lambda: self.tokenizer(config), problems)
+        return source
 
 
 def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedTokenizerBase:

@@ -49,7 +49,7 @@ def log_runs(
         for path, result in results:
             known = client.search_runs([experiment_id], f"tags.`{IDENTITY}` = '{result.experiment_id}'", max_results=1)
             yield path, f"run {known[0].info.run_id} was there" if known else _log(client, experiment_id, path, result)
-    except mlflow.exceptions.MlflowException as error:
+    except (mlflow.exceptions.MlflowException, OSError) as error:  # a store may be a directory
         raise PersistenceError(f"MLflow refused: {error}") from error
 
 

@@ -78,7 +78,7 @@ class PyTorchBackend:
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
         with engine_output_logged(*LOGGERS):
-            return preflight_problems(config, self._model.cache_home, self._model.source, self._model.tokenizer)
+            return preflight_problems(config, self._model)
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -21,11 +20,11 @@ from llenergymeasure.core.backends.checks import (
     quantised_already,
 )
 from llenergymeasure.core.backends.pytorch.model_checks import MODEL_CHECKS
-from llenergymeasure.core.backends.shared import gpu_uuids
+from llenergymeasure.core.backends.shared import OwnModel, gpu_uuids
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, visible_gpus
-from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model
+from llenergymeasure.core.model.source import find_adapter, find_model
 from llenergymeasure.exceptions import BackendError
 
 OWNED_ARGUMENTS: Final[Mapping[str, str]] = {
@@ -128,24 +127,19 @@ def used_devices(gpu_indices: Sequence[int]) -> tuple[DeviceId, ...]:
     return tuple(names[index] for index in gpu_indices)
 
 
-def preflight_problems(
-    config: ExperimentConfig,
-    cache_home: Path | None,
-    find_source: Callable[[ExperimentConfig], ModelSource],
-    load_tokenizer: Callable[[ExperimentConfig], object],
-) -> list[str]:
+def preflight_problems(config: ExperimentConfig, model: OwnModel) -> list[str]:
     """Every reason why `config` cannot run here, each one sentence with its fix."""
     problems: list[str] = []
     section = section_of(config)
     placement = attempt(lambda: placement_here(section), problems)
-    source = attempt(lambda: find_source(config), problems)
-    if source is not None:
-        attempt(lambda: load_tokenizer(config), problems)
+    source = model.checked(config, problems)
     adapter, assistant = config.lora, section.assistant_model
     if adapter is not None:
-        attempt(lambda: find_adapter(adapter, cache_home), problems)
+        attempt(lambda: find_adapter(adapter, model.cache_home), problems)
     if assistant is not None:
-        attempt(lambda: find_model(assistant, None, cache_home=cache_home, what="pytorch.assistant_model"), problems)
+        attempt(
+            lambda: find_model(assistant, None, cache_home=model.cache_home, what="pytorch.assistant_model"), problems
+        )
     attempt(lambda: check_passthrough(config), problems)
     on_gpu = placement.on_gpu if placement is not None else None
     return problems + combination_problems(config, EngineHost(source, on_gpu), CHECKS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,8 +57,6 @@ from llenergymeasure.exceptions import BackendError
 LOGGERS: Final = ("TRT-LLM", "tensorrt_llm", "torch", "mpi4py")
 """What TensorRT-LLM and the libraries behind it speak through."""
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class _Session:
@@ -106,9 +103,7 @@ class TensorRTBackend:
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
         with engine_output_logged(*LOGGERS):
-            return preflight_problems(
-                config, _gpus(), self.version(), self._model.cache_home, self._model.source, self._model.tokenizer
-            )
+            return preflight_problems(config, _gpus(), self.version(), self._model)
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
@@ -124,7 +119,7 @@ class TensorRTBackend:
             self.unload()
         check_settings(config, self.version())
         devices, source = self.plan_devices(config), self._model.source(config)
-        place = self._place = EnginePlace()
+        place = self._place = EnginePlace("TensorRT-LLM")
         try:
             with engine_output_logged(*LOGGERS), place.taken(), seeded(config.random_seed):
                 model = self._runnable(config, source, devices)
@@ -209,8 +204,6 @@ class TensorRTBackend:
                 del session
                 gc.collect()
         if self._place is not None:
-            if not self._place.is_repeated:
-                logger.info("What TensorRT-LLM wrote to standard error:\n%s", self._place.text())
             self._place.close()
             self._place = None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.checks import Check, EngineHost, attempt, combination_problems, quantised_already
+from llenergymeasure.core.backends.shared import OwnModel
 from llenergymeasure.core.backends.tensorrt.engine import (
     LAST_WITH_BUILDER,
     NEED_A_BUILD,
@@ -22,7 +23,7 @@ from llenergymeasure.core.backends.tensorrt.engine import (
     section_of,
 )
 from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.core.model.source import ModelSource, find_model
+from llenergymeasure.core.model.source import find_model
 from llenergymeasure.exceptions import BackendError
 
 FIRST_WITH_SALTS: Final = "1.1"
@@ -50,21 +51,17 @@ def preflight_problems(
     config: ExperimentConfig,
     gpus: tuple[DeviceId, ...],
     version: str,
-    cache_home: Path | None,
-    find_source: Callable[[ExperimentConfig], ModelSource],
-    load_tokenizer: Callable[[ExperimentConfig], object],
+    model: OwnModel,
 ) -> list[str]:
     """Every reason why `config` cannot run here, each one sentence with its fix."""
     problems: list[str] = []
     devices = attempt(lambda: planned_devices(config, gpus), problems)
-    source = attempt(lambda: find_source(config), problems)
-    if source is not None:
-        attempt(lambda: load_tokenizer(config), problems)
+    source = model.checked(config, problems)
     drafting = section_of(config).speculative_config
     drafter = drafting.speculative_model if drafting is not None else None
     if drafter is not None:
         what = "tensorrt.speculative_config.speculative_model"
-        attempt(lambda: find_model(drafter, None, cache_home=cache_home, what=what), problems)
+        attempt(lambda: find_model(drafter, None, cache_home=model.cache_home, what=what), problems)
     problems += attempt(lambda: settings_problems(config, version), problems) or []
     on_gpu = None if devices is None else True
     return problems + combination_problems(config, EngineHost(source, on_gpu), CHECKS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -77,8 +76,6 @@ ANNOUNCEMENTS: Final = ("Engine core initialization failed", "EngineDeadError", 
 FINISH_REASONS: Final[dict[str | None, FinishReason]] = {"stop": "eos", "length": "length"}
 """Ours for vLLM's; any other one means that it gave the request up."""
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class _Session:
@@ -128,10 +125,7 @@ class VLLMBackend:
     def preflight(self, config: ExperimentConfig) -> Sequence[str]:
         """Every reason why `config` cannot run here."""
         with engine_output_logged(*LOGGERS):
-            platform = platform_here()
-            return preflight_problems(
-                config, platform, self.version(), self._model.cache_home, self._model.source, self._model.tokenizer
-            )
+            return preflight_problems(config, platform_here(), self.version(), self._model)
 
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
@@ -148,7 +142,7 @@ class VLLMBackend:
         check_passthrough(config)
         arguments = engine_arguments(config, self._model.source(config), self._model.cache_home)
         lora = self._adapter(config)
-        place = self._place = EnginePlace((SOCKETS_VARIABLE,), ANNOUNCEMENTS)
+        place = self._place = EnginePlace("vLLM", (SOCKETS_VARIABLE,), ANNOUNCEMENTS)
         try:
             with engine_output_logged(*LOGGERS), place.taken(), seeded(config.random_seed):
                 self._session = self._start(config, arguments, lora)
@@ -275,8 +269,6 @@ class VLLMBackend:
             gc.collect()
             _forget_process_groups()
         if self._place is not None:
-            if not self._place.is_repeated:
-                logger.info("What vLLM wrote to standard error:\n%s", self._place.text())
             self._place.close()
             self._place = None
 

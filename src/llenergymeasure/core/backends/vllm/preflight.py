@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Final
 
 from vllm import EngineArgs
@@ -12,7 +11,7 @@ from vllm.platforms import current_platform
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.checks import Check, EngineHost, attempt, combination_problems, quantised_already
-from llenergymeasure.core.backends.shared import gpu_uuids
+from llenergymeasure.core.backends.shared import OwnModel, gpu_uuids
 from llenergymeasure.core.backends.vllm.engine import (
     LORA_RANKS,
     OWNED_ARGUMENTS,
@@ -73,31 +72,26 @@ def preflight_problems(
     config: ExperimentConfig,
     platform: Platform,
     version: str,
-    cache_home: Path | None,
-    find_source: Callable[[ExperimentConfig], ModelSource],
-    load_tokenizer: Callable[[ExperimentConfig], object],
+    model: OwnModel,
 ) -> list[str]:
     """Every reason why `config` cannot run here, each one sentence with its fix."""
     problems: list[str] = []
     devices = attempt(lambda: planned_devices(config, platform, version), problems)
-    source = attempt(lambda: find_source(config), problems)
-    if source is not None:
-        attempt(lambda: load_tokenizer(config), problems)
+    source = model.checked(config, problems)
     drafting = section_of(config).speculative_config
     drafter = drafting.model if drafting is not None else None
     if drafter is not None:
-        attempt(
-            lambda: find_model(drafter, None, cache_home=cache_home, what="vllm.speculative_config.model"), problems
-        )
+        what = "vllm.speculative_config.model"
+        attempt(lambda: find_model(drafter, None, cache_home=model.cache_home, what=what), problems)
     lora = config.lora
-    adapter = attempt(lambda: find_adapter(lora, cache_home), problems) if lora is not None else None
+    adapter = attempt(lambda: find_adapter(lora, model.cache_home), problems) if lora is not None else None
     if adapter is not None:
         problems += _adapter_problems(adapter)
     on_gpu = devices != (CPU_DEVICE,) if devices is not None else None
     problems += combination_problems(config, EngineHost(source, on_gpu), CHECKS)
     if source is not None and not problems:
         found = source
-        attempt(lambda: check_arguments(engine_arguments(config, found, cache_home)), problems)
+        attempt(lambda: check_arguments(engine_arguments(config, found, model.cache_home)), problems)
     return problems
 
 
