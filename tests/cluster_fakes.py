@@ -34,7 +34,7 @@ class FakeLauncher:
     node: Node
 
     def claim(self, interrupt: Interrupt) -> None:
-        self.cluster.on_claim(self.node)
+        self.cluster.on_claim(self.node, interrupt)
 
     def leftovers(self) -> list[str]:
         return []
@@ -67,7 +67,7 @@ class FakeCluster:
 
     there: list[Node]
     act: Act = field(default=lambda node, job, interrupt: None)
-    on_claim: Callable[[Node], None] = field(default=lambda node: None)
+    on_claim: Callable[[Node, Interrupt], None] = field(default=lambda node, interrupt: None)
     failures: dict[str, list[str]] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     begun: list[tuple[str, str]] = field(default_factory=list)

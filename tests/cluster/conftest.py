@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,19 @@ REPO = HERE.parents[1]
 def cluster() -> Iterator[LocalCluster]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs Ray")
+    with local_cluster() as made:
+        for name in ("n1", "n2", "n3"):
+            made.add(name)
+        yield made
+
+
+@contextmanager
+def local_cluster(further_paths: Sequence[Path] = ()) -> Iterator[LocalCluster]:
+    """A head; nodes are added by whoever asked.
+
+    Args:
+        further_paths: Where Python looks for packages on all nodes, first of all.
+    """
     directory = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: sockets lie below it
     site = directory / "site"
     (site / "stand_in-1.0.dist-info").mkdir(parents=True)
@@ -28,7 +42,7 @@ def cluster() -> Iterator[LocalCluster]:
     info = site / "stand_in-1.0.dist-info"
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stand_in\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[llenergymeasure.backends]\nstand_in = stand_in_engine\n")
-    paths = [HERE / "without_rocm", site, REPO / "src", REPO / "tests", REPO]
+    paths = [*further_paths, HERE / "without_rocm", site, REPO / "src", REPO / "tests", REPO]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
@@ -49,8 +63,6 @@ def cluster() -> Iterator[LocalCluster]:
         ray = Cluster(initialize_head=True, head_node_args=quiet)
         made = LocalCluster(directory, {**before, **environment}, ray)
         try:
-            for name in ("n1", "n2", "n3"):
-                made.add(name)
             yield made
         finally:
             ray.shutdown()

@@ -85,7 +85,7 @@ class StudyFiles:
             for seed in seeds
         ]
         execution = {"n_cycles": cycles, "config_gap_seconds": gap_s, "cycle_gap_seconds": 0}
-        path.write_text(yaml.safe_dump({**fixed, **fields, "experiments": experiments, "execution": execution}))
+        path.write_text(yaml.safe_dump({**fixed, "experiments": experiments, **fields, "execution": execution}))
         return path
 
     def marks(self) -> list[Mark]:

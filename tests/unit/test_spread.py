@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -159,9 +160,26 @@ def test_nodes_that_are_busy_with_other_work_are_waited_for_and_it_is_said(tmp_p
         if isinstance(event, StudyWarning) and "is free for the 1 runs" in event.message:
             said.set()
 
-    show = Show(tmp_path, FakeCluster([node("busy")], on_claim=lambda node: assert_true(said.wait(30))))
+    show = Show(tmp_path, FakeCluster([node("busy")], on_claim=lambda node, interrupt: assert_true(said.wait(30))))
     show.on_event = on_event
     assert show.watch(study_of("a")).summary.completed == 1
+
+
+def test_a_study_does_not_outlast_its_runs_for_a_node_that_stays_busy(tmp_path: Path) -> None:
+    waits, ended = threading.Event(), threading.Event()
+
+    def claim(where: Node, interrupt: Interrupt) -> None:
+        if where.name == "busy":
+            waits.set()
+            while not interrupt.requested:
+                time.sleep(0.01)
+            ended.set()
+            raise RunInterruptedError("interrupted")
+        assert waits.wait(30)
+
+    show = Show(tmp_path, FakeCluster([node("busy"), node("free")], on_claim=claim))
+    assert show.run(study_of("a")).summary.completed == 1
+    assert ended.is_set()
 
 
 def assert_true(value: bool) -> None:

@@ -264,6 +264,11 @@ class VLLMConfig(BackendConfig):
         Excludes(when("enforce_eager", True), given("max_cudagraph_capture_size"), "eager mode captures no graphs"),
     )
 
+    @property
+    def spans_machines(self) -> bool:
+        """Whether Ray starts the workers, wherever it has GPUs."""
+        return self.distributed_executor_backend == "ray"
+
     def gpu_count(self, available: int) -> int:
         """Those of one engine."""
         return (self.tensor_parallel_size or 1) * (self.pipeline_parallel_size or 1)

@@ -367,6 +367,11 @@ class BackendConfig(RuledConfig):
         return 1
 
     @property
+    def spans_machines(self) -> bool:
+        """Whether the engine may spread one model over several machines."""
+        return False
+
+    @property
     def device_choice(self) -> Literal["auto", "cuda", "cpu"] | None:
         """Where it was told to run; `None` requires a GPU."""
         return None

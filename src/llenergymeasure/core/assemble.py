@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -25,7 +25,12 @@ from llenergymeasure.core.warmup import Warmup
 from llenergymeasure.core.window import MeasurementSlice, Window, measurement_slice
 from llenergymeasure.datasets.types import DatasetIdentity, PromptSet, PromptTokenizer
 from llenergymeasure.domain.energy import EnergyBreakdown, EnergyUncertainty, difference_pct
-from llenergymeasure.domain.environment import DatasetInfo, EnvironmentSnapshot, MeasurementBoundary
+from llenergymeasure.domain.environment import (
+    DatasetInfo,
+    DeviceElsewhere,
+    EnvironmentSnapshot,
+    MeasurementBoundary,
+)
 from llenergymeasure.domain.experiment import RawProcessResult, Timestamps, compute_measurement_config_hash
 from llenergymeasure.domain.latency import RequestTimings
 from llenergymeasure.domain.metrics import ComputeMetrics, EnergyMetrics, FlopsResult, InferenceMetrics, PhaseBreakdown
@@ -241,6 +246,7 @@ def _boundary(seen: Observations, energy: EnergyMeasurement) -> MeasurementBound
     return MeasurementBoundary(
         devices=list(seen.devices),
         device_names=list(seen.model.device_names),
+        elsewhere={device: DeviceElsewhere.model_validate(asdict(place)) for device, place in energy.elsewhere.items()},
         scope=energy.scope,
         includes=list(INSIDE_THE_WINDOW),
         excludes=list(OUTSIDE_THE_WINDOW),

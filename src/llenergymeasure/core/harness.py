@@ -55,6 +55,7 @@ class Bench:
         wait_for_others: The barrier of a run on several processes: passed after the baseline, and at both ends of the
             window; `None`: it is on one.
         skip: Ends a wait when it answers true; `None`: nobody can.
+        elsewhere: GPUs of other machines that the engine may use too.
         alongside: Tells others that this process measures, and gives a function that tells whether others do.
     """
 
@@ -69,6 +70,7 @@ class Bench:
     shard: Shard = WHOLE
     wait_for_others: Barrier | None = None
     skip: SkipKey | None = None
+    elsewhere: tuple[DeviceId, ...] = ()
     alongside: Callable[[], AbstractContextManager[Callable[[], bool]]] = alone
 
 
@@ -121,7 +123,7 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
         tokenizer = engine.tokenizer(config)
         prompts = bench.shard.of(load_prompts(config, tokenizer, ready.prompts))
         snapshot = environment()
-    planned = engine.plan_devices(config)
+    planned = (*engine.plan_devices(config), *bench.elsewhere)
     meter = ready.meter or bench.meter_for(planned)
     baseline = measure_baseline(config.baseline, meter, planned, bench.baselines, clock, observer)
     requests = _requests(prompts, config)

@@ -67,6 +67,7 @@ class Case:
     meter_name: BackendName | None
     host: Host
     options: MeterOptions
+    elsewhere: tuple[DeviceId, ...] = ()
 
     @cached_property
     def devices(self) -> tuple[DeviceId, ...] | LLEMError:
@@ -134,17 +135,19 @@ def run_preflight(
     meter_name: BackendName | None,
     host: Host | None = None,
     options: MeterOptions | None = None,
+    elsewhere: tuple[DeviceId, ...] = (),
 ) -> Ready:
     """Run all checks; what is worth knowing but not fatal is returned, or told in the log.
 
     Args:
         engine: Not loaded, or why there is none.
         meter_name: The energy backend that is wanted; `None`: energy is switched off.
+        elsewhere: GPUs of other machines that the engine may use too.
 
     Raises:
         PreFlightError: The experiment cannot run here; lists every reason.
     """
-    case = Case(config, engine, machine, meter_name, host or Host(), options or MeterOptions())
+    case = Case(config, engine, machine, meter_name, host or Host(), options or MeterOptions(), elsewhere)
     findings = [finding for check in CHECKS for finding in check(case)]
     failures = [finding.text for finding in findings if isinstance(finding, Failure)]
     if failures:
@@ -163,6 +166,19 @@ def check_engine(case: Case) -> Iterator[Finding]:
     yield from map(Failure, problems)
     if isinstance(case.devices, LLEMError) and str(case.devices) not in problems:  # usually one of them
         yield Failure(str(case.devices))
+
+
+def check_reach(case: Case) -> Iterator[Finding]:
+    """An engine that may use GPUs of other machines must have enough of them."""
+    section = case.config.backend_config
+    if isinstance(case.devices, LLEMError) or case.devices == (CPU_DEVICE,) or not section.spans_machines:
+        return
+    there = len(case.devices) + len(case.elsewhere)
+    if section.gpu_count(there) > there:
+        yield Failure(
+            f"{case.config.backend}: {section.gpu_count(there)} GPUs are asked for, and {there} can be reached. Ask "
+            "for fewer, or run on a cluster that has more (--cluster)."
+        )
 
 
 def check_runner(case: Case) -> Iterator[Finding]:
@@ -196,6 +212,8 @@ def check_memory(case: Case) -> Iterator[Finding]:
     The estimate's reserve is not a reason to refuse a run that may well fit, so it is only told.
     """
     section = case.config.backend_config
+    if case.elsewhere:
+        return  # what is free there is not known here
     free_mb = free_memory_mb(case.gpus, one_copy_each=section.processes > 1)
     if free_mb is None:
         return
@@ -284,6 +302,7 @@ def check_power_limit(case: Case) -> Iterator[Finding]:
 
 CHECKS: Final[tuple[Callable[[Case], Iterator[Finding]], ...]] = (
     check_engine,
+    check_reach,
     check_runner,
     check_ineffective_settings,
     check_dataset,

@@ -36,7 +36,9 @@ NVML_REPRODUCIBILITY_NOTE: Final = (
     "The same measurement_config_hash means the same workload, not the same joules."
 )
 
-BudgetKind = Literal["gain", "counter_resolution", "sampling", "aliasing", "sensor", "model", "baseline", "cycles"]
+BudgetKind = Literal[
+    "gain", "counter_resolution", "sampling", "aliasing", "sensor", "clock", "model", "baseline", "cycles"
+]
 """What a line of the error budget is about. Only `gain` cancels when two runs on one board are compared."""
 
 

@@ -18,6 +18,7 @@ from llenergymeasure.domain.base import (
     empty,
     merge_records,
     optional,
+    united,
 )
 
 T = TypeVar("T")
@@ -171,11 +172,21 @@ class DatasetInfo(Record):
     revision: str | None = optional("Revision of a data set from the Hub.")
 
 
+class DeviceElsewhere(Record):
+    """A device on another machine than the experiment's process, and how that machine's clock was compared."""
+
+    node: str = Field(description="Name of its machine.")
+    offset_s: float = Field(description="How far that machine's clock was ahead when the window opened, in seconds.")
+    drift_s: float = Field(description="By how much more it was at the window's end, in seconds.")
+    half_width_s: float = Field(ge=0, description="How far the offset may be from that at either edge, in seconds.")
+
+
 class MeasurementBoundary(Record):
     """What the energy of the window includes, in space and in time."""
 
     devices: Annotated[list[str], Merge(distinct)] = Field(description="Metered devices: GPU UUIDs, or `cpu`.")
     device_names: list[str] = empty(list, "Their marketing names, in the same order.")
+    elsewhere: Annotated[dict[str, DeviceElsewhere], Merge(united)] = empty(dict, "Those on other machines, by device.")
     scope: Same[EnergyScope | None] = optional("What of each device is metered; null: nothing.")
     includes: list[str] = empty(list, "Work inside the window.")
     excludes: list[str] = empty(list, "Work outside the window.")

@@ -103,3 +103,11 @@ class Cluster(Protocol):
 
     def launcher_on(self, node: Node) -> NodeLauncher:
         """What runs jobs on a node, not yet claimed."""
+
+    def together(self, gpus: int, allowed: Sequence[str] | None) -> Cluster:
+        """The nodes with one kind of GPU as one node, for engines that spread one model over several.
+
+        Args:
+            gpus: With fewer there is no such node.
+            allowed: See `Node.suits`.
+        """

@@ -37,6 +37,20 @@ LOCAL_RUNNER: Final = "local"
 
 
 @dataclass(frozen=True, slots=True)
+class MetersElsewhere:
+    """The meters of further machines that an engine may spread its model over: actors of a Ray cluster.
+
+    Args:
+        actors: Their names, by those of their nodes.
+        family_pid: The process that starts the engine's workers on this machine: Ray's.
+    """
+
+    address: str
+    actors: dict[str, str]
+    family_pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One experiment, or a shard of one, to be run once.
 
@@ -46,6 +60,7 @@ class Job:
         timeout_s: How long it may take, in seconds; `None`: for ever.
         silence_s: How long it may give no sign of progress, in seconds; `None`: for ever.
         experiment_id: `None`: it gets one when it begins.
+        elsewhere: `None`: it has this machine only.
     """
 
     config: ExperimentConfig
@@ -56,6 +71,7 @@ class Job:
     silence_s: float | None = None
     experiment_id: str | None = None
     shard: Shard = WHOLE
+    elsewhere: MetersElsewhere | None = None
     version: str = VERSION
 
 

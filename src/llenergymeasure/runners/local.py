@@ -29,6 +29,7 @@ from llenergymeasure.core.baseline import BaselineCache
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.select import BackendName, select_energy_backend
+from llenergymeasure.core.energy.several import SeveralMeters
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
@@ -36,7 +37,7 @@ from llenergymeasure.core.harness import Bench, measure
 from llenergymeasure.core.host.environment import environment_in_background
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.host.marker import alone, measuring
-from llenergymeasure.core.preflight import run_preflight
+from llenergymeasure.core.preflight import Ready, run_preflight
 from llenergymeasure.core.progress import Observer, SkipKey, StepStarted, ignore_events
 from llenergymeasure.core.timeseries import (
     OUTPUTS_FILE,
@@ -64,6 +65,7 @@ from llenergymeasure.runners.job import (
     write_job,
 )
 from llenergymeasure.runners.process import ChildTask
+from llenergymeasure.runners.ray_meter import places_of
 from llenergymeasure.runners.supervise import ChildGroup, Interrupt, Patience
 from llenergymeasure.security import sanitize_experiment_id
 
@@ -141,21 +143,29 @@ def bench_here(
         family_pid: The process that started them all; `None`: this one started it all.
     """
     host, machine = Host(), job.machine
+    places = [] if job.elsewhere is None else places_of(job.elsewhere, job.config.energy.backend or "auto")
+    elsewhere = tuple(device for place in places for device in place.devices)
     options = MeterOptions(
         poll_interval_ms=machine.advanced.nvml_poll_interval_ms,
         power_gain_uncertainty_pct=machine.advanced.power_gain_uncertainty_pct,
         spill_dir=job.work_dir,
         calibration_dir=host.calibration_dir,
-        family_pid=family_pid,
+        family_pid=family_pid if job.elsewhere is None else job.elsewhere.family_pid,
     )
     meter_name = energy_backend_name(job.config, machine)
 
     def meter_for(devices: Sequence[DeviceId]) -> EnergyBackend:
         if meter_name is None:
             return NoEnergyBackend(host.clock)
-        return select_energy_backend(meter_name, devices, options, host)
+        parts = [(place, tuple(device for device in devices if device in place.devices)) for place in places]
+        others = [(place, part) for place, part in parts if part]
+        here = select_energy_backend(meter_name, [each for each in devices if each not in elsewhere], options, host)
+        return SeveralMeters(here, others, host.clock, job.work_dir) if others else here
 
-    preflight = partial(run_preflight, machine=machine, meter_name=meter_name, host=host, options=options)
+    def preflight(config: ExperimentConfig, engine: InferenceBackend | BackendError) -> Ready:
+        ready = run_preflight(config, engine, machine, meter_name, host, options, elsewhere)
+        return replace(ready, meter=None) if places else ready  # its meter is of this machine only
+
     engine = engine_or_reason(job.config.backend, host.clock, Path(machine.output.model_cache_dir).expanduser())
     if isinstance(engine, BackendError):
         observer(StepStarted("preflight"))
@@ -171,6 +181,7 @@ def bench_here(
         observer=observer,
         shard=job.shard,
         wait_for_others=wait_for_others,
+        elsewhere=elsewhere,
         alongside=measuring if job.shard.index == 0 else alone,  # one process speaks for all of an experiment
     )
 

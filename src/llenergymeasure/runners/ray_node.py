@@ -8,9 +8,9 @@ handed it over, and its files in parts. When the driver is gone Ray ends the age
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import traceback
@@ -20,8 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypedDict
 
-import psutil
-
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import load_user_config
 from llenergymeasure.constants import VERSION
@@ -30,9 +28,11 @@ from llenergymeasure.core.host.environment import read_cpu
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.host.leftovers import leftover_gpu_memory
 from llenergymeasure.core.progress import Event
+from llenergymeasure.exceptions import ExperimentError
 from llenergymeasure.runners.child import to_line
-from llenergymeasure.runners.job import JOB_FILE, Job, read_job, run_to_json
-from llenergymeasure.runners.launchers import ChosenLauncher
+from llenergymeasure.runners.job import JOB_FILE, Job, MetersElsewhere, read_job, run_to_json
+from llenergymeasure.runners.launchers import ChosenLauncher, runs_here
+from llenergymeasure.runners.ray_worker import forget_what_ray_set
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError
 
 NEWS_S: Final = 2.0
@@ -40,9 +40,6 @@ NEWS_S: Final = 2.0
 
 PART_BYTES: Final = 64_000_000
 """Size of the parts in which files cross."""
-
-_THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
-_PACKAGES_OF_RAY: Final = "thirdparty_files"
 
 
 class Introduction(TypedDict):
@@ -87,18 +84,23 @@ def failures_there(configs: Sequence[str]) -> list[list[str]]:
     Raises:
         ChildFailedError: It cannot be found out.
     """
-    _forget_what_ray_set()
+    forget_what_ray_set()
     read = [ExperimentConfig.model_validate_json(config) for config in configs]
     return ChosenLauncher().failures(read, load_user_config())
 
 
 class NodeAgent:
-    """Runs one job after the other on its node. Every method may be called again when its answer was lost."""
+    """Runs one job after the other on its node. Every method may be called again when its answer was lost.
 
-    def __init__(self, cwd: str) -> None:
+    Args:
+        meters: Names of the meters of further nodes that a job may use, by those of the nodes.
+    """
+
+    def __init__(self, cwd: str, meters: Mapping[str, str] | None = None) -> None:
         if os.path.isdir(cwd):
             os.chdir(cwd)  # what a config names is meant from where the study was started, where that is shared
-        _forget_what_ray_set()
+        forget_what_ray_set()
+        self._meters = dict(meters or {})
         self._launcher = ChosenLauncher()
         self._thread = ThreadPoolExecutor(1, "llem-job")
         self._content: bytes | None = None
@@ -173,12 +175,27 @@ class NodeAgent:
     def _read(self) -> Job:
         """The job, on this node's own terms."""
         if self._job is None:
-            _forget_what_ray_set()
-            self._job = replace(read_job(self._directory), machine=load_user_config())
+            forget_what_ray_set()
+            job = replace(read_job(self._directory), machine=load_user_config())
+            self._job = replace(job, elsewhere=self._elsewhere(job))
         return self._job
 
+    def _elsewhere(self, job: Job) -> MetersElsewhere | None:
+        config = job.config
+        if not self._meters or not config.backend_config.spans_machines:
+            return None
+        if not runs_here(job.machine, config.backend):
+            raise ExperimentError(
+                f"runners.{config.backend}: {job.machine.runners.of(config.backend)}: a model is spread over several "
+                f"nodes in their own Python environments only. Set runners.{config.backend}: local on this node."
+            )
+        import ray
+
+        return MetersElsewhere(ray.get_runtime_context().gcs_address, self._meters, os.getppid())
+
     def _prepare(self) -> None:
-        self._launcher.prepare(self._read())
+        with contextlib.suppress(ExperimentError):  # to run it will fail for the same
+            self._launcher.prepare(self._read())
 
     def _run(self) -> None:
         try:
@@ -204,19 +221,3 @@ class NodeAgent:
         line = to_line(event)
         with self._listening:
             self._events.append(line)
-
-
-def _forget_what_ray_set() -> None:
-    """Let jobs find the node as a process started there by hand would: Ray limits threads and brings packages."""
-    sys.path[:] = [entry for entry in sys.path if os.path.basename(entry) != _PACKAGES_OF_RAY]
-    if _THREADS_VARIABLE not in _environment_of_node():
-        os.environ.pop(_THREADS_VARIABLE, None)
-
-
-def _environment_of_node() -> Mapping[str, str]:
-    """The environment that Ray was started with here: that of this worker's parent."""
-    try:
-        environment: dict[str, str] = psutil.Process(os.getppid()).environ()
-    except psutil.Error:
-        return os.environ
-    return environment

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
-from llenergymeasure.runners.cluster import Demand, Node
+from llenergymeasure.runners.cluster import Cluster, Demand, Node
 from llenergymeasure.runners.launchers import device_choice_of
 from llenergymeasure.study.gaps import Gaps
 from llenergymeasure.study.plan import PlannedRun, RunKey
@@ -32,6 +32,14 @@ def demand_of(config: ExperimentConfig, machine: UserConfig) -> Demand:
     if device in ("cpu", "auto"):
         return Demand(0, on_cpu=device == "cpu")
     return Demand(config.backend_config.gpu_count(1))
+
+
+def places(cluster: Cluster, configs: Iterable[ExperimentConfig], machine: UserConfig) -> Cluster:
+    """The cluster node by node; all together where an experiment needs several nodes, for then they run in turn."""
+    spanning = (demand_of(config, machine).gpus for config in configs if config.backend_config.spans_machines)
+    wanted = max(spanning, default=0)
+    fits = not wanted or any(node.gpus >= wanted for node in cluster.nodes())
+    return cluster if fits else cluster.together(wanted, machine.cluster.hardware)
 
 
 class Placement:
@@ -138,7 +146,8 @@ class Placement:
 def nothing_suits(title: str, config: ExperimentConfig, nodes: Sequence[Node], machine: UserConfig) -> str:
     """That no node can take an experiment, what it asks for, and what there is."""
     demand = demand_of(config, machine)
-    wanted = f"{demand.gpus} GPU{'s' if demand.gpus > 1 else ''} on one node" if demand.gpus else "a node"
+    where = "on nodes of one kind" if config.backend_config.spans_machines else "on one node"
+    wanted = f"{demand.gpus} GPU{'s' if demand.gpus > 1 else ''} {where}" if demand.gpus else "a node"
     if machine.cluster.hardware is not None:
         wanted += f" of the kind that cluster.hardware names ({', '.join(machine.cluster.hardware)})"
     there = [node.describe() for node in nodes[:MOST_LISTED]]

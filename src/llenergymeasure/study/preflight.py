@@ -19,7 +19,7 @@ from llenergymeasure.runners.isolated import ProcessLauncher, asked_in_groups
 from llenergymeasure.runners.job import LOCAL_RUNNER
 from llenergymeasure.runners.launchers import LAUNCHERS, ChosenLauncher
 from llenergymeasure.runners.supervise import ChildFailedError
-from llenergymeasure.study.placement import demand_of, nothing_suits
+from llenergymeasure.study.placement import demand_of, nothing_suits, places
 
 MAX_CHECKED: Final = 20
 """Configurations that are looked at; each takes a part of a second."""
@@ -59,15 +59,15 @@ def check_on(cluster: Cluster) -> StudyCheck:
     """As `check_here`, found out on nodes of a cluster, each configuration on the first that could run it."""
 
     def check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
-        nodes = cluster.nodes()
-        refused = cluster.refused()
+        where = places(cluster, configs, machine)
+        nodes, refused = where.nodes(), where.refused()
 
         def suitable(config: ExperimentConfig) -> Node | None:
             demand = demand_of(config, machine)
             return next((node for node in nodes if node.suits(demand, machine.cluster.hardware)), None)
 
         without = [
-            nothing_suits(title, config, nodes, machine)
+            nothing_suits(title, config, cluster.nodes(), machine)
             for title, config in zip(study_titles(configs), configs, strict=True)
             if suitable(config) is None
         ]
@@ -77,7 +77,7 @@ def check_on(cluster: Cluster) -> StudyCheck:
         def failures(asked: Sequence[ExperimentConfig], machine: UserConfig) -> list[list[str]]:
             def ask(alike: list[ExperimentConfig]) -> list[list[str]]:
                 node = suitable(alike[0])
-                return [] if node is None else cluster.launcher_on(node).failures(alike, machine)
+                return [] if node is None else where.launcher_on(node).failures(alike, machine)
 
             return asked_in_groups(asked, suitable, ask)
 

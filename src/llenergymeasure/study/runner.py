@@ -30,7 +30,7 @@ from llenergymeasure.runners.supervise import Interrupt, RunInterruptedError, si
 from llenergymeasure.study.gaps import gaps_of
 from llenergymeasure.study.ledger import Ledger
 from llenergymeasure.study.manifest import ManifestWriter
-from llenergymeasure.study.placement import Placement
+from llenergymeasure.study.placement import Placement, places
 from llenergymeasure.study.plan import StudyFinished, StudyObserver, StudyStarted, StudyWarning, plan_runs, shared_parts
 from llenergymeasure.study.resume import Resumption
 from llenergymeasure.study.saving import WORK_DIR, SummaryNotSavedError, write_study
@@ -164,7 +164,8 @@ class StudyRunner:
         terms = Terms(self._machine, self._study.execution, self._gaps, self._dir / WORK_DIR, host.clock)
         if host.cluster is not None:
             placement = Placement(self._left, self._machine, self._hardware)
-            Spread(host.cluster, placement, terms, self._ledger, host.interrupt, host.watch).run()
+            cluster = places(host.cluster, (run.config for run in self._left), self._machine)
+            Spread(cluster, placement, terms, self._ledger, host.interrupt, host.watch).run()
             return
         site = Site(host.launcher, host.leftovers, skip_gap=host.skip_gap)
         worker = Worker(site, terms, self._ledger, host.interrupt)

@@ -185,10 +185,9 @@ class Spread:
         return None
 
     def _end(self) -> None:
-        """Let every worker end: at once where somebody wants to stop or something is wrong."""
+        """Let every worker end: whoever has a run still, because somebody wants to stop, or waits for a busy node."""
         while True:
-            asked = int(self._user.urgent) + int(self._user.requested or self._placement.left > 0)
-            for _ in range(asked - int(self._stop.requested) - int(self._stop.urgent)):
+            for _ in range(1 + int(self._user.urgent) - int(self._stop.requested) - int(self._stop.urgent)):
                 self._stop.request()
             with self._changed:
                 self._changed.notify_all()

@@ -31,6 +31,7 @@ from llenergymeasure.core.energy.spans import Span
 from llenergymeasure.core.energy.telemetry import COLUMNS, SOURCES, UNKNOWN, Columns, SampleLog, Telemetry
 from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
 from llenergymeasure.core.energy.uncertainty import (
+    clock_components,
     counter_component,
     gain_component,
     integral_components,
@@ -102,6 +103,7 @@ class _BoardEnergy:
         unseen: What the counter misses if it adds up what the sensor sees; nothing where it is known not to. No matter
             for the audit: the samples miss the same.
         integral: By the power samples.
+        clock: What the clock of another machine adds to either.
     """
 
     device: DeviceId
@@ -110,6 +112,7 @@ class _BoardEnergy:
     counter: _Answer
     unseen: tuple[BudgetComponent, ...]
     integral: _Answer
+    clock: tuple[BudgetComponent, ...] = ()
 
     def by(self, method: EnergyMethod | None) -> float | None:
         """Joules by the window's method; where the window has none, by the only one the board has."""
@@ -123,7 +126,7 @@ class _BoardEnergy:
     def budget(self, method: EnergyMethod, gain_pct: float) -> tuple[BudgetComponent, ...]:
         """The error budget of `by(method)`."""
         timing = (*self.counter.budget, *self.unseen) if method == "hardware_counter" else self.integral.budget
-        return (gain_component(self.by(method) or 0.0, gain_pct), *timing)
+        return (gain_component(self.by(method) or 0.0, gain_pct), *timing, *self.clock)
 
 
 def gpu_measurement(window: GpuWindow, telemetry: Telemetry) -> EnergyMeasurement:
@@ -170,7 +173,8 @@ def _board_energy(record: BoardRecord, telemetry: Telemetry, window: GpuWindow) 
     unseen: tuple[BudgetComponent, ...] = ()
     if record.sensor.counter_follows_sensor is not False:
         unseen = unseen_components(times, power, window.start_s, window.end_s, record)
-    return _BoardEnergy(record.device, plain_j, fused_j, counter, unseen, _integral(times, power, record, window))
+    integral, clock = _integral(times, power, record, window), clock_components(power, record)
+    return _BoardEnergy(record.device, plain_j, fused_j, counter, unseen, integral, clock)
 
 
 def _believable_counter(record: BoardRecord, window: GpuWindow) -> float:

@@ -164,7 +164,7 @@ class TracedWindow:
         # A meter that tells only the sum has one device, or one budget for all of them.
         metered = self._energy.per_gpu_components.get(device) or self._energy.components
         shrunk = [
-            resized(component, component.half_width_j * share)
+            component if component.kind == "clock" else resized(component, component.half_width_j * share)
             for component in metered
             if component.kind not in ("sampling", "aliasing")  # of the whole trace; the part has its own
         ]

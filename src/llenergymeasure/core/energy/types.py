@@ -92,6 +92,23 @@ class PowerSampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Where a board of another machine is, whose readings were moved to the clock of this one (several.py).
+
+    Args:
+        node: What people call that machine.
+        offset_s: How far its clock was ahead when the window opened.
+        drift_s: By how much more it was at the end.
+        half_width_s: How far the offset may be from that at either edge.
+    """
+
+    node: str
+    offset_s: float
+    drift_s: float
+    half_width_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class BoardRecord:
     """What was read of one board, besides its samples.
 
@@ -100,6 +117,7 @@ class BoardRecord:
         counter_problem: Why the counter could not be read; `None` when it could.
         includes_module: Whether counter and samples cover a whole superchip.
         power_limit_w: The enforced one; `None`: not known.
+        elsewhere: `None`: it is a board of this machine.
     """
 
     device: DeviceId
@@ -112,6 +130,7 @@ class BoardRecord:
     power_limit_w: float | None = None
     sensor: SensorDescription = field(default_factory=SensorDescription)
     sampling: PowerSampling = field(default_factory=PowerSampling)
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +189,12 @@ class EnergyMeasurement:
     def duration_sec(self) -> float:
         """Length of the window in seconds."""
         return self.end_s - self.start_s
+
+    @property
+    def elsewhere(self) -> dict[DeviceId, Elsewhere]:
+        """Which boards were on other machines, and how their clocks were."""
+        boards = self.gpu_window.boards if self.gpu_window is not None else ()
+        return {board.device: board.elsewhere for board in boards if board.elsewhere is not None}
 
     def close(self) -> None:
         """Release the samples of a window that nobody needs any more."""

@@ -12,8 +12,10 @@ quadrature, their gains may share a cause and add linearly (5.2.2, note 1; `doma
 | sampling             | integral, counter | where, between two samples, the power changed                            |
 | aliasing             | integral, counter | a load in step with the sampling makes the same error again and again    |
 | sensor               | integral, counter | a sample is older than its time stamp and an average over the past       |
+| clock offset         | other machines    | how well the clock of a board's machine is known (several.py)            |
 
-The last three are those of a counter too, unless it is known to count what the power sensor does not see.
+Sampling, aliasing and sensor are those of a counter too, unless it is known to count what the power sensor does not
+see.
 """
 
 from __future__ import annotations
@@ -78,6 +80,21 @@ def counter_component(fused: FusedEnergy) -> BudgetComponent:
         note = f"plain counter difference: {fused.fallback_reason}"
     return BudgetComponent(
         name="counter resolution", kind="counter_resolution", half_width_j=fused.half_width_j, note=note
+    )
+
+
+def clock_components(power_w: Sequence[float], board: BoardRecord) -> tuple[BudgetComponent, ...]:
+    """What the edges of a window may be misplaced by on a board of another machine, whose clock was compared."""
+    if board.elsewhere is None:
+        return ()
+    place, highest_w = board.elsewhere, max(power_w, default=board.power_limit_w or 0.0)
+    return (
+        BudgetComponent(
+            name="clock offset",
+            half_width_j=2.0 * place.half_width_s * highest_w,
+            kind="clock",
+            note=f"the clock of {place.node} is known to {1000.0 * place.half_width_s:.3g} ms; at the highest power",
+        ),
     )
 
 

