@@ -94,6 +94,7 @@ def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
     """Measure a made-up processor that draws 80 W and whose counter wraps every second and a quarter."""
     tree = PowercapTree(directory / "sys/class/powercap")
     package = tree.zone("intel-rapl:0", "package-0", range_j=100.0)
+    (package / "constraint_0_power_limit_uw").write_text("100000000\n")  # a counter this small could wrap unseen else
     tree.zone("intel-rapl:1", "psys", joules=5.0)
     power_w, stop, began_s = 80.0, threading.Event(), time.monotonic()
 
