@@ -21,8 +21,9 @@ test: $(VENV)/.test
 vllm-env: $(VLLM)/.test
 
 # In a short directory: the path of a socket, which vLLM makes below it, has 107 characters at most.
+COMMA := ,
 test-vllm: $(VLLM)/.test
-	LLEM_TEST_REQUIRE=vllm,gcc $(VLLM)/bin/python -m pytest tests/vllm_engine --basetemp=$$(mktemp -d)
+	LLEM_TEST_REQUIRE=vllm,gcc$(findstring $(COMMA)dockerd,$(LLEM_TEST_REQUIRE)) $(VLLM)/bin/python -m pytest tests/vllm_engine --basetemp=$$(mktemp -d)
 
 # Experiments in containers of a daemon that the tests start themselves; needs root and docker.io. Part of `test` too.
 test-docker: $(VENV)/.test
