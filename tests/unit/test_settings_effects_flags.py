@@ -183,7 +183,7 @@ def test_resume_of_a_finished_study_shows_it_and_runs_nothing(
     assert run_app(["run", "--resume", str(tmp_path), "--json", "--quiet"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["summary"]["completed"] == 2
-    assert told.err == f"Study          {tmp_path}\n"
+    assert told.err == f"Study          {tmp_path}\nReport         {tmp_path}/report.html\n"
     assert {path: path.read_bytes() for path in tmp_path.rglob("result.json")} == before
 
 

@@ -123,7 +123,8 @@ def test_a_runner_that_cannot_be_asked_costs_no_other_runners_answers(
     asked = ExperimentConfig.model_validate({"model": "m", "backend": "vllm"})
     unknown, refused = check_here([asked, config(model="/no/model")], machine)
     assert unknown.startswith(
-        "Whether experiments can run with the runner docker:image could not be found out: ended with exit code 125"
+        "Whether experiments can run with the runner docker:image could not be found out: "
+        "the Docker client: ended with exit code 125"
     )
     assert "/no/model" in refused
 
@@ -135,7 +136,7 @@ def test_a_single_dry_run_says_what_could_not_be_found_out(
     llem.user_config("runners: {pytorch: 'docker:image'}\n")
     preview = llem("run", llem.file("e.yaml", f"{{{SOUND}}}\n"), "--dry-run")
     assert preview.code == 0
-    assert "docker:image could not be found out: ended with exit code 125" in preview.err
+    assert "docker:image could not be found out: the Docker client: ended with exit code 125" in preview.err
 
 
 def test_what_is_refused_has_no_directory_and_what_is_told_reaches_the_observer(tmp_path: Path) -> None:
