@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -58,6 +59,15 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-user-config"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(_shared_cache(tmp_path_factory)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _signals_left_as_found() -> Iterator[None]:
+    """What a module's tests leave in this process would change those that come after it."""
+    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(name) for name in names]
+    yield
+    assert [signal.getsignal(name) for name in names] == before
 
 
 def _shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:

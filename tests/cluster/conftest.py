@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,7 @@ def local_cluster(further_paths: Sequence[Path] = ()) -> Iterator[LocalCluster]:
         "TMPDIR": str(directory),
     }
     before = dict(os.environ)
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # a head in this process puts its own there for good
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(HERE / "without_rocm"), *sys.path])
         for name, value in environment.items():
@@ -66,6 +68,7 @@ def local_cluster(further_paths: Sequence[Path] = ()) -> Iterator[LocalCluster]:
             yield made
         finally:
             ray.shutdown()
+            signal.signal(signal.SIGTERM, on_sigterm)
             shutil.rmtree(directory, ignore_errors=True)
 
 
