@@ -252,9 +252,11 @@ def _random_states() -> tuple[object, ...]:
 
 
 def _bad_requests_are_errors(subject: _Subject) -> Iterator[str]:
-    """What cannot be answered is refused, and does not take the engine down with it."""
-    vocabulary = max(max(prompt) for prompt in subject.prompts) + NO_VOCABULARY
-    for what, ids in (("no token", ()), ("a token beyond the vocabulary", (vocabulary,))):
+    """What cannot be answered is refused, never cut to size, and does not take the engine down with it."""
+    bad = {"no token": (), "a token beyond the vocabulary": (NO_VOCABULARY,)}
+    if (context := subject.engine.describe().context_length) is not None:
+        bad["as many tokens as the model takes in all"] = (subject.prompts[0][-1],) * context
+    for what, ids in bad.items():
         try:
             subject.engine.generate([GenerationRequest(0, ids, 1)])
         except BackendError:
