@@ -19,7 +19,7 @@ from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.metrics.request_energy import share_energy
 from llenergymeasure.domain.energy import BudgetComponent
-from llenergymeasure.domain.latency import RequestTimings, pool_request_energy, pool_requests
+from llenergymeasure.domain.latency import RequestTimings, ShareRule, pool_request_energy, pool_requests
 from llenergymeasure.domain.metrics import PhaseBreakdown, PhaseMetrics
 
 END_S = 20.0
@@ -162,7 +162,7 @@ def test_what_cannot_be_told_has_a_reason(outputs: list[RequestOutput], energy: 
     assert reason in (shares.reason or "")
 
 
-def timings(energy_j: list[float] | None, reason: str | None = None) -> RequestTimings:
+def timings(energy_j: list[float] | None, reason: str | None = None, rule: ShareRule | None = None) -> RequestTimings:
     count = 4 if energy_j is None else len(energy_j)
     return RequestTimings(
         input_tokens=[1] * count,
@@ -170,6 +170,7 @@ def timings(energy_j: list[float] | None, reason: str | None = None) -> RequestT
         e2e_ms=[1.0] * count,
         energy_j=energy_j,
         energy_half_width_j=None if energy_j is None else [joules / 100 for joules in energy_j],
+        energy_rule=rule,
         energy_reason=reason,
     )
 
@@ -194,8 +195,11 @@ def test_a_process_without_joules_leaves_a_reason_and_so_does_a_shared_device() 
 
 
 def test_a_result_keeps_every_request_of_every_process() -> None:
-    pooled = pool_requests([timings([1.0, 2.0]), timings([3.0])])
+    by_steps = timings([1.0, 2.0], rule="steps")
+    pooled = pool_requests([by_steps, timings([3.0], rule="steps")])
     assert pooled.energy_j is not None
-    assert (list(pooled.energy_j), pooled.input_tokens, pooled.itl_ms) == ([1.0, 2.0, 3.0], [1, 1, 1], None)
+    assert (list(pooled.energy_j), pooled.energy_rule) == ([1.0, 2.0, 3.0], "steps")
+    assert (pooled.input_tokens, pooled.itl_ms) == ([1, 1, 1], None)
+    assert pool_requests([by_steps, timings([3.0], rule="instants")]).energy_rule is None
     partly = pool_requests([timings([1.0, 2.0]), timings(None, "requests take 3 ms")])
     assert (partly.energy_j, partly.energy_reason, len(partly.e2e_ms)) == (None, "requests take 3 ms", 6)

@@ -173,8 +173,14 @@ def _requests(seen: Observations, counted: MeasurementSlice, phases: PhaseBreakd
     if timings is None:
         return None
     shares = share_energy(outputs, counted.energy, phases, seen.window.steps)
-    joules = {"energy_j": shares.energy_j, "energy_half_width_j": shares.half_width_j, "energy_reason": shares.reason}
-    return timings.model_copy(update=joules)
+    return timings.model_copy(
+        update={
+            "energy_j": shares.energy_j,
+            "energy_half_width_j": shares.half_width_j,
+            "energy_rule": shares.rule,
+            "energy_reason": shares.reason,
+        }
+    )
 
 
 def effective_config(config: ExperimentConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
