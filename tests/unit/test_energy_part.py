@@ -136,7 +136,7 @@ def test_a_part_of_an_integral_has_the_errors_of_its_own_samples() -> None:
     [
         (None, "gives no power samples"),
         ({"GPU-0": STEP[:30]}, "do not reach over the window"),
-        ({"GPU-0": [TelemetrySample(s.time_s, None) for s in STEP]}, "no power samples at all"),
+        ({"GPU-0": [TelemetrySample(s.time_s, None) for s in STEP]}, "gives no power samples"),
         ({"GPU-1": STEP}, "no power samples of GPU-0"),
         ({"GPU-0": [replace(s, power_w=0.0) for s in STEP]}, "add up to nothing"),
     ],

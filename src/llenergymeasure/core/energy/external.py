@@ -6,10 +6,13 @@
 The value is called with the devices of a run and the measurement clock, and gives an `EnergyBackend`. What it measures
 is believed where it is believable: a figure of 0 J or below, one that is no number, a window on another clock, a method
 or scope that nobody knows, or an error while the window is closed each cost the figure and never the run.
+
+Beside it, NVIDIA GPUs are asked once an interval for what is no power: temperature, clocks, memory, throttling.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,12 +21,15 @@ from typing import Final, cast, get_args
 
 from llenergymeasure.config.ssot import ENERGY_BACKENDS, ENERGY_GROUP
 from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.sampler import GpuReader, PowerSampler, sampler_warnings
 from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.core.gpu.driver import DeviceId, Gpu
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
+
+logger = logging.getLogger(__name__)
 
 MeterFactory = Callable[[Sequence[DeviceId], Clock], EnergyBackend]
 """Makes a meter of the devices of a run (GPU UUIDs, or `("cpu",)`), which stamps its windows with the clock."""
@@ -42,14 +48,24 @@ class ExternalMeter:
     Args:
         meter: What that package made.
         version: Of its distribution.
+        gpus: Those of the run that NVML knows.
     """
 
-    def __init__(self, name: str, version: str, meter: EnergyBackend, clock: Clock, options: MeterOptions) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        meter: EnergyBackend,
+        clock: Clock,
+        options: MeterOptions,
+        gpus: Sequence[Gpu] = (),
+    ) -> None:
         self.name = name
         self._version = version
         self._meter = meter
         self._clock = clock
         self._options = options
+        self._gpus = gpus
 
     def prove(self) -> str:
         """Have the meter take a reading; tells which version of it did.
@@ -79,6 +95,47 @@ class ExternalMeter:
         Raises:
             EnergyError: The meter could not, or does not use the clock that it was made with.
         """
+        sampler = self._sampler()
+        try:
+            handle = self._opened()
+        except BaseException:
+            if sampler is not None:
+                sampler.abort()
+            raise
+        return TrackingHandle(handle.start_s, (handle, sampler))
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        """Close the window; what is not believable is not measured, and a note says why."""
+        own, sampler = cast("tuple[TrackingHandle, PowerSampler | None]", handle.state)
+        try:
+            energy = self._closed(own)
+        except BaseException:  # Ctrl-C, above all
+            if sampler is not None:
+                sampler.abort()
+            raise
+        if sampler is None:
+            return energy
+        telemetry = sampler.stop(energy.end_s)
+        if energy.telemetry is not None:  # it has samples of its own
+            telemetry.close()
+            return energy
+        return replace(energy, telemetry=telemetry, notes=(*energy.notes, *sampler_warnings(telemetry)))
+
+    def _sampler(self) -> PowerSampler | None:
+        """What samples the GPUs beside the meter; `None`: there are none, or they do not answer."""
+        if not self._gpus:
+            return None
+        readers = [GpuReader(gpu, self._clock, power=False) for gpu in self._gpus]
+        interval_s, spill_dir = self._options.poll_interval_s, self._options.spill_dir
+        sampler = PowerSampler(readers, interval_s=interval_s, clock=self._clock, spill_dir=spill_dir)
+        try:
+            sampler.start()
+        except EnergyError as error:
+            logger.warning("The GPUs are not sampled beside the %s meter: %s", self.name, error)
+            return None
+        return sampler
+
+    def _opened(self) -> TrackingHandle:
         asked_s = self._clock.now()
         try:
             handle = self._meter.start_tracking()
@@ -91,8 +148,7 @@ class ExternalMeter:
             )
         return handle
 
-    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
-        """Close the window; what is not believable is not measured, and a note says why."""
+    def _closed(self, handle: TrackingHandle) -> EnergyMeasurement:
         asked_s = self._clock.now()
         try:
             energy = self._meter.stop_tracking(handle)
@@ -162,8 +218,13 @@ def problems(energy: EnergyMeasurement) -> Iterator[str]:
             yield f"it states a half-width of {part.half_width_j} J"
 
 
-def external_meter(name: str, devices: Sequence[DeviceId], clock: Clock, options: MeterOptions) -> ExternalMeter:
+def external_meter(
+    name: str, devices: Sequence[DeviceId], clock: Clock, options: MeterOptions, gpus: Sequence[Gpu] = ()
+) -> ExternalMeter:
     """The meter that another package registered as `name`, not yet proven.
+
+    Args:
+        gpus: Those of `devices` that NVML knows.
 
     Raises:
         EnergyError: It is not there, two packages have it, or it is broken; the message says what to do.
@@ -183,7 +244,7 @@ def external_meter(name: str, devices: Sequence[DeviceId], clock: Clock, options
     missing = [part for part in ("name", "is_available", "start_tracking", "stop_tracking") if not hasattr(meter, part)]
     if missing:
         raise EnergyError(f"{named} makes no EnergyBackend: {type(meter).__name__} has no {', '.join(missing)}")
-    return ExternalMeter(name, package.partition(" ")[2], meter, clock, options)
+    return ExternalMeter(name, package.partition(" ")[2], meter, clock, options, gpus)
 
 
 def taken_names() -> list[tuple[str, str]]:

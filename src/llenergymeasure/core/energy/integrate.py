@@ -344,13 +344,14 @@ def _unmixed(
 def _samples(energy: EnergyMeasurement) -> dict[DeviceId, tuple[array[float], array[float]]]:
     """Times and power of every device in the figures."""
     telemetry = energy.telemetry
-    if telemetry is None or not telemetry.devices:
+    traces = {} if telemetry is None else {device: telemetry.power(device) for device in telemetry.devices}
+    if not any(times_s for times_s, _ in traces.values()):
         raise PartUnknownError(f"the {energy.meter} meter gives no power samples, and parts are cut out of those")
-    if silent := set(energy.per_gpu_j) - set(telemetry.devices):
+    if silent := set(energy.per_gpu_j) - set(traces):
         raise PartUnknownError(f"there are no power samples of {', '.join(sorted(silent))}")
     if energy.gpu_window is not None and energy.integral_j is None:
         raise PartUnknownError("the power samples do not cover the window")
-    return {device: telemetry.power(device) for device in telemetry.devices}
+    return traces
 
 
 def _whole_j(window: Span, times_s: Sequence[float], power_w: Sequence[float]) -> float:

@@ -103,13 +103,24 @@ def _candidates(devices: Sequence[DeviceId]) -> tuple[str, ...]:
 def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter | ExternalMeter:
     """The meter called `name`, not yet proven; ours of GPUs reads the host's counters too where it may."""
     if name in registered_meters():
-        return external_meter(name, devices, host.clock, options)
+        return external_meter(name, devices, host.clock, options, _known_gpus(devices, host))
     if _on_cpu(devices):
         strategy = CPU_METERS[name](host, options)
     else:
         strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host.clock, options)
     beside = not strategy.tells_host and Meter(_rapl(host, options), host.clock, options).is_available()
     return Meter(strategy, host.clock, options, host.powercap_root if beside else None)
+
+
+def _known_gpus(devices: Sequence[DeviceId], host: Host) -> Sequence[Gpu]:
+    """The GPUs of a run where NVML knows them all; a meter of another package may be there for others."""
+    if _on_cpu(devices):
+        return ()
+    try:
+        return find_gpus(devices, host.open_driver())
+    except EnergyError as error:
+        logger.info("The devices of this run are not sampled: %s", error)
+        return ()
 
 
 def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> list[Capability]:
