@@ -122,42 +122,40 @@ def _execute(
         if observer is not None:
             observer(event)
 
-    check = check or (_no_check if launcher is not None else check_locally if cluster is None else check_on(cluster))
-    if study is not None and place.resume is None:
-        for warning in check(study.experiments, machine):
+    def warn(*warnings: str) -> None:
+        for warning in warnings:
             follow(StudyWarning(warning))
+
+    if check is None:
+        check = check_locally if cluster is None else check_on(cluster)
+        check = check if launcher is None else lambda configs, machine: []
     if place.resume is not None:
         directory = check_study_dir(place.resume)
     elif study is not None:
+        warn(*check(study.experiments, machine))
         directory = create_study_dir(study.name, place.parent)
     else:
         raise StudyError("nothing to run: give a study, or the directory of one to go on with")
     with locked(directory):
-        if study is None or place.resume is not None:
+        if study is not None and place.resume is None:
+            resumption = Resumption(study)
+        else:
             resumption = plan_resumption(directory, study, dataset_hashes())
             clear_leftovers(directory)
-            for warning in resumption.warnings:
-                follow(StudyWarning(warning))
+            warn(*resumption.warnings)
             finished = _finished_result(directory, resumption, export_csv=place.export_csv)
             if finished is not None:
                 done = finished.summary
                 follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
-                follow(StudyWarning(f"The study in {directory} is finished; nothing to do."))
+                warn(f"The study in {directory} is finished; nothing to do.")
                 return finished
-            for warning in check(experiments_left(resumption), machine):
-                follow(StudyWarning(warning))
-        else:
-            resumption = Resumption(study)
+            warn(*check(experiments_left(resumption), machine))
         skip_gap = enter_key() if place.interactive else None
         host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
         runner = StudyRunner(
             resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
         )
         return _run(runner, machine.output.webhook_url)
-
-
-def _no_check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
-    return []
 
 
 def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
