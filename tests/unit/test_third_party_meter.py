@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from llenergymeasure.config.meters import registered_meters
 from llenergymeasure.config.user_config import load_user_config
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.conformance import check_meter
-from llenergymeasure.core.energy.external import RESERVED, ExternalMeter
+from llenergymeasure.core.energy.external import RESERVED, ExternalStrategy
 from llenergymeasure.core.energy.integrate import PartUnknownError, TracedWindow
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.rapl import RaplStrategy
@@ -33,7 +33,7 @@ from llenergymeasure.core.energy.select import (
     select_energy_backend,
 )
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver, find_gpus
+from llenergymeasure.core.gpu.driver import DriverMissingError, Gpu, GpuDriver, find_gpus
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.metrics.throttle import SW_POWER_CAP, throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings
@@ -90,10 +90,16 @@ class Wall:
         return self.bend(energy)  # type: ignore[return-value]
 
 
+def metered(wall: Wall, options: MeterOptions | None = None, gpus: Sequence[Gpu] = ()) -> Meter:
+    """A meter of ours over such a one."""
+    options = options or MeterOptions()
+    return Meter(ExternalStrategy("wall", "1.2", wall, wall.clock, options, gpus), wall.clock, options)
+
+
 def measured(bend: Callable[[EnergyMeasurement], object], options: MeterOptions | None = None) -> EnergyMeasurement:
     """Ten seconds of 50 W through a meter that tells them bent."""
     clock = VirtualClock()
-    meter = ExternalMeter("wall", "1.2", Wall(clock, bend), clock, options or MeterOptions())
+    meter = metered(Wall(clock, bend), options)
     handle = meter.start_tracking()
     clock.sleep(10.0)
     return meter.stop_tracking(handle)
@@ -241,7 +247,7 @@ def test_no_sampler_is_left_behind_when_it_fails(fails_at: str) -> None:
 
     clock, gpu = VirtualClock(), FakeGpu("GPU-0")
     wall = Wall(clock, opens_at=interrupt) if fails_at == "opening" else Wall(clock, bend=interrupt)
-    meter = ExternalMeter("wall", "1.2", wall, clock, MeterOptions(), find_gpus(["GPU-0"], FakeNvml(gpu)))
+    meter = metered(wall, gpus=find_gpus(["GPU-0"], FakeNvml(gpu)))
     with pytest.raises(KeyboardInterrupt):
         meter.stop_tracking(meter.start_tracking())
     assert sampler_threads() == []
@@ -251,7 +257,7 @@ def test_a_window_that_began_on_another_clock_is_refused() -> None:
     clock = VirtualClock()
     wall = Wall(clock, opens_at=lambda now_s: TrackingHandle(now_s - 5.0))
     with pytest.raises(EnergyError, match="a window that did not begin now"):
-        ExternalMeter("wall", "1.2", wall, clock, MeterOptions()).start_tracking()
+        metered(wall).start_tracking()
 
 
 @pytest.mark.parametrize(

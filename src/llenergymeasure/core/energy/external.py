@@ -12,7 +12,6 @@ Beside it, NVIDIA GPUs are asked once an interval for what is no power: temperat
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,15 +20,14 @@ from typing import Final, cast, get_args
 
 from llenergymeasure.config.ssot import ENERGY_BACKENDS, ENERGY_GROUP
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.sampler import GpuReader, PowerSampler, sampler_warnings
+from llenergymeasure.core.energy.sampler import GpuReader, sampler_warnings
+from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, MeterOptions, TrackingHandle
 from llenergymeasure.core.gpu.driver import DeviceId, Gpu
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
-
-logger = logging.getLogger(__name__)
 
 MeterFactory = Callable[[Sequence[DeviceId], Clock], EnergyBackend]
 """Makes a meter of the devices of a run (GPU UUIDs, or `("cpu",)`), which stamps its windows with the clock."""
@@ -42,14 +40,15 @@ ESTIMATED: Final = MeasurementWarning(
 )
 
 
-class ExternalMeter:
-    """An `EnergyBackend` of another package.
+class ExternalStrategy:
+    """The meter of another package, whose own instants are the edges of a window.
 
     Args:
-        meter: What that package made.
-        version: Of its distribution.
+        version: Of that package's distribution.
         gpus: Those of the run that NVML knows.
     """
+
+    tells_host = True
 
     def __init__(
         self,
@@ -67,12 +66,8 @@ class ExternalMeter:
         self._options = options
         self._gpus = gpus
 
-    def prove(self) -> str:
-        """Have the meter take a reading; tells which version of it did.
-
-        Raises:
-            EnergyError: It has none.
-        """
+    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
+        """Have the meter take a reading; tells which version of it did."""
         try:
             available = self._meter.is_available()
         except Exception as error:  # somebody else's code
@@ -81,61 +76,12 @@ class ExternalMeter:
             raise EnergyError("it has no reading now (is_available() is false); its log says why: --verbose shows it")
         return f"version {self._version} answers"
 
-    def is_available(self) -> bool:
-        """Whether a reading can be had here and now."""
-        try:
-            self.prove()
-        except EnergyError:
-            return False
-        return True
+    def readers(self) -> list[GpuReader]:
+        """One per board; its power is the other meter's business."""
+        return [GpuReader(gpu, self._clock, power=False) for gpu in self._gpus]
 
-    def start_tracking(self) -> TrackingHandle:
-        """Open a window.
-
-        Raises:
-            EnergyError: The meter could not, or does not use the clock that it was made with.
-        """
-        sampler = self._sampler()
-        try:
-            handle = self._opened()
-        except BaseException:
-            if sampler is not None:
-                sampler.abort()
-            raise
-        return TrackingHandle(handle.start_s, (handle, sampler))
-
-    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
-        """Close the window; what is not believable is not measured, and a note says why."""
-        own, sampler = cast("tuple[TrackingHandle, PowerSampler | None]", handle.state)
-        try:
-            energy = self._closed(own)
-        except BaseException:  # Ctrl-C, above all
-            if sampler is not None:
-                sampler.abort()
-            raise
-        if sampler is None:
-            return energy
-        telemetry = sampler.stop(energy.end_s)
-        if energy.telemetry is not None:  # it has samples of its own
-            telemetry.close()
-            return energy
-        return replace(energy, telemetry=telemetry, notes=(*energy.notes, *sampler_warnings(telemetry)))
-
-    def _sampler(self) -> PowerSampler | None:
-        """What samples the GPUs beside the meter; `None`: there are none, or they do not answer."""
-        if not self._gpus:
-            return None
-        readers = [GpuReader(gpu, self._clock, power=False) for gpu in self._gpus]
-        interval_s, spill_dir = self._options.poll_interval_s, self._options.spill_dir
-        sampler = PowerSampler(readers, interval_s=interval_s, clock=self._clock, spill_dir=spill_dir)
-        try:
-            sampler.start()
-        except EnergyError as error:
-            logger.warning("The GPUs are not sampled beside the %s meter: %s", self.name, error)
-            return None
-        return sampler
-
-    def _opened(self) -> TrackingHandle:
+    def before(self) -> TrackingHandle:
+        """Have it open a window, on the clock that it was made with."""
         asked_s = self._clock.now()
         try:
             handle = self._meter.start_tracking()
@@ -148,8 +94,9 @@ class ExternalMeter:
             )
         return handle
 
-    def _closed(self, handle: TrackingHandle) -> EnergyMeasurement:
-        asked_s = self._clock.now()
+    def after(self, before: TrackingHandle) -> EnergyMeasurement:
+        """Have it close the window; what is not believable is not measured, and a note says why."""
+        handle, asked_s = before, self._clock.now()
         try:
             energy = self._meter.stop_tracking(handle)
         except Exception as error:  # noqa: BLE001 (somebody else's code; the run itself is not lost with it)
@@ -167,6 +114,19 @@ class ExternalMeter:
             energy.close()
             return self._unmeasured(energy.start_s, energy.end_s, problem, energy.notes)
         return self._stated(energy)
+
+    def measurement(
+        self, start_s: float, end_s: float, read: EnergyMeasurement, telemetry: Telemetry | None
+    ) -> EnergyMeasurement:
+        """What it said, with the samples taken beside it unless it has its own."""
+        if read.telemetry is None or telemetry is None:
+            return replace(read, telemetry=read.telemetry or telemetry)
+        telemetry.close()
+        return read
+
+    def warnings(self, telemetry: Telemetry | None = None) -> Iterator[MeasurementWarning]:
+        """What about the sampler makes its samples doubtful."""
+        return iter(()) if telemetry is None else sampler_warnings(telemetry)
 
     def _unmeasured(
         self, start_s: float, end_s: float, reason: str, notes: tuple[MeasurementWarning, ...] = ()
@@ -218,13 +178,10 @@ def problems(energy: EnergyMeasurement) -> Iterator[str]:
             yield f"it states a half-width of {part.half_width_j} J"
 
 
-def external_meter(
+def external_strategy(
     name: str, devices: Sequence[DeviceId], clock: Clock, options: MeterOptions, gpus: Sequence[Gpu] = ()
-) -> ExternalMeter:
+) -> ExternalStrategy:
     """The meter that another package registered as `name`, not yet proven.
-
-    Args:
-        gpus: Those of `devices` that NVML knows.
 
     Raises:
         EnergyError: It is not there, two packages have it, or it is broken; the message says what to do.
@@ -244,7 +201,7 @@ def external_meter(
     missing = [part for part in ("name", "is_available", "start_tracking", "stop_tracking") if not hasattr(meter, part)]
     if missing:
         raise EnergyError(f"{named} makes no EnergyBackend: {type(meter).__name__} has no {', '.join(missing)}")
-    return ExternalMeter(name, package.partition(" ")[2], meter, clock, options, gpus)
+    return ExternalStrategy(name, package.partition(" ")[2], meter, clock, options, gpus)
 
 
 def taken_names() -> list[tuple[str, str]]:

@@ -233,10 +233,7 @@ class GpuReader:
 
     Power is what the driver has sampled by itself, where that is `buffered` and worth it; otherwise it is asked for. A
     reading that the device does not have is asked for once. Any other failure costs this one value, is told once by
-    `problems`, and the reading is tried again next time.
-
-    Args:
-        power: Whether it is asked for power too.
+    `problems`, and the reading is tried again next time. Without `power` it is asked for all else.
     """
 
     def __init__(self, gpu: Gpu, clock: Clock, *, buffered: bool = False, power: bool = True) -> None:
