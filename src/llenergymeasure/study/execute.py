@@ -84,8 +84,48 @@ def execute_study(
         StudyInterruptedError: SIGINT or SIGTERM came; what is finished is kept.
         PersistenceError: Nothing can be written.
     """
+
+    def follow(event: StudyEvent) -> None:
+        if isinstance(event, RunFinished) and event.result is not None:
+            on_result(event.result)
+        if observer is not None:
+            observer(event)
+
+    def warn(*warnings: str) -> None:
+        for warning in warnings:
+            follow(StudyWarning(warning))
+
     with connected(place.cluster, machine, connect) as cluster:
-        return _execute(study, place, machine, on_result, observer, launcher, check, cluster)
+        if check is None:
+            check = check_locally if cluster is None else check_on(cluster)
+            check = check if launcher is None else lambda configs, machine: []
+        if place.resume is not None:
+            directory = check_study_dir(place.resume)
+        elif study is not None:
+            warn(*check(study.experiments, machine))
+            directory = create_study_dir(study.name, place.parent)
+        else:
+            raise StudyError("nothing to run: give a study, or the directory of one to go on with")
+        with locked(directory):
+            if study is not None and place.resume is None:
+                resumption = Resumption(study)
+            else:
+                resumption = plan_resumption(directory, study, dataset_hashes())
+                clear_leftovers(directory)
+                warn(*resumption.warnings)
+                finished = _finished_result(directory, resumption, export_csv=place.export_csv)
+                if finished is not None:
+                    done = finished.summary
+                    follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
+                    warn(f"The study in {directory} is finished; nothing to do.")
+                    return finished
+                warn(*check(experiments_left(resumption), machine))
+            skip_gap = enter_key() if place.interactive else None
+            host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
+            runner = StudyRunner(
+                resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
+            )
+            return _run(runner, machine.output.webhook_url)
 
 
 @contextmanager
@@ -106,58 +146,6 @@ def connected(asked: str | None, machine: UserConfig, connect: Connect = ray_clu
             yield cluster
 
 
-def _execute(
-    study: StudyConfig | None,
-    place: StudyPlace,
-    machine: UserConfig,
-    on_result: Callable[[ExperimentResult], None],
-    observer: StudyObserver | None,
-    launcher: Launcher | None,
-    check: StudyCheck | None,
-    cluster: Cluster | None,
-) -> StudyResult:
-    def follow(event: StudyEvent) -> None:
-        if isinstance(event, RunFinished) and event.result is not None:
-            on_result(event.result)
-        if observer is not None:
-            observer(event)
-
-    def warn(*warnings: str) -> None:
-        for warning in warnings:
-            follow(StudyWarning(warning))
-
-    if check is None:
-        check = check_locally if cluster is None else check_on(cluster)
-        check = check if launcher is None else lambda configs, machine: []
-    if place.resume is not None:
-        directory = check_study_dir(place.resume)
-    elif study is not None:
-        warn(*check(study.experiments, machine))
-        directory = create_study_dir(study.name, place.parent)
-    else:
-        raise StudyError("nothing to run: give a study, or the directory of one to go on with")
-    with locked(directory):
-        if study is not None and place.resume is None:
-            resumption = Resumption(study)
-        else:
-            resumption = plan_resumption(directory, study, dataset_hashes())
-            clear_leftovers(directory)
-            warn(*resumption.warnings)
-            finished = _finished_result(directory, resumption, export_csv=place.export_csv)
-            if finished is not None:
-                done = finished.summary
-                follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
-                warn(f"The study in {directory} is finished; nothing to do.")
-                return finished
-            warn(*check(experiments_left(resumption), machine))
-        skip_gap = enter_key() if place.interactive else None
-        host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
-        runner = StudyRunner(
-            resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
-        )
-        return _run(runner, machine.output.webhook_url)
-
-
 def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
     """What to know before these experiments run on this machine.
 
@@ -170,9 +158,6 @@ def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> l
 
 def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig) -> None:
     """Refuse several backends in one Python environment: their engines need different releases of the same packages.
-
-    Args:
-        experiments: Those that are to be run.
 
     Raises:
         PreFlightError: More than one backend would run here; shows the settings that mend it.
@@ -192,12 +177,7 @@ def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig)
 
 
 def _apart(movable: Sequence[str], staying: Sequence[str]) -> str:
-    """How to keep backends apart.
-
-    Args:
-        movable: Those that can go to Docker.
-        staying: Those that run locally alone.
-    """
+    """How to keep backends apart: those that can go to Docker, and those that run locally alone."""
     advice = []
     if len(staying) > 1:
         advice.append(f"Only one of {', '.join(staying)} can be in a study: there is no image of them.")

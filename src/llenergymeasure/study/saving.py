@@ -119,7 +119,6 @@ def write_study(
 
     Args:
         entries: Every run, in order of execution.
-        gaps: The gaps that held.
         completed_at: When it ended; `None` when it was stopped before its end.
 
     Raises:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Final, cast, get_args
+from typing import ClassVar, Final, cast, get_args
 
 from llenergymeasure.config.ssot import ENERGY_BACKENDS, ENERGY_GROUP
 from llenergymeasure.core.clock import Clock
@@ -40,6 +40,7 @@ ESTIMATED: Final = MeasurementWarning(
 )
 
 
+@dataclass(frozen=True, slots=True)
 class ExternalStrategy:
     """The meter of another package, whose own instants are the edges of a window.
 
@@ -48,46 +49,36 @@ class ExternalStrategy:
         gpus: Those of the run that NVML knows.
     """
 
-    tells_host = True
-
-    def __init__(
-        self,
-        name: str,
-        version: str,
-        meter: EnergyBackend,
-        clock: Clock,
-        options: MeterOptions,
-        gpus: Sequence[Gpu] = (),
-    ) -> None:
-        self.name = name
-        self._version = version
-        self._meter = meter
-        self._clock = clock
-        self._options = options
-        self._gpus = gpus
+    name: str
+    version: str
+    meter: EnergyBackend
+    clock: Clock
+    options: MeterOptions
+    gpus: Sequence[Gpu] = ()
+    tells_host: ClassVar = True
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
         """Have the meter take a reading; tells which version of it did."""
         try:
-            available = self._meter.is_available()
+            available = self.meter.is_available()
         except Exception as error:  # somebody else's code
             raise _failed("cannot be read", error) from error
         if not available:
             raise EnergyError("it has no reading now (is_available() is false); its log says why: --verbose shows it")
-        return f"version {self._version} answers"
+        return f"version {self.version} answers"
 
     def readers(self) -> list[GpuReader]:
         """One per board; its power is the other meter's business."""
-        return [GpuReader(gpu, self._clock, power=False) for gpu in self._gpus]
+        return [GpuReader(gpu, self.clock, power=False) for gpu in self.gpus]
 
     def before(self) -> TrackingHandle:
         """Have it open a window, on the clock that it was made with."""
-        asked_s = self._clock.now()
+        asked_s = self.clock.now()
         try:
-            handle = self._meter.start_tracking()
+            handle = self.meter.start_tracking()
         except Exception as error:
             raise _failed(f"the {self.name} meter could not open a window", error) from error
-        if not isinstance(handle, TrackingHandle) or not asked_s <= handle.start_s <= self._clock.now():
+        if not isinstance(handle, TrackingHandle) or not asked_s <= handle.start_s <= self.clock.now():
             raise EnergyError(
                 f"the {self.name} meter opened a window that did not begin now. Its start_tracking() must return a "
                 "TrackingHandle whose start_s was read meanwhile from the clock that it was made with."
@@ -96,14 +87,14 @@ class ExternalStrategy:
 
     def after(self, before: TrackingHandle) -> EnergyMeasurement:
         """Have it close the window; what is not believable is not measured, and a note says why."""
-        handle, asked_s = before, self._clock.now()
+        handle, asked_s = before, self.clock.now()
         try:
-            energy = self._meter.stop_tracking(handle)
+            energy = self.meter.stop_tracking(handle)
         except Exception as error:  # noqa: BLE001 (somebody else's code; the run itself is not lost with it)
             return self._unmeasured(handle.start_s, asked_s, str(_failed("closing its window failed", error)))
         if not isinstance(energy, EnergyMeasurement):
             return self._unmeasured(handle.start_s, asked_s, f"it gave {type(energy).__name__}, no EnergyMeasurement")
-        if energy.start_s != handle.start_s or not asked_s <= energy.end_s <= self._clock.now():
+        if energy.start_s != handle.start_s or not asked_s <= energy.end_s <= self.clock.now():
             energy.close()
             return self._unmeasured(handle.start_s, asked_s, "the window that it closed did not end now")
         try:
@@ -132,7 +123,7 @@ class ExternalStrategy:
         self, start_s: float, end_s: float, reason: str, notes: tuple[MeasurementWarning, ...] = ()
     ) -> EnergyMeasurement:
         note = MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, f"the {self.name} meter: {reason}")
-        return EnergyMeasurement(start_s, end_s, notes=(*notes, note), meter=self.name, meter_version=self._version)
+        return EnergyMeasurement(start_s, end_s, notes=(*notes, note), meter=self.name, meter_version=self.version)
 
     def _stated(self, energy: EnergyMeasurement) -> EnergyMeasurement:
         """The same under the name that the config has for the meter, with an uncertainty unless it is an estimate."""
@@ -141,11 +132,11 @@ class ExternalStrategy:
             notes = notes if any(note.code is ESTIMATED.code for note in notes) else (*notes, ESTIMATED)
         elif energy.total_j is not None and not components:
             components = (self._assumed(energy.total_j),)
-        return replace(energy, components=components, notes=notes, meter=self.name, meter_version=self._version)
+        return replace(energy, components=components, notes=notes, meter=self.name, meter_version=self.version)
 
     def _assumed(self, energy_j: float) -> BudgetComponent:
         """The user's word for a meter that states nothing. How much of it cancels between two runs, nobody knows."""
-        share_pct = self._options.power_gain_uncertainty_pct
+        share_pct = self.options.power_gain_uncertainty_pct
         return BudgetComponent(
             name="meter",
             kind="sensor",

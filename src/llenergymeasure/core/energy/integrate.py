@@ -250,7 +250,6 @@ class _Trace:
     """The samples of one device with a step at each edge, and what the meter counted for it.
 
     Args:
-        times_s: When each sample was read.
         lag_s: How much earlier, on average, it was true.
         sees_more: Whether the meter is known to have counted what the samples miss.
     """

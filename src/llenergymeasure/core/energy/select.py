@@ -103,7 +103,7 @@ def _candidates(devices: Sequence[DeviceId]) -> tuple[str, ...]:
 def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter:
     """The meter called `name`, not yet proven; ours of GPUs reads the host's counters too where it may."""
     if name in registered_meters():
-        strategy: Strategy = external_strategy(name, devices, host.clock, options, _known_gpus(devices, host))
+        strategy: Strategy = external_strategy(name, devices, host.clock, options, known_gpus(devices, host))
     elif _on_cpu(devices):
         strategy = CPU_METERS[name](host, options)
     else:
@@ -112,14 +112,14 @@ def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: 
     return Meter(strategy, host.clock, options, host.powercap_root if beside else None)
 
 
-def _known_gpus(devices: Sequence[DeviceId], host: Host) -> Sequence[Gpu]:
-    """The GPUs of a run where NVML knows them all; a meter of another package may be there for others."""
-    if _on_cpu(devices):
+def known_gpus(devices: Sequence[DeviceId], host: Host) -> tuple[Gpu, ...]:
+    """The GPUs of a run; none where it uses none, or NVML does not know them all."""
+    if not devices or _on_cpu(devices):
         return ()
     try:
         return find_gpus(devices, host.open_driver())
     except EnergyError as error:
-        logger.info("The devices of this run are not sampled: %s", error)
+        logger.info("NVML does not describe the GPUs: %s", error)
         return ()
 
 

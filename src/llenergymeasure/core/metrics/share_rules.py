@@ -167,11 +167,7 @@ def _with_idle(shares_j: Sequence[float], idle_j: float, lives: Sequence[Life]) 
 
 
 class BySteps:
-    """The rule for an engine that tells its steps, at whose ends all tokens of `lives` are there.
-
-    Args:
-        spans: When each of the steps ran.
-    """
+    """The rule for an engine that tells its steps and when each ran, at whose ends all tokens of `lives` are there."""
 
     name: Final = "steps"
 
