@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.nvml.virtual_run import by_nvml, random_board, run_window
 from tests.nvml.waveform import steps
 
-from energy_fakes import measured, steady
+from energy_fakes import measured, steady, timed
 from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement
@@ -29,14 +29,7 @@ def request(started_s: float, first_s: float, last_s: float, tokens: int = 9, in
     """One whose tokens come evenly from its first to its last."""
     step_s = (last_s - first_s) / max(1, tokens - 1)
     times_s = [first_s + k * step_s for k in range(tokens - 1)] + [last_s]
-    return RequestOutput(
-        index=0,
-        input_tokens=input_tokens,
-        token_ids=(7,) * tokens,
-        finish_reason="length",
-        started_s=started_s,
-        token_times_s=times_s,
-    )
+    return timed(started_s, times_s, input_tokens)
 
 
 def at_300_w(total_j: float | None = 6000.0) -> EnergyMeasurement:
