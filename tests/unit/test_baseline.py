@@ -15,6 +15,7 @@ from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.host.load import CpuTimes, read_cpu_times
 from llenergymeasure.core.progress import Event, StepFinished, Waiting, ignore_events
+from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import WarningCode
 
 
@@ -212,6 +213,22 @@ def test_an_engine_that_uses_fewer_devices_than_planned_keeps_their_share() -> N
     baseline = baseline_from(measured, VirtualClock().wall())
     assert baseline.restricted_to(["GPU-1"]).power_w == pytest.approx(40.0)
     assert baseline.restricted_to(["GPU-2"]).method == "unavailable"
+
+
+def test_idle_power_of_fewer_devices_is_known_as_well_as_theirs_and_no_better() -> None:
+    def within(half_width_j: float) -> tuple[BudgetComponent, ...]:
+        return (BudgetComponent(name="counter", kind="counter_resolution", half_width_j=half_width_j),)
+
+    measured = EnergyMeasurement(
+        start_s=0.0, end_s=10.0, total_j=1000.0, method="hardware_counter", scope="gpu",
+        per_gpu_j={"GPU-0": 900.0, "GPU-1": 100.0}, components=within(5.0),
+        per_gpu_components={"GPU-0": within(3.0), "GPU-1": within(4.0)},
+    )  # fmt: skip
+    baseline = baseline_from(measured, VirtualClock().wall())
+    assert baseline.half_width_w == pytest.approx(0.5)
+    assert baseline.restricted_to(["GPU-1"]).half_width_w == pytest.approx(0.4)  # not a tenth of the whole
+    told_together = replace(baseline, per_device_half_width_w={})
+    assert told_together.restricted_to(["GPU-1"]).half_width_w == pytest.approx(0.5)
 
 
 def test_switched_off_measures_and_waits_for_nothing() -> None:
