@@ -127,7 +127,7 @@ def test_a_board_that_is_known_beside_a_lost_one_has_its_uncertainty() -> None:
     energy = measure(counted(0.0, has_counter=False, before=(), after=()), lost, GPU_0=trace(300.0))
     assert (energy.total_j, energy.components) == (None, ())
     assert energy.per_gpu_j == {"GPU-0": pytest.approx(6000.0), "GPU-1": None}
-    assert [part.kind for part in energy.per_gpu_components["GPU-0"]][0] == "gain"
+    assert energy.per_gpu_components["GPU-0"][0].kind == "gain"
     assert set(energy.per_gpu_components) == {"GPU-0"}
 
 
