@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -146,8 +147,28 @@ def test_a_cached_baseline_serves_only_its_own_devices_and_meter_and_hour(
     measure_baseline(
         BaselineConfig(duration_seconds=10.0), ConstantMeter(clock), ["GPU-0"], cache, clock, ignore_events
     )
-    assert cache.get(["GPU-0"], "constant", 10.0, clock.now()) is not None
-    assert cache.get(devices, meter_name, seconds, clock.now() + age_s) is None
+    assert cache.get(["GPU-0"], "constant", 10.0, clock) is not None
+    clock.sleep(age_s)
+    assert cache.get(devices, meter_name, seconds, clock) is None
+
+
+class WokenClock(VirtualClock):
+    """One of a machine that slept, which only its dates know; or whose date was set back."""
+
+    slept_s = 0.0
+
+    def wall(self) -> datetime:
+        return super().wall() + timedelta(seconds=self.slept_s)
+
+
+@pytest.mark.parametrize(("slept_s", "age_s"), [(600.0, 610.0), (CACHE_TTL_S, None), (-7200.0, 10.0)])
+def test_a_baseline_ages_while_the_machine_sleeps(slept_s: float, age_s: float | None) -> None:
+    clock, cache = WokenClock(), BaselineCache()
+    config = BaselineConfig(duration_seconds=10.0)
+    measure_baseline(config, ConstantMeter(clock), ["GPU-0"], cache, clock, ignore_events)
+    clock.slept_s = slept_s
+    found = cache.get(["GPU-0"], "constant", 10.0, clock)
+    assert (found and found.age_s) == (age_s and pytest.approx(age_s))
 
 
 def test_a_cache_can_be_handed_to_another_process() -> None:
@@ -157,7 +178,7 @@ def test_a_cache_can_be_handed_to_another_process() -> None:
         BaselineConfig(duration_seconds=10.0), ConstantMeter(clock), ["GPU-0"], cache, clock, ignore_events
     )
     inherited = BaselineCache(cache.entries())
-    assert inherited.get(["GPU-0"], "constant", 10.0, clock.now()) is not None
+    assert inherited.get(["GPU-0"], "constant", 10.0, clock) is not None
 
 
 def test_a_meter_without_a_figure_makes_the_baseline_unavailable_not_zero() -> None:

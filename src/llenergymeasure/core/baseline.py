@@ -118,15 +118,13 @@ class BaselineCache:
     def __init__(self, entries: Iterable[CachedBaseline] = ()) -> None:
         self._entries = {(entry.devices, entry.meter): entry for entry in entries}
 
-    def get(self, devices: Sequence[DeviceId], meter: str, duration_s: float, now_s: float) -> Baseline | None:
+    def get(self, devices: Sequence[DeviceId], meter: str, duration_s: float, clock: Clock) -> Baseline | None:
         """The cached baseline, if it is young enough and was measured for at least `duration_s`."""
         entry = self._entries.get((frozenset(devices), meter))
-        if entry is None or entry.baseline.taken_s is None or (entry.baseline.duration_s or 0.0) < duration_s:
+        if entry is None or (entry.baseline.duration_s or 0.0) < duration_s:
             return None
-        age_s = now_s - entry.baseline.taken_s
-        if not 0.0 <= age_s <= CACHE_TTL_S:  # negative: from before the machine was started anew
-            return None
-        return replace(entry.baseline, method="cached", age_s=age_s)
+        age_s = _age_s(entry.baseline, clock)
+        return replace(entry.baseline, method="cached", age_s=age_s) if age_s <= CACHE_TTL_S else None
 
     def put(self, devices: Sequence[DeviceId], meter: str, baseline: Baseline) -> None:
         """Keep a fresh baseline; one that found the device busy, or found nothing, is not kept."""
@@ -137,6 +135,16 @@ class BaselineCache:
     def entries(self) -> tuple[CachedBaseline, ...]:
         """Everything in the cache, to hand to another process."""
         return tuple(self._entries.values())
+
+
+def _age_s(baseline: Baseline, clock: Clock) -> float:
+    """Seconds since a baseline was taken; infinite where that is not known.
+
+    A monotonic clock stands still while a machine sleeps, and begins anew when it is started; a wall clock may be set.
+    """
+    if baseline.taken_s is None or baseline.taken_at is None or clock.now() < baseline.taken_s:
+        return math.inf
+    return max(clock.now() - baseline.taken_s, (clock.wall() - baseline.taken_at).total_seconds())
 
 
 def measure_baseline(
@@ -160,7 +168,7 @@ def measure_baseline(
     if not config.enabled or isinstance(meter, NoEnergyBackend):  # without a meter there is nothing to wait for
         return Baseline(power_w=None, method=None)
     observer(StepStarted("baseline", config.duration_seconds))
-    baseline = cache.get(devices, meter.name, config.duration_seconds, clock.now())
+    baseline = cache.get(devices, meter.name, config.duration_seconds, clock)
     if baseline is None:
         before = cpu_times() if CPU_DEVICE in devices else None
         baseline = measure_idle_power(config.duration_seconds, "baseline", meter, clock, observer)
