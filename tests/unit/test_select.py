@@ -15,7 +15,13 @@ from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.select import describe_energy_backends, select_energy_backend
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
-from llenergymeasure.core.gpu.driver import CPU_DEVICE, DriverMissingError, GpuDriver, PermissionDeniedError
+from llenergymeasure.core.gpu.driver import (
+    CPU_DEVICE,
+    DriverMissingError,
+    GpuDriver,
+    GpuDriverError,
+    PermissionDeniedError,
+)
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
@@ -174,6 +180,22 @@ class TestWithoutOptionalPackages:
         assert by_name["nvml"].detail == "GPU 0 draws 100.0 W now"
         assert not by_name["zeus"].works
         assert "pip install" in by_name["zeus"].detail
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_without_a_power_reading_a_counter_proves_itself_by_moving(moves: bool, tmp_path: Path) -> None:
+    clock, mute = VirtualClock(), GpuDriverError("Unknown Error")
+
+    def counted_j() -> float:
+        return 100.0 * (int(10.0 * clock.now()) if moves else 1)
+
+    board = gpu(power_instant=mute, power_usage_w=mute, total_energy_j=counted_j)
+    machine = host(tmp_path, board, clock=clock)
+    if moves:
+        assert select_energy_backend("nvml", ["GPU-0"], OPTIONS, machine).name == "nvml"
+    else:
+        with pytest.raises(EnergyError, match="tells no power, and its energy counter stands still at 100 J"):
+            select_energy_backend("nvml", ["GPU-0"], OPTIONS, machine)
 
 
 def test_a_meter_whose_package_panics_while_it_is_imported_leaves_the_choice_to_the_next(
