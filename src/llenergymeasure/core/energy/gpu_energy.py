@@ -5,7 +5,8 @@ of the power samples; audit.py chooses.
 
 The file holds the inputs of `gpu_measurement` unchanged: samples as rows of 64-bit numbers; counter reads, window and
 the part of it that counts as JSON in the Parquet metadata (whose numbers round-trip exactly). `recompute_energy` runs
-the same functions on them, so it gives the same joules to the last bit, with no GPU in sight.
+the same functions on them, so it gives the same joules to the last bit, with no GPU in sight. Of a run on the CPU it
+holds what the host's counters moved by instead (host_energy.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -33,17 +34,18 @@ from llenergymeasure.core.energy.audit import (
     verdict,
 )
 from llenergymeasure.core.energy.fusion import CounterError, fuse_energy, plain_counter_energy
+from llenergymeasure.core.energy.host_energy import host_measurement
 from llenergymeasure.core.energy.integrate import TraceTooShortError, energy_between, integrate_power
 from llenergymeasure.core.energy.spans import Span
 from llenergymeasure.core.energy.telemetry import COLUMNS, SOURCES, UNKNOWN, Columns, SampleLog, Telemetry
-from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
+from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow, HostWindow
 from llenergymeasure.core.energy.uncertainty import (
     clock_components,
     counter_component,
     integral_components,
     unseen_components,
 )
-from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.domain.base import EnergyScope
 from llenergymeasure.domain.energy import BudgetComponent, sum_budgets
 from llenergymeasure.exceptions import PersistenceError
@@ -67,7 +69,10 @@ ROWS_PER_GROUP: Final = 8192
 """Samples that are in memory at once when a file is read."""
 
 WINDOW_KEY: Final = b"llenergymeasure_window"
+HOST_KEY: Final = b"llenergymeasure_host_window"
 COUNTED_KEY: Final = b"llenergymeasure_counted_part"
+
+_W = TypeVar("_W")
 
 UNITS: Final = {
     "time_s": "s",
@@ -185,13 +190,17 @@ def write_trace(energy: EnergyMeasurement, path: Path, counted: Span | None = No
 
 
 def recompute_energy(path: Path) -> EnergyMeasurement:
-    """Compute a result's energy again from the `trace.parquet` of a run on GPUs; equal to it to the last bit.
+    """Compute a result's energy again from the `trace.parquet` of a run; equal to it to the last bit.
 
     Raises:
         PersistenceError: The file is not such a trace.
     """
-    energy = gpu_measurement(*read_trace(path))
-    counted = _metadata(path).get(COUNTED_KEY)
+    metadata = _metadata(path)
+    if (told := metadata.get(HOST_KEY)) is not None:
+        energy = host_measurement(_parsed(HostWindow, told, path), _samples(path, [CPU_DEVICE]))
+    else:
+        energy = gpu_measurement(*read_trace(path))
+    counted = metadata.get(COUNTED_KEY)
     return energy if counted is None else energy_between(energy, *json.loads(counted))
 
 
@@ -201,21 +210,30 @@ def read_trace(path: Path) -> tuple[GpuWindow, Telemetry]:
     Raises:
         PersistenceError: The file is not such a trace.
     """
+    told = _metadata(path).get(WINDOW_KEY)
+    if told is None:
+        raise PersistenceError(f"{path} holds power samples but no window on GPUs to compute energy for")
+    window = _parsed(GpuWindow, told, path)
+    return window, _samples(path, [board.device for board in window.boards])
+
+
+def _parsed(kind: type[_W], told: bytes, path: Path) -> _W:
+    try:
+        return TypeAdapter(kind).validate_json(told)
+    except ValidationError as error:
+        raise PersistenceError(f"{path} is not a trace of a measurement: {error}") from error
+
+
+def _samples(path: Path, devices: Sequence[DeviceId]) -> Telemetry:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    try:
-        window = TypeAdapter(GpuWindow).validate_json(_metadata(path)[WINDOW_KEY])
-    except KeyError as error:
-        raise PersistenceError(f"{path} holds power samples but no window on GPUs to compute energy for") from error
-    except ValidationError as error:
-        raise PersistenceError(f"{path} is not a trace of a measurement: {error}") from error
-    logs = {board.device: SampleLog() for board in window.boards}
+    logs = {device: SampleLog() for device in devices}
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(ROWS_PER_GROUP):
             for device, log in logs.items():
                 log.extend(_columns(batch.filter(pc.equal(batch["device"], device))))
-    return window, Telemetry(logs)
+    return Telemetry(logs)
 
 
 def _metadata(path: Path) -> Mapping[bytes, bytes]:
@@ -239,6 +257,8 @@ def _schema(energy: EnergyMeasurement, counted: Span | None) -> pa.Schema:
     metadata: dict[bytes | str, bytes | str] = {"llenergymeasure_version": VERSION, "units": json.dumps(UNITS)}
     if energy.gpu_window is not None:
         metadata[WINDOW_KEY] = json.dumps(asdict(energy.gpu_window), allow_nan=False)
+    if energy.host_window is not None:
+        metadata[HOST_KEY] = json.dumps(asdict(energy.host_window), allow_nan=False)
     if counted is not None:
         metadata[COUNTED_KEY] = json.dumps(counted, allow_nan=False)
     return pa.schema(columns, metadata=metadata)
