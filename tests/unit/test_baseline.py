@@ -197,9 +197,9 @@ def test_a_busy_gpu_is_noticed_by_its_utilisation() -> None:
 
 def test_a_busy_gpu_is_noticed_by_its_restless_power_alone() -> None:
     samples = [TelemetrySample(time_s=float(i), power_w=60.0 + 100.0 * (i % 2)) for i in range(10)]
-    assert [w.code for w in baseline_from(idle(1100.0, samples=samples), VirtualClock().wall()).warnings] == [
-        WarningCode.BASELINE_NOT_IDLE
-    ]
+    (warning,) = baseline_from(idle(1100.0, samples=samples), VirtualClock().wall()).warnings
+    assert warning.code is WarningCode.BASELINE_NOT_IDLE
+    assert "(power varied by 45 %)" in warning.message  # and nothing of a utilisation that nobody told
 
 
 def test_a_quiet_gpu_raises_no_doubt_and_is_cached_while_a_busy_one_is_not() -> None:

@@ -246,9 +246,10 @@ def _restlessness(device: DeviceId, telemetry: Telemetry) -> tuple[float, Measur
     third = len(power) // 3
     drift_w = statistics.fmean(power[-third:]) - statistics.fmean(power[:third]) if third else 0.0
     if busy_pct > BUSY_UTILISATION_PCT or power_cv > BUSY_POWER_CV:
+        busy = f"{busy_pct:.0f} % utilisation, " if utilisation else ""
         text = (
-            f"{device} was not idle during the baseline ({busy_pct:.0f} % utilisation, power varied by "
-            f"{100 * power_cv:.0f} %); energy above idle is too low. Stop other work on it and repeat."
+            f"{device} was not idle during the baseline ({busy}power varied by {100 * power_cv:.0f} %); energy above "
+            "idle is too low. Stop other work on it and repeat."
         )
     elif abs(drift_w) > max(SETTLING_W, SETTLING_SHARE * mean_w):
         text = (
