@@ -357,12 +357,17 @@ def _record_warnings(
             WarningCode.TELEMETRY_UNAVAILABLE,
             "no trace was saved (measurement.save_trace): what measured this run takes no power samples",
         )
-    doubt_j = (uncertainty.comparative_adjusted_j if uncertainty else None) or 0.0  # without a budget, any doubt counts
-    if breakdown is not None and breakdown.adjusted_j is not None and breakdown.adjusted_j < -doubt_j:
+    if breakdown is not None and breakdown.adjusted_j is not None and breakdown.adjusted_j < 0:
+        doubt_j = (uncertainty.comparative_adjusted_j if uncertainty else None) or 0.0
+        cause = (
+            "the baseline was not idle, or the device slept in the window"
+            if breakdown.adjusted_j < -doubt_j
+            else f"the two cannot be told apart (energy above idle is known to ±{doubt_j:.2g} J)"
+        )
         yield MeasurementWarning(
             WarningCode.BASELINE_EXCEEDS_ENERGY,
-            f"idle power ({breakdown.baseline_power_w:.1f} W) exceeds the mean power of the window; the baseline was "
-            "not idle, or the device slept in the window. The negative figure is kept.",
+            f"idle power ({breakdown.baseline_power_w:.1f} W) exceeds the mean power of the window; {cause}. "
+            "The negative figure is kept.",
         )
 
 
