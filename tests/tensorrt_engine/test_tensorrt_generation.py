@@ -88,6 +88,7 @@ tell([[it.finish_reason, it.output_tokens, it.token_ids[-1] == end] for it in (f
         ("load", "cannot be loaded by TensorRT-LLM: RuntimeError: Executor worker returned error"),
         ("generate", "out of memory while generating for 2 prompts"),
         ("silent_metrics", "told no instants of the request"),
+        ("killed", "failed to generate: its worker process "),
     ],
 )
 def test_what_goes_wrong_is_told_and_leaves_no_worker(newest: TensorRTBench, fault: str, said: str) -> None:

@@ -55,3 +55,16 @@ def test_the_window_keeps_the_steps_of_all_its_batches() -> None:
     assert [step.requests for step in window.steps or ()] == [2] * 4 + [1] * 4
     assert {step.ended_s for step in window.steps or ()} == {t for o in window.outputs for t in o.token_times_s or ()}
     assert measure_window(silent, requests(3), ConstantMeter(clock), clock, ignore_events).steps is None
+
+
+def test_a_window_of_which_a_part_is_not_told_has_none() -> None:
+    class ForgetfulEngine(TellingEngine):
+        def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
+            produced = super().generate(requests)
+            return replace(produced, steps=None) if self.calls.count("generate") == 2 else produced
+
+    clock = VirtualClock()
+    engine = ForgetfulEngine(clock, batch_size=2)
+    window = measure_window(engine, requests(6, tokens=4), ConstantMeter(clock), clock, ignore_events)
+    assert engine.calls.count("generate") == 3
+    assert window.steps is None

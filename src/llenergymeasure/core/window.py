@@ -22,7 +22,7 @@ from llenergymeasure.core.backends.protocol import (
     RequestOutput,
     split_into_batches,
 )
-from llenergymeasure.core.backends.steps import StepLog
+from llenergymeasure.core.backends.steps import StepLog, joined
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.integrate import energy_between
 from llenergymeasure.core.energy.spans import Span
@@ -79,16 +79,16 @@ def measure_window(
         BackendError: The engine failed; the meter has been stopped.
     """
     outputs: list[RequestOutput] = []
-    steps = StepLog()
+    steps: StepLog | None = StepLog()
     output_tokens = compilations = 0
 
     def add(produced: GenerationOutput) -> None:
-        nonlocal output_tokens, compilations
+        nonlocal output_tokens, compilations, steps
         planned = (len(outputs) // len(requests) + 1) * len(requests)
         outputs.extend(produced.requests)
         output_tokens += sum(request.output_tokens for request in produced.requests)
         compilations += produced.compilations
-        steps.extend(produced.steps or StepLog())
+        steps = joined(steps, produced.steps)
         observer(PromptsDone("measure", len(outputs), planned, output_tokens, clock.now() - handle.start_s))
 
     batched = BatchedEngine(engine, add)
@@ -133,13 +133,13 @@ class BatchedEngine:
             BackendError: The engine failed.
         """
         outputs: list[RequestOutput] = []
-        steps = StepLog()
+        steps: StepLog | None = StepLog()
         compilations = 0
         for batch in split_into_batches(requests, self._backend.batch_size):
             produced = self._backend.generate(batch)
             outputs.extend(produced.requests)
             compilations += produced.compilations
-            steps.extend(produced.steps or StepLog())
+            steps = joined(steps, produced.steps)
             self._on_batch(produced)
         return GenerationOutput(tuple(outputs), compilations, steps or None)
 

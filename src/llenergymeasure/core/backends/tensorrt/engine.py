@@ -130,6 +130,19 @@ def has_salts(llm: type[Any]) -> bool:
     return "cache_salt" in signature(llm.generate_async).parameters
 
 
+def cuts_prompts(arguments: Any) -> bool | None:
+    """Whether the engine may compute a prompt in pieces; `None`: a step is not told by the tokens it gave.
+
+    One with drafts computes more than it gives, and of several stages each is in another step.
+
+    Args:
+        arguments: The loaded `LLM`'s `args`.
+    """
+    if getattr(arguments, "speculative_config", None) is not None or arguments.pipeline_parallel_size > 1:
+        return None
+    return bool(arguments.enable_chunked_prefill)
+
+
 def run_arguments(config: ExperimentConfig, model: Path) -> dict[str, Any]:
     """Keyword arguments of `LLM` to generate with: what was set, and what this package needs.
 
