@@ -123,6 +123,20 @@ def known_arguments(config: ExperimentConfig) -> frozenset[str]:
     return frozenset(arguments.model_fields)
 
 
+NESTED: Final = {"kv_cache_config": "KvCacheConfig", "cuda_graph_config": "CudaGraphConfig"}
+"""Arguments that have fields themselves, and their classes in `tensorrt_llm.llmapi`."""
+
+
+def unknown_fields(arguments: Mapping[str, Any]) -> list[str]:
+    """Paths below those of `arguments` that have fields, as far as the installed version lacks them."""
+    return [
+        f"{name}.{inner}"
+        for name, kind in NESTED.items()
+        for inner in arguments.get(name) or {}
+        if inner not in getattr(llmapi, kind).model_fields
+    ]
+
+
 def has_salts(llm: type[Any]) -> bool:
     """Whether cached blocks can be kept apart by a salt (1.1 and later)."""
     from inspect import signature
