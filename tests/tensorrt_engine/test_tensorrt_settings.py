@@ -84,7 +84,7 @@ def test_a_drafter_goes_by_the_name_that_its_version_has(either: TensorRTBench) 
     }
 
 
-def test_an_engine_that_is_named_is_the_one_that_runs_and_samples_by_seeds(builder: TensorRTBench) -> None:
+def test_an_engine_that_is_named_is_the_one_that_runs(builder: TensorRTBench) -> None:
     found, missing, samplers = builder.told(
         """
 engine, place = get_backend("tensorrt"), Path.home() / "engine"
