@@ -186,6 +186,7 @@ def test_a_run_on_the_command_line_has_tokens_latencies_and_joules(newest: Tenso
     assert result["effective_config"]["tensorrt"]["engine"] == "PyTorch-based"
     assert result["total_energy_j"] > 0
     assert result["output_tokens"] == 64
+    assert result["engine_energy_j"] > 0
 
 
 def test_it_generates_in_a_notebook_whose_loop_is_running(newest: TensorRTBench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ from llenergymeasure.core.backends.tensorrt.engine import (
 from llenergymeasure.core.backends.tensorrt.engine_cache import cache_root, cached_engine, files_identity
 from llenergymeasure.core.backends.tensorrt.liveness import WorkerEndedError, Workers
 from llenergymeasure.core.backends.tensorrt.memory import kv_cache_mb
+from llenergymeasure.core.backends.tensorrt.own_meter import OwnMeter
 from llenergymeasure.core.backends.tensorrt.preflight import check_settings, planned_devices, preflight_problems
 from llenergymeasure.core.backends.tensorrt.sampling import sampling_parameters
 from llenergymeasure.core.clock import Clock
@@ -74,6 +75,7 @@ class _Session:
     context_length: int | None
     salted: bool
     workers: Workers
+    own_meter: OwnMeter
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -166,10 +168,12 @@ class TensorRTBackend:
         ]
         with engine_output_logged(*LOGGERS):
             try:
-                answers = ask(session.llm, prompts, session.salt(), self._clock, session.workers)
+                with session.own_meter.counting() as own_j:
+                    answers = ask(session.llm, prompts, session.salt(), self._clock, session.workers)
             except Exception as error:  # whatever its workers die of
                 raise BackendError(_explain_generating(error, self._place, requests)) from error
-        return generation_output(requests, answers, session.ends, self._clock, cuts_prompts(session.llm.args))
+        output = generation_output(requests, answers, session.ends, self._clock, cuts_prompts(session.llm.args))
+        return replace(output, energy_j=own_j())
 
     def synchronize(self) -> None:
         """Nothing to wait for: the last token is told when its step is over, and the workers cannot be asked more."""
@@ -242,6 +246,7 @@ class TensorRTBackend:
             context_length=min(limits, default=None),
             salted=has_salts(type(llm)),
             workers=Workers(),
+            own_meter=OwnMeter(len(devices)),
         )
 
     def _settings(self) -> Mapping[str, Any]:
