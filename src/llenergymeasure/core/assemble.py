@@ -140,6 +140,7 @@ class RecordCollector:
             energy_per_device_j=_energy_per_device(energy, seen.devices),
             energy_breakdown=breakdown,
             energy_audit=energy.audit,
+            engine_energy_j=window.engine_j,
             uncertainty=uncertainty,
             uncertainty_per_device=_uncertainty_per_device(energy),
             measurement_boundary=_boundary(seen, energy),

@@ -248,14 +248,15 @@ def _shares(budget: Sequence[BudgetComponent]) -> list[float]:
 
 
 def _audit(result: ExperimentResult) -> Markup:
-    audit = result.energy_audit
+    audit, engine_j = result.energy_audit, result.engine_energy_j
+    own = "" if engine_j is None else f" A meter of the engine's own says {joules(engine_j)} for the whole window."
     if audit is None:
-        return Markup()
+        return paragraph(own) if own else Markup()
     verdict = "which their uncertainties allow" if audit.agrees else "more than their uncertainties allow"
     return paragraph(
         f"A second method checks the first: the hardware counter says {joules(audit.counter_j)}, the integral of power "
         f"samples {joules(audit.integral_j)}. They differ by {signed(audit.disagreement_pct, 2)} %, {verdict} "
-        f"({audit.bound_pct:.2g} %)."
+        f"({audit.bound_pct:.2g} %).{own}"
     )
 
 
