@@ -202,7 +202,7 @@ def _positions(data: Any) -> Callable[[Path], list[int]]:
 
 
 def _suggest(key: str, model: type[BaseModel], section: str, shown: Path, at: Path) -> tuple[str, ...]:
-    """Same name elsewhere below `at`, else a similar one in `section`, shown as `shown`, else a similar one elsewhere."""
+    """Same name elsewhere below `at`, else a similar one in `section`, which is shown as `shown`, else anywhere."""
     wanted = key.replace("-", "_").lower()
     siblings = [path.rpartition(".")[2] for path in field_paths(model) if path.rpartition(".")[0] == section]
     if wanted in siblings:
