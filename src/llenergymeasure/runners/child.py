@@ -205,6 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     commands, replies = _take_over_streams()
     say_stderr_is_kept()
     launcher_pid = os.getppid()
+    if not os.access(options.directory, os.R_OK | os.W_OK | os.X_OK):  # whoever started it learns so before it is ready
+        sys.exit(f"a job of user {os.getuid()} cannot use its directory")
     if options.attached:
         go_on_guarded(commands.fileno())
     signal.signal(signal.SIGTERM, _on_sigterm)
