@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from llenergymeasure.runners.job import JOB_FILE, Job, MeasuredRun, run_from_jso
 from llenergymeasure.runners.output import last_line_of
 from llenergymeasure.runners.ray_meter import NAMESPACE
 from llenergymeasure.runners.ray_node import LogEnd, NodeAgent, Outcome, failures_there
+from llenergymeasure.runners.ray_worker import where_the_study_begins
 from llenergymeasure.runners.supervise import POLL_INTERVAL_S, ChildFailedError, Interrupt, RunInterruptedError
 from llenergymeasure.security import is_safe_path
 
@@ -64,14 +64,15 @@ class RayNodeLauncher:
 
     def claim(self, interrupt: Interrupt) -> None:
         """Have an agent started that holds the node; waits while other work of the cluster is there."""
-        self._agent = self._start(NodeAgent, self._member, os.getcwd())
+        self._agent = self._start(NodeAgent, self._member, where_the_study_begins())
         self._ask("ready", give_up=interrupt)
 
     def failures(self, configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[list[str]]:
         """What each experiment would fail for on the node, by the node's own settings; it need not be claimed."""
         sent = [config.model_dump_json(exclude_unset=True, exclude={"output_dir"}) for config in configs]
         try:
-            answers: list[list[str]] = self._ray.get(remotely(self._ray, failures_there, self._node.id, sent))
+            question = remotely(self._ray, failures_there, self._node.id, where_the_study_begins(), sent)
+            answers: list[list[str]] = self._ray.get(question)
         except self._ray.exceptions.RayError as error:
             raise ChildFailedError("Crash", f"{self._node.name} could not tell: {cause_of(error)}") from error
         return answers

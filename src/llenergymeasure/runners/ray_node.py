@@ -34,7 +34,7 @@ from llenergymeasure.results.report.write import page_of
 from llenergymeasure.runners.child import to_line
 from llenergymeasure.runners.job import JOB_FILE, Job, MetersElsewhere, read_job, run_to_json
 from llenergymeasure.runners.launchers import ChosenLauncher, runs_here
-from llenergymeasure.runners.ray_worker import forget_what_ray_set
+from llenergymeasure.runners.ray_worker import begin_where_the_study_did, forget_what_ray_set
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError
 
 NEWS_S: Final = 2.0
@@ -91,13 +91,16 @@ def introduce() -> Introduction:
     return {"version": VERSION, "gpu_names": names, "cpu": read_cpu(host.root).model}
 
 
-def failures_there(configs: Sequence[str]) -> list[list[str]]:
+def failures_there(cwd: str, configs: Sequence[str]) -> list[list[str]]:
     """What experiments, given as JSON, would fail for on this node by its own settings.
+
+    Args:
+        cwd: See `NodeAgent`.
 
     Raises:
         ChildFailedError: It cannot be found out.
     """
-    forget_what_ray_set()
+    begin_where_the_study_did(cwd)
     read = [ExperimentConfig.model_validate_json(config) for config in configs]
     return ChosenLauncher().failures(read, load_user_config())
 
@@ -106,13 +109,12 @@ class NodeAgent:
     """Runs one job after the other on its node. Every method may be called again when its answer was lost.
 
     Args:
+        cwd: Where the study was started.
         meters: Names of the meters of further nodes that a job may use, by those of the nodes.
     """
 
     def __init__(self, cwd: str, meters: Mapping[str, str] | None = None) -> None:
-        if os.path.isdir(cwd):
-            os.chdir(cwd)  # what a config names is meant from where the study was started, where that is shared
-        forget_what_ray_set()
+        begin_where_the_study_did(cwd)
         self._meters = dict(meters or {})
         self._launcher = ChosenLauncher()
         self._thread = ThreadPoolExecutor(1, "llem-job")
