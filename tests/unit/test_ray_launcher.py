@@ -1,10 +1,11 @@
-"""What a launcher of a Ray cluster makes of what its agent says; Ray and the agent are played."""
+"""Addresses of Ray clusters, and what a launcher makes of what its agent says; Ray and the agent are played."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.timeseries import Artefacts
+from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.runners.cluster import NodeLostError
 from llenergymeasure.runners.job import Job, MeasuredRun, run_to_json
+from llenergymeasure.runners.ray import ray_cluster
 from llenergymeasure.runners.ray_launcher import Member, RayNodeLauncher
 from llenergymeasure.runners.supervise import Interrupt
-from study_fakes import result_of
+from llenergymeasure.study.execute import StudyPlace, execute_study
+from study_fakes import result_of, study_of
 
 
 class PlayedRay:
@@ -122,3 +126,35 @@ def test_of_a_job_whose_node_is_lost_the_last_lines_are_kept_and_told(job: Job) 
     assert (job.work_dir / "child.log").read_text() == (
         "[… 4964 bytes left out …]\nof a line\nCUDA error: out of memory\n"
     )
+
+
+@pytest.mark.parametrize(
+    "address", ["", "local", "head", "127.0.0.1", ":6379", "head:", "head:6379x", "ray://", "ray://head"]
+)
+def test_what_is_no_address_is_refused_before_ray_makes_something_of_it(address: str, tmp_path: Path) -> None:
+    """`local` has Ray start a cluster; nothing at all must not mean this machine."""
+    with pytest.raises(PreFlightError, match=r"is no address\. Give HOST:6379, ray://HOST:10001, auto, or none"):
+        execute_study(study_of("a"), StudyPlace(tmp_path, cluster=address), UserConfig(), lambda result: None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def connected_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is connected to a cluster already."""
+    ray = ModuleType("ray")
+    ray.is_initialized = lambda: True  # type: ignore[attr-defined]
+    ray.get_runtime_context = lambda: SimpleNamespace(gcs_address="10.0.0.1:6379")  # type: ignore[attr-defined]
+    ray.exceptions = ray.util = ray  # type: ignore[attr-defined]
+    for name in ("ray", "ray.exceptions", "ray.util", "ray.util.scheduling_strategies"):
+        monkeypatch.setitem(sys.modules, name, ray)
+
+
+@pytest.mark.usefixtures("connected_ray")
+def test_the_connection_that_is_there_is_used_for_its_own_cluster_and_no_other() -> None:
+    for address in ("auto", "10.0.0.1:6379", "127.0.0.1:6379", "ray://head:10001"):
+        with ray_cluster(address) as cluster:
+            assert cluster.address == address
+    for address in ("10.0.0.2:6379", "10.0.0.1:6380"):
+        told = f"--cluster {address}: this process is connected to the Ray cluster at 10.0.0.1:6379 already"
+        with pytest.raises(PreFlightError, match=told), ray_cluster(address):
+            pass

@@ -1,5 +1,4 @@
-"""What Ray does to its worker processes on a node, undone: they and their children see the machine as it is, from the
-directory that the study was started in."""
+"""What Ray does to its workers on a node, undone: they see the machine as it is, from the study's directory."""
 
 from __future__ import annotations
 
