@@ -139,7 +139,7 @@ def connected(asked: str | None, machine: UserConfig, connect: Connect = ray_clu
     Raises:
         PreFlightError: There is no such cluster.
     """
-    address = asked or machine.cluster.address or NO_CLUSTER
+    address = (machine.cluster.address or NO_CLUSTER) if asked is None else asked
     if address == NO_CLUSTER:
         yield None
     else:
