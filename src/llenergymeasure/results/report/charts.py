@@ -24,6 +24,7 @@ from llenergymeasure.security import for_display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK: Final = "#f1e001"
@@ -120,6 +121,12 @@ def chart(name: str, draw: Draw, height: float | tuple[float, float], title: str
         for kind, width_pt, height_pt in (("wide", WIDE_PT, wide_pt), ("narrow", NARROW_PT, narrow_pt))
     ]
     return Markup("".join(drawings))
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Figures on an axis as they are, on a logarithmic one too: matplotlib's own powers of ten are formulas."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+    axis.set_minor_formatter(lambda value, _: "")
 
 
 def margins(figure: Figure, left: float, right: float, top: float, bottom: float, gap: float = 0.0) -> None:
