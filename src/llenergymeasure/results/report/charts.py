@@ -13,7 +13,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -127,6 +127,14 @@ def plain_ticks(axis: Axis) -> None:
     """Figures on an axis as they are, on a logarithmic one too: matplotlib's own powers of ten are formulas."""
     axis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
     axis.set_minor_formatter(lambda value, _: "")
+
+
+def make_room(axes: Axes, ends: Iterable[float]) -> None:
+    """Widen the horizontal axis to hold these too, at most to three times what it is: intervals have no bounds."""
+    left, right = axes.get_xlim()
+    known = [left, right, *ends]
+    beside = 0.03 * (max(known) - min(known)) if len(known) > 2 else 0.0
+    axes.set_xlim(max(min(known) - beside, 2 * left - right), min(max(known) + beside, 2 * right - left))
 
 
 def margins(figure: Figure, left: float, right: float, top: float, bottom: float, gap: float = 0.0) -> None:

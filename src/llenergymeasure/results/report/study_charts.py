@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from llenergymeasure.domain.readable import shortened, signed
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics
-from llenergymeasure.results.report.charts import INK, LINE, MUTED, NARROW_PT, SERIES, Spot, chart, margins, plain_ticks
+from llenergymeasure.results.report.charts import (
+    INK,
+    LINE,
+    MUTED,
+    NARROW_PT,
+    SERIES,
+    Spot,
+    chart,
+    make_room,
+    margins,
+    plain_ticks,
+)
 from llenergymeasure.results.report.factors import Change, Factor, Level
 from llenergymeasure.results.report.page import Markup
 
@@ -203,27 +215,20 @@ def _draw_changes(axes: Axes, changes: Sequence[Change | None], ticks: int) -> N
         axes.plot((low, high), (row, row), color=SERIES[0], linewidth=5.0, alpha=0.35, solid_capstyle="round")
         axes.plot(mean, row, "o", color=SERIES[0], markersize=6)
     axes.margins(x=0.12, y=0.0)
-    _draw_intervals_of_changes(axes, changes)
+    intervals = {
+        row: (_pct(change.ci95_low), _pct(change.ci95_high))
+        for row, change in enumerate(changes)
+        if change is not None and change.ci95_low is not None and change.ci95_high is not None
+    }
+    make_room(axes, chain.from_iterable(intervals.values()))
+    for row, (low, high) in intervals.items():
+        axes.hlines(row, low, high, colors=INK, linewidth=0.9, zorder=1)
     axes.set_ylim(-0.6, len(changes) - 0.4)
     if any(change.low != 1 or change.high != 1 for change in changes if change is not None):
         axes.locator_params(axis="x", nbins=ticks)
     else:
         axes.set_xticks([0.0])  # there is nothing to measure a distance with
     axes.xaxis.set_major_formatter(lambda value, _: f"{'−' if value < 0 else '+'}{abs(value):g} %" if value else "0")
-
-
-def _draw_intervals_of_changes(axes: Axes, changes: Sequence[Change | None]) -> None:
-    """A thin line for each interval, which makes the axis at most three times as wide."""
-    left, right = axes.get_xlim()
-    known = [
-        (row, _pct(change.ci95_low), _pct(change.ci95_high))
-        for row, change in enumerate(changes)
-        if change is not None and change.ci95_low is not None and change.ci95_high is not None
-    ]
-    for row, low, high in known:
-        axes.plot((low, high), (row, row), color=INK, linewidth=0.9, zorder=1)
-    lowest, highest = min([left, *(low for _, low, _ in known)]), max([right, *(high for _, _, high in known)])
-    axes.set_xlim(max(lowest, 2 * left - right), min(highest, 2 * right - left))
 
 
 def _pct(ratio: float) -> float:
