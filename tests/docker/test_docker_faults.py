@@ -202,17 +202,6 @@ def test_one_of_ours_that_is_missing_is_told_with_how_to_build_it(tmp_path: Path
     assert refusal("llenergymeasure/pytorch:2.0.0-cpu", tmp_path).endswith("2.0.0: docker/build cpu")
 
 
-def test_an_image_of_another_release_is_refused_by_its_label(plain_image: str, tmp_path: Path) -> None:
-    subprocess.run(
-        ["docker", "build", "--quiet", "--tag", "llem-test/old:1", "-"],
-        input=f"FROM {plain_image}\nLABEL llenergymeasure.version=1.9.0\n",
-        text=True,
-        env={**os.environ, "DOCKER_BUILDKIT": "0"},
-        check=True,
-    )
-    assert "has llenergymeasure 1.9.0, and this is 2.0.0. Make it anew." in refusal("llem-test/old:1", tmp_path)
-
-
 def test_an_image_that_does_not_say_its_release_is_found_out_by_the_handshake(daemon: Daemon, tmp_path: Path) -> None:
     other = tmp_path / "constants.py"
     text = (REPOSITORY / "src/llenergymeasure/constants.py").read_text()

@@ -31,7 +31,7 @@ def test_a_missing_file_means_the_defaults_of_the_specification(tmp_path: Path) 
         "currency": "USD",
     }
     assert config.ui.model_dump() == {"verbosity": "standard", "prompt": True}
-    assert config.cluster.model_dump() == {"address": None, "hardware": None}
+    assert config.cluster.model_dump() == {"address": None, "hardware": None, "max_wait_seconds": 86_400.0}
     assert config.advanced.model_dump() == {"nvml_poll_interval_ms": 100, "power_gain_uncertainty_pct": 5.0}
     assert config.execution.model_dump() == {"config_gap_seconds": 60.0, "cycle_gap_seconds": 300.0}
 

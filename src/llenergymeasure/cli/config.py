@@ -217,4 +217,4 @@ def _shown(path: str, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list):
         return ", ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)

@@ -113,6 +113,8 @@ class ClusterSettings(ConfigModel):
     """Address of the Ray cluster, or auto; used by studies that are started without --cluster."""
     hardware: list[NonBlankStr] | None = Field(default=None, min_length=1)
     """GPU names a study may use, or parts of them."""
+    max_wait_seconds: float = Field(default=86_400.0, ge=0.0)
+    """Seconds a study waits for a node that can go on with it, when all are busy or gone."""
 
 
 class AdvancedSettings(ConfigModel):

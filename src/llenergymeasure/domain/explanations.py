@@ -51,7 +51,7 @@ EXPLANATIONS: Final[Mapping[WarningCode, Explanation]] = {
         "stop the other work or wait, and repeat; adjusted energy is too low",
     ),
     WarningCode.BASELINE_EXCEEDS_ENERGY: Explanation(
-        "idle power × window length is more than the energy, by more than the uncertainty of the difference",
+        "idle power × window length is more than the energy",
         "use raw energy; see why the device was busy before the run",
     ),
     WarningCode.BASELINE_UNAVAILABLE: Explanation(

@@ -85,8 +85,48 @@ def execute_study(
         StudyInterruptedError: SIGINT or SIGTERM came; what is finished is kept.
         PersistenceError: Nothing can be written.
     """
+
+    def follow(event: StudyEvent) -> None:
+        if isinstance(event, RunFinished) and event.result is not None:
+            on_result(event.result)
+        if observer is not None:
+            observer(event)
+
+    def warn(*warnings: str) -> None:
+        for warning in warnings:
+            follow(StudyWarning(warning))
+
     with connected(place.cluster, machine, connect) as cluster:
-        return _execute(study, place, machine, on_result, observer, launcher, check, cluster)
+        if check is None:
+            check = check_locally if cluster is None else check_on(cluster)
+            check = check if launcher is None else lambda configs, machine: []
+        if place.resume is not None:
+            directory = check_study_dir(place.resume)
+        elif study is not None:
+            warn(*check(study.experiments, machine))
+            directory = create_study_dir(study.name, place.parent)
+        else:
+            raise StudyError("nothing to run: give a study, or the directory of one to go on with")
+        with locked(directory):
+            if study is not None and place.resume is None:
+                resumption = Resumption(study)
+            else:
+                resumption = plan_resumption(directory, study, dataset_hashes())
+                clear_leftovers(directory)
+                warn(*resumption.warnings)
+                finished = _finished_result(directory, resumption, export_csv=place.export_csv)
+                if finished is not None:
+                    done = finished.summary
+                    follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
+                    warn(f"The study in {directory} is finished; nothing to do.")
+                    return finished
+                warn(*check(experiments_left(resumption), machine))
+            skip_gap = enter_key() if place.interactive else None
+            host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
+            runner = StudyRunner(
+                resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
+            )
+            return _run(runner, machine.output.webhook_url)
 
 
 @contextmanager
@@ -99,66 +139,12 @@ def connected(asked: str | None, machine: UserConfig, connect: Connect = ray_clu
     Raises:
         PreFlightError: There is no such cluster.
     """
-    address = asked or machine.cluster.address or NO_CLUSTER
+    address = (machine.cluster.address or NO_CLUSTER) if asked is None else asked
     if address == NO_CLUSTER:
         yield None
     else:
         with connect(address) as cluster:
             yield cluster
-
-
-def _execute(
-    study: StudyConfig | None,
-    place: StudyPlace,
-    machine: UserConfig,
-    on_result: Callable[[ExperimentResult], None],
-    observer: StudyObserver | None,
-    launcher: Launcher | None,
-    check: StudyCheck | None,
-    cluster: Cluster | None,
-) -> StudyResult:
-    def follow(event: StudyEvent) -> None:
-        if isinstance(event, RunFinished) and event.result is not None:
-            on_result(event.result)
-        if observer is not None:
-            observer(event)
-
-    check = check or (_no_check if launcher is not None else check_locally if cluster is None else check_on(cluster))
-    if study is not None and place.resume is None:
-        for warning in check(study.experiments, machine):
-            follow(StudyWarning(warning))
-    if place.resume is not None:
-        directory = check_study_dir(place.resume)
-    elif study is not None:
-        directory = create_study_dir(study.name, place.parent)
-    else:
-        raise StudyError("nothing to run: give a study, or the directory of one to go on with")
-    with locked(directory):
-        if study is None or place.resume is not None:
-            resumption = plan_resumption(directory, study, dataset_hashes())
-            clear_leftovers(directory)
-            for warning in resumption.warnings:
-                follow(StudyWarning(warning))
-            finished = _finished_result(directory, resumption, export_csv=place.export_csv)
-            if finished is not None:
-                done = finished.summary
-                follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
-                follow(StudyWarning(f"The study in {directory} is finished; nothing to do."))
-                return finished
-            for warning in check(experiments_left(resumption), machine):
-                follow(StudyWarning(warning))
-        else:
-            resumption = Resumption(study)
-        skip_gap = enter_key() if place.interactive else None
-        host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
-        runner = StudyRunner(
-            resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
-        )
-        return _run(runner, machine.output.webhook_url)
-
-
-def _no_check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
-    return []
 
 
 def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
@@ -179,7 +165,6 @@ def check_backends(
     """Refuse several backends in one Python environment: their engines need different releases of the same packages.
 
     Args:
-        experiments: Those that are to be run.
         installed: Tells the engines that are here: one of them stays.
 
     Raises:
@@ -202,12 +187,7 @@ def check_backends(
 
 
 def _apart(movable: Sequence[str], staying: Sequence[str]) -> str:
-    """How to keep backends apart.
-
-    Args:
-        movable: Those that can go to Docker.
-        staying: Those that run locally alone.
-    """
+    """How to keep backends apart: those that can go to Docker, and those that run locally alone."""
     advice = []
     if len(staying) > 1:
         advice.append(f"Only one of {', '.join(staying)} can be in a study: there is no image of them.")

@@ -80,11 +80,13 @@ class GenerationOutput:
         compilations: Programs that were compiled and graphs that were recorded during the call; 0 also where the engine
             does not tell.
         steps: The engine's steps during the call; `None` where it does not tell.
+        energy_j: What a meter of the engine's own counted during the call; `None`: it has none.
     """
 
     requests: tuple[RequestOutput, ...]
     compilations: int = 0
     steps: StepLog | None = None
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
