@@ -287,10 +287,19 @@ def test_what_links_lead_to_is_where_a_container_follows_them_to(tmp_path: Path,
     blob.touch()
     (snapshot / "config.json").symlink_to("../../blobs/b10b")
     (snapshot / "gone").symlink_to("nowhere")
+    (snapshot / "loop").symlink_to("loop")
     (tmp_path / "work" / "here" / "llama").symlink_to(snapshot)
     path = tmp_path / named
     found = list(at_their_places([], [path], tmp_path / "home"))
     assert found == [Mount(path, path, read_only=True), Mount(blob, tmp_path / looked_for, read_only=True)]
+
+
+def test_a_model_that_was_moved_out_of_a_cache_can_be_written_as_the_cache_can(tmp_path: Path) -> None:
+    cache, moved = tmp_path / "cache", tmp_path / "disk" / "models--o--n"
+    for directory in (cache / "hub", moved):
+        directory.mkdir(parents=True)
+    (cache / "hub" / "models--o--n").symlink_to("../../disk/models--o--n")
+    assert list(at_their_places([cache], [], tmp_path / "home")) == [Mount(cache, cache), Mount(moved, moved)]
 
 
 def test_a_token_file_that_is_not_there_yet_is_made_by_nobody(client: dict[str, str], tmp_path: Path) -> None:

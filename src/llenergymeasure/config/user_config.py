@@ -197,8 +197,9 @@ def environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], di
     Raises:
         ConfigError: A value does not parse; names the variable.
     """
-    for name in environ:
-        _refuse_misspelt(name)
+    for name, text in environ.items():
+        if text.strip():
+            _refuse_misspelt(name)
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for variable, (path, parse, expected) in _VARIABLES.items():

@@ -11,11 +11,14 @@ import csv
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from llenergymeasure.config.models import ExperimentConfig
+
+HUB: Final = "hub"
+"""Where below its home the Hub's client keeps models (huggingface_hub, "Understand caching")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,14 @@ def at_their_places(caches: Sequence[Path], read: Sequence[Path], home: Path) ->
             path.mkdir(parents=True, exist_ok=True)
     only_read = [path for path in read if path not in caches]
     wanted = [Mount(path, path) for path in caches]
+    wanted += [mount for path in caches for place in (path, path / HUB) for mount in _behind_links(place)]
     wanted += [Mount(path, path, read_only=True) for path in only_read]
-    wanted += [mount for path in only_read for mount in _behind_links(path)]
+    wanted += [replace(mount, read_only=True) for path in only_read for mount in _behind_links(path)]
     mounted: list[Path] = []
     for mount in wanted:
         target = mount.target
         seen_already = home.is_relative_to(target) or any(target.is_relative_to(above) for above in mounted)
-        if mount.source.exists() and not seen_already:
+        if os.path.exists(mount.source) and not seen_already:
             mounted.append(target)
             yield mount
 
@@ -55,12 +59,14 @@ def at_their_places(caches: Sequence[Path], read: Sequence[Path], home: Path) ->
 def _behind_links(path: Path) -> Iterator[Mount]:
     """What the links in a directory lead to, where whoever sees the directory at its place looks for it.
 
-    A snapshot in a Hub's cache is such a directory, and one that is reached by a link itself another: its relative
-    links start from where it is seen. Directories in it are let alone: a model has none, and anything may be in them.
+    A snapshot in a Hub's cache is such a directory, the cache itself where somebody has moved a model to another disk,
+    and what is reached by a link: its relative links start from where it is seen. Directories in it are let alone: a
+    model has none, and anything may be in them.
     """
-    for link in path.iterdir() if path.is_dir() else ():
-        if link.is_symlink():
-            yield Mount(link.resolve(), Path(os.path.normpath(path / link.readlink())), read_only=True)
+    with contextlib.suppress(OSError):  # no directory, or another user's: whoever needs it will say so
+        for link in path.iterdir():
+            if link.is_symlink():
+                yield Mount(Path(os.path.realpath(link)), Path(os.path.normpath(path / link.readlink())))
 
 
 def named_paths(configs: Sequence[ExperimentConfig]) -> list[Path]:
