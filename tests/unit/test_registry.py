@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -160,15 +159,6 @@ def test_only_an_engine_that_is_here_is_worth_importing_ahead_of_its_experiment(
     assert preload_modules("vllm")[-1].startswith("vllm")
     assert preload_modules("tensorrt") == ("torch", "transformers")
     assert preload_modules("onnx") == ()
-
-
-def test_detecting_the_default_imports_no_engine() -> None:
-    code = (
-        "import sys; from llenergymeasure.core.backends.registry import detect_default_backend;"
-        "detect_default_backend(); print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_pytorch_is_the_default_here() -> None:

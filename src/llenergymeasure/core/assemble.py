@@ -140,6 +140,7 @@ class RecordCollector:
             energy_per_device_j=_energy_per_device(energy, seen.devices),
             energy_breakdown=breakdown,
             energy_audit=energy.audit,
+            engine_energy_j=window.engine_j,
             uncertainty=uncertainty,
             uncertainty_per_device=_uncertainty_per_device(energy),
             measurement_boundary=_boundary(seen, energy),
@@ -173,8 +174,14 @@ def _requests(seen: Observations, counted: MeasurementSlice, phases: PhaseBreakd
     if timings is None:
         return None
     shares = share_energy(outputs, counted.energy, phases, seen.window.steps)
-    joules = {"energy_j": shares.energy_j, "energy_half_width_j": shares.half_width_j, "energy_reason": shares.reason}
-    return timings.model_copy(update=joules)
+    return timings.model_copy(
+        update={
+            "energy_j": shares.energy_j,
+            "energy_half_width_j": shares.half_width_j,
+            "energy_rule": shares.rule,
+            "energy_reason": shares.reason,
+        }
+    )
 
 
 def effective_config(config: ExperimentConfig, settings: Mapping[str, Any]) -> dict[str, Any]:

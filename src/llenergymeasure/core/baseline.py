@@ -172,7 +172,8 @@ def measure_baseline(
     if baseline is None:
         before = cpu_times() if CPU_DEVICE in devices else None
         baseline = measure_idle_power(config.duration_seconds, "baseline", meter, clock, observer)
-        busy_pct = None if before is None else _busy_cpu_pct(before, cpu_times())
+        after = cpu_times()
+        busy_pct = None if before is None or after is None else after.busy_pct_since(before)
         if busy_pct is not None and busy_pct > BUSY_CPU_PCT:
             baseline = replace(baseline, warnings=(*baseline.warnings, _busy_cpu(busy_pct)))
         if baseline.power_w is not None and set(devices) != {CPU_DEVICE} and holds_context():
@@ -259,10 +260,6 @@ def _restlessness(device: DeviceId, telemetry: Telemetry) -> tuple[float, Measur
     else:
         return drift_w, None
     return drift_w, MeasurementWarning(WarningCode.BASELINE_NOT_IDLE, text)
-
-
-def _busy_cpu_pct(before: CpuTimes, after: CpuTimes | None) -> float | None:
-    return None if after is None else after.busy_pct_since(before)
 
 
 def _busy_cpu(busy_pct: float) -> MeasurementWarning:

@@ -148,6 +148,10 @@ EXPLANATIONS: Final[Mapping[WarningCode, Explanation]] = {
         "gaps between tokens of more than 20 times their median took more than 5 % of the window",
         "warm up for longer; look for other work on the machine",
     ),
+    WarningCode.REQUESTS_PREEMPTED: Explanation(
+        "the key-value cache was full, and the engine computed requests again that had lost their part of it",
+        "fewer requests at once, or more memory for the cache; the work done twice is in every figure",
+    ),
 }
 
 

@@ -172,17 +172,22 @@ def write_trace(energy: EnergyMeasurement, path: Path, counted: Span | None = No
         OSError: It cannot be written.
         ValueError: The window has no samples to write.
     """
-    import pyarrow.parquet as pq
-
-    if energy.telemetry is None:
+    if (telemetry := energy.telemetry) is None:
         raise ValueError("this window was measured without power samples; there is no trace to write")
     schema = _schema(energy, counted)
+    blocks = ((device, block) for device in telemetry.devices for block in telemetry.blocks(device))
+    return write_batches(path, schema, (_batch(device, block, schema) for device, block in blocks))
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Path:
+    """Write a Parquet file, of which one batch at a time is in memory; it appears whole or not at all."""
+    import pyarrow.parquet as pq
+
     partial = path.with_name(f".{path.name}.partial")
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            for device in energy.telemetry.devices:
-                for block in energy.telemetry.blocks(device):
-                    writer.write_batch(_batch(device, block, schema))
+            for batch in batches:
+                writer.write_batch(batch)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
