@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -227,6 +228,19 @@ def test_an_image_without_this_package_is_told(plain_image: str, tmp_path: Path)
     said = refusal("llem-test/foreign:1", tmp_path)
     assert "no job began in its container: " in said
     assert said.endswith("Take an image whose python3 has llenergymeasure 2.0.0.")
+
+
+def test_a_daemon_with_other_users_than_this_machine_is_told(
+    plain_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that maps them, as a rootless one does: whoever asked is somebody else in its containers."""
+    client, here = tmp_path / "docker", f"{os.getuid()}:{os.getgid()}"
+    client.write_text(f'#!/bin/bash\nexec {shutil.which("docker")} "${{@/#{here}/54321:54321}}"\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    said = refusal(plain_image, tmp_path)
+    assert "no job began in its container: a job of user 54321 cannot use its directory. " in said
+    assert "neither a remote nor a rootless one" in said
 
 
 def test_without_a_daemon_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

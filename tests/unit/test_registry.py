@@ -79,14 +79,19 @@ def test_an_outdated_engine_is_told_with_its_version() -> None:
         registry_with({"torch": "2.13.0+cpu", "transformers": "4.40.1"}).get_backend("pytorch")
 
 
-def test_an_engine_that_cannot_be_imported_says_so() -> None:
+class PanicException(BaseException):
+    """What an extension written in Rust raises where it gives up; no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [OSError("libcudart.so.13: cannot open shared object file"), PanicException("oh")])
+def test_an_engine_that_cannot_be_imported_says_so(error: BaseException) -> None:
     registry = registry_with({"broken": "1.0"})
 
     @registry.register("broken", extra="broken", needs="broken>=1")
     def load() -> None:  # type: ignore[type-var]
-        raise OSError("libcudart.so.13: cannot open shared object file")
+        raise error
 
-    with pytest.raises(BackendError, match=r"installed but cannot be imported \(OSError: libcudart"):
+    with pytest.raises(BackendError, match=rf"installed but cannot be imported \({type(error).__name__}: {error}"):
         registry.get_backend("broken")
 
 

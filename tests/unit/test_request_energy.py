@@ -146,6 +146,7 @@ def test_the_half_width_holds_its_share_of_the_meters_and_what_misplaced_samples
         ([request(0.0, 0.01, 0.05)], at_300_w(), "requests take 50 ms; power readings that are 100 ms apart"),
         ([request(0.0, 1.0, 20.0)], at_300_w(None), "no energy was measured"),
         ([request(0.0, 1.0, 20.0)], measured({"GPU-0": []}, total_j=6000.0), "gives no power samples"),
+        ([replace(request(0.0, 1.0, 20.0), preemptions=1)], at_300_w(), "were computed again"),
         ([request(-1.0, 1.0, 20.0)], at_300_w(), "only a part of the generation was counted"),
     ],
 )

@@ -265,6 +265,7 @@ def test_a_window_that_began_on_another_clock_is_refused() -> None:
     [
         ("import no_such_package", "", "wall_d_for_llem:Meter of wall-d-for-llem 1.2 cannot be imported: ModuleNotF"),
         ("", "", "cannot be imported: AttributeError"),
+        ("raise type('PanicException', (BaseException,), {})('no GIL')", "", "cannot be imported: PanicException: no"),
         ("Meter = 3", "", "is no class or function that makes a meter, but int"),
         ("def Meter(devices, clock): raise OSError('no such port')", "", "could not be set up: OSError: no such port"),
         ("def Meter(devices, clock): return object()", "", "object has no name, is_available, start_tracking"),

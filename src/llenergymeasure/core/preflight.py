@@ -29,7 +29,7 @@ from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.types import RawPrompts
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import BackendError, ConfigError, EnergyError, LLEMError, PreFlightError
-from llenergymeasure.security import validate_path
+from llenergymeasure.security import user_path, validate_path
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +252,11 @@ def output_findings(output_dir: str, host: Host) -> Iterator[Finding]:
         yield Failure(str(error))
         return
     existing = next(path for path in (wanted, *wanted.parents) if os.path.exists(path))  # also where one is unreadable
-    if not existing.is_dir():
+    named = user_path(output_dir).absolute()
+    broken = next((path for path in (named, *named.parents) if os.path.islink(path) and not os.path.exists(path)), None)
+    if broken is not None:
+        yield Failure(f"output_dir: {broken} is a link to {os.readlink(broken)}, which does not exist. Make it first.")
+    elif not existing.is_dir():
         yield Failure(f"output_dir: {existing} is a file. Choose a directory.")
     elif not host.is_writable(existing):
         yield Failure(f"output_dir: {existing} is not writable. Choose a directory you may write to (--output).")

@@ -12,6 +12,7 @@ from typing import Final
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path
+from llenergymeasure.core.backends.registry import installed_backends
 from llenergymeasure.core.host.docker import default_image
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
@@ -138,7 +139,7 @@ def connected(asked: str | None, machine: UserConfig, connect: Connect = ray_clu
     Raises:
         PreFlightError: There is no such cluster.
     """
-    address = asked or machine.cluster.address or NO_CLUSTER
+    address = (machine.cluster.address or NO_CLUSTER) if asked is None else asked
     if address == NO_CLUSTER:
         yield None
     else:
@@ -156,8 +157,15 @@ def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> l
     return check_in_child(configs, machine)
 
 
-def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig) -> None:
+def check_backends(
+    experiments: Sequence[ExperimentConfig],
+    machine: UserConfig,
+    installed: Callable[[], Sequence[str]] = installed_backends,
+) -> None:
     """Refuse several backends in one Python environment: their engines need different releases of the same packages.
+
+    Args:
+        installed: Tells the engines that are here: one of them stays.
 
     Raises:
         PreFlightError: More than one backend would run here; shows the settings that mend it.
@@ -168,10 +176,12 @@ def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig)
         return
     movable = [backend for backend in here if backend in BACKENDS]
     staying = [backend for backend in here if backend not in BACKENDS]
+    kept = [] if staying else [backend for backend in movable if backend in installed()][:1]
     raise PreFlightError(
         [
             f"the study uses several backends ({', '.join(backends)}), and {', '.join(here)} would run in this Python "
-            f"environment, where they cannot live side by side. {_apart(movable if staying else movable[1:], staying)}"
+            f"environment, where they cannot live side by side. "
+            f"{_apart([backend for backend in movable if backend not in kept], staying)}"
         ]
     )
 

@@ -338,7 +338,7 @@ def _refuse_fewer_cycles(study: StudyConfig, entries: Sequence[ExperimentManifes
     if most > study.execution.n_cycles:
         raise StudyError(
             f"execution.n_cycles: {study.execution.n_cycles} is fewer than the {most} cycles that have results "
-            "here. Cycles can be added to a study, not taken away."
+            f"here. Cycles can be added to a study, not taken away: set it to {most} or more (--cycles {most})."
         )
 
 

@@ -136,6 +136,9 @@ class StudyRunner:
             StudyStoppedError: Too many runs failed one after the other, or results cannot be saved any more.
         """
         total, left = len(self._all), len(self._left)
+        given, unique = len(self._study.experiments), len({run.config_hash for run in self._all})
+        if unique < given:
+            _log.warning("%d of %d experiments repeat an earlier one and run once", given - unique, given)
         shared = shared_parts([run.title for run in self._all])
         self._ledger.tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs), shared))
         try:

@@ -27,7 +27,7 @@ from llenergymeasure.core.gpu.driver import DeviceId, Gpu
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.exceptions import EnergyError
+from llenergymeasure.exceptions import ENDINGS, EnergyError
 
 MeterFactory = Callable[[Sequence[DeviceId], Clock], EnergyBackend]
 """Makes a meter of the devices of a run (GPU UUIDs, or `("cpu",)`), which stamps its windows with the clock."""
@@ -181,7 +181,9 @@ def external_strategy(
     named = f"{entry.value} of {package}"
     try:
         factory = entry.load()
-    except Exception as error:
+    except ENDINGS:
+        raise
+    except BaseException as error:
         raise _failed(f"{named} cannot be imported", error) from error
     if not callable(factory):
         raise EnergyError(f"{named} is no class or function that makes a meter, but {type(factory).__name__}")
@@ -216,7 +218,7 @@ def _package(entry: metadata.EntryPoint) -> str:
     return "an unknown package" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
 
 
-def _failed(what: str, error: Exception) -> EnergyError:
+def _failed(what: str, error: BaseException) -> EnergyError:
     """One kind of error for whatever another package raises; its own words where it speaks of energy."""
     said = str(error) if isinstance(error, EnergyError) else f"{type(error).__name__}: {error}"
     return EnergyError(f"{what}: {said}")

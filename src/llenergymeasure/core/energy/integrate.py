@@ -8,7 +8,8 @@ Counters are read at the window's edges only, so a part of it is told from the s
 counted: E(part) = E(whole) T(part) / T(whole), device by device. The sensor's gain against the counter cancels in that
 ratio. What the samples cannot know does so only in part: with the share s = T(part) / T(whole), an error of T(part)
 counts 1 - s of itself and one of the rest s. Where the meter integrated the samples itself, or its counter may have
-added up what the sensor sees, the errors of T(part) are the budget.
+added up what the sensor sees, the errors of T(part) are the budget; with the former also what E(part) and T(part) are
+apart: such a meter knows nothing of the edges of a part, and the trace below does.
 
 Two things make a trace that is cut better than one that is only summed:
 
@@ -181,6 +182,9 @@ class TracedWindow:
             cut = trace.cutting_errors(spans, rest, share, trace.metered_j / self._whole_j[device])
         else:
             cut = trace.errors(spans)
+        if self._energy.method == "power_integration":
+            apart_j = share * abs(trace.metered_j - self._whole_j[device])
+            cut = tuple(resized(c, c.half_width_j + apart_j) if c.kind == "sampling" else c for c in cut)
         return sum_budgets([shrunk, cut])
 
 

@@ -60,6 +60,8 @@ def share_energy(
         return _none("the engine does not tell when tokens were there")
     if energy.total_j is None:
         return _none("no energy was measured")
+    if any(output.preemptions for output in outputs):
+        return _none("requests lost their key-value cache and were computed again, in steps that do not tell it")
     if min(life.started_s for life in lives) < energy.start_s or max(life.ended_s for life in lives) > energy.end_s:
         return _none("only a part of the generation was counted")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,10 +31,11 @@ from llenergymeasure.core.backends.shared import (
     seeded,
     uuids_by_nvml,
 )
-from llenergymeasure.core.backends.tensorrt.answers import ask, request_output
+from llenergymeasure.core.backends.tensorrt.answers import ask, generation_output
 from llenergymeasure.core.backends.tensorrt.engine import (
     build_arguments,
     build_settings,
+    cuts_prompts,
     engine_class,
     has_salts,
     needs_build,
@@ -43,6 +44,9 @@ from llenergymeasure.core.backends.tensorrt.engine import (
     section_of,
 )
 from llenergymeasure.core.backends.tensorrt.engine_cache import cache_root, cached_engine, files_identity
+from llenergymeasure.core.backends.tensorrt.liveness import WorkerEndedError, Workers
+from llenergymeasure.core.backends.tensorrt.memory import kv_cache_mb
+from llenergymeasure.core.backends.tensorrt.own_meter import OwnMeter
 from llenergymeasure.core.backends.tensorrt.preflight import check_settings, planned_devices, preflight_problems
 from llenergymeasure.core.backends.tensorrt.sampling import sampling_parameters
 from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError, all_boards
@@ -68,6 +72,8 @@ class _Session:
     vocab_size: int
     context_length: int | None
     salted: bool
+    workers: Workers
+    own_meter: OwnMeter
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -137,23 +143,23 @@ class TensorRTBackend(OwnLLM[_Session]):
         ]
         with engine_output_logged(*LOGGERS):
             try:
-                answers = ask(session.llm, prompts, session.salt(), self._clock)
+                with session.own_meter.counting() as own_j:
+                    answers = ask(session.llm, prompts, session.salt(), self._clock, session.workers)
             except Exception as error:  # whatever its workers die of
                 raise BackendError(_explain_generating(error, self._place, requests)) from error
-        pairs = zip(requests, answers, strict=True)
-        return GenerationOutput(
-            tuple(request_output(request, answer, session.ends, self._clock) for request, answer in pairs)
-        )
+        output = generation_output(requests, answers, session.ends, self._clock, cuts_prompts(session.llm.args))
+        return replace(output, energy_j=own_j())
 
     def synchronize(self) -> None:
         """Nothing to wait for: the last token is told when its step is over, and the workers cannot be asked more."""
 
     def reset_peak_memory(self) -> None:
-        """Nothing to start: the workers do not tell their memory."""
+        """Nothing to start: the workers do not tell their peak."""
 
     def memory(self) -> MemoryStats:
-        """Nothing is known: the workers do not tell their memory in bytes."""
-        return MemoryStats()
+        """The key-value cache, by the tokens that the engine has reserved room for; the workers tell nothing else."""
+        session = self._loaded()
+        return MemoryStats(kv_cache_mb=kv_cache_mb(session.llm, session.source.config))
 
     def describe(self) -> LoadedModel:
         """What was loaded, read back from the engine's own arguments."""
@@ -175,7 +181,7 @@ class TensorRTBackend(OwnLLM[_Session]):
         session, self._session = self._session, None
         if session is not None:
             with engine_output_logged(*LOGGERS):
-                session.llm.shutdown()
+                session.workers.shut_down(session.llm.shutdown)
                 del session
                 gc.collect()
         self._leave_place()
@@ -212,6 +218,8 @@ class TensorRTBackend(OwnLLM[_Session]):
             vocab_size=vocabulary,
             context_length=min(limits, default=None),
             salted=has_salts(type(llm)),
+            workers=Workers(),
+            own_meter=OwnMeter(len(devices)),
         )
 
     def _settings(self) -> Mapping[str, Any]:
@@ -246,7 +254,8 @@ def _build(config: ExperimentConfig, checkpoint: Path, into: Path) -> None:
 
 def _explain_generating(error: Exception, place: EnginePlace | None, requests: Sequence[GenerationRequest]) -> str:
     cause = place.cause() if place is not None else None
-    told = first_line(error) if cause is None else f"{first_line(error)}; its workers said: {cause}"
+    told = str(error) if isinstance(error, WorkerEndedError) else first_line(error)
+    told = told if cause is None else f"{told}; its workers said: {cause}"
     if "OutOfMemory" in told or "out of memory" in told or isinstance(error, MemoryError):
         return (
             f"out of memory while generating for {len(requests)} prompts ({told}). Lower "

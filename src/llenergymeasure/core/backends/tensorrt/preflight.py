@@ -21,6 +21,7 @@ from llenergymeasure.core.backends.tensorrt.engine import (
     known_arguments,
     own_arguments,
     section_of,
+    unknown_fields,
 )
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.exceptions import BackendError
@@ -104,9 +105,8 @@ def _arguments_are_known(config: ExperimentConfig, version: str) -> Iterator[str
                 f"passthrough_kwargs.{key}: would replace {own[key]!r}, which other settings and this version need. "
                 "Remove it, or what sets it in the tensorrt section."
             )
-    for key in own:
-        if key not in known:
-            yield f"tensorrt: TensorRT-LLM {version} does not take {key}. Remove what sets it, or use another version."
+    for key in (*(key for key in own if key not in known), *unknown_fields(own)):
+        yield f"tensorrt: TensorRT-LLM {version} does not take {key}. Remove what sets it, or use another version."
     cache = section_of(config).kv_cache_config
     if cache is not None and cache.enable_block_reuse and not has_salts(engine_class(config)):
         yield (

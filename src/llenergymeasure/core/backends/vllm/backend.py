@@ -308,6 +308,7 @@ def _request_output(request: GenerationRequest, answer: tuple[str, Any], listene
         token_times_s=times.token_times_s,
         queued_s=max(times.started_s - (times.queued_s or times.started_s), 0.0),
         cached_tokens=output.num_cached_tokens or 0,
+        preemptions=times.preemptions,
     )
 
 
