@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from llenergymeasure.config.grid import refuse_too_many_runs
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path
@@ -16,7 +17,7 @@ from llenergymeasure.core.host.docker import default_image
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
-from llenergymeasure.exceptions import PersistenceError, PreFlightError, StudyError
+from llenergymeasure.exceptions import ConfigError, PersistenceError, PreFlightError, StudyError
 from llenergymeasure.results.persistence import load_study
 from llenergymeasure.runners.cluster import Cluster
 from llenergymeasure.runners.isolated import Launcher
@@ -79,6 +80,7 @@ def execute_study(
         What the study yielded; of a finished one that is resumed, what it had yielded.
 
     Raises:
+        ConfigError: It has more runs than can be held, or no address for the cluster.
         PreFlightError: The study cannot run on this machine.
         StudyError: It cannot be resumed, is in use by another process, or gave up.
         StudyInterruptedError: SIGINT or SIGTERM came; what is finished is kept.
@@ -96,8 +98,11 @@ def connected(asked: str | None, machine: UserConfig, connect: Connect = ray_clu
         asked: See `StudyPlace.cluster`.
 
     Raises:
+        ConfigError: The address is empty.
         PreFlightError: There is no such cluster.
     """
+    if asked is not None and not asked.strip():
+        raise ConfigError(f"cluster: it is empty. Give an address, auto, or {NO_CLUSTER}.")
     address = asked or machine.cluster.address or NO_CLUSTER
     if address == NO_CLUSTER:
         yield None
@@ -122,6 +127,8 @@ def _execute(
         if observer is not None:
             observer(event)
 
+    if study is not None:
+        refuse_too_many_runs(len(study.experiments), study.execution.n_cycles)
     check = check or (_no_check if launcher is not None else check_locally if cluster is None else check_on(cluster))
     if study is not None and place.resume is None:
         for warning in check(study.experiments, machine):
