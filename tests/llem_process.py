@@ -28,7 +28,7 @@ baseline: {enabled: false}
 
 PROMPTS = '{"prompt": "Heat flows from warm to cold."}\n{"prompt": "Name three rivers."}\n'
 
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 
 def llem_command() -> list[str]:

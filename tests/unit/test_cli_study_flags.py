@@ -98,12 +98,6 @@ def test_more_runs_than_can_be_held_are_refused_before_anything_is_made(llem: Co
     assert [path.name for path in llem.directory.iterdir()] == [study]
 
 
-def test_a_cluster_without_an_address_is_refused(llem: CommandLine) -> None:
-    said = llem("run", llem.file("s.yaml", GRID), "--cluster", "")
-    assert (said.code, said.out) == (2, "")
-    assert "cluster: it is empty. Give an address, auto, or none." in said.err
-
-
 def test_a_sweep_that_yields_nothing_valid_is_refused_with_the_reasons(llem: CommandLine) -> None:
     said = llem("run", llem.file("s.yaml", "{model: a/b, sweep: {decoder.temperature: [.nan, .inf, 5]}}\n"))
     assert said.code == 2

@@ -20,9 +20,9 @@ from llenergymeasure.config.same_work import ineffective_settings
 from llenergymeasure.config.user_config import NO_RUNNERS_YET, UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
-from llenergymeasure.core.energy.select import BackendName, select_energy_backend
+from llenergymeasure.core.energy.select import BackendName, known_gpus, select_energy_backend
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
-from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus, free_memory_mb
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, free_memory_mb
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram, memory_text
 from llenergymeasure.datasets.loader import load_raw_prompts
@@ -82,13 +82,7 @@ class Case:
     @cached_property
     def gpus(self) -> tuple[Gpu, ...]:
         """The planned GPUs; none where NVML does not answer: the energy check tells of that."""
-        if isinstance(self.devices, LLEMError) or self.devices in ((), (CPU_DEVICE,)):
-            return ()
-        try:
-            return find_gpus(self.devices, self.host.open_driver())
-        except EnergyError as error:
-            logger.info("NVML does not describe the GPUs: %s", error)
-            return ()
+        return () if isinstance(self.devices, LLEMError) else known_gpus(self.devices, self.host)
 
     @cached_property
     def prompts(self) -> RawPrompts:

@@ -13,11 +13,12 @@ from llenergymeasure.config.grid import refuse_too_many_runs
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path
+from llenergymeasure.core.backends.registry import installed_backends
 from llenergymeasure.core.host.docker import default_image
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import StudyResult
-from llenergymeasure.exceptions import ConfigError, PersistenceError, PreFlightError, StudyError
+from llenergymeasure.exceptions import PersistenceError, PreFlightError, StudyError
 from llenergymeasure.results.persistence import load_study
 from llenergymeasure.runners.cluster import Cluster
 from llenergymeasure.runners.isolated import Launcher
@@ -80,14 +81,56 @@ def execute_study(
         What the study yielded; of a finished one that is resumed, what it had yielded.
 
     Raises:
-        ConfigError: It has more runs than can be held, or no address for the cluster.
+        ConfigError: It has more runs than can be held.
         PreFlightError: The study cannot run on this machine.
         StudyError: It cannot be resumed, is in use by another process, or gave up.
         StudyInterruptedError: SIGINT or SIGTERM came; what is finished is kept.
         PersistenceError: Nothing can be written.
     """
+
+    def follow(event: StudyEvent) -> None:
+        if isinstance(event, RunFinished) and event.result is not None:
+            on_result(event.result)
+        if observer is not None:
+            observer(event)
+
+    def warn(*warnings: str) -> None:
+        for warning in warnings:
+            follow(StudyWarning(warning))
+
+    if study is not None:
+        refuse_too_many_runs(len(study.experiments), study.execution.n_cycles)
     with connected(place.cluster, machine, connect) as cluster:
-        return _execute(study, place, machine, on_result, observer, launcher, check, cluster)
+        if check is None:
+            check = check_locally if cluster is None else check_on(cluster)
+            check = check if launcher is None else lambda configs, machine: []
+        if place.resume is not None:
+            directory = check_study_dir(place.resume)
+        elif study is not None:
+            warn(*check(study.experiments, machine))
+            directory = create_study_dir(study.name, place.parent)
+        else:
+            raise StudyError("nothing to run: give a study, or the directory of one to go on with")
+        with locked(directory):
+            if study is not None and place.resume is None:
+                resumption = Resumption(study)
+            else:
+                resumption = plan_resumption(directory, study, dataset_hashes())
+                clear_leftovers(directory)
+                warn(*resumption.warnings)
+                finished = _finished_result(directory, resumption, export_csv=place.export_csv)
+                if finished is not None:
+                    done = finished.summary
+                    follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
+                    warn(f"The study in {directory} is finished; nothing to do.")
+                    return finished
+                warn(*check(experiments_left(resumption), machine))
+            skip_gap = enter_key() if place.interactive else None
+            host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
+            runner = StudyRunner(
+                resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
+            )
+            return _run(runner, machine.output.webhook_url)
 
 
 @contextmanager
@@ -98,73 +141,14 @@ def connected(asked: str | None, machine: UserConfig, connect: Connect = ray_clu
         asked: See `StudyPlace.cluster`.
 
     Raises:
-        ConfigError: The address is empty.
         PreFlightError: There is no such cluster.
     """
-    if asked is not None and not asked.strip():
-        raise ConfigError(f"cluster: it is empty. Give an address, auto, or {NO_CLUSTER}.")
-    address = asked or machine.cluster.address or NO_CLUSTER
+    address = (machine.cluster.address or NO_CLUSTER) if asked is None else asked
     if address == NO_CLUSTER:
         yield None
     else:
         with connect(address) as cluster:
             yield cluster
-
-
-def _execute(
-    study: StudyConfig | None,
-    place: StudyPlace,
-    machine: UserConfig,
-    on_result: Callable[[ExperimentResult], None],
-    observer: StudyObserver | None,
-    launcher: Launcher | None,
-    check: StudyCheck | None,
-    cluster: Cluster | None,
-) -> StudyResult:
-    def follow(event: StudyEvent) -> None:
-        if isinstance(event, RunFinished) and event.result is not None:
-            on_result(event.result)
-        if observer is not None:
-            observer(event)
-
-    if study is not None:
-        refuse_too_many_runs(len(study.experiments), study.execution.n_cycles)
-    check = check or (_no_check if launcher is not None else check_locally if cluster is None else check_on(cluster))
-    if study is not None and place.resume is None:
-        for warning in check(study.experiments, machine):
-            follow(StudyWarning(warning))
-    if place.resume is not None:
-        directory = check_study_dir(place.resume)
-    elif study is not None:
-        directory = create_study_dir(study.name, place.parent)
-    else:
-        raise StudyError("nothing to run: give a study, or the directory of one to go on with")
-    with locked(directory):
-        if study is None or place.resume is not None:
-            resumption = plan_resumption(directory, study, dataset_hashes())
-            clear_leftovers(directory)
-            for warning in resumption.warnings:
-                follow(StudyWarning(warning))
-            finished = _finished_result(directory, resumption, export_csv=place.export_csv)
-            if finished is not None:
-                done = finished.summary
-                follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
-                follow(StudyWarning(f"The study in {directory} is finished; nothing to do."))
-                return finished
-            for warning in check(experiments_left(resumption), machine):
-                follow(StudyWarning(warning))
-        else:
-            resumption = Resumption(study)
-        skip_gap = enter_key() if place.interactive else None
-        host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
-        runner = StudyRunner(
-            resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
-        )
-        return _run(runner, machine.output.webhook_url)
-
-
-def _no_check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
-    return []
 
 
 def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
@@ -177,11 +161,15 @@ def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> l
     return check_in_child(configs, machine)
 
 
-def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig) -> None:
+def check_backends(
+    experiments: Sequence[ExperimentConfig],
+    machine: UserConfig,
+    installed: Callable[[], Sequence[str]] = installed_backends,
+) -> None:
     """Refuse several backends in one Python environment: their engines need different releases of the same packages.
 
     Args:
-        experiments: Those that are to be run.
+        installed: Tells the engines that are here: one of them stays.
 
     Raises:
         PreFlightError: More than one backend would run here; shows the settings that mend it.
@@ -192,21 +180,18 @@ def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig)
         return
     movable = [backend for backend in here if backend in BACKENDS]
     staying = [backend for backend in here if backend not in BACKENDS]
+    kept = [] if staying else [backend for backend in movable if backend in installed()][:1]
     raise PreFlightError(
         [
             f"the study uses several backends ({', '.join(backends)}), and {', '.join(here)} would run in this Python "
-            f"environment, where they cannot live side by side. {_apart(movable if staying else movable[1:], staying)}"
+            f"environment, where they cannot live side by side. "
+            f"{_apart([backend for backend in movable if backend not in kept], staying)}"
         ]
     )
 
 
 def _apart(movable: Sequence[str], staying: Sequence[str]) -> str:
-    """How to keep backends apart.
-
-    Args:
-        movable: Those that can go to Docker.
-        staying: Those that run locally alone.
-    """
+    """How to keep backends apart: those that can go to Docker, and those that run locally alone."""
     advice = []
     if len(staying) > 1:
         advice.append(f"Only one of {', '.join(staying)} can be in a study: there is no image of them.")

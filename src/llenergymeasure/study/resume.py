@@ -162,13 +162,11 @@ def plan_resumption(
         started_at=None if manifest is None else manifest.started_at,
         environments=environments,
         hardware=hardware,
-        is_closed=_is_closed(manifest, study_dir),
+        is_closed=manifest is not None
+        and manifest.status == "completed"
+        and not os.path.lexists(study_dir / JOURNAL_FILE),
         warnings=tuple(warnings),
     )
-
-
-def _is_closed(manifest: StudyManifest | None, study_dir: Path) -> bool:
-    return manifest is not None and manifest.status == "completed" and not os.path.lexists(study_dir / JOURNAL_FILE)
 
 
 def experiments_left(resumption: Resumption) -> list[ExperimentConfig]:

@@ -53,7 +53,6 @@ class StudyStoppedError(StudyError):
 
     Args:
         message: Why, and how to go on.
-        study_dir: Directory of the study.
         result: What it yielded until then; `None` where even that could not be written.
     """
 
@@ -98,7 +97,6 @@ class StudyRunner:
     Args:
         study_dir: Its directory, which this process has locked.
         resumption: What an earlier execution left; `None` for a new study.
-        export_csv: Also write a CSV of all results at the end.
     """
 
     def __init__(
