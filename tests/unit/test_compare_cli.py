@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,11 +50,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return spoken.err
 
 
+def unwrapped(text: str) -> str:
+    """Whatever the width of the paths in it makes of its lines."""
+    return " ".join(text.split())
+
+
 def test_two_equal_studies_are_not_told_apart(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([results.save("a"), results.save("b", spread=(1.0, 1.011, 0.992))]) == 0
     printed = capsys.readouterr().out
     assert "m / pytorch / batch 8  0.400     0.400      +0.1 %  −2.1 … +2.3 %  0.91  3, 3  not told apart" in printed
-    assert "Every run of the candidate came after those of the baseline (55 m 00 s between them)" in printed
+    assert "Every run of the candidate came after those of the baseline (55 m 00 s between them)" in unwrapped(printed)
 
 
 def test_a_change_is_found_with_its_size(results: Results, compared: Compared) -> None:
@@ -266,7 +272,8 @@ def test_what_the_candidate_lacks_stops_the_gate_unless_that_is_meant(
     assert "Only in the baseline: m / pytorch / batch 1\n" in printed
     assert "Only in the candidate: m / pytorch / batch 32\n" in printed
     assert main([*sides, "--fail-if-worse", "5"]) == 2
-    assert f"  {sides[1]} lacks m / pytorch / batch 1. Measure what is missing" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f" {sides[1]} lacks m / pytorch / batch 1. Measure what is missing" in unwrapped(printed)
     assert main([*sides, "--fail-if-worse", "5", "--accept", "unpaired"]) == 0
 
 
@@ -377,6 +384,22 @@ def test_a_reader_who_has_left_does_not_change_the_verdict(results: Results) -> 
     with os.fdopen(writer, "w") as nobody:
         said = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, check=False)
     assert (said.returncode, said.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_change_the_verdict(results: Results, streams: str) -> None:
+    sides = [results.save("a"), results.save("b")]
+    command = [sys.executable, "-m", "llenergymeasure.results.compare", *sides, "--fail-if-worse", "5"]
+    said = subprocess.run(["sh", "-c", f"exec {shlex.join(command)} {streams}"], capture_output=True, check=False)
+    assert said.returncode == 0
+
+
+def test_a_page_takes_the_place_of_no_device(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
+    sides, pipe = [results.save("a"), results.save("b")], results.root / "pipe"
+    os.mkfifo(pipe)
+    assert main([*sides, "--html", str(pipe)]) == 2
+    assert f"Cannot write {pipe}: it is a device or a pipe. Name a file." in capsys.readouterr().err
+    assert pipe.is_fifo()
 
 
 def test_a_file_may_stand_for_its_run_and_nobody_reads_the_answer(results: Results) -> None:

@@ -124,6 +124,11 @@ def test_a_singularity_runner_may_be_named_as_a_docker_one_may() -> None:
         ("LLEM_NO_PROMPT", "perhaps", "must be 1 or 0, got 'perhaps'"),
         ("LLEM_RUNNER_VLLM", "dokcer:x", r"must be local or docker:<image>, got 'dokcer:x'"),
         ("LLEM_RUNNER_VLLM", "docker:", r"must be local or docker:<image>"),
+        ("LLEM_RUNNER_VLLM", "docker: x", r"must be local or docker:<image>"),
+        ("LLEM_RUNNER_VLLM", "docker:--privileged", r"must be local or docker:<image>"),
+        ("LLEM_RUNNER_VLMM", "docker:x", r"sets nothing. Did you mean LLEM_RUNNER_VLLM\?"),
+        ("LLEM_RUNNER_NANO", "docker:x", r"sets nothing. Did you mean LLEM_RUNNER_PYTORCH or .*_VLLM or"),
+        ("LLEM_DATACENTRE_PUE", "1.4", r"sets nothing. Did you mean LLEM_DATACENTER_PUE\?"),
         ("LLEM_RUNNER_VLLM", "singularity:", r"must be local or docker:<image>"),
     ],
 )
