@@ -14,8 +14,9 @@ VLLM := $(VENV)-vllm
 demo: $(VENV)/.demo
 	$(BIN)/llem run examples/quickstart.yaml
 
+# A file's tests share what they set up, so a file is one process's; those that wait longest begin.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	$(if $(wildcard $(VLLM)/.test),$(MAKE) test-vllm)
 
 vllm-env: $(VLLM)/.test

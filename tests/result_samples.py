@@ -94,6 +94,7 @@ def make_rich_result(**changes: Any) -> ExperimentResult:
         "energy_audit": EnergyAudit(
             counter_j=5273.0, integral_j=5280.0, disagreement_pct=0.13, bound_pct=1.2, agrees=True
         ),
+        "engine_energy_j": 5274.0,
         "uncertainty": combine_budget([BudgetComponent(name="gain", kind="gain", half_width_j=263.65)], 12_800),
         "environment_snapshot": EnvironmentSnapshot(
             python_version="3.11.9",

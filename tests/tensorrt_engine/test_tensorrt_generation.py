@@ -45,17 +45,56 @@ tell(texts)
     assert len(texts[0][0]) == 12
 
 
-def test_a_request_that_has_to_wait_says_so_and_starts_later(newest: TensorRTBench) -> None:
-    waited = newest.told(
+def test_a_request_that_has_to_wait_starts_later_and_finds_what_the_cache_holds_of_it(newest: TensorRTBench) -> None:
+    """Nothing of an earlier call is found, whose salt was another one."""
+    waited, cached, again, steps, cache_mb = newest.told(
         """
 engine = get_backend("tensorrt")
 engine.load(experiment(tensorrt={"max_batch_size": 1}))
-first, second = engine.generate(requests(6, 6)).requests
+pair = [GenerationRequest(index, tuple(range(3, 73)), 6, 6) for index in range(2)]
+(first, second), log = (output := engine.generate(pair)).requests, output.steps
+again = engine.generate(pair).requests
+cache_mb = engine.memory().kv_cache_mb
 engine.unload()
-tell([second.queued_s > first.queued_s, second.started_s >= first.token_times_s[-1]])
+tell([
+    [second.queued_s > first.queued_s, second.started_s >= first.token_times_s[-1]],
+    [first.cached_tokens, second.cached_tokens],
+    [one.cached_tokens for one in again],
+    [[step.requests, step.prefill_tokens, step.decode_tokens] for step in log],
+    cache_mb,
+])
 """
     )
     assert waited == [True, True]
+    assert cached == again == [0, 64]
+    assert steps == [[1, 70, 0], *[[1, 0, 1]] * 5, [1, 6, 0], *[[1, 0, 1]] * 5]
+    config = json.loads((newest.model / "config.json").read_text())
+    width = config["hidden_size"] // config["num_attention_heads"]
+    per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width * 2  # keys and values, in bf16
+    assert cache_mb == 8192 * per_token / 1e6
+
+
+def test_steps_are_told_by_iterations_and_a_request_that_was_pushed_out_leaves_none(builder: TensorRTBench) -> None:
+    code = """
+engine = get_backend("tensorrt")
+engine.load(experiment(tensorrt={"max_batch_size": 2}))
+output = engine.generate(requests(4, 6, 3, 1, 4))
+os.environ["TRTLLM_STANDIN_FAULT"] = "pause"
+paused = engine.generate(requests(4, 6))
+engine.unload()
+ends = {step.ended_s for step in output.steps}
+tell([
+    [[step.requests, step.prefill_tokens, step.decode_tokens] for step in output.steps],
+    all(ends.issuperset(one.token_times_s) for one in output.requests),
+    [paused.steps, [one.output_tokens for one in paused.requests]],
+])
+"""
+    steps, are_their_ends, paused = builder.told(code)
+    assert [requests for requests, _, _ in steps] == [2] * 7 + [1] * 4
+    assert [prompt for _, prompt, _ in steps] == [6, 0, 0, 0, 3, 0, 3, 3, 0, 0, 0]
+    assert sum(decoded for _, _, decoded in steps) == 4 + 6 + 3 + 1 + 4 - 5
+    assert are_their_ends
+    assert paused == [None, [4, 6]]
 
 
 def test_a_text_ends_with_its_own_end_and_not_before_its_least_length(newest: TensorRTBench) -> None:
@@ -88,6 +127,7 @@ tell([[it.finish_reason, it.output_tokens, it.token_ids[-1] == end] for it in (f
         ("load", "cannot be loaded by TensorRT-LLM: RuntimeError: Executor worker returned error"),
         ("generate", "out of memory while generating for 2 prompts"),
         ("silent_metrics", "told no instants of the request"),
+        ("killed", "failed to generate: its worker process "),
     ],
 )
 def test_what_goes_wrong_is_told_and_leaves_no_worker(newest: TensorRTBench, fault: str, said: str) -> None:
@@ -146,6 +186,7 @@ def test_a_run_on_the_command_line_has_tokens_latencies_and_joules(newest: Tenso
     assert result["effective_config"]["tensorrt"]["engine"] == "PyTorch-based"
     assert result["total_energy_j"] > 0
     assert result["output_tokens"] == 64
+    assert result["engine_energy_j"] > 0
 
 
 def test_it_generates_in_a_notebook_whose_loop_is_running(newest: TensorRTBench) -> None:

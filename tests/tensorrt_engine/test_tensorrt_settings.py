@@ -85,7 +85,7 @@ def test_a_drafter_goes_by_the_name_that_its_version_has(either: TensorRTBench) 
 
 
 def test_an_engine_that_is_named_is_the_one_that_runs(builder: TensorRTBench) -> None:
-    found, missing = builder.told(
+    found, missing, samplers = builder.told(
         """
 engine, place = get_backend("tensorrt"), Path.home() / "engine"
 missing = list(engine.preflight(experiment(tensorrt={"engine_path": str(place)})))
@@ -94,9 +94,14 @@ LLM(model=sys.argv[1], dtype="bfloat16").save(str(place))
 engine.load(experiment(tensorrt={"engine_path": str(place)}))
 found = [engine.llm.args.model == str(place), engine.generate(requests(3)).requests[0].output_tokens]
 engine.unload()
-tell([found, missing])
+from llenergymeasure.core.backends.tensorrt.engine import run_arguments
+samplers = [
+    run_arguments(experiment(decoder={"temperature": heat}), Path()).get("sampler_type") for heat in (0.0, 0.5)
+]
+tell([found, missing, samplers])
 """
     )
+    assert samplers == [None, "TRTLLMSampler"]  # of its two, the one that follows seeds
     assert found == [True, 3]
     (message,) = missing
     assert message.endswith("holds no built engine (config.json). Name the directory of one.")
@@ -140,9 +145,9 @@ def test_settings_of_both_engines_at_once_and_foreign_arguments_are_refused(buil
     assert doubled.startswith("passthrough_kwargs.scheduler_config: would replace {'capacity_scheduler_policy': 'MAX_U")
 
 
-def test_a_version_without_salts_reuses_no_blocks(newest: TensorRTBench) -> None:
-    """Those of warm-up would be found again in the window."""
-    arguments, problems = newest.told(
+def test_an_older_version_reuses_no_blocks_without_salts_and_says_which_fields_it_lacks(newest: TensorRTBench) -> None:
+    """Blocks of warm-up would be found again in the window."""
+    arguments, problems, lacking = newest.told(
         """
 import tensorrt_llm
 
@@ -159,10 +164,18 @@ engine.unload()
 wanted = experiment(tensorrt={"kv_cache_config": {"enable_block_reuse": True}})
 passed = experiment(passthrough_kwargs={"kv_cache_config": {"free_gpu_memory_fraction": 0.5}})
 problems = [*engine.preflight(wanted), *engine.preflight(passed)]
-tell([run_arguments(experiment(), Path())["kv_cache_config"], problems])
+class Lesser:
+    model_fields = ("enable_block_reuse",)
+tensorrt_llm.llmapi.KvCacheConfig = Lesser
+lacking = list(engine.preflight(experiment(tensorrt={"kv_cache_config": {"tokens_per_block": 64}})))
+tell([run_arguments(experiment(), Path())["kv_cache_config"], problems, lacking])
 """
     )
     assert arguments == {"enable_block_reuse": False}
+    assert lacking == [
+        "tensorrt: TensorRT-LLM 1.4.0rc1 does not take kv_cache_config.tokens_per_block. Remove what sets it, or use "
+        "another version."
+    ]
     problem, replaced = problems
     assert replaced.startswith("passthrough_kwargs.kv_cache_config: would replace {'enable_block_reuse': False}")
     assert problem.startswith("tensorrt.kv_cache_config.enable_block_reuse: TensorRT-LLM 1.4.0rc1 reuses the blocks of")
@@ -193,13 +206,13 @@ decoder = DecoderConfig(temperature=0.5, top_k=7, top_p=0.9, min_p=0.1)
 def asked(decoder):
     return [{k: v for k, v in asdict(sampling_parameters(it, decoder, (1,), 42)).items()} for it in requests(4, 4)]
 config = experiment(decoder={"temperature": 0.5})
-tell([asked(DecoderConfig(temperature=0)), asked(decoder), run_arguments(config, Path())["sampler_type"]])
+tell([asked(DecoderConfig(temperature=0)), asked(decoder), run_arguments(config, Path()).get("sampler_type")])
 """
     )
     assert [(it["top_k"], it["temperature"], it["seed"]) for it in greedy] == [(1, None, None)] * 2
     assert [(it["temperature"], it["top_k"], it["top_p"], it["min_p"]) for it in sampled] == [(0.5, 7, 0.9, 0.1)] * 2
     assert sampled[0]["seed"] != sampled[1]["seed"]
-    assert sampler == "TRTLLMSampler"
+    assert sampler is None  # this version has one, which follows seeds
 
 
 def test_a_drafter_that_only_passes_through_is_told_by_its_class(newest: TensorRTBench) -> None:

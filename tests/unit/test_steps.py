@@ -55,3 +55,29 @@ def test_the_window_keeps_the_steps_of_all_its_batches() -> None:
     assert [step.requests for step in window.steps or ()] == [2] * 4 + [1] * 4
     assert {step.ended_s for step in window.steps or ()} == {t for o in window.outputs for t in o.token_times_s or ()}
     assert measure_window(silent, requests(3), ConstantMeter(clock), clock, ignore_events).steps is None
+
+
+def test_joules_that_an_engine_counts_itself_add_up_unless_one_batch_has_none() -> None:
+    class CountingEngine(StepEngine):
+        def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
+            return replace(super().generate(requests), energy_j=2.5 if len(requests) == 2 else None)
+
+    clock = VirtualClock()
+    engine = CountingEngine(clock, batch_size=2)
+    counted, uncounted = (
+        measure_window(engine, requests(count), ConstantMeter(clock), clock, ignore_events) for count in (4, 3)
+    )
+    assert (counted.engine_j, uncounted.engine_j) == (5.0, None)
+
+
+def test_a_window_of_which_a_part_is_not_told_has_none() -> None:
+    class ForgetfulEngine(TellingEngine):
+        def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
+            produced = super().generate(requests)
+            return replace(produced, steps=None) if self.calls.count("generate") == 2 else produced
+
+    clock = VirtualClock()
+    engine = ForgetfulEngine(clock, batch_size=2)
+    window = measure_window(engine, requests(6, tokens=4), ConstantMeter(clock), clock, ignore_events)
+    assert engine.calls.count("generate") == 3
+    assert window.steps is None

@@ -22,7 +22,7 @@ from llenergymeasure.core.backends.protocol import (
     RequestOutput,
     split_into_batches,
 )
-from llenergymeasure.core.backends.steps import StepLog
+from llenergymeasure.core.backends.steps import StepLog, joined
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.integrate import energy_between
 from llenergymeasure.core.energy.spans import Span
@@ -48,6 +48,7 @@ class Window:
     Args:
         compilations: Programs compiled and graphs recorded in it, as far as the engine tells.
         steps: The engine's steps in it; `None` where it does not tell.
+        engine_j: What a meter of the engine's own counted; `None`: it has none.
     """
 
     outputs: tuple[RequestOutput, ...]
@@ -56,6 +57,7 @@ class Window:
     ended_at: datetime
     compilations: int = 0
     steps: StepLog | None = None
+    engine_j: float | None = None
 
 
 def measure_window(
@@ -79,16 +81,18 @@ def measure_window(
         BackendError: The engine failed; the meter has been stopped.
     """
     outputs: list[RequestOutput] = []
-    steps = StepLog()
+    steps: StepLog | None = StepLog()
     output_tokens = compilations = 0
+    engine_j: float | None = 0.0
 
     def add(produced: GenerationOutput) -> None:
-        nonlocal output_tokens, compilations
+        nonlocal output_tokens, compilations, steps, engine_j
         planned = (len(outputs) // len(requests) + 1) * len(requests)
         outputs.extend(produced.requests)
         output_tokens += sum(request.output_tokens for request in produced.requests)
         compilations += produced.compilations
-        steps.extend(produced.steps or StepLog())
+        steps = joined(steps, produced.steps)
+        engine_j = None if engine_j is None or produced.energy_j is None else engine_j + produced.energy_j
         observer(PromptsDone("measure", len(outputs), planned, output_tokens, clock.now() - handle.start_s))
 
     batched = BatchedEngine(engine, add)
@@ -112,7 +116,7 @@ def measure_window(
     ended_at = clock.wall()
     took = f"[{clock_face(energy.duration_sec)}, {output_tokens / energy.duration_sec:.0f} tok/s]"
     observer(StepFinished("measure", f"{len(outputs)}/{len(outputs)} prompts  {took}"))
-    return Window(tuple(outputs), energy, started_at, ended_at, compilations, steps or None)
+    return Window(tuple(outputs), energy, started_at, ended_at, compilations, steps or None, engine_j)
 
 
 class BatchedEngine:
@@ -133,13 +137,13 @@ class BatchedEngine:
             BackendError: The engine failed.
         """
         outputs: list[RequestOutput] = []
-        steps = StepLog()
+        steps: StepLog | None = StepLog()
         compilations = 0
         for batch in split_into_batches(requests, self._backend.batch_size):
             produced = self._backend.generate(batch)
             outputs.extend(produced.requests)
             compilations += produced.compilations
-            steps.extend(produced.steps or StepLog())
+            steps = joined(steps, produced.steps)
             self._on_batch(produced)
         return GenerationOutput(tuple(outputs), compilations, steps or None)
 

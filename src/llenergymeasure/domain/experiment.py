@@ -99,6 +99,11 @@ _EnergyAudit = Annotated[
     Field(description="Hardware counter against power integral."),
     Merge(of_all(merge_audits), counted=True),
 ]
+_EngineEnergy = Annotated[
+    float | None,
+    Field(description="Joules of the whole window by a meter of the engine's own; null: it has none."),
+    Merge(total, counted=True),
+]
 _Uncertainty = Annotated[
     EnergyUncertainty | None,
     Field(description="95 % half-widths of the energy."),
@@ -176,6 +181,7 @@ class RawProcessResult(Record):
     )
     energy_breakdown: _EnergyBreakdown = None
     energy_audit: _EnergyAudit = None
+    engine_energy_j: _EngineEnergy = None
     uncertainty: _Uncertainty = None
     uncertainty_per_device: _UncertaintyPerDevice = Field(default_factory=dict)
     measurement_boundary: _MeasurementBoundary = None
@@ -295,6 +301,7 @@ class ExperimentResult(Printed):
     uncertainty: _Uncertainty = None
     uncertainty_per_device: _UncertaintyPerDevice = Field(default_factory=dict)
     energy_audit: _EnergyAudit = None
+    engine_energy_j: _EngineEnergy = None
     idle_resident_power_w: _IdleResidentPower = None
     phases: _Phases = None
     flops: _Flops = None

@@ -82,7 +82,6 @@ class TorchLlmArgs(BaseArguments):
     cuda_graph_config: CudaGraphConfig | None = CudaGraphConfig()
     disable_overlap_scheduler: bool = False
     attn_backend: str = "TRTLLM"
-    sampler_type: str = "auto"
     enable_iter_perf_stats: bool = False
     torch_compile_config: TorchCompileConfig | None = None
     stream_interval: int = 1

@@ -53,6 +53,7 @@ class RequestOutput:
             of one batch may share the memory. `None` where the engine does not tell.
         queued_s: Seconds the request waited inside the engine before `started_s`.
         cached_tokens: Input tokens that a cache of prefixes already held, so that they were not computed.
+        preemptions: Times that it lost its key-value cache to others and was computed again from its first token.
     """
 
     index: int
@@ -63,6 +64,7 @@ class RequestOutput:
     token_times_s: Sequence[float] | None = None
     queued_s: float = 0.0
     cached_tokens: int = 0
+    preemptions: int = 0
 
     @property
     def output_tokens(self) -> int:
@@ -78,11 +80,13 @@ class GenerationOutput:
         compilations: Programs that were compiled and graphs that were recorded during the call; 0 also where the engine
             does not tell.
         steps: The engine's steps during the call; `None` where it does not tell.
+        energy_j: What a meter of the engine's own counted during the call; `None`: it has none.
     """
 
     requests: tuple[RequestOutput, ...]
     compilations: int = 0
     steps: StepLog | None = None
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

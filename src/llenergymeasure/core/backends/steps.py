@@ -52,3 +52,11 @@ class StepLog:
         self._requests.extend(steps._requests)
         self._prefill_tokens.extend(steps._prefill_tokens)
         self._decode_tokens.extend(steps._decode_tokens)
+
+
+def joined(steps: StepLog | None, more: StepLog | None) -> StepLog | None:
+    """`steps`, with `more` added; `None` where either is not told: what is missing would pass for idle time."""
+    if steps is None or more is None:
+        return None
+    steps.extend(more)
+    return steps

@@ -77,6 +77,16 @@ def descendants_of(pid: int) -> tuple[ProcessIdentity, ...]:
         return ()
 
 
+def command_of(pid: int) -> tuple[str, ...]:
+    """The command line of a process; none where it is not told."""
+    import psutil
+
+    try:
+        return tuple(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ()
+
+
 def relatives(pid: int | None = None) -> frozenset[int]:
     """Numbers of a process (or of this one), its ancestors and its descendants, the system's first one left out."""
     import psutil

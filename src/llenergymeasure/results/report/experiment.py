@@ -108,7 +108,9 @@ def _method(result: ExperimentResult) -> str:
 
 def _power(result: ExperimentResult, series: WindowSeries | None) -> Markup:
     if series is None or not any(device.knows("power_w") for device in series.devices):
-        return paragraph(f"No power over time: {_no_samples(result)}. The figures above do not rest on samples.")
+        return paragraph(
+            f"No power over time: {_no_samples(result, series)}. The figures above do not rest on samples."
+        )
     idle_w = result.baseline_power_w if len(series.devices) == 1 else None
     described = "; ".join(charts.spoken(device, series) for device in series.devices)
     phases = "Prefill and decode are shaded. " if series.stretches.get("prefill") else f"{_no_phases(result)} "
@@ -120,10 +122,11 @@ def _power(result: ExperimentResult, series: WindowSeries | None) -> Markup:
     return figure(charts.power_chart(series, idle_w, described), caption, _power_table(series))
 
 
-def _no_samples(result: ExperimentResult) -> str:
+def _no_samples(result: ExperimentResult, series: WindowSeries | None) -> str:
     if result.total_energy_j is None:
         return "energy was not measured"
-    return "the time series is missing" if result.timeseries is not None else "what measured takes no power samples"
+    is_missing = result.timeseries is not None and series is None
+    return "the time series is missing" if is_missing else "what measured takes no power samples"
 
 
 def _no_phases(result: ExperimentResult) -> str:
@@ -240,14 +243,15 @@ def _shares(budget: Sequence[BudgetComponent]) -> list[float]:
 
 
 def _audit(result: ExperimentResult) -> Markup:
-    audit = result.energy_audit
+    audit, engine_j = result.energy_audit, result.engine_energy_j
+    own = "" if engine_j is None else f" A meter of the engine's own says {joules(engine_j)} for the whole window."
     if audit is None:
-        return Markup()
+        return paragraph(own) if own else Markup()
     verdict = "which their uncertainties allow" if audit.agrees else "more than their uncertainties allow"
     return paragraph(
         f"A second method checks the first: the hardware counter says {joules(audit.counter_j)}, the integral of power "
         f"samples {joules(audit.integral_j)}. They differ by {signed(audit.disagreement_pct, 2)} %, {verdict} "
-        f"({audit.bound_pct:.2g} %)."
+        f"({audit.bound_pct:.2g} %).{own}"
     )
 
 

@@ -33,4 +33,4 @@ class LLM(StandInLLM):
         scheduling_params: Any = None,
         cache_salt: str | None = None,
     ) -> RequestOutput:
-        return self._generate_async(inputs, sampling_params, streaming)
+        return self._generate_async(inputs, sampling_params, streaming, cache_salt)

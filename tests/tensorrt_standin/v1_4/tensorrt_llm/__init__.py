@@ -19,6 +19,11 @@ print(f"[TensorRT-LLM] TensorRT-LLM version: {__version__}")
 
 class LLM(StandInLLM):
     arguments_class = llmapi.TorchLlmArgs
+    tells_every_token = True
+
+    def get_kv_cache_capacity(self) -> dict[str, int]:
+        tokens, size = 8192, self.args.kv_cache_config.tokens_per_block
+        return {"maxNumBlocks": tokens // size, "tokensPerBlock": size, "maxNumTokens": tokens}
 
     def generate_async(
         self,
@@ -36,4 +41,4 @@ class LLM(StandInLLM):
         cache_salt: str | None = None,
         priority: float = 0.5,
     ) -> RequestOutput:
-        return self._generate_async(inputs, sampling_params, streaming)
+        return self._generate_async(inputs, sampling_params, streaming, cache_salt)

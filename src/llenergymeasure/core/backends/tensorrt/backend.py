@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +23,7 @@ from llenergymeasure.core.backends.protocol import (
     TokenPasses,
 )
 from llenergymeasure.core.backends.shared import (
-    OwnModel,
-    TransformersTokenizer,
+    OwnLLM,
     engine_output_logged,
     eos_token_ids,
     gpu_uuids,
@@ -32,10 +31,11 @@ from llenergymeasure.core.backends.shared import (
     seeded,
     uuids_by_nvml,
 )
-from llenergymeasure.core.backends.tensorrt.answers import ask, request_output
+from llenergymeasure.core.backends.tensorrt.answers import ask, generation_output
 from llenergymeasure.core.backends.tensorrt.engine import (
     build_arguments,
     build_settings,
+    cuts_prompts,
     engine_class,
     has_salts,
     needs_build,
@@ -44,9 +44,11 @@ from llenergymeasure.core.backends.tensorrt.engine import (
     section_of,
 )
 from llenergymeasure.core.backends.tensorrt.engine_cache import cache_root, cached_engine, files_identity
+from llenergymeasure.core.backends.tensorrt.liveness import WorkerEndedError, Workers
+from llenergymeasure.core.backends.tensorrt.memory import kv_cache_mb
+from llenergymeasure.core.backends.tensorrt.own_meter import OwnMeter
 from llenergymeasure.core.backends.tensorrt.preflight import check_settings, planned_devices, preflight_problems
 from llenergymeasure.core.backends.tensorrt.sampling import sampling_parameters
-from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError, all_boards
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.model.context import context_length
@@ -70,6 +72,8 @@ class _Session:
     vocab_size: int
     context_length: int | None
     salted: bool
+    workers: Workers
+    own_meter: OwnMeter
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -81,20 +85,11 @@ class _Session:
         return {"cache_salt": uuid.uuid4().hex} if self.salted else {}
 
 
-class TensorRTBackend:
-    """One experiment on TensorRT-LLM, whose workers are processes of their own.
+class TensorRTBackend(OwnLLM[_Session]):
+    """One experiment on TensorRT-LLM, whose workers are processes of their own."""
 
-    Args:
-        model_cache_dir: Home of the Hub's cache (`HF_HOME`); `None` leaves it to the Hub's client.
-    """
-
-    name: Final = "tensorrt"
-
-    def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
-        self._clock = clock
-        self._model = OwnModel(model_cache_dir, *LOGGERS)
-        self._session: _Session | None = None
-        self._place: EnginePlace | None = None
+    name = "tensorrt"
+    loggers = LOGGERS
 
     def version(self) -> str:
         """Version of TensorRT-LLM."""
@@ -108,10 +103,6 @@ class TensorRTBackend:
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
         return planned_devices(config, _gpus())
-
-    def tokenizer(self, config: ExperimentConfig) -> TransformersTokenizer:
-        """The model's own tokenizer."""
-        return TransformersTokenizer(self._model.tokenizer(config))
 
     def load(self, config: ExperimentConfig) -> None:
         """Start the engine and its workers; an engine that is built ahead, and is not kept from before, is built."""
@@ -138,16 +129,6 @@ class TensorRTBackend:
         """The devices of the workers: one each, in CUDA's order."""
         return self._loaded().devices
 
-    @property
-    def llm(self) -> Any:
-        """The loaded `LLM`, to look at."""
-        return self._loaded().llm
-
-    @property
-    def batch_size(self) -> int | None:
-        """`None`: TensorRT-LLM batches by itself."""
-        return None
-
     def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
         """Generate for all `requests` at once; what earlier calls left in the cache of prefixes is not used."""
         session = self._loaded()
@@ -162,23 +143,23 @@ class TensorRTBackend:
         ]
         with engine_output_logged(*LOGGERS):
             try:
-                answers = ask(session.llm, prompts, session.salt(), self._clock)
+                with session.own_meter.counting() as own_j:
+                    answers = ask(session.llm, prompts, session.salt(), self._clock, session.workers)
             except Exception as error:  # whatever its workers die of
                 raise BackendError(_explain_generating(error, self._place, requests)) from error
-        pairs = zip(requests, answers, strict=True)
-        return GenerationOutput(
-            tuple(request_output(request, answer, session.ends, self._clock) for request, answer in pairs)
-        )
+        output = generation_output(requests, answers, session.ends, self._clock, cuts_prompts(session.llm.args))
+        return replace(output, energy_j=own_j())
 
     def synchronize(self) -> None:
         """Nothing to wait for: the last token is told when its step is over, and the workers cannot be asked more."""
 
     def reset_peak_memory(self) -> None:
-        """Nothing to start: the workers do not tell their memory."""
+        """Nothing to start: the workers do not tell their peak."""
 
     def memory(self) -> MemoryStats:
-        """Nothing is known: the workers do not tell their memory in bytes."""
-        return MemoryStats()
+        """The key-value cache, by the tokens that the engine has reserved room for; the workers tell nothing else."""
+        session = self._loaded()
+        return MemoryStats(kv_cache_mb=kv_cache_mb(session.llm, session.source.config))
 
     def describe(self) -> LoadedModel:
         """What was loaded, read back from the engine's own arguments."""
@@ -200,12 +181,10 @@ class TensorRTBackend:
         session, self._session = self._session, None
         if session is not None:
             with engine_output_logged(*LOGGERS):
-                session.llm.shutdown()
+                session.workers.shut_down(session.llm.shutdown)
                 del session
                 gc.collect()
-        if self._place is not None:
-            self._place.close()
-            self._place = None
+        self._leave_place()
 
     def _runnable(self, config: ExperimentConfig, source: ModelSource, devices: Sequence[DeviceId]) -> Path:
         """What the engine gets: the checkpoint, or the engine that was built from it."""
@@ -239,17 +218,14 @@ class TensorRTBackend:
             vocab_size=vocabulary,
             context_length=min(limits, default=None),
             salted=has_salts(type(llm)),
+            workers=Workers(),
+            own_meter=OwnMeter(len(devices)),
         )
 
     def _settings(self) -> Mapping[str, Any]:
         session = self._loaded()
         engine = "built ahead" if needs_build(session.config) else "PyTorch-based"
         return {**read_back(session.llm.args, section_of(session.config)), "tensorrt.engine": engine}
-
-    def _loaded(self) -> _Session:
-        if self._session is None:
-            raise BackendError("the tensorrt backend has no model loaded; call load() first.")
-        return self._session
 
 
 def _gpus() -> tuple[DeviceId, ...]:
@@ -278,7 +254,8 @@ def _build(config: ExperimentConfig, checkpoint: Path, into: Path) -> None:
 
 def _explain_generating(error: Exception, place: EnginePlace | None, requests: Sequence[GenerationRequest]) -> str:
     cause = place.cause() if place is not None else None
-    told = first_line(error) if cause is None else f"{first_line(error)}; its workers said: {cause}"
+    told = str(error) if isinstance(error, WorkerEndedError) else first_line(error)
+    told = told if cause is None else f"{told}; its workers said: {cause}"
     if "OutOfMemory" in told or "out of memory" in told or isinstance(error, MemoryError):
         return (
             f"out of memory while generating for {len(requests)} prompts ({told}). Lower "

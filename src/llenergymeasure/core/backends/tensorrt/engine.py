@@ -123,11 +123,38 @@ def known_arguments(config: ExperimentConfig) -> frozenset[str]:
     return frozenset(arguments.model_fields)
 
 
+NESTED: Final = {"kv_cache_config": "KvCacheConfig", "cuda_graph_config": "CudaGraphConfig"}
+"""Arguments that have fields themselves, and their classes in `tensorrt_llm.llmapi`."""
+
+
+def unknown_fields(arguments: Mapping[str, Any]) -> list[str]:
+    """Paths below those of `arguments` that have fields, as far as the installed version lacks them."""
+    return [
+        f"{name}.{inner}"
+        for name, kind in NESTED.items()
+        for inner in arguments.get(name) or {}
+        if inner not in getattr(llmapi, kind).model_fields
+    ]
+
+
 def has_salts(llm: type[Any]) -> bool:
     """Whether cached blocks can be kept apart by a salt (1.1 and later)."""
     from inspect import signature
 
     return "cache_salt" in signature(llm.generate_async).parameters
+
+
+def cuts_prompts(arguments: Any) -> bool | None:
+    """Whether the engine may compute a prompt in pieces; `None`: a step is not told by the tokens it gave.
+
+    One with drafts computes more than it gives, and of several stages each is in another step.
+
+    Args:
+        arguments: The loaded `LLM`'s `args`.
+    """
+    if getattr(arguments, "speculative_config", None) is not None or arguments.pipeline_parallel_size > 1:
+        return None
+    return bool(arguments.enable_chunked_prefill)
 
 
 def run_arguments(config: ExperimentConfig, model: Path) -> dict[str, Any]:

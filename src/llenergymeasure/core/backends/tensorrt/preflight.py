@@ -21,9 +21,9 @@ from llenergymeasure.core.backends.tensorrt.engine import (
     known_arguments,
     own_arguments,
     section_of,
+    unknown_fields,
 )
 from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.core.model.source import find_model
 from llenergymeasure.exceptions import BackendError
 
 FIRST_WITH_SALTS: Final = "1.1"
@@ -57,11 +57,8 @@ def preflight_problems(
     problems: list[str] = []
     devices = attempt(lambda: planned_devices(config, gpus), problems)
     source = model.checked(config, problems)
-    drafting = section_of(config).speculative_config
-    drafter = drafting.speculative_model if drafting is not None else None
-    if drafter is not None:
-        what = "tensorrt.speculative_config.speculative_model"
-        attempt(lambda: find_model(drafter, None, cache_home=model.cache_home, what=what), problems)
+    if (drafting := section_of(config).speculative_config) is not None:
+        model.check_drafter(drafting.speculative_model, "tensorrt.speculative_config.speculative_model", problems)
     problems += attempt(lambda: settings_problems(config, version), problems) or []
     on_gpu = None if devices is None else True
     return problems + combination_problems(config, EngineHost(source, on_gpu), CHECKS)
@@ -108,9 +105,8 @@ def _arguments_are_known(config: ExperimentConfig, version: str) -> Iterator[str
                 f"passthrough_kwargs.{key}: would replace {own[key]!r}, which other settings and this version need. "
                 "Remove it, or what sets it in the tensorrt section."
             )
-    for key in own:
-        if key not in known:
-            yield f"tensorrt: TensorRT-LLM {version} does not take {key}. Remove what sets it, or use another version."
+    for key in (*(key for key in own if key not in known), *unknown_fields(own)):
+        yield f"tensorrt: TensorRT-LLM {version} does not take {key}. Remove what sets it, or use another version."
     cache = section_of(config).kv_cache_config
     if cache is not None and cache.enable_block_reuse and not has_salts(engine_class(config)):
         yield (

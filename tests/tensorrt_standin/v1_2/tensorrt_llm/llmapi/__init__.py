@@ -5,7 +5,7 @@ They are those of the repository's `llmapi/llm_args.py` in the time of the 1.2 r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from trtllm_arguments import (
     BaseArguments,
@@ -16,11 +16,15 @@ from trtllm_arguments import (
     SchedulerConfig,
     Strict,
     TorchCompileConfig,
-    TorchLlmArgs,
 )
+from trtllm_arguments import TorchLlmArgs as _TorchLlmArgs
 
 __all__ = ["CapacitySchedulerPolicy", "CudaGraphConfig", "KvCacheConfig", "QuantAlgo", "SchedulerConfig"]
 __all__ += ["BuildConfig", "QuantConfig", "TorchCompileConfig", "TorchLlmArgs", "TrtLlmArgs"]
+
+
+class TorchLlmArgs(_TorchLlmArgs):
+    sampler_type: Literal["TRTLLMSampler", "TorchSampler", "auto"] = "auto"
 
 
 class BuildConfig(Strict):

@@ -1,6 +1,7 @@
 """`tensorrt_llm.llmapi` of 1.4: no builder, `speculative_model` in the place of `speculative_model_dir`.
 
-Arguments are those of the repository's `llmapi/llm_args.py` of 2026 (`BaseLlmArgs`, `TorchLlmArgs`).
+Arguments are those of the repository's `llmapi/llm_args.py` of 2026 (`BaseLlmArgs`, `TorchLlmArgs`), without
+`sampler_type`, which pull request 18232 took away ahead of 1.4: its one sampler has seeds of requests since 17172.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Stands for the package that starts TensorRT-LLM's workers."""
