@@ -35,4 +35,6 @@ def test_a_run_is_refused_in_the_words_of_its_dry_run_before_anything_starts(
 
 def test_a_process_that_is_asked_says_the_same_and_one_without_faults_nothing() -> None:
     configs = [config(), config(model="/no/model")]
-    assert check_in_child(configs, UserConfig()) == check_here(configs, UserConfig()) != []
+    said = check_in_child(configs, UserConfig())
+    assert said == check_here(configs, UserConfig())
+    assert said.failing

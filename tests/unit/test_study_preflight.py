@@ -17,7 +17,7 @@ from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.supervise import Interrupt
 from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.plan import GapStarted, StudyEvent, StudyWarning
-from llenergymeasure.study.preflight import MAX_CHECKED, check_here
+from llenergymeasure.study.preflight import MAX_CHECKED, Outlook, check_here
 from llenergymeasure.study.runner import StudyStoppedError
 from study_fakes import ScriptedLauncher, Stage, study_of
 
@@ -85,9 +85,10 @@ def test_a_single_dry_run_of_what_can_run_says_nothing_more(llem: CommandLine) -
 def test_a_study_that_can_do_a_part_is_told_of_the_rest(llem: CommandLine) -> None:
     study = llem.file("s.yaml", f"experiments: [{{{SOUND}}}, {{{SOUND.replace('builtin/tiny-llama', '/no/model')}}}]\n")
     said = llem("run", study, "--dry-run")
-    assert said.code == 0
+    assert "Pre-flight failed" not in said.err
     assert "cannot run here: " in said.err
     assert "/no/model" in said.err
+    assert said.code == 1  # as of its run, of which a part fails
 
 
 def test_reasons_that_all_share_come_once_and_first() -> None:
@@ -100,7 +101,7 @@ def test_reasons_that_all_share_come_once_and_first() -> None:
 
 def test_one_that_can_run_among_many_that_cannot_is_found_where_models_differ() -> None:
     broken = [config(model="/no/model", random_seed=seed) for seed in range(MAX_CHECKED + 5)]
-    assert check_here([*broken, config()], UserConfig())
+    assert check_here([*broken, config()], UserConfig()).failing
 
 
 def docker_that_is_lost(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +122,7 @@ def test_a_runner_that_cannot_be_asked_costs_no_other_runners_answers(
     docker_that_is_lost(tmp_path, monkeypatch)
     machine = UserConfig.model_validate({"runners": {"vllm": "docker:image"}})
     asked = ExperimentConfig.model_validate({"model": "m", "backend": "vllm"})
-    unknown, refused = check_here([asked, config(model="/no/model")], machine)
+    (refused,), (unknown,) = check_here([asked, config(model="/no/model")], machine)
     assert unknown.startswith(
         "Whether experiments can run with the runner docker:image could not be found out: "
         "the Docker client: ended with exit code 125"
@@ -142,14 +143,16 @@ def test_a_single_dry_run_says_what_could_not_be_found_out(
 def test_what_is_refused_has_no_directory_and_what_is_told_reaches_the_observer(tmp_path: Path) -> None:
     stage, events = Stage(tmp_path), list[StudyEvent]()
 
-    def refuse(configs: object, machine: UserConfig) -> list[str]:
+    def refuse(configs: object, machine: UserConfig) -> Outlook:
         raise PreFlightError(["no room"])
 
     study, place = study_of("a"), StudyPlace(tmp_path / "results")
     with pytest.raises(PreFlightError, match="no room"):
         execute_study(study, place, UserConfig(), print, events.append, stage.launcher, refuse)
     assert (events, list(tmp_path.iterdir())) == ([], [])
-    execute_study(study, place, UserConfig(), lambda r: None, events.append, stage.launcher, lambda c, m: ["mind this"])
+    outlook = Outlook(["one cannot"], ["mind this"])
+    execute_study(study, place, UserConfig(), lambda r: None, events.append, stage.launcher, lambda c, m: outlook)
+    assert StudyWarning("one cannot") in events
     assert StudyWarning("mind this") in events
 
 

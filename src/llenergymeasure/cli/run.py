@@ -110,7 +110,7 @@ def _run_experiment(request: RunRequest, document: LoadedDocument | None, machin
         from llenergymeasure.study.preflight import check_here
 
         print_result(render_dry_run(dry_run_experiment(config, machine, find_meter=meter_here)))
-        for warning in check_here([config], machine):  # what its run would refuse, in the same words
+        for warning in check_here([config], machine).notes:  # what its run would refuse is raised, in the same words
             sys.stderr.write(f"{warning}\n")
         return EXIT_OK
     results: list[ExperimentResult] = []

@@ -42,7 +42,7 @@ from llenergymeasure.security import for_display, user_path
 from llenergymeasure.study.display import study_progress
 from llenergymeasure.study.execute import StudyPlace, check_backends, connected, dataset_hashes
 from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyStarted, notes_on, shared_parts
-from llenergymeasure.study.preflight import check_here, check_on
+from llenergymeasure.study.preflight import Outlook, check_here, check_on
 from llenergymeasure.study.resume import (
     Resumption,
     check_study_dir,
@@ -90,9 +90,10 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
     else:
         raise UsageError("give the study file, or --resume with the directory of a study")
     if request.dry_run:
-        for warning in _preview(study, resume, request, machine):
+        outlook = _preview(study, resume, request, machine)
+        for warning in (*outlook.notes, *outlook.failing):
             sys.stderr.write(f"{warning}\n")
-        return EXIT_OK
+        return EXIT_FAILED if outlook.failing else EXIT_OK
     if study.skipped_configs and not request.quiet:
         from llenergymeasure.cli.dry_run import skipped_lines
 
@@ -103,7 +104,7 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
     return _run(study, place, request, machine)
 
 
-def _preview(study: StudyConfig, resume: Path | None, request: RunRequest, machine: UserConfig) -> list[str]:
+def _preview(study: StudyConfig, resume: Path | None, request: RunRequest, machine: UserConfig) -> Outlook:
     """Print what a study would do; what to know besides.
 
     Raises:
@@ -118,10 +119,10 @@ def _preview(study: StudyConfig, resume: Path | None, request: RunRequest, machi
         with connected(request.cluster, machine) as cluster:
             nodes = None if cluster is None else cluster.nodes()
             lines.append(render_study_preview(study, machine, list_all=request.verbose, begun=begun, nodes=nodes))
-            if cluster is not None:
-                return [*notes_on(study), *check_on(cluster)(left, machine)]
-            check_backends(left, machine)
-            return [*notes_on(study), *check_here(left, machine)]
+            if cluster is None:
+                check_backends(left, machine)
+            found = (check_here if cluster is None else check_on(cluster))(left, machine)
+            return Outlook(found.failing, [*notes_on(study), *found.notes])
     finally:
         for line in lines:  # not before: while a cluster is connected, stdout is not for results
             print_result(line)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,7 @@ from llenergymeasure.runners.ray import ray_cluster
 from llenergymeasure.study.gaps import enter_key
 from llenergymeasure.study.manifest import create_study_dir
 from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyObserver, StudyStarted, StudyWarning, plan_runs
-from llenergymeasure.study.preflight import StudyCheck, check_in_child, check_on
+from llenergymeasure.study.preflight import Outlook, StudyCheck, check_in_child, check_on
 from llenergymeasure.study.resume import Resumption, check_study_dir, experiments_left, locked, plan_resumption
 from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
 from llenergymeasure.study.saving import CSV_FILE, clear_leftovers
@@ -103,11 +104,11 @@ def execute_study(
     with connected(place.cluster, machine, connect) as cluster:
         if check is None:
             check = check_locally if cluster is None else check_on(cluster)
-            check = check if launcher is None else lambda configs, machine: []
+            check = check if launcher is None else lambda configs, machine: Outlook([], [])
         if place.resume is not None:
             directory = check_study_dir(place.resume)
         elif study is not None:
-            warn(*check(study.experiments, machine))
+            warn(*chain(*check(study.experiments, machine)))
             directory = create_study_dir(study.name, place.parent)
         else:
             raise StudyError("nothing to run: give a study, or the directory of one to go on with")
@@ -124,7 +125,7 @@ def execute_study(
                     follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
                     warn(f"The study in {directory} is finished; nothing to do.")
                     return finished
-                warn(*check(experiments_left(resumption), machine))
+                warn(*chain(*check(experiments_left(resumption), machine)))
             skip_gap = enter_key() if place.interactive else None
             host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
             runner = StudyRunner(
@@ -151,7 +152,7 @@ def connected(asked: str | None, machine: UserConfig, connect: Connect = ray_clu
             yield cluster
 
 
-def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
+def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> Outlook:
     """What to know before these experiments run on this machine.
 
     Raises:

@@ -7,7 +7,7 @@ asks in a process of its own, which engines may be imported into; a dry run, whi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from llenergymeasure.config.models import ExperimentConfig, study_titles
 from llenergymeasure.config.user_config import UserConfig
@@ -24,15 +24,24 @@ from llenergymeasure.study.placement import demand_of, nothing_suits, places
 MAX_CHECKED: Final = 20
 """Configurations that are looked at; each takes a part of a second."""
 
-StudyCheck = Callable[[Sequence[ExperimentConfig], UserConfig], list[str]]
+
+class Outlook(NamedTuple):
+    """What to know before a study begins, one sentence each."""
+
+    failing: list[str]
+    """Why some of its runs will fail; the others will not."""
+    notes: list[str]
+
+
+StudyCheck = Callable[[Sequence[ExperimentConfig], UserConfig], Outlook]
 """What to know before a study of these configurations begins; raises `PreFlightError` where it need not."""
 
 Inquiry = Callable[[Sequence[ExperimentConfig], UserConfig], list[list[str]]]
 """What each of some configurations would fail for, see `Launcher.failures`."""
 
 
-def check_here(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
-    """What some of these configurations fail for, one sentence each, found out in this process, or by their runners.
+def check_here(configs: Sequence[ExperimentConfig], machine: UserConfig) -> Outlook:
+    """What some of these configurations fail for, found out in this process, or by their runners.
 
     Raises:
         PreFlightError: None of them can run here; the reasons that all share come first.
@@ -45,7 +54,7 @@ def check_here(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list
     return _verdict_of(configs, machine, ChosenLauncher({**LAUNCHERS, LOCAL_RUNNER: InThisProcess}).failures)
 
 
-def check_in_child(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
+def check_in_child(configs: Sequence[ExperimentConfig], machine: UserConfig) -> Outlook:
     """As `check_here`, found out in processes that are gone afterwards.
 
     Raises:
@@ -58,7 +67,7 @@ def check_in_child(configs: Sequence[ExperimentConfig], machine: UserConfig) -> 
 def check_on(cluster: Cluster) -> StudyCheck:
     """As `check_here`, found out on nodes of a cluster, each configuration on the first that could run it."""
 
-    def check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
+    def check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> Outlook:
         where = places(cluster, configs, machine)
         nodes, refused = where.nodes(), where.refused()
 
@@ -81,12 +90,13 @@ def check_on(cluster: Cluster) -> StudyCheck:
 
             return asked_in_groups(asked, suitable, ask)
 
-        return [*refused, *_verdict_of(configs, machine, failures)]
+        found = _verdict_of(configs, machine, failures)
+        return Outlook(found.failing, [*refused, *found.notes])
 
     return check
 
 
-def _verdict_of(configs: Sequence[ExperimentConfig], machine: UserConfig, failures_of: Inquiry) -> list[str]:
+def _verdict_of(configs: Sequence[ExperimentConfig], machine: UserConfig, failures_of: Inquiry) -> Outlook:
     unknown: list[str] = []
 
     def ask(alike: list[ExperimentConfig]) -> list[list[str]]:
@@ -98,7 +108,7 @@ def _verdict_of(configs: Sequence[ExperimentConfig], machine: UserConfig, failur
             return [[] for _ in alike]
 
     found = asked_in_groups(_chosen(configs), lambda config: machine.runners.of(config.backend), ask)
-    return [*unknown, *_verdict(configs, found)]
+    return Outlook(_verdict(configs, found), unknown)
 
 
 def _chosen(configs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
