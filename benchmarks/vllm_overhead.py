@@ -1,10 +1,13 @@
 """What measuring costs vLLM: its own `LLM.generate` against the harness on the same prompts, in turn.
 
-Both are asked of one engine, in this process, so that neither has the better place on the machine. For the bare call
-its statistics are switched off, as `LLM` has them by default, and ids are not turned into text. Beside the ratio is a
-control, the bare call twice: a machine whose control is off by a per cent cannot tell a ratio of 0.99 from 1.
+Both are asked of one engine, so that neither has the better place on the machine. For the bare call its statistics are
+switched off, as `LLM` has them by default, and ids are not turned into text. Beside the ratio is a control, the bare
+call twice: a machine whose control is off by a per cent cannot tell a ratio of 0.99 from 1.
+
+The engine core runs in this process, or in its own as everywhere in vLLM:
 
     python -m benchmarks.vllm_overhead [--quick]
+    VLLM_ENABLE_V1_MULTIPROCESSING=1 python -m benchmarks.vllm_overhead [--quick]
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from typing import Any
 
 from benchmarks.report import Figure, main
 from vllm import LLM, SamplingParams
+from vllm.v1.engine.core import EngineCore
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.protocol import GenerationRequest
+from llenergymeasure.core.backends.vllm import liveness
 from llenergymeasure.core.backends.vllm.backend import VLLMBackend
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.meter import NoEnergyBackend
@@ -29,6 +34,8 @@ from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.window import measure_window
 from llenergymeasure.datasets.loader import load_prompts
 
+PROCESS_VARIABLE = "VLLM_ENABLE_V1_MULTIPROCESSING"
+PLAIN_CORE = liveness.run_core
 AT_ONCE = 32
 SECTION = {"max_num_seqs": AT_ONCE, "max_model_len": 512, "enforce_eager": True, "enable_prefix_caching": False}
 PROMPTS = 64
@@ -36,7 +43,8 @@ OUTPUT_TOKENS = 64
 
 
 def measure(quick: bool) -> list[Figure]:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault(PROCESS_VARIABLE, "0")
+    liveness.run_core = run_core
     clock = SystemClock()
     config = ExperimentConfig.model_validate(
         {
@@ -75,9 +83,22 @@ def measure(quick: bool) -> list[Figure]:
 
 def switch_statistics(llm: LLM, *, on: bool) -> None:
     """The engine core's statistics: off by default in vLLM, on where tokens are timed."""
-    core: Any = llm.llm_engine.engine_core.engine_core
+    client: Any = llm.llm_engine.engine_core
+    if os.environ[PROCESS_VARIABLE] == "0":
+        _switch(client.engine_core, on)
+    else:
+        client.call_utility(_switch.__name__, on)
+
+
+def _switch(core: Any, on: bool) -> None:
     core.log_stats = core.scheduler.log_stats = on
     core.vllm_config.observability_config.enable_logging_iteration_details = on
+
+
+def run_core(*args: Any, **kwargs: Any) -> None:
+    """The process of a core that can be asked to switch its statistics."""
+    setattr(EngineCore, _switch.__name__, _switch)
+    PLAIN_CORE(*args, **kwargs)
 
 
 def ratios(bare: Callable[[], float], harness: Callable[[], float], rounds: int) -> list[Figure]:
@@ -89,9 +110,10 @@ def ratios(bare: Callable[[], float], harness: Callable[[], float], rounds: int)
         harness_ratios.append((first + last) / 2 / middle)
         control_ratios.append(first / last if reverse else last / first)
         bare_s += [first, last]
+    where = "this" if os.environ[PROCESS_VARIABLE] == "0" else "its own"
     rate = PROMPTS * OUTPUT_TOKENS / statistics.median(bare_s)
     return [
-        Figure("throughput of bare LLM.generate", rate, "tok/s", None, f"{AT_ONCE} at once"),
+        Figure("throughput of bare LLM.generate", rate, "tok/s", None, f"{AT_ONCE} at once, core in {where} process"),
         _ratio("throughput, harness : bare", harness_ratios),
         _ratio("throughput, bare : bare (control)", control_ratios),
     ]

@@ -300,6 +300,9 @@ USER: Final[Mapping[str, Effect]] = {
     "ui.prompt": Effect("cli/study.py", terminal.test_prompt_switched_off_asks_nothing_and_begins_anew),
     "cluster.address": Effect("study/execute.py", user.test_cluster_address_is_where_a_study_goes_that_names_no_other),
     "cluster.hardware": Effect("runners/cluster.py", user.test_cluster_hardware_keeps_a_study_on_one_kind_of_gpu),
+    "cluster.max_wait_seconds": Effect(
+        "study/spread.py", user.test_max_wait_is_how_long_a_study_waits_for_nodes_that_are_gone
+    ),
     "advanced.nvml_poll_interval_ms": Effect(
         "core/energy/sampler.py", machine.test_nvml_poll_interval_is_the_time_between_power_samples
     ),

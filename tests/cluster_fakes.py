@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llenergymeasure.config.models import ExperimentConfig
@@ -53,6 +54,9 @@ class FakeLauncher:
         environment = ENVIRONMENT.model_copy(update={"gpu_names": list(self.node.gpu_names)})
         return MeasuredRun(result_of(job.config, environment_snapshot=environment), Artefacts(), job.baselines)
 
+    def page(self, directory: Path) -> str | None:
+        return self.cluster.draw(self.node, directory)
+
     def discard(self) -> None:
         pass
 
@@ -67,6 +71,7 @@ class FakeCluster:
 
     there: list[Node]
     act: Act = field(default=lambda node, job, interrupt: None)
+    draw: Callable[[Node, Path], str | None] = field(default=lambda node, directory: None)
     on_claim: Callable[[Node, Interrupt], None] = field(default=lambda node, interrupt: None)
     failures: dict[str, list[str]] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.strategies import CounterStrategy
@@ -99,3 +100,9 @@ class PowercapTree:
         partial = zone / "energy_uj.partial"
         partial.write_text(f"{round(joules * 1e6)}\n")
         partial.replace(zone / "energy_uj")
+
+
+def timed(started_s: float, times_s: list[float] | None, input_tokens: int = 100) -> RequestOutput:
+    """A request with a token at each of these times; three whose times are not told."""
+    tokens = (7,) * (3 if times_s is None else len(times_s))
+    return RequestOutput(0, input_tokens, tokens, "length", started_s, times_s)

@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llenergymeasure.core.host.marker import NAME as MARKER
-
 QUICK = """\
 model: builtin/tiny-llama
 n: 2
@@ -96,12 +94,9 @@ class Workplace:
     def leftovers(self) -> list[str]:
         """Files in the temporary directory, and half-written ones in the working directory.
 
-        PyTorch makes an empty directory `torchinductor_…` when it is imported; that one is not ours. The marker
-        of measurements stays by design, for other processes.
+        PyTorch makes an empty directory `torchinductor_…` when it is imported; that one is not ours.
         """
-        left = [
-            path for path in self.tmp.rglob("*") if not path.name.startswith("torchinductor_") and path.name != MARKER
-        ]
+        left = [path for path in self.tmp.rglob("*") if not path.name.startswith("torchinductor_")]
         left += [
             path for path in self.cwd.rglob("*") if path.name.startswith(".") and path.suffix in (".tmp", ".partial")
         ]

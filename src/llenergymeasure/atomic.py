@@ -33,11 +33,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Create or replace a file, which `write` fills, in one step; its directory must exist.
 
     Raises:
-        PersistenceError: The disk is full, the directory is gone, or permission is missing; names `path`. Nothing is
-            left behind, and a previous file is untouched. Errors of `write` other than `OSError` pass through.
+        PersistenceError: The disk is full, the directory is gone, permission is missing, or `path` is a device or a
+            pipe, which a file must not take the place of; names it. Nothing is left behind, and a previous file is
+            untouched. Errors of `write` other than `OSError` pass through.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with naming_the_path(path):
+        _refuse_devices(path)
         try:
             with open(temporary, "xb") as file:
                 write(file)
@@ -148,6 +150,12 @@ def naming_the_path(path: Path, action: str = "write") -> Iterator[None]:
         yield
     except OSError as error:
         raise PersistenceError(f"Cannot {action} {path}: {error.strerror or error}.{_advice(error)}") from error
+
+
+def _refuse_devices(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+            raise PersistenceError(f"Cannot write {path}: it is a device or a pipe. Name a file.")
 
 
 def _not_ours(found: os.stat_result, directory: os.stat_result) -> str | None:

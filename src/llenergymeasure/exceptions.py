@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
+
+ENDINGS: Final = (KeyboardInterrupt, SystemExit)
+"""What ends a program and is nobody's failure. Anything else that a package raises while it is imported is one, the
+panic of a native extension included, which is no `Exception`."""
 
 
 class LLEMError(Exception):

@@ -1,10 +1,32 @@
-"""Standard output, which a full disk or a reader who has left (`| head`) may take away."""
+"""Standard streams, which a daemon may have closed, and output, which a full disk or a leaving reader may take away."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+_STANDARD: Final = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """End this process with what `main` returns, whichever streams it was started with."""
+    open_standard_streams()
+    replace_what_streams_cannot_say()
+    sys.exit(main())
+
+
+def open_standard_streams() -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Put the null device where a standard stream is closed: the descriptors opened, and the names in `sys` filled."""
+    opened = tuple(descriptor for descriptor, _, _ in _STANDARD if _open_null_device(descriptor))
+    filled = []
+    for descriptor, name, mode in _STANDARD:
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (stays open)
+            filled.append(name)
+    return opened, tuple(filled)
 
 
 def write_stdout(text: str) -> bool:
@@ -51,3 +73,17 @@ def print_or_complain(text: str) -> bool:
         sys.stderr.write(f"Cannot write to stdout: {error.strerror}.\n")
         return False
     return True
+
+
+def _open_null_device(descriptor: int) -> bool:
+    """Open the null device as `descriptor`; whether that one was closed."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != descriptor:  # somebody else's thread has closed a lower one in between
+            os.dup2(null, descriptor)
+            os.close(null)
+        os.set_inheritable(descriptor, True)
+        return True
+    return False

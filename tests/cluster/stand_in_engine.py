@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ class MarkingEngine(BoardEngine):
         if "marks" in self.told:
             node = os.environ.get(NODE_VARIABLE, "here")
             name = f"{node} {self.seed} {os.getpid()} {uuid.uuid4().hex[:8]}"
+            print(f"generating on {node}", file=sys.stderr)
             Path(self.told["marks"], name).write_text(os.environ.get("OMP_NUM_THREADS", "unset"))
         while "hold" in self.told and Path(self.told["hold"]).exists():
             time.sleep(0.05)

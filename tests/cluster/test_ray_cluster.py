@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import llenergymeasure
 from llenergymeasure.constants import VERSION
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.warnings import codes_of
-from llenergymeasure.results.persistence import load_study
+from llenergymeasure.results.persistence import REPORT_FILE, load_study
+from llenergymeasure.results.report.write import page_of
+from llenergymeasure.runners.ray_node import NEWS_S
 from llenergymeasure.study.manifest import load_manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -72,6 +75,8 @@ def test_twelve_runs_use_every_node_and_equal_those_of_one_machine(
     nodes = Counter(result.node for result in spread)
     assert (set(nodes), nodes.total()) == ({"n1", "n2", "n3"}, 12)
     assert {mark.node for mark in study.marks()} == set(nodes)
+    for path in map(study.study_dir.joinpath, load_study(study.study_dir).result_files):
+        assert (path.parent / REPORT_FILE).read_text() == page_of(path.parent)  # drawn on the node
     assert study.threads() == {os.environ.get("OMP_NUM_THREADS", "unset")}  # not what Ray gives its workers
 
     here = tmp_path / "here"
@@ -92,6 +97,7 @@ def test_a_node_that_is_killed_costs_one_run_which_succeeds_elsewhere(
     process = cluster.llem("run", str(file), "--cluster", cluster.address, "--cycles", "1", cwd=tmp_path)
     wait_for(lambda: len({mark.node for mark in study.marks()}) == 3, "a run on every node")
     (victim,) = [mark for mark in study.marks() if mark.node == "n2"]
+    time.sleep(NEWS_S + 1.0)  # until what it has printed is known
     cluster.kill("n2")
     wait_for(lambda: not is_running(victim.pid), "the end of the job on the node that was lost")
     study.hold.unlink()
@@ -99,7 +105,10 @@ def test_a_node_that_is_killed_costs_one_run_which_succeeds_elsewhere(
     assert process.returncode == 0, err
     assert "4 completed, 0 failed" in out
     assert "n2 is lost:" in err
+    assert "(last output: generating on n2) m / stand_in" in err
     assert "is tried once more" in err
+    (log,) = study.study_dir.glob("*_failed/child.log")
+    assert log.read_text().endswith("generating on n2\n")
     tries = Counter(mark.seed for mark in {(mark.seed, mark.pid): mark for mark in study.marks()}.values())
     assert tries == {1: 1, 2: 1, 3: 1, 4: 1} | {victim.seed: 2}
     (again,) = [
@@ -141,31 +150,23 @@ def test_ctrl_c_ends_every_run_and_says_how_to_go_on(cluster: LocalCluster, stud
     assert load_manifest(study.study_dir).status == "interrupted"
 
 
-def test_a_node_runs_experiments_by_its_own_settings_and_only_with_the_same_release(
+def test_nodes_with_another_release_or_none_take_no_experiments_and_say_so(
     cluster: LocalCluster, study: StudyFiles, tmp_path: Path
 ) -> None:
-    config = tmp_path / "of-the-node" / "llenergymeasure" / "config.yaml"
-    config.parent.mkdir(parents=True)
-    config.write_text("runners: {pytorch: 'docker:no/such:1'}\n")
     old = tmp_path / "old-release"
     package = Path(llenergymeasure.__file__).parent
     shutil.copytree(package, old / package.name, ignore=shutil.ignore_patterns("__pycache__", "builtin"))
     constants = old / package.name / "constants.py"
     constants.write_text(constants.read_text().replace(f'VERSION: Final = "{VERSION}"', 'VERSION: Final = "1.9.0"'))
-    cluster.add("a-docker", XDG_CONFIG_HOME=str(config.parents[1]), DOCKER_HOST="unix:///no/daemon")
     cluster.add("old", PYTHONPATH=f"{old}{os.pathsep}{cluster.environment['PYTHONPATH']}")
     hidden = f"{TESTS / 'without_packages'}{os.pathsep}{cluster.environment['PYTHONPATH']}"
     cluster.add("bare", PYTHONPATH=hidden, HIDDEN_PACKAGES="llenergymeasure")
     try:
-        file = study.write([1], backend="pytorch", passthrough_kwargs=None)
-        _, err = finished(cluster, "run", str(file), "--cluster", cluster.address, cwd=tmp_path, code=1)
-        assert "runners.pytorch: docker:no/such:1" in err
         file = study.write([1])
         _, err = finished(cluster, "run", str(file), "--cluster", cluster.address, "--cycles", "1", cwd=tmp_path)
         assert f"bare takes no experiments: llenergymeasure {VERSION} does not answer there" in err
         assert f"old takes no experiments: it has llenergymeasure 1.9.0, and this is {VERSION}." in err
     finally:
-        cluster.kill("a-docker")
         cluster.kill("old")
         cluster.kill("bare")
 

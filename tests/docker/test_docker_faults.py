@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -201,17 +202,6 @@ def test_one_of_ours_that_is_missing_is_told_with_how_to_build_it(tmp_path: Path
     assert refusal("llenergymeasure/pytorch:2.0.0-cpu", tmp_path).endswith("2.0.0: docker/build cpu")
 
 
-def test_an_image_of_another_release_is_refused_by_its_label(plain_image: str, tmp_path: Path) -> None:
-    subprocess.run(
-        ["docker", "build", "--quiet", "--tag", "llem-test/old:1", "-"],
-        input=f"FROM {plain_image}\nLABEL llenergymeasure.version=1.9.0\n",
-        text=True,
-        env={**os.environ, "DOCKER_BUILDKIT": "0"},
-        check=True,
-    )
-    assert "has llenergymeasure 1.9.0, and this is 2.0.0. Make it anew." in refusal("llem-test/old:1", tmp_path)
-
-
 def test_an_image_that_does_not_say_its_release_is_found_out_by_the_handshake(daemon: Daemon, tmp_path: Path) -> None:
     other = tmp_path / "constants.py"
     text = (REPOSITORY / "src/llenergymeasure/constants.py").read_text()
@@ -238,6 +228,19 @@ def test_an_image_without_this_package_is_told(plain_image: str, tmp_path: Path)
     said = refusal("llem-test/foreign:1", tmp_path)
     assert "no job began in its container: " in said
     assert said.endswith("Take an image whose python3 has llenergymeasure 2.0.0.")
+
+
+def test_a_daemon_with_other_users_than_this_machine_is_told(
+    plain_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that maps them, as a rootless one does: whoever asked is somebody else in its containers."""
+    client, here = tmp_path / "docker", f"{os.getuid()}:{os.getgid()}"
+    client.write_text(f'#!/bin/bash\nexec {shutil.which("docker")} "${{@/#{here}/54321:54321}}"\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    said = refusal(plain_image, tmp_path)
+    assert "no job began in its container: a job of user 54321 cannot use its directory. " in said
+    assert "neither a remote nor a rootless one" in said
 
 
 def test_without_a_daemon_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tests.docker.daemon import Daemon
 
 from llem_process import QUICK, Workplace, llem_command, run_on_terminal
+from llenergymeasure.builtin_models.store import materialise
 from llenergymeasure.domain.study import StudyManifest
 from llenergymeasure.runners.docker import NAME_LABEL
 
@@ -51,9 +52,22 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+def linked_model(workplace: Workplace) -> str:
+    """A model as it lies in a Hub's cache that no container sees, and by the link to it that an experiment names."""
+    repository, there = workplace.root / "elsewhere" / "models--o--n", workplace.cwd / "a model, linked: é"
+    shutil.copytree(materialise("builtin/tiny-llama"), repository / "blobs")
+    snapshot = repository / "snapshots" / "5f"
+    snapshot.mkdir(parents=True)
+    for blob in (repository / "blobs").iterdir():
+        (snapshot / blob.name).symlink_to(f"../../blobs/{blob.name}")
+    there.symlink_to(snapshot)
+    return f"./{there.name}"
+
+
 def test_a_run_in_a_container_does_the_work_of_one_outside(workplace: Workplace, daemon: Daemon) -> None:
+    quick = QUICK.replace("builtin/tiny-llama", f"'{linked_model(workplace)}'")
     workplace.write(
-        "q.yaml", f"{QUICK}decoder: {{preset: deterministic}}\nprecision: fp32\nmeasurement: {{save_outputs: true}}\n"
+        "q.yaml", f"{quick}decoder: {{preset: deterministic}}\nprecision: fp32\nmeasurement: {{save_outputs: true}}\n"
     )
     inside = workplace.run("run", "q.yaml", "-o", "inside")
     outside = workplace.run("run", "q.yaml", "-o", "outside", LLEM_RUNNER_PYTORCH="local")

@@ -96,9 +96,9 @@ static int opened(int fd, int mine) {
     return fd;
 }
 
-#define OPEN(NAME)                                                                                                     \
-    int NAME(const char *path, int flags, ...) {                                                                       \
-        int (*next)(const char *, int, ...) = real(#NAME);                                                             \
+#define OPENS(NAME, DIRECTORY, TYPES, PARAMETERS, ARGUMENTS)                                                          \
+    int NAME PARAMETERS {                                                                                              \
+        int(*next) TYPES = real(#NAME);                                                                                \
         mode_t mode = 0;                                                                                               \
         if (flags & (O_CREAT | O_TMPFILE)) {                                                                           \
             va_list rest;                                                                                              \
@@ -106,27 +106,16 @@ static int opened(int fd, int mine) {
             mode = va_arg(rest, mode_t);                                                                               \
             va_end(rest);                                                                                              \
         }                                                                                                              \
-        int mine = below_path(AT_FDCWD, path);                                                                         \
+        int mine = below_path(DIRECTORY, path);                                                                        \
         if (mine && ((flags & O_ACCMODE) != O_RDONLY || flags & O_CREAT) && fails()) return -1;                        \
-        return opened(next(path, flags, mode), mine);                                                                  \
+        return opened(next ARGUMENTS, mine);                                                                           \
     }
+#define OPEN(NAME) OPENS(NAME, AT_FDCWD, (const char *, int, ...), (const char *path, int flags, ...), (path, flags, mode))
+#define OPENAT(NAME)                                                                                                   \
+    OPENS(NAME, dirfd, (int, const char *, int, ...), (int dirfd, const char *path, int flags, ...),                   \
+          (dirfd, path, flags, mode))
 OPEN(open)
 OPEN(open64)
-
-#define OPENAT(NAME)                                                                                                   \
-    int NAME(int dirfd, const char *path, int flags, ...) {                                                            \
-        int (*next)(int, const char *, int, ...) = real(#NAME);                                                        \
-        mode_t mode = 0;                                                                                               \
-        if (flags & (O_CREAT | O_TMPFILE)) {                                                                           \
-            va_list rest;                                                                                              \
-            va_start(rest, flags);                                                                                     \
-            mode = va_arg(rest, mode_t);                                                                               \
-            va_end(rest);                                                                                              \
-        }                                                                                                              \
-        int mine = below_path(dirfd, path);                                                                            \
-        if (mine && ((flags & O_ACCMODE) != O_RDONLY || flags & O_CREAT) && fails()) return -1;                        \
-        return opened(next(dirfd, path, flags, mode), mine);                                                           \
-    }
 OPENAT(openat)
 OPENAT(openat64)
 

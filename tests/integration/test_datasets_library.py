@@ -78,15 +78,6 @@ def test_offline_mode_fails_at_once_and_says_so(tmp_path: Path) -> None:
     assert "retry" not in done.stderr
 
 
-def test_reading_the_bundled_prompts_does_not_import_the_library() -> None:
-    script = (
-        "import sys; from llenergymeasure.datasets.loader import load_raw_prompts; "
-        "load_raw_prompts('aienergyscore', 1); print('datasets' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 def test_limits_that_a_table_holds_as_numbers_with_gaps_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

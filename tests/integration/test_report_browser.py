@@ -15,11 +15,15 @@ from tests.nvml.scripted import Counter, ScriptedGpu, ScriptedNvml, have_compile
 from tests.nvml.waveform import constant
 
 from compare_results import Results
+from llenergymeasure.domain.latency import histogram, percentiles
 from llenergymeasure.results.compare.comparison import compare
 from llenergymeasure.results.compare.gate import Limits
 from llenergymeasure.results.compare.page import comparison_page
 from llenergymeasure.results.compare.sides import read_side
 from llenergymeasure.results.persistence import save_result
+from llenergymeasure.results.report.experiment_charts import latency_chart, power_chart
+from llenergymeasure.results.report.page import Section, render_page, tag
+from llenergymeasure.results.report.power import DeviceSeries, WindowSeries
 from llenergymeasure.results.report.write import write_page, write_report
 from report_studies import saved_study, study_of
 from result_samples import make_result, make_rich_result
@@ -69,6 +73,26 @@ return [...document.querySelectorAll('body *')].filter(element => {
   const box = element.getBoundingClientRect();
   return box.width && box.right > width + 1 && !element.closest('.scroll, pre');
 }).map(element => element.outerHTML.slice(0, 120));
+"""
+
+COLLISIONS = """
+const found = [];
+for (const svg of document.querySelectorAll('figure svg')) {
+  if (!svg.getClientRects().length) continue;
+  const frame = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll('text')].filter(text => text.textContent.trim());
+  const boxes = texts.map(text => text.getBoundingClientRect());
+  boxes.forEach((a, i) => {
+    if (a.left < frame.left - 2 || a.right > frame.right + 2 || a.top < frame.top - 2 || a.bottom > frame.bottom + 2)
+      found.push(`${texts[i].textContent} leaves its chart`);
+    boxes.slice(i + 1).forEach((b, j) => {
+      const [width, height] = [Math.min(a.right, b.right) - Math.max(a.left, b.left),
+                               Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top)];
+      if (width > 2 && height > 3) found.push(`${texts[i].textContent} over ${texts[i + j + 1].textContent}`);
+    });
+  });
+}
+return found;
 """
 
 CHARTS = """
@@ -198,7 +222,32 @@ def test_every_chart_is_drawn_once_and_nothing_leaves_the_screen(browser: Browse
         assert chart["width"] <= width
         assert chart["least"] >= 9  # a line of letters that can be read on a phone, in pixels
     assert browser.ask(SPILLS) == []
+    assert browser.ask(COLLISIONS) == []
     assert browser.ask("return document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("kind", ["far apart", "many boards", "nearly alike"])
+def test_no_letters_of_a_chart_lie_over_others(browser: Browser, tmp_path: Path, kind: str, width: int) -> None:
+    path = tmp_path / "report.html"
+    if kind == "far apart":  # thirty times as fast and thrifty: the axes are logarithmic
+        path = write_report(saved_study(tmp_path / "study", study_of(range(1, 31), cycles=2)))
+    elif kind == "many boards":
+        readings = {"power_w": [300.0, 310.0], "temperature_c": [40.0, 41.0], "sm_clock_mhz": [1980.0, 1980.0]}
+        boards = [DeviceSeries(f"GPU-{number}", [0.5, 1.5], readings) for number in range(16)]
+        series = WindowSeries(boards, 2.0, False, {"prefill": [(0.0, 0.5)], "decode": [(0.5, 2.0)]})
+        drawn = tag("figure", power_chart(series, None, "16 boards"))
+        write_page(path, render_page("T", "K", [Section("One", drawn)]))
+    else:
+        values_ms = [20.00285, 20.0029, 20.00305]
+        told, spread = histogram(values_ms), percentiles(values_ms)
+        assert told is not None
+        assert spread is not None
+        drawn = tag("figure", latency_chart([("Between two tokens", told, spread)] * 3, "alike"))
+        write_page(path, render_page("T", "K", [Section("One", drawn)]))
+    browser.open(path, width)
+    assert browser.ask(COLLISIONS) == []
+    assert "$" not in browser.ask("return document.querySelector('figure svg').textContent")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

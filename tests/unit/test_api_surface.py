@@ -20,7 +20,8 @@ from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.exceptions import ConfigError
 from result_samples import make_result
 
-HEAVY = ("numpy", "pandas", "pyarrow", "pydantic", "torch", "tqdm", "transformers", "typer", "vllm", "yaml", "zeus")
+ENGINES = ("codecarbon", "datasets", "numpy", "pandas", "pyarrow", "scipy", "torch", "transformers", "vllm", "zeus")
+HEAVY = (*ENGINES, "pydantic", "tqdm", "typer", "yaml")
 
 
 def loaded_by(statement: str) -> list[str]:
@@ -52,6 +53,23 @@ def test_the_version_is_that_of_the_package() -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'run_batch'"):
         llenergymeasure.run_batch  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from llenergymeasure.core.backends.registry import detect_default_backend; detect_default_backend()",
+        "from llenergymeasure.builtin_models import packaged_files; packaged_files('builtin/tiny-llama')",
+        "from llenergymeasure.datasets.loader import load_raw_prompts; load_raw_prompts('aienergyscore', 1)",
+        "from llenergymeasure.results import aggregation, persistence, statistics",
+        "from llenergymeasure.cli.dry_run import *; from llenergymeasure.config.user_config import UserConfig; "
+        "case = ExperimentConfig(model='x/y', dataset={'synthetic': {'n': 1}}); "
+        "render_dry_run(dry_run_experiment(case, UserConfig()))",
+    ],
+    ids=["backends", "model", "prompts", "results", "dry run"],
+)
+def test_what_needs_no_engine_loads_none(statement: str) -> None:
+    assert not set(loaded_by(statement)) & set(ENGINES)
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.host.load import CpuTimes, read_cpu_times
 from llenergymeasure.core.progress import Event, StepFinished, Waiting, ignore_events
+from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import WarningCode
 
 
@@ -145,8 +147,28 @@ def test_a_cached_baseline_serves_only_its_own_devices_and_meter_and_hour(
     measure_baseline(
         BaselineConfig(duration_seconds=10.0), ConstantMeter(clock), ["GPU-0"], cache, clock, ignore_events
     )
-    assert cache.get(["GPU-0"], "constant", 10.0, clock.now()) is not None
-    assert cache.get(devices, meter_name, seconds, clock.now() + age_s) is None
+    assert cache.get(["GPU-0"], "constant", 10.0, clock) is not None
+    clock.sleep(age_s)
+    assert cache.get(devices, meter_name, seconds, clock) is None
+
+
+class WokenClock(VirtualClock):
+    """One of a machine that slept, which only its dates know; or whose date was set back."""
+
+    slept_s = 0.0
+
+    def wall(self) -> datetime:
+        return super().wall() + timedelta(seconds=self.slept_s)
+
+
+@pytest.mark.parametrize(("slept_s", "age_s"), [(600.0, 610.0), (CACHE_TTL_S, None), (-7200.0, 10.0)])
+def test_a_baseline_ages_while_the_machine_sleeps(slept_s: float, age_s: float | None) -> None:
+    clock, cache = WokenClock(), BaselineCache()
+    config = BaselineConfig(duration_seconds=10.0)
+    measure_baseline(config, ConstantMeter(clock), ["GPU-0"], cache, clock, ignore_events)
+    clock.slept_s = slept_s
+    found = cache.get(["GPU-0"], "constant", 10.0, clock)
+    assert (found and found.age_s) == (age_s and pytest.approx(age_s))
 
 
 def test_a_cache_can_be_handed_to_another_process() -> None:
@@ -156,7 +178,7 @@ def test_a_cache_can_be_handed_to_another_process() -> None:
         BaselineConfig(duration_seconds=10.0), ConstantMeter(clock), ["GPU-0"], cache, clock, ignore_events
     )
     inherited = BaselineCache(cache.entries())
-    assert inherited.get(["GPU-0"], "constant", 10.0, clock.now()) is not None
+    assert inherited.get(["GPU-0"], "constant", 10.0, clock) is not None
 
 
 def test_a_meter_without_a_figure_makes_the_baseline_unavailable_not_zero() -> None:
@@ -175,9 +197,9 @@ def test_a_busy_gpu_is_noticed_by_its_utilisation() -> None:
 
 def test_a_busy_gpu_is_noticed_by_its_restless_power_alone() -> None:
     samples = [TelemetrySample(time_s=float(i), power_w=60.0 + 100.0 * (i % 2)) for i in range(10)]
-    assert [w.code for w in baseline_from(idle(1100.0, samples=samples), VirtualClock().wall()).warnings] == [
-        WarningCode.BASELINE_NOT_IDLE
-    ]
+    (warning,) = baseline_from(idle(1100.0, samples=samples), VirtualClock().wall()).warnings
+    assert warning.code is WarningCode.BASELINE_NOT_IDLE
+    assert "(power varied by 45 %)" in warning.message  # and nothing of a utilisation that nobody told
 
 
 def test_a_quiet_gpu_raises_no_doubt_and_is_cached_while_a_busy_one_is_not() -> None:
@@ -212,6 +234,22 @@ def test_an_engine_that_uses_fewer_devices_than_planned_keeps_their_share() -> N
     baseline = baseline_from(measured, VirtualClock().wall())
     assert baseline.restricted_to(["GPU-1"]).power_w == pytest.approx(40.0)
     assert baseline.restricted_to(["GPU-2"]).method == "unavailable"
+
+
+def test_idle_power_of_fewer_devices_is_known_as_well_as_theirs_and_no_better() -> None:
+    def within(half_width_j: float) -> tuple[BudgetComponent, ...]:
+        return (BudgetComponent(name="counter", kind="counter_resolution", half_width_j=half_width_j),)
+
+    measured = EnergyMeasurement(
+        start_s=0.0, end_s=10.0, total_j=1000.0, method="hardware_counter", scope="gpu",
+        per_gpu_j={"GPU-0": 900.0, "GPU-1": 100.0}, components=within(5.0),
+        per_gpu_components={"GPU-0": within(3.0), "GPU-1": within(4.0)},
+    )  # fmt: skip
+    baseline = baseline_from(measured, VirtualClock().wall())
+    assert baseline.half_width_w == pytest.approx(0.5)
+    assert baseline.restricted_to(["GPU-1"]).half_width_w == pytest.approx(0.4)  # not a tenth of the whole
+    told_together = replace(baseline, per_device_half_width_w={})
+    assert told_together.restricted_to(["GPU-1"]).half_width_w == pytest.approx(0.5)
 
 
 def test_switched_off_measures_and_waits_for_nothing() -> None:

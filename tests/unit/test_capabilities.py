@@ -131,6 +131,16 @@ def test_the_next_step_fits_the_machine(
     ]
 
 
+def test_the_next_step_takes_the_engine_that_works_where_its_runner_has_it(tmp_path: Path) -> None:
+    known = '[{"Id": "sha256:5", "Config": {"Labels": null}}]'
+    environ = docker_client(tmp_path, f"case $2 in inspect) echo '{known}';; *) echo 24.0.7;; esac")
+    in_docker = effective_settings(tmp_path / "config.yaml", {"LLEM_RUNNER_VLLM": "docker:v"})
+    machine = bare_machine(tmp_path, environ=environ)
+    assert next_steps(machine, in_docker)[-1] == "Measure:  llem run --model builtin/tiny-llama -n 20 --backend vllm"
+    assert not any("Install an engine" in step for step in next_steps(machine, in_docker))
+    assert "Install an engine" in next_steps(bare_machine(tmp_path), in_docker)[0]
+
+
 def docker_client(tmp_path: Path, script: str) -> dict[str, str]:
     """A `docker` on the PATH that behaves as the script says."""
     client = tmp_path / "docker"
@@ -149,6 +159,7 @@ def test_docker_is_there_when_its_daemon_answers(tmp_path: Path) -> None:
         ("echo 'Cannot connect to the Docker daemon' >&2; exit 1", "Cannot connect to the Docker daemon"),
         ("exit 1", "no reason given"),
         ("exit 0", "no reason given"),
+        ("printf 'no \\377 text' >&2; exit 1", "no \ufffd text"),
     ],
 )
 def test_docker_without_a_daemon_is_not_there(tmp_path: Path, script: str, reason: str) -> None:

@@ -174,28 +174,10 @@ def test_a_broken_user_config_is_named_with_the_line_at_fault(llem: CommandLine,
     assert_refused(llem("run", "-m", "builtin/tiny-llama"), "xdg/llenergymeasure/config.yaml, ", said)
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "said"),
-    [
-        ("LLEM_CARBON_INTENSITY", "green", "must be a number, got 'green'"),
-        ("LLEM_CARBON_INTENSITY", "-1", "must be at least 0, got -1"),
-        ("LLEM_DATACENTER_PUE", "0.5", "must be at least 1, got 0.5"),
-        ("LLEM_DATACENTER_PUE", "nan", "must be a finite number"),
-        ("LLEM_NO_PROMPT", "maybe", "must be 1 or 0, got 'maybe'"),
-        ("LLEM_RUNNER_PYTORCH", "podman", "must be local or docker:<image>, got 'podman'"),
-        ("LLEM_RUNNER_VLLM", "docker:", "must be local or docker:<image>, got 'docker:'"),
-        (
-            "LLEM_RUNNER_TENSORRT",
-            "singularity:",
-            "must be local or docker:<image>, got 'singularity:'",
-        ),
-    ],
-)
-def test_a_variable_that_does_not_parse_is_named(
-    llem: CommandLine, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
-) -> None:
-    monkeypatch.setenv(variable, value)
-    assert_refused(llem("run", "-m", "builtin/tiny-llama"), f"environment variable {variable}: ", said)
+def test_a_variable_that_does_not_parse_is_named(llem: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLEM_CARBON_INTENSITY", "green")
+    said = "environment variable LLEM_CARBON_INTENSITY: "
+    assert_refused(llem("run", "-m", "builtin/tiny-llama"), said, "must be a number, got 'green'")
 
 
 def test_verbose_adds_the_traceback_to_the_message(llem: CommandLine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -383,6 +384,22 @@ def test_a_reader_who_has_left_does_not_change_the_verdict(results: Results) -> 
     with os.fdopen(writer, "w") as nobody:
         said = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, check=False)
     assert (said.returncode, said.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_change_the_verdict(results: Results, streams: str) -> None:
+    sides = [results.save("a"), results.save("b")]
+    command = [sys.executable, "-m", "llenergymeasure.results.compare", *sides, "--fail-if-worse", "5"]
+    said = subprocess.run(["sh", "-c", f"exec {shlex.join(command)} {streams}"], capture_output=True, check=False)
+    assert said.returncode == 0
+
+
+def test_a_page_takes_the_place_of_no_device(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
+    sides, pipe = [results.save("a"), results.save("b")], results.root / "pipe"
+    os.mkfifo(pipe)
+    assert main([*sides, "--html", str(pipe)]) == 2
+    assert f"Cannot write {pipe}: it is a device or a pipe. Name a file." in capsys.readouterr().err
+    assert pipe.is_fifo()
 
 
 def test_a_file_may_stand_for_its_run_and_nobody_reads_the_answer(results: Results) -> None:

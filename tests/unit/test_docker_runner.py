@@ -18,8 +18,9 @@ from llenergymeasure.core.host.docker import default_image, explain, find_image,
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.exceptions import DockerError, PreFlightError
-from llenergymeasure.runners.docker import DockerLauncher, container_for, named_paths, passed_on
+from llenergymeasure.runners.docker import DockerLauncher, container_for, passed_on
 from llenergymeasure.runners.job import Job
+from llenergymeasure.runners.mounts import Mount, at_their_places, named_paths
 from llenergymeasure.runners.process import ChildTask
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt
 
@@ -207,6 +208,10 @@ def test_the_command_that_gets_an_image_is_the_one_that_works_for_it(name: str, 
         ("Cannot connect to the Docker daemon at unix:///s", "sudo systemctl start docker"),
         ('docker: could not select device driver "" with capabilities', "Install the NVIDIA Container Toolkit"),
         ("write /x: no space left on device", "docker system prune"),
+        (
+            'docker: Error response: type "bind": bind source path does not exist: /x.',
+            "(docker context ls; DOCKER_HOST).",
+        ),
         ("", "no reason given."),
     ],
 )
@@ -269,16 +274,29 @@ def test_a_place_is_mounted_or_empty_and_never_both(
     assert str(cache) in mounts_of(command)
 
 
-@pytest.mark.parametrize("named", ["", "config.json"], ids=["directory", "file"])
-def test_a_snapshot_comes_with_the_blobs_that_its_files_are_links_to(tmp_path: Path, named: str) -> None:
-    repository = tmp_path / "hub" / "models--owner--name"
-    snapshot = repository / "snapshots" / "5f"
-    snapshot.mkdir(parents=True)
-    (repository / "blobs").mkdir()
-    (repository / "blobs" / "b10b").touch()
+@pytest.mark.parametrize(
+    ("named", "looked_for"),
+    [("hub/models--o--n/snapshots/5f", "hub/models--o--n/blobs/b10b"), ("work/here/llama", "work/blobs/b10b")],
+    ids=["a snapshot", "a link to it"],
+)
+def test_what_links_lead_to_is_where_a_container_follows_them_to(tmp_path: Path, named: str, looked_for: str) -> None:
+    repository = tmp_path / "hub" / "models--o--n"
+    snapshot, blob = repository / "snapshots" / "5f", repository / "blobs" / "b10b"
+    for directory in (snapshot, blob.parent, tmp_path / "work" / "here"):
+        directory.mkdir(parents=True)
+    blob.touch()
     (snapshot / "config.json").symlink_to("../../blobs/b10b")
-    config = ExperimentConfig.model_validate({"model": str(snapshot / named)})
-    assert named_paths([config]) == [repository]
+    (snapshot / "gone").symlink_to("nowhere")
+    (tmp_path / "work" / "here" / "llama").symlink_to(snapshot)
+    path = tmp_path / named
+    found = list(at_their_places([], [path], tmp_path / "home"))
+    assert found == [Mount(path, path, read_only=True), Mount(blob, tmp_path / looked_for, read_only=True)]
+
+
+def test_a_token_file_that_is_not_there_yet_is_made_by_nobody(client: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    command_for({}, {**client, "HF_TOKEN_PATH": str(tmp_path / "token")}, tmp_path / "job")
+    assert not (tmp_path / "token").exists()
 
 
 READY = 'echo \'{"is": "Ready", "version": "2.0.0"}\''

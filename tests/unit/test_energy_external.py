@@ -80,7 +80,7 @@ def test_joules_that_the_samples_bear_out_are_the_answer() -> None:
     assert (energy.method, energy.scope, energy.meter) == ("hardware_counter", "gpu", "package")
     assert energy.total_j == pytest.approx(POWER_W * energy.duration_sec, rel=0.05)
     assert energy.audit is not None
-    assert not energy.notes
+    assert {note.code for note in energy.notes} <= {WarningCode.SAMPLER_DEADLINES_MISSED}  # of a busy machine
 
 
 @pytest.mark.parametrize(

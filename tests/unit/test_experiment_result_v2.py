@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -229,13 +227,3 @@ def test_the_order_of_passthrough_settings_does_not_matter(settings: dict[str, A
     assert compute_measurement_config_hash(Config(passthrough=settings)) == compute_measurement_config_hash(
         Config(passthrough=turned)
     )
-
-
-def test_domain_and_results_import_nothing_heavy() -> None:
-    code = (
-        "import sys; import llenergymeasure.results.persistence, llenergymeasure.results.aggregation, "
-        "llenergymeasure.results.statistics; "
-        "print(*sorted({'torch', 'numpy', 'pyarrow', 'transformers', 'scipy'} & set(sys.modules)))"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert loaded == []

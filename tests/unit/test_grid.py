@@ -503,7 +503,11 @@ def test_any_description_is_resolved_or_refused_with_a_message(
 
 
 def test_all_mistakes_are_reported_at_once_with_their_lines(tmp_path: Path) -> None:
-    path = _study(tmp_path, "model: m\nprecison: fp16\nsweep:\n  n: []\n  topk: [1]\nexperiments:\n  - nn: 1\n")
+    path = _study(
+        tmp_path,
+        "model: m\nprecison: fp16\nsweep:\n  n: []\n  topk: [1]\n"
+        "experiments:\n  - nn: 1\n    top_k: 1\n    decoder.top_k: 1\n",
+    )
     with pytest.raises(ConfigError) as caught:
         load_study_config(path)
     assert sorted(str(caught.value).splitlines()) == [
@@ -511,6 +515,8 @@ def test_all_mistakes_are_reported_at_once_with_their_lines(tmp_path: Path) -> N
         f"{path}, line 4: sweep.n: the list is empty. Give it values, or remove the key.",
         f"{path}, line 5: sweep.topk: unknown field 'topk'. Did you mean 'decoder.top_k'?",
         f"{path}, line 7: unknown field 'experiments[0].nn'. Did you mean 'experiments[0].n'?",
+        f"{path}, line 8: unknown field 'experiments[0].top_k'. Did you mean 'experiments[0].decoder.top_k'?",
+        f"{path}, line 9: unknown field 'experiments[0].decoder.top_k'. Write it nested: `decoder: {{top_k: …}}`.",
     ]
 
 

@@ -231,9 +231,11 @@ class DimmingMeter(ConstantMeter):
         return replace(energy, components=(part,))
 
 
-@pytest.mark.parametrize(("idle_w", "warned"), [(299.5, False), (300.5, True)])
-def test_idle_power_exceeds_the_energy_only_beyond_what_either_may_be_off(
-    tmp_path: Path, idle_w: float, warned: bool
+@pytest.mark.parametrize(
+    ("idle_w", "said"), [(298.5, None), (299.5, "cannot be told apart"), (300.5, "the baseline was not idle")]
+)
+def test_idle_power_that_exceeds_the_energy_is_told_with_what_that_may_mean(
+    tmp_path: Path, idle_w: float, said: str | None
 ) -> None:
     """Two half-widths of 0.6 W make 0.85 W for the difference."""
     setup = Setup(tmp_path)
@@ -242,8 +244,10 @@ def test_idle_power_exceeds_the_energy_only_beyond_what_either_may_be_off(
     record = measure(config, bench, "id", tmp_path).record
     assert record.energy_breakdown is not None
     assert record.energy_breakdown.adjusted_j is not None
-    assert record.energy_breakdown.adjusted_j < 0
-    assert any(text.startswith("baseline_exceeds_energy") for text in record.warnings) is warned
+    assert (record.energy_breakdown.adjusted_j < 0) is (said is not None)
+    told = [text for text in record.warnings if text.startswith("baseline_exceeds_energy")]
+    assert len(told) == (said is not None)
+    assert all(str(said) in text for text in told)
 
 
 class SetClock(VirtualClock):

@@ -167,7 +167,8 @@ def test_problems_are_told_in_plain_english_with_their_lines(tmp_path: Path) -> 
     path = _file(
         tmp_path,
         "model: 7\nn: 0\nprecision: fp61\ndecoder:\n  temperature: hot\n  top_p: .nan\n"
-        "dataset:\n  synthetic: {n: yes}\nvllm: []\nwarmup: {cv_threshold: 0.6}\nbaseline: {enabled: maybe}\n",
+        "dataset:\n  synthetic: {n: yes}\nvllm: []\nwarmup: {cv_threshold: 0.6}\nbaseline: {enabled: maybe}\n"
+        "random_seed: 4294967296\n",
     )
     with pytest.raises(ValidationError) as caught:
         load_experiment_config(path)
@@ -182,6 +183,7 @@ def test_problems_are_told_in_plain_english_with_their_lines(tmp_path: Path) -> 
         f"{path}, line 9: vllm: must be a mapping of its fields, got [] (a list)",
         f"{path}, line 10: warmup.cv_threshold: must be at most 0.5, got 0.6",
         f"{path}, line 11: baseline.enabled: must be true or false, got 'maybe' (text)",
+        f"{path}, line 12: random_seed: must be at most 4294967295, got 4294967296",
     ]
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from llenergymeasure.core.host.marker import NAME, measuring
+from llenergymeasure.core.host.marker import NAME, measuring, shared_marker
 
 HOLDER = """
 import sys
@@ -27,7 +30,46 @@ def test_one_run_is_alone_and_so_is_the_next(tmp_path: Path) -> None:
     for _ in range(2):
         with measuring(tmp_path) as others:
             assert not others()
-    assert (tmp_path / NAME).read_bytes() == b""
+            assert (tmp_path / NAME).read_bytes() == b""
+        assert not (tmp_path / NAME).exists()
+
+
+def test_whoever_leaves_last_removes_it(tmp_path: Path) -> None:
+    with ExitStack() as longer:
+        with measuring(tmp_path):
+            others = longer.enter_context(measuring(tmp_path))
+        assert (tmp_path / NAME).exists()
+        with measuring(tmp_path) as later:
+            assert later()
+        assert others()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_containers_share_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with measuring():
+        assert shared_marker() == tmp_path / NAME
+    with measuring() as others:
+        assert not others()
+    assert (tmp_path / NAME).exists()
+
+
+def test_one_that_is_removed_while_somebody_takes_it_is_not_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaver, lock = ExitStack(), fcntl.flock
+    leaver.enter_context(measuring(tmp_path))
+
+    def too_late(file: int, how: int) -> None:
+        leaver.close()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", too_late)
+    with measuring(tmp_path) as others:
+        monkeypatch.undo()
+        assert not others()
+        with measuring(tmp_path) as later:
+            assert later()
 
 
 def test_two_processes_see_each_other(tmp_path: Path) -> None:
@@ -119,10 +161,12 @@ def test_what_is_no_plain_file_of_its_own_is_left_alone(plant: Callable[[Path, P
 def test_a_file_that_another_user_made_serves_as_well_and_stays_as_it_is(content: str, tmp_path: Path) -> None:
     (tmp_path / NAME).write_text(content)
     (tmp_path / NAME).chmod(0o600)
-    with measuring(tmp_path), measuring(tmp_path) as others:
-        assert others()
-    assert (tmp_path / NAME).read_text() == content
-    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
+    with measuring(tmp_path):
+        with measuring(tmp_path) as others:
+            assert others()
+        assert (tmp_path / NAME).read_text() == content
+        assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / NAME).exists() == bool(content)  # what somebody wrote is somebody's
 
 
 def test_other_users_may_open_it_whatever_the_umask(tmp_path: Path) -> None:

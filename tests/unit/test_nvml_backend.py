@@ -96,6 +96,41 @@ def test_methods_that_contradict_each_other_leave_no_figure() -> None:
     assert codes(energy) == {WarningCode.ENERGY_METHODS_DISAGREE}
 
 
+def many(*seen_w: float) -> EnergyMeasurement:
+    """Boards whose counters say 300 W, and whose samples say this."""
+    boards = [counted(300.0, f"GPU-{number}") for number in range(len(seen_w))]
+    return measure(*boards, **{f"GPU_{number}": trace(watts) for number, watts in enumerate(seen_w)})
+
+
+def test_one_broken_board_among_many_leaves_no_figure() -> None:
+    energy = many(*[300.0] * 7, 400.0)
+    assert energy.total_j is None
+    assert energy.audit is not None
+    assert energy.audit.disagreement_pct == pytest.approx(4.2, abs=0.1)  # in the sum it is a small matter
+    assert any("counter of GPU-7" in note.message and "cannot both be right" in note.message for note in energy.notes)
+    assert codes(energy) == {WarningCode.ENERGY_METHODS_DISAGREE}
+
+
+def test_boards_that_are_wrong_in_opposite_directions_are_told() -> None:
+    energy = many(300.0, 270.0, 330.0)
+    assert energy.total_j == pytest.approx(18000.0, rel=0.002)
+    assert energy.audit is not None
+    assert not energy.audit.agrees
+    assert [note.message[:28] for note in energy.notes] == [
+        "the energy counter of GPU-1 ",
+        "the energy counter of GPU-2 ",
+    ]
+
+
+def test_a_board_that_is_known_beside_a_lost_one_has_its_uncertainty() -> None:
+    lost = counted(0.0, "GPU-1", has_counter=False, before=(), after=())
+    energy = measure(counted(0.0, has_counter=False, before=(), after=()), lost, GPU_0=trace(300.0))
+    assert (energy.total_j, energy.components) == (None, ())
+    assert energy.per_gpu_j == {"GPU-0": pytest.approx(6000.0), "GPU-1": None}
+    assert energy.per_gpu_components["GPU-0"][0].kind == "gain"
+    assert set(energy.per_gpu_components) == {"GPU-0"}
+
+
 def test_a_board_without_a_counter_is_integrated() -> None:
     energy = measure(counted(0.0, has_counter=False, before=(), after=()), GPU_0=trace(150.0))
     assert energy.method == "power_integration"

@@ -11,8 +11,7 @@ from tests.nvml.virtual import ARCHITECTURES
 from tests.nvml.virtual_run import by_nvml, random_board, run_window
 from tests.nvml.waveform import square
 
-from energy_fakes import measured, steady
-from llenergymeasure.core.backends.protocol import RequestOutput
+from energy_fakes import measured, steady, timed
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import BoardRecord, GpuWindow, PowerSampling
 from llenergymeasure.core.metrics.latency import (
@@ -25,18 +24,6 @@ from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import WarningCode
 
 
-def output(started_s: float, times_s: list[float] | None, input_tokens: int = 100) -> RequestOutput:
-    count = len(times_s) if times_s is not None else 3
-    return RequestOutput(
-        index=0,
-        input_tokens=input_tokens,
-        token_ids=(7,) * count,
-        finish_reason="length",
-        started_s=started_s,
-        token_times_s=times_s,
-    )
-
-
 def two_level_trace(prefill_w: float, decode_w: float, switch_s: float, end_s: float) -> list[TelemetrySample]:
     """10 ms samples of a step, with a knot on each side of it."""
     times = [i / 100 for i in range(-1, round(end_s * 100) + 2)]
@@ -44,7 +31,7 @@ def two_level_trace(prefill_w: float, decode_w: float, switch_s: float, end_s: f
 
 
 def test_prefill_and_decode_of_one_batch_get_their_own_time_tokens_and_joules() -> None:
-    batch = [output(0.0, [4.0, 8.0, 12.0, 20.0]), output(0.0, [4.0, 8.0, 12.0, 20.0])]
+    batch = [timed(0.0, [4.0, 8.0, 12.0, 20.0]), timed(0.0, [4.0, 8.0, 12.0, 20.0])]
     energy = measured({"GPU-0": two_level_trace(600.0, 300.0, 4.0, 20.0)}, total_j=7200.0)
     breakdown, notes = phase_breakdown(batch, energy)
     assert breakdown is not None
@@ -60,7 +47,7 @@ def test_prefill_and_decode_of_one_batch_get_their_own_time_tokens_and_joules() 
 
 def test_time_in_which_nothing_is_generated_is_residual() -> None:
     energy = measured({"GPU-0": steady(100.0, 0.0, 20.0, 0.01)}, total_j=2000.0)
-    breakdown, _ = phase_breakdown([output(5.0, [10.0, 15.0])], energy)
+    breakdown, _ = phase_breakdown([timed(5.0, [10.0, 15.0])], energy)
     assert breakdown is not None
     assert breakdown.residual_j == pytest.approx(1000.0)
 
@@ -68,7 +55,7 @@ def test_time_in_which_nothing_is_generated_is_residual() -> None:
 @given(st.floats(0.5, 2.0))
 def test_the_parts_and_the_residual_make_what_the_meter_counted(ratio: float) -> None:
     energy = measured({"GPU-0": steady(100.0, 0.0, 20.0, 0.05)}, total_j=2000.0 * ratio)
-    breakdown, _ = phase_breakdown([output(0.0, [5.0, 18.0])], energy)
+    breakdown, _ = phase_breakdown([timed(0.0, [5.0, 18.0])], energy)
     assert breakdown is not None
     assert breakdown.prefill is not None
     assert breakdown.decode is not None
@@ -78,7 +65,7 @@ def test_the_parts_and_the_residual_make_what_the_meter_counted(ratio: float) ->
 
 def test_boards_are_added() -> None:
     trace = steady(100.0, 0.0, 20.0, 0.05)
-    breakdown, _ = phase_breakdown([output(0.0, [5.0, 20.0])], measured({"a": trace, "b": trace}, total_j=4000.0))
+    breakdown, _ = phase_breakdown([timed(0.0, [5.0, 20.0])], measured({"a": trace, "b": trace}, total_j=4000.0))
     assert breakdown is not None
     assert breakdown.prefill is not None
     assert breakdown.prefill.energy_j == pytest.approx(1000.0)
@@ -97,7 +84,7 @@ def test_phases_of_which_one_is_too_short_for_the_sensor_have_time_and_tokens_bu
 ) -> None:
     """What the trace does not show of the short one it shows of the other, which would be too high."""
     energy = measured({"GPU-0": steady(100.0, 0.0, 20.0, 0.1)}, total_j=2000.0)
-    breakdown, (note,) = phase_breakdown([output(0.0, times_s)], energy)
+    breakdown, (note,) = phase_breakdown([timed(0.0, times_s)], energy)
     assert breakdown is not None
     assert breakdown.prefill is not None
     assert breakdown.decode is not None
@@ -129,7 +116,7 @@ def test_what_can_be_resolved_is_a_matter_of_the_sensor_and_not_of_how_often_it_
     window = GpuWindow(0.0, 20.0, (board,), 0.01, 5.0, "nvml")
     seen = measured({"GPU-0": steady(100.0, 0.0, 20.0, 0.01)}, total_j=2000.0)
     energy = replace(seen, gpu_window=window, integral_j=2000.0)
-    breakdown, notes = phase_breakdown([output(0.0, [prefill_s, 20.0])], energy)
+    breakdown, notes = phase_breakdown([timed(0.0, [prefill_s, 20.0])], energy)
     assert breakdown is not None
     assert breakdown.prefill is not None
     assert breakdown.decode is not None
@@ -150,7 +137,7 @@ def test_the_shortest_phases_that_are_told_hold_the_truth_in_their_interval(arch
         window = run_window(board, 6.0, draw, sampler_interval_s=sensor.update_s / 5)
         rises_s = (phase_s + k * period_s for k in range(60))
         inside = [t for t in rises_s if window.start_s < t and t + period_s < window.end_s]
-        outputs = [output(t, [t + prefill_s, t + period_s]) for t in inside]
+        outputs = [timed(t, [t + prefill_s, t + period_s]) for t in inside]
         breakdown, notes = phase_breakdown(outputs, by_nvml(window, board))
         assert breakdown is not None
         assert breakdown.prefill is not None
@@ -164,7 +151,7 @@ def test_the_shortest_phases_that_are_told_hold_the_truth_in_their_interval(arch
 def test_a_sensor_read_faster_than_it_updates_resolves_no_more() -> None:
     """Twenty reads of each of a 1 s sensor's values do not make 300 ms visible."""
     samples = [TelemetrySample(float(i // 20) - 1, 100.0) for i in range(460)]
-    breakdown, notes = phase_breakdown([output(0.0, [0.3, 20.0])], measured({"GPU-0": samples}, total_j=2000.0))
+    breakdown, notes = phase_breakdown([timed(0.0, [0.3, 20.0])], measured({"GPU-0": samples}, total_j=2000.0))
     assert breakdown is not None
     assert breakdown.prefill is not None
     assert breakdown.prefill.energy_j is None
@@ -173,19 +160,19 @@ def test_a_sensor_read_faster_than_it_updates_resolves_no_more() -> None:
 
 @pytest.mark.parametrize("total_j", [None, 2000.0])
 def test_without_energy_or_samples_the_reason_is_told(total_j: float | None) -> None:
-    breakdown, notes = phase_breakdown([output(0.0, [5.0, 20.0])], measured(None, total_j=total_j))
+    breakdown, notes = phase_breakdown([timed(0.0, [5.0, 20.0])], measured(None, total_j=total_j))
     assert breakdown is not None
     assert breakdown.reason
     assert notes
 
 
 def test_an_engine_without_token_times_has_no_phases() -> None:
-    assert phase_breakdown([output(0.0, None)], measured(None)) == (None, ())
+    assert phase_breakdown([timed(0.0, None)], measured(None)) == (None, ())
 
 
 def test_decode_steps_inside_another_requests_prefill_belong_to_no_phase() -> None:
-    first = output(0.0, [2.0, 4.0, 6.0, 8.0])
-    second = output(3.0, [7.0, 9.0])
+    first = timed(0.0, [2.0, 4.0, 6.0, 8.0])
+    second = timed(3.0, [7.0, 9.0])
     prefill, decode = phase_spans([first, second], (0.0, 20.0))
     assert prefill == [(0.0, 2.0), (3.0, 7.0)]
     assert decode == [(2.0, 3.0), (7.0, 9.0)]
@@ -197,7 +184,7 @@ def test_decode_steps_inside_another_requests_prefill_belong_to_no_phase() -> No
 
 def test_requests_that_the_window_cuts_off_count_where_their_first_token_lies() -> None:
     """Of a part of the generation only what was processed in it counts: here the second of two batches."""
-    before, inside = output(0.0, [2.0, 9.0], input_tokens=300), output(10.0, [13.0, 19.0], input_tokens=40)
+    before, inside = timed(0.0, [2.0, 9.0], input_tokens=300), timed(10.0, [13.0, 19.0], input_tokens=40)
     part = measured({"g": steady(100.0, 0.0, 20.0, 0.05)}, start_s=9.5, end_s=20.0, total_j=1050.0)
     breakdown, _ = phase_breakdown([before, inside], part)
     assert breakdown is not None
@@ -209,7 +196,7 @@ def test_each_phase_states_how_far_its_joules_can_be_trusted() -> None:
     """The step from 600 to 300 W lies somewhere within a sensor's lag of the edge between the phases."""
     energy = measured({"GPU-0": two_level_trace(600.0, 300.0, 4.0, 20.0)}, total_j=7200.0)
     gain = BudgetComponent(name="sensor gain", kind="gain", half_width_j=360.0)
-    breakdown, _ = phase_breakdown([output(0.0, [4.0, 8.0, 20.0])], replace(energy, components=(gain,)))
+    breakdown, _ = phase_breakdown([timed(0.0, [4.0, 8.0, 20.0])], replace(energy, components=(gain,)))
     assert breakdown is not None
     assert breakdown.prefill is not None
     assert breakdown.prefill.uncertainty is not None
@@ -232,7 +219,7 @@ def test_no_moment_is_in_two_phases(drawn: list[tuple[int, list[int]]]) -> None:
         for gap in gaps:
             now_s += gap
             times.append(now_s)
-        outputs.append(output(float(started_s), times))
+        outputs.append(timed(float(started_s), times))
     prefill, decode = phase_spans(outputs, (0.0, 20.0))
     spans = sorted([*prefill, *decode])
     assert all(start_s < end_s for start_s, end_s in spans)

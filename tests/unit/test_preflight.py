@@ -191,6 +191,15 @@ def test_a_directory_that_does_not_exist_yet_is_fine(tmp_path: Path) -> None:
     assert not wanted.exists()
 
 
+def test_a_directory_that_is_a_link_to_nowhere_is_a_failure(tmp_path: Path) -> None:
+    link = tmp_path / "results"
+    link.symlink_to("unmounted")
+
+    (failure,) = failures_of(config(output_dir=str(link / "today")), engine(), host(tmp_path))
+
+    assert f"{link} is a link to unmounted, which does not exist" in failure
+
+
 def test_a_directory_without_permission_is_a_failure(tmp_path: Path) -> None:
     forbidden = host(tmp_path, is_writable=lambda path: path != tmp_path)
 

@@ -13,6 +13,7 @@ from energy_fakes import PowercapTree
 from fake_nvml import FakeGpu, FakeNvml
 from fakes import VirtualClock
 from llenergymeasure.core.clock import Clock, SystemClock
+from llenergymeasure.core.energy.gpu_energy import recompute_energy, write_trace
 from llenergymeasure.core.energy.integrate import energy_between
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.powercap import RaplDomain, find_domains
@@ -92,7 +93,7 @@ def test_a_counter_file_that_holds_no_number_is_an_error(tree: PowercapTree) -> 
         rapl_meter(tree).start_tracking()
 
 
-def test_a_window_adds_packages_and_memory_and_names_its_scope(tree: PowercapTree) -> None:
+def test_a_window_adds_packages_and_memory_names_its_scope_and_comes_again_from_its_trace(tree: PowercapTree) -> None:
     first = tree.zone("intel-rapl:0", "package-0", joules=100.0)
     second = tree.zone("intel-rapl:1", "package-1", joules=50.0)
     dram = tree.zone("intel-rapl:1:0", "dram", joules=7.0)
@@ -108,6 +109,8 @@ def test_a_window_adds_packages_and_memory_and_names_its_scope(tree: PowercapTre
     assert (energy.method, energy.scope) == ("hardware_counter", "cpu_package_and_dram")
     assert [part.kind for part in energy.components] == ["gain", "counter_resolution"]
     assert energy.components[0].half_width_j == pytest.approx(0.05 * 44.5)
+    again = recompute_energy(write_trace(energy, tree.root / "trace.parquet"))
+    assert replace(again, telemetry=None) == replace(energy, telemetry=None)
 
 
 def test_memory_that_is_not_counted_is_not_claimed(tree: PowercapTree) -> None:

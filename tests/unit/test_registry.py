@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -80,14 +79,19 @@ def test_an_outdated_engine_is_told_with_its_version() -> None:
         registry_with({"torch": "2.13.0+cpu", "transformers": "4.40.1"}).get_backend("pytorch")
 
 
-def test_an_engine_that_cannot_be_imported_says_so() -> None:
+class PanicException(BaseException):
+    """What an extension written in Rust raises where it gives up; no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [OSError("libcudart.so.13: cannot open shared object file"), PanicException("oh")])
+def test_an_engine_that_cannot_be_imported_says_so(error: BaseException) -> None:
     registry = registry_with({"broken": "1.0"})
 
     @registry.register("broken", extra="broken", needs="broken>=1")
     def load() -> None:  # type: ignore[type-var]
-        raise OSError("libcudart.so.13: cannot open shared object file")
+        raise error
 
-    with pytest.raises(BackendError, match=r"installed but cannot be imported \(OSError: libcudart"):
+    with pytest.raises(BackendError, match=rf"installed but cannot be imported \({type(error).__name__}: {error}"):
         registry.get_backend("broken")
 
 
@@ -155,15 +159,6 @@ def test_only_an_engine_that_is_here_is_worth_importing_ahead_of_its_experiment(
     assert preload_modules("vllm")[-1].startswith("vllm")
     assert preload_modules("tensorrt") == ("torch", "transformers")
     assert preload_modules("onnx") == ()
-
-
-def test_detecting_the_default_imports_no_engine() -> None:
-    code = (
-        "import sys; from llenergymeasure.core.backends.registry import detect_default_backend;"
-        "detect_default_backend(); print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_pytorch_is_the_default_here() -> None:

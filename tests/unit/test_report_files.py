@@ -198,6 +198,9 @@ def test_a_study_shows_its_configurations_best_first_and_what_each_setting_does(
     assert len(links) == 18
     assert all((study / link).parent.is_dir() for link in links)
     assert "llem run study.yaml" in cells
+    assert "the window is shorter than 10 s" in cells
+    assert "Enginepytorch" in page.text.replace("\n", "")
+    assert "Modelm" in page.text.replace("\n", "")
 
 
 def test_page_terminal_and_table_state_the_same_figures(tmp_path: Path) -> None:
@@ -260,6 +263,15 @@ def test_estimates_beside_measured_figures_have_a_front_of_their_own(tmp_path: P
     assert "in all windows, in part estimated" in page.text
 
 
+def test_a_spread_says_of_which_figure_it_is(tmp_path: Path) -> None:
+    def figures(run: PlannedRun) -> ExperimentResult:
+        unmeasured = {"avg_energy_per_token_j": None, "total_energy_j": None}
+        return run_figures(run).model_copy(update=unmeasured if run.config.precision == "bf16" else {})
+
+    page = report(saved_study(tmp_path / "study", study_of(range(1, 2)), figures))
+    assert "J/token, or tokens/s where there is no energy, of each cycle" in page.text
+
+
 def test_a_thousand_runs_are_a_page_of_less_than_ten_megabytes(tmp_path: Path) -> None:
     study = large_study(tmp_path / "study", study_of(range(1, 168)))
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -299,7 +311,7 @@ def test_figures_that_cannot_be_drawn_cost_no_other_report(tmp_path: Path, capsy
     study = saved_study(tmp_path / "study", study_of(range(1, 2), cycles=1), beyond_all_bounds)
     assert main(["--alone", str(study), str(saved(tmp_path))]) == 1
     told = capsys.readouterr()
-    assert f"The report of {study} could not be made: OverflowError: " in told.err
+    assert f"The report of {study} could not be made: StatisticsError: " in told.err
     assert told.out.count(REPORT_FILE) == 1
 
 

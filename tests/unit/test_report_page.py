@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -223,6 +224,13 @@ def test_a_factor_is_what_changes_when_nothing_else_does() -> None:
     assert to_bf16.energy is not None
     assert to_bf16.energy.mean == pytest.approx(0.8)
     assert to_bf16.energy.pairs == 3
+    # Three pairs of three cycles each, 1 % apart: six parts of 1e-4 / 3, Welch's 12 degrees of freedom, t = 2.1788.
+    half_width = 2.1788 * math.sqrt(6 * 1e-4 / 3) / 3
+    assert to_bf16.energy.ci95_low == pytest.approx(0.8 * math.exp(-half_width), rel=1e-5)
+    assert to_bf16.energy.ci95_high == pytest.approx(0.8 * math.exp(half_width), rel=1e-5)
+    first = found["precision"].levels[0].energy
+    assert first is not None
+    assert first.ci95_low is None  # a level against itself
 
 
 def test_settings_that_change_together_are_one_factor_and_without_a_pair_there_is_no_effect() -> None:

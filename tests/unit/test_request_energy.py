@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from tests.nvml.virtual_run import by_nvml, random_board, run_window
 from tests.nvml.waveform import steps
 
-from energy_fakes import measured, steady
+from energy_fakes import measured, steady, timed
 from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.energy.telemetry import TelemetrySample
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.metrics.request_energy import share_energy
 from llenergymeasure.domain.energy import BudgetComponent
-from llenergymeasure.domain.latency import RequestTimings, pool_request_energy, pool_requests
+from llenergymeasure.domain.latency import RequestTimings, ShareRule, pool_request_energy, pool_requests
 from llenergymeasure.domain.metrics import PhaseBreakdown, PhaseMetrics
 
 END_S = 20.0
@@ -29,14 +29,7 @@ def request(started_s: float, first_s: float, last_s: float, tokens: int = 9, in
     """One whose tokens come evenly from its first to its last."""
     step_s = (last_s - first_s) / max(1, tokens - 1)
     times_s = [first_s + k * step_s for k in range(tokens - 1)] + [last_s]
-    return RequestOutput(
-        index=0,
-        input_tokens=input_tokens,
-        token_ids=(7,) * tokens,
-        finish_reason="length",
-        started_s=started_s,
-        token_times_s=times_s,
-    )
+    return timed(started_s, times_s, input_tokens)
 
 
 def at_300_w(total_j: float | None = 6000.0) -> EnergyMeasurement:
@@ -153,6 +146,7 @@ def test_the_half_width_holds_its_share_of_the_meters_and_what_misplaced_samples
         ([request(0.0, 0.01, 0.05)], at_300_w(), "requests take 50 ms; power readings that are 100 ms apart"),
         ([request(0.0, 1.0, 20.0)], at_300_w(None), "no energy was measured"),
         ([request(0.0, 1.0, 20.0)], measured({"GPU-0": []}, total_j=6000.0), "gives no power samples"),
+        ([replace(request(0.0, 1.0, 20.0), preemptions=1)], at_300_w(), "were computed again"),
         ([request(-1.0, 1.0, 20.0)], at_300_w(), "only a part of the generation was counted"),
     ],
 )
@@ -162,7 +156,7 @@ def test_what_cannot_be_told_has_a_reason(outputs: list[RequestOutput], energy: 
     assert reason in (shares.reason or "")
 
 
-def timings(energy_j: list[float] | None, reason: str | None = None) -> RequestTimings:
+def timings(energy_j: list[float] | None, reason: str | None = None, rule: ShareRule | None = None) -> RequestTimings:
     count = 4 if energy_j is None else len(energy_j)
     return RequestTimings(
         input_tokens=[1] * count,
@@ -170,6 +164,7 @@ def timings(energy_j: list[float] | None, reason: str | None = None) -> RequestT
         e2e_ms=[1.0] * count,
         energy_j=energy_j,
         energy_half_width_j=None if energy_j is None else [joules / 100 for joules in energy_j],
+        energy_rule=rule,
         energy_reason=reason,
     )
 
@@ -194,8 +189,11 @@ def test_a_process_without_joules_leaves_a_reason_and_so_does_a_shared_device() 
 
 
 def test_a_result_keeps_every_request_of_every_process() -> None:
-    pooled = pool_requests([timings([1.0, 2.0]), timings([3.0])])
+    by_steps = timings([1.0, 2.0], rule="steps")
+    pooled = pool_requests([by_steps, timings([3.0], rule="steps")])
     assert pooled.energy_j is not None
-    assert (list(pooled.energy_j), pooled.input_tokens, pooled.itl_ms) == ([1.0, 2.0, 3.0], [1, 1, 1], None)
+    assert (list(pooled.energy_j), pooled.energy_rule) == ([1.0, 2.0, 3.0], "steps")
+    assert (pooled.input_tokens, pooled.itl_ms) == ([1, 1, 1], None)
+    assert pool_requests([by_steps, timings([3.0], rule="instants")]).energy_rule is None
     partly = pool_requests([timings([1.0, 2.0]), timings(None, "requests take 3 ms")])
     assert (partly.energy_j, partly.energy_reason, len(partly.e2e_ms)) == (None, "requests take 3 ms", 6)

@@ -121,6 +121,7 @@ def test_a_file_of_a_newer_minor_version_loads_with_a_warning(tmp_path: Path) ->
         (lambda text: text.replace('"total_tokens": 300', '"total_tokens": "many"'), r"total_tokens: Input should be"),
         (lambda text: text.replace('"experiment_id"', '"experimentid"'), r"experiment_id: Field required"),
         (lambda text: text.replace('"exp-1"', '"\udcff"'), r"not valid JSON"),
+        (lambda text: text.replace('"exp-1"', r'"\uD800"'), r"not valid JSON: .*surrogates"),
     ],
 )
 def test_a_damaged_file_gives_one_clear_error(damage, complaint: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

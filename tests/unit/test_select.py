@@ -10,11 +10,18 @@ import pytest
 
 from energy_fakes import PowercapTree
 from fake_nvml import FakeGpu, FakeNvml
+from fakes import VirtualClock
 from llenergymeasure.core.clock import Clock, SystemClock
 from llenergymeasure.core.energy.meter import NoEnergyBackend
 from llenergymeasure.core.energy.select import describe_energy_backends, select_energy_backend
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
-from llenergymeasure.core.gpu.driver import CPU_DEVICE, DriverMissingError, GpuDriver, PermissionDeniedError
+from llenergymeasure.core.gpu.driver import (
+    CPU_DEVICE,
+    DriverMissingError,
+    GpuDriver,
+    GpuDriverError,
+    PermissionDeniedError,
+)
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
@@ -173,6 +180,38 @@ class TestWithoutOptionalPackages:
         assert by_name["nvml"].detail == "GPU 0 draws 100.0 W now"
         assert not by_name["zeus"].works
         assert "pip install" in by_name["zeus"].detail
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_without_a_power_reading_a_counter_proves_itself_by_moving(moves: bool, tmp_path: Path) -> None:
+    clock, mute = VirtualClock(), GpuDriverError("Unknown Error")
+
+    def counted_j() -> float:
+        return 100.0 * (int(10.0 * clock.now()) if moves else 1)
+
+    board = gpu(power_instant=mute, power_usage_w=mute, total_energy_j=counted_j)
+    machine = host(tmp_path, board, clock=clock)
+    if moves:
+        assert select_energy_backend("nvml", ["GPU-0"], OPTIONS, machine).name == "nvml"
+    else:
+        with pytest.raises(EnergyError, match="tells no power, and its energy counter stands still at 100 J"):
+            select_energy_backend("nvml", ["GPU-0"], OPTIONS, machine)
+
+
+def test_a_meter_whose_package_panics_while_it_is_imported_leaves_the_choice_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zeus").mkdir()
+    (tmp_path / "zeus" / "__init__.py").touch()
+    (tmp_path / "zeus" / "monitor.py").write_text("class Panic(BaseException): ...\nraise Panic('no GIL')\n")
+    for module in ("zeus", "zeus.monitor"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    machine = host(tmp_path, gpu(total_energy_j=1.0), clock=VirtualClock())
+    assert select_energy_backend("auto", ["GPU-0"], OPTIONS, machine).name == "nvml"
+    with pytest.raises(EnergyError, match=r"zeus\.monitor is installed and cannot be imported: Panic: no GIL"):
+        select_energy_backend("zeus", ["GPU-0"], OPTIONS, machine)
+    monkeypatch.delitem(sys.modules, "zeus")
 
 
 class WithoutMeterPackages:

@@ -30,11 +30,16 @@ from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.exceptions import PreFlightError
 from llenergymeasure.results.aggregation import aggregate_results
 from llenergymeasure.results.summary import render_summary
+from llenergymeasure.runners.cluster import Node, NodeLostError
 from llenergymeasure.runners.docker import container_for
+from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.launchers import runs_here
 from llenergymeasure.runners.local import emission_factors, energy_backend_name
+from llenergymeasure.runners.supervise import Interrupt
 from llenergymeasure.study.execute import StudyPlace, execute_study
-from llenergymeasure.study.plan import GapStarted, StudyEvent
+from llenergymeasure.study.plan import GapStarted, StudyEvent, StudyWarning
+from llenergymeasure.study.runner import StudyHost, StudyRunner, StudyStoppedError
+from llenergymeasure.study.spread import Watch
 from study_fakes import ScriptedLauncher, Stage, study_of
 
 
@@ -328,3 +333,20 @@ def test_cluster_hardware_keeps_a_study_on_one_kind_of_gpu(tmp_path: Path) -> No
     assert {name for name, _ in cluster.begun} == {"y"}
     with pytest.raises(PreFlightError, match=r"cluster.hardware names \(H200\), and the cluster has x: 1"):
         spread(tmp_path, machine(cluster={"address": "auto", "hardware": ["H200"]}), cluster)
+
+
+def test_max_wait_is_how_long_a_study_waits_for_nodes_that_are_gone(tmp_path: Path) -> None:
+    def act(where: Node, job: Job, interrupt: Interrupt) -> None:
+        cluster.there = []
+        raise NodeLostError("preempted.")
+
+    def observe(event: StudyEvent) -> None:
+        if isinstance(event, StudyWarning) and "No node" in event.message:
+            assert "Waiting for one, 2 h 00 m at most (cluster.max_wait_seconds of the user settings)." in event.message
+            clock.sleep(7201.0)
+
+    cluster, clock = FakeCluster([node("spot")], act), VirtualClock()
+    settings, watch = machine(cluster={"max_wait_seconds": 7200}), Watch(look_s=0.0, tell_s=0.0)
+    host = StudyHost(ScriptedLauncher(clock), clock=clock, observer=observe, cluster=cluster, watch=watch)
+    with pytest.raises(StudyStoppedError, match=r"no node came for 2 h 00 m .* Go on with: llem run --resume"):
+        StudyRunner(study_of("a"), tmp_path, settings, host).run()

@@ -17,7 +17,7 @@ from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.domain.study import StudyResult
 from llenergymeasure.exceptions import BackendError, PreFlightError
-from llenergymeasure.results.persistence import load_result
+from llenergymeasure.results.persistence import REPORT_FILE, load_result
 from llenergymeasure.runners.cluster import Node, NodeLostError
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.supervise import Interrupt, RunInterruptedError
@@ -42,9 +42,9 @@ class Show:
         self.events.append(event)
         self.on_event(event)
 
-    def watch(self, study: StudyConfig, **seconds: float) -> StudyResult:
+    def watch(self, study: StudyConfig) -> StudyResult:
         """Run it with a look at the cluster at every turn."""
-        watch = Watch(**{"look_s": 0.0, "tell_s": 0.0, **seconds})
+        watch = Watch(look_s=0.0, tell_s=0.0)
         host = StudyHost(ScriptedLauncher(VirtualClock()), observer=self.observe, cluster=self.cluster, watch=watch)
         return StudyRunner(study, self.directory, UserConfig(), host).run()
 
@@ -186,14 +186,20 @@ def assert_true(value: bool) -> None:
     assert value
 
 
-def test_a_study_that_waits_for_ever_is_given_up(tmp_path: Path) -> None:
-    def act(where: Node, job: Job, interrupt: Interrupt) -> None:
-        cluster.there = []
-        raise NodeLostError("preempted.")
+def test_a_report_is_drawn_on_the_node_of_its_run_and_here_where_that_cannot(tmp_path: Path) -> None:
+    def draw(where: Node, directory: Path) -> str | None:
+        return None if where.name == "bare" else f"{where.name}: {load_result(directory).model_name}"
 
-    cluster = FakeCluster([node("spot")], act)
-    with pytest.raises(StudyStoppedError, match=r"no node came .* Go on with: llem run --resume"):
-        Show(tmp_path, cluster).watch(study_of("a"), abandoned_s=0.0)
+    show = Show(tmp_path, FakeCluster([node("bare"), node("able")], at_once(2), draw=draw))
+    result = show.run(study_of("a", "b"))
+    pages = {
+        one.node: (path.parent / REPORT_FILE).read_text()
+        for path in map((tmp_path / result.study_id).joinpath, result.result_files)
+        for one in [load_result(path)]
+    }
+    (able,) = [one for one in result.results() if one.node == "able"]
+    assert pages["able"] == f"able: {able.model_name}"
+    assert pages["bare"].startswith("<!DOCTYPE html>")
 
 
 def test_nodes_that_come_later_help(tmp_path: Path) -> None:

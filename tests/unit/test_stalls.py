@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -47,6 +48,12 @@ def test_a_stall_that_hardly_matters_is_not_warned_about() -> None:
 
 def test_compilations_are_told_whatever_the_gaps() -> None:
     assert codes([output([0.1, 0.01])], 1.0, compilations=2) == [WarningCode.COMPILED_IN_WINDOW]
+
+
+def test_requests_that_were_computed_again_are_counted_and_so_are_the_times() -> None:
+    outputs = [replace(output([0.1, 0.01]), preemptions=times) for times in (0, 2, 1)]
+    (warning,) = generation_warnings(outputs, 0, (0.0, 1.0))
+    assert str(warning).startswith("requests_preempted: 2 of 3 requests lost their key-value cache, 3 times,")
 
 
 def test_without_time_stamps_there_is_nothing_to_tell() -> None:

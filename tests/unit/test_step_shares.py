@@ -150,7 +150,9 @@ def test_a_row_that_decodes_beside_a_long_prefill_pays_for_its_own_tokens() -> N
     rows = [Row(10, 100), Row(10, 50), Row(2000, 1)]  # the third takes the place of the second
     engine.run(rows)
     outputs, energy, phases = [row.output() for row in rows], metered(engine), known(engine.log)
-    by_steps, by_times = (share_energy(outputs, energy, phases, log).energy_j for log in (engine.log, None))
+    shares = [share_energy(outputs, energy, phases, log) for log in (engine.log, None)]
+    assert [share.rule for share in shares] == ["steps", "instants"]
+    by_steps, by_times = (share.energy_j for share in shares)
     assert by_times is not None
     true_j = 10 * PREFILL_J + 99 * DECODE_J
     assert by_steps == pytest.approx([true_j, 10 * PREFILL_J + 49 * DECODE_J, 2000 * PREFILL_J], rel=1e-3)

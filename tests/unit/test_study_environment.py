@@ -71,6 +71,15 @@ def test_several_backends_in_one_environment_are_refused_with_the_settings_to_pa
     assert "docker/build vllm" in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("installed", "moved"), [(("pytorch",), ["vllm"]), (("vllm",), ["pytorch"]), ((), ["pytorch", "vllm"])]
+)
+def test_of_several_backends_one_that_is_installed_stays(installed: tuple[str, ...], moved: list[str]) -> None:
+    with pytest.raises(PreFlightError) as refusal:
+        check_backends(mixed_study().experiments, UserConfig(), lambda: installed)
+    assert [line.split(":")[0].strip() for line in str(refusal.value).splitlines() if ": docker:" in line] == moved
+
+
 def test_several_backends_are_fine_when_docker_keeps_them_apart() -> None:
     machine = UserConfig.model_validate({"runners": {"vllm": "docker:llenergymeasure/vllm:2.0.0-cuda12"}})
     check_backends(mixed_study().experiments, machine)

@@ -52,6 +52,13 @@ def test_every_experiment_runs_in_every_cycle_in_order(stage: Stage) -> None:
     assert [(one.model_name, one.cycle) for one in saved] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
 
+def test_an_experiment_that_is_given_twice_runs_once_and_that_is_said_once(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert stage.runner(study_of("a", "b", "a")).run().summary.completed == 2
+    assert caplog.text.count("1 of 3 experiments repeat an earlier one and run once") == 1
+
+
 def test_summary_table_and_manifest_are_on_disk_at_the_end(stage: Stage) -> None:
     result = stage.runner(study_of("a", "b", cycles=3)).run()
     assert load_study(stage.directory) == result

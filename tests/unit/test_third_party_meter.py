@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from command_line import CommandLine
 from energy_fakes import PowercapTree
+from fake_nvml import FakeGpu, FakeNvml
 from fakes import ConstantMeter, VirtualClock
 from installed_packages import InstalledPackages
 from llenergymeasure import ExperimentConfig, run_experiment
@@ -20,7 +22,8 @@ from llenergymeasure.config.meters import registered_meters
 from llenergymeasure.config.user_config import load_user_config
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.conformance import check_meter
-from llenergymeasure.core.energy.external import RESERVED, ExternalMeter
+from llenergymeasure.core.energy.external import RESERVED, ExternalStrategy
+from llenergymeasure.core.energy.integrate import PartUnknownError, TracedWindow
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.rapl import RaplStrategy
 from llenergymeasure.core.energy.select import (
@@ -30,8 +33,10 @@ from llenergymeasure.core.energy.select import (
     select_energy_backend,
 )
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.gpu.driver import DriverMissingError, GpuDriver
+from llenergymeasure.core.gpu.driver import DriverMissingError, Gpu, GpuDriver, find_gpus
 from llenergymeasure.core.host.host import Host
+from llenergymeasure.core.metrics.throttle import SW_POWER_CAP, throttle_info
+from llenergymeasure.core.metrics.warnings import window_warnings
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 from llenergymeasure.domain.warnings import WarningCode
@@ -85,10 +90,16 @@ class Wall:
         return self.bend(energy)  # type: ignore[return-value]
 
 
+def metered(wall: Wall, options: MeterOptions | None = None, gpus: Sequence[Gpu] = ()) -> Meter:
+    """A meter of ours over such a one."""
+    options = options or MeterOptions()
+    return Meter(ExternalStrategy("wall", "1.2", wall, wall.clock, options, gpus), wall.clock, options)
+
+
 def measured(bend: Callable[[EnergyMeasurement], object], options: MeterOptions | None = None) -> EnergyMeasurement:
     """Ten seconds of 50 W through a meter that tells them bent."""
     clock = VirtualClock()
-    meter = ExternalMeter("wall", "1.2", Wall(clock, bend), clock, options or MeterOptions())
+    meter = metered(Wall(clock, bend), options)
     handle = meter.start_tracking()
     clock.sleep(10.0)
     return meter.stop_tracking(handle)
@@ -196,11 +207,57 @@ def test_an_estimate_is_labelled_and_has_no_uncertainty() -> None:
     assert energy.components == ()
 
 
+def sampler_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "llem-power-sampler"]
+
+
+def test_gpus_are_sampled_beside_it_for_everything_but_power(install: Install) -> None:
+    gpu = FakeGpu("GPU-0", readings={"temperature_c": 71.0, "throttle_reasons": SW_POWER_CAP})
+    host = Host(open_driver=lambda: FakeNvml(gpu))
+    options = MeterOptions(poll_interval_ms=10_000)
+    meter = select_energy_backend(install("wall_t"), [gpu.uuid], options, host)
+    energy = meter.stop_tracking(meter.start_tracking())
+    assert energy.total_j == pytest.approx(50.0 * energy.duration_sec)
+    assert (energy.gpu_window, energy.integral_j, energy.notes) == (None, None, ())
+    assert energy.telemetry is not None
+    assert set(map(math.isnan, energy.telemetry.column(gpu.uuid, "power_w"))) == {True}
+    assert not [call for call in gpu.calls if "power" in call and call != "power_limit_w"]
+    throttled = throttle_info(energy)
+    assert throttled is not None
+    assert (throttled.power, throttled.max_temperature_c) == (True, 71.0)
+    with pytest.raises(PartUnknownError, match="wall_t meter gives no power samples"):
+        TracedWindow(energy, ())
+    assert "sample" not in "".join(str(warning) for warning in window_warnings(energy))
+    assert sampler_threads() == []
+
+
+def test_gpus_that_do_not_answer_cost_the_samples_only(install: Install) -> None:
+    def unknown() -> GpuDriver:
+        raise DriverMissingError("boards of another make")
+
+    meter = select_energy_backend(install("wall_u"), ["GPU-0"], host=Host(open_driver=unknown))
+    energy = meter.stop_tracking(meter.start_tracking())
+    assert (energy.total_j is not None, energy.telemetry) == (True, None)
+
+
+@pytest.mark.parametrize("fails_at", ["opening", "closing"])
+def test_no_sampler_is_left_behind_when_it_fails(fails_at: str) -> None:
+    def interrupt(_: object) -> object:
+        raise KeyboardInterrupt
+
+    clock, gpu = VirtualClock(), FakeGpu("GPU-0")
+    wall = Wall(clock, opens_at=interrupt) if fails_at == "opening" else Wall(clock, bend=interrupt)
+    meter = metered(wall, gpus=find_gpus(["GPU-0"], FakeNvml(gpu)))
+    with pytest.raises(KeyboardInterrupt):
+        meter.stop_tracking(meter.start_tracking())
+    assert sampler_threads() == []
+
+
 def test_a_window_that_began_on_another_clock_is_refused() -> None:
     clock = VirtualClock()
     wall = Wall(clock, opens_at=lambda now_s: TrackingHandle(now_s - 5.0))
     with pytest.raises(EnergyError, match="a window that did not begin now"):
-        ExternalMeter("wall", "1.2", wall, clock, MeterOptions()).start_tracking()
+        metered(wall).start_tracking()
 
 
 @pytest.mark.parametrize(
@@ -208,6 +265,7 @@ def test_a_window_that_began_on_another_clock_is_refused() -> None:
     [
         ("import no_such_package", "", "wall_d_for_llem:Meter of wall-d-for-llem 1.2 cannot be imported: ModuleNotF"),
         ("", "", "cannot be imported: AttributeError"),
+        ("raise type('PanicException', (BaseException,), {})('no GIL')", "", "cannot be imported: PanicException: no"),
         ("Meter = 3", "", "is no class or function that makes a meter, but int"),
         ("def Meter(devices, clock): raise OSError('no such port')", "", "could not be set up: OSError: no such port"),
         ("def Meter(devices, clock): return object()", "", "object has no name, is_available, start_tracking"),

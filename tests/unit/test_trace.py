@@ -13,9 +13,10 @@ from tests.nvml.waveform import square
 
 from energy_fakes import listed, measured, rows, steady
 from llenergymeasure.core.energy.gpu_energy import gpu_measurement, read_trace, recompute_energy, write_trace
+from llenergymeasure.core.energy.host_energy import host_measurement
 from llenergymeasure.core.energy.integrate import energy_between
 from llenergymeasure.core.energy.telemetry import TelemetrySample
-from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
+from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow, HostCounter, HostWindow
 from llenergymeasure.exceptions import PersistenceError
 
 
@@ -38,6 +39,21 @@ OLD_TRACES = Path(__file__).parents[1] / "data" / "traces"
 
 def same_figures(one: EnergyMeasurement, other: EnergyMeasurement) -> bool:
     return replace(one, telemetry=None) == replace(other, telemetry=None)
+
+
+def measured_on_host() -> EnergyMeasurement:
+    """Twenty seconds of a processor and its memory."""
+    counters = (HostCounter("package-0", "package", 1600.0 + 1.0 / 3.0), HostCounter("package-0 dram", "dram", 70.1))
+    return host_measurement(HostWindow(0.0, 20.0, counters, 0.2, 5.0, "rapl"), listed({"cpu": steady(83.5, 0.0, 20.0)}))
+
+
+@pytest.mark.parametrize("counted", [None, (1.0 / 3.0, 17.7)])
+def test_the_joules_of_a_processor_come_again_too(counted: tuple[float, float] | None, tmp_path: Path) -> None:
+    energy = measured_on_host()
+    assert energy.total_j == pytest.approx(1670.43, abs=0.01)
+    said = energy if counted is None else energy_between(energy, *counted)
+    assert said.total_j is not None
+    assert same_figures(recompute_energy(write_trace(energy, tmp_path / "trace.parquet", counted)), said)
 
 
 @pytest.mark.parametrize("counter", [True, False])
@@ -81,7 +97,7 @@ def test_a_trace_of_an_earlier_release_gives_its_joules_to_the_last_bit(name: st
     assert figures == json.loads((OLD_TRACES / "energy.json").read_text(encoding="utf-8"))[name]
 
 
-def test_a_trace_that_belongs_to_no_gpu_holds_nothing_to_compute(tmp_path: Path) -> None:
+def test_a_trace_without_a_window_holds_nothing_to_compute(tmp_path: Path) -> None:
     path = write_trace(measured({"cpu": steady(80.0, 0.0, 20.0)}), tmp_path / "trace.parquet")
     with pytest.raises(PersistenceError, match="no window on GPUs"):
         recompute_energy(path)

@@ -31,7 +31,7 @@ def test_a_missing_file_means_the_defaults_of_the_specification(tmp_path: Path) 
         "currency": "USD",
     }
     assert config.ui.model_dump() == {"verbosity": "standard", "prompt": True}
-    assert config.cluster.model_dump() == {"address": None, "hardware": None}
+    assert config.cluster.model_dump() == {"address": None, "hardware": None, "max_wait_seconds": 86_400.0}
     assert config.advanced.model_dump() == {"nvml_poll_interval_ms": 100, "power_gain_uncertainty_pct": 5.0}
     assert config.execution.model_dump() == {"config_gap_seconds": 60.0, "cycle_gap_seconds": 300.0}
 
@@ -124,6 +124,11 @@ def test_a_singularity_runner_may_be_named_as_a_docker_one_may() -> None:
         ("LLEM_NO_PROMPT", "perhaps", "must be 1 or 0, got 'perhaps'"),
         ("LLEM_RUNNER_VLLM", "dokcer:x", r"must be local or docker:<image>, got 'dokcer:x'"),
         ("LLEM_RUNNER_VLLM", "docker:", r"must be local or docker:<image>"),
+        ("LLEM_RUNNER_VLLM", "docker: x", r"must be local or docker:<image>"),
+        ("LLEM_RUNNER_VLLM", "docker:--privileged", r"must be local or docker:<image>"),
+        ("LLEM_RUNNER_VLMM", "docker:x", r"sets nothing. Did you mean LLEM_RUNNER_VLLM\?"),
+        ("LLEM_RUNNER_NANO", "docker:x", r"sets nothing. Did you mean LLEM_RUNNER_PYTORCH or .*_VLLM or"),
+        ("LLEM_DATACENTRE_PUE", "1.4", r"sets nothing. Did you mean LLEM_DATACENTER_PUE\?"),
         ("LLEM_RUNNER_VLLM", "singularity:", r"must be local or docker:<image>"),
     ],
 )

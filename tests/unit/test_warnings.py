@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from energy_fakes import measured, steady
 from llenergymeasure.core.energy.telemetry import TelemetrySample
-from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.energy.types import EnergyMeasurement, GpuWindow
 from llenergymeasure.core.metrics.warnings import window_warnings
 from llenergymeasure.domain.warnings import WarningCode
 
@@ -39,16 +40,22 @@ def test_the_shortest_window_has_a_length_that_can_be_read() -> None:
     assert warning.message.startswith("the window lasted 4.00 ms, less than 10 s")
 
 
+def on_gpus(samples: Sequence[TelemetrySample]) -> EnergyMeasurement:
+    """These samples by one of this package's own meters of GPUs."""
+    window = GpuWindow(0.0, 20.0, (), sampling_interval_s=0.1, gain_uncertainty_pct=5.0, meter="nvml")
+    return replace(measured({"GPU-0": samples}), gpu_window=window)
+
+
 @pytest.mark.parametrize(("inside", "low"), [(9, True), (10, False)])
 def test_fewer_than_ten_samples_inside_the_window_are_few(inside: int, low: bool) -> None:
     samples = [TelemetrySample(-1.0, 300.0), *(TelemetrySample(float(i), 300.0) for i in range(inside))]
-    energy = measured({"GPU-0": [*samples, TelemetrySample(21.0, 300.0)]})
+    energy = on_gpus([*samples, TelemetrySample(21.0, 300.0)])
     assert (WarningCode.NVML_LOW_SAMPLE_COUNT in codes(energy)) is low
 
 
-def test_samples_without_power_do_not_count_and_the_processor_is_not_held_to_nvml() -> None:
+def test_samples_without_power_do_not_count_and_other_meters_are_not_held_to_nvml() -> None:
     silent = [TelemetrySample(float(i), None) for i in range(20)]
-    assert WarningCode.NVML_LOW_SAMPLE_COUNT in codes(measured({"GPU-0": silent}))
+    assert WarningCode.NVML_LOW_SAMPLE_COUNT in codes(on_gpus(silent))
     assert WarningCode.NVML_LOW_SAMPLE_COUNT not in codes(measured({"cpu": silent}))
 
 

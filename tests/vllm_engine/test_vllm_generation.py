@@ -159,6 +159,18 @@ def test_a_second_pass_over_the_same_prompts_computes_them_again(model: Path) ->
     assert sum(step.prefill_tokens for step in shared or ()) < 8 * 100  # within a call, sharing is the engine's affair
 
 
+def test_a_request_that_is_pushed_out_of_a_full_cache_says_the_same_and_tells_it(model: Path) -> None:
+    """Sixteen blocks of 32 tokens for four texts of 192."""
+    asked = [GenerationRequest(index, tuple(range(2 + index, 66 + index)), 128, 128) for index in range(4)]
+    small = {"passthrough_kwargs": {"num_gpu_blocks_override": 17}}
+    with loaded(experiment(model, vllm={"block_size": 32, "enable_prefix_caching": False}, **small)) as engine:
+        output = engine.generate(asked)
+    assert ids(output) == pytorch_texts(model, asked, max_output_tokens=128)
+    preemptions = [one.preemptions for one in output.requests]
+    assert preemptions[0] == 0 < sum(preemptions)
+    assert all(len(one.token_times_s or ()) == 128 for one in output.requests)
+
+
 # --- the suite of all engines ------------------------------------------------------------------------------------
 
 

@@ -9,8 +9,7 @@ import sys
 from contextlib import suppress
 
 from llenergymeasure.core.host.home import provide_home
-from llenergymeasure.core.host.streams import open_standard_streams
-from llenergymeasure.stdout import discard_stdout, replace_what_streams_cannot_say, write_stdout
+from llenergymeasure.stdout import discard_stdout, open_standard_streams, replace_what_streams_cannot_say, write_stdout
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from llenergymeasure.config.user_config import (
 )
 from llenergymeasure.config.yaml_io import load_document
 from llenergymeasure.constants import VERSION
+from llenergymeasure.core.backends.registry import DEFAULT_BACKEND
 from llenergymeasure.core.capabilities import Capabilities, collect_capabilities
 from llenergymeasure.core.gpu.driver import Gpu
 from llenergymeasure.core.host.docker import default_image
@@ -110,7 +111,8 @@ def next_steps(capabilities: Capabilities, settings: EffectiveSettings) -> list[
     steps = []
     if settings.problem is not None:
         steps.append(f"Mend {settings.file if settings.file_exists else 'the variable'}: no run starts before that.")
-    if not any(engine.works for engine in capabilities.engines):
+    usable = _usable_engines(capabilities, settings)
+    if not usable:
         steps.append('Install an engine:  pip install "llenergymeasure[pytorch]"')
     if not any(meter.works for meter in capabilities.meters):
         steps.append('No energy can be measured here. For an estimate:  pip install "llenergymeasure[codecarbon]"')
@@ -118,8 +120,20 @@ def next_steps(capabilities: Capabilities, settings: EffectiveSettings) -> list[
         steps.append("Keep the driver loaded between runs:  sudo nvidia-smi -pm 1")
     if steps and settings.problem is not None:
         return steps
-    steps.append(f"Measure:  {_FIRST_RUN}" + ("" if capabilities.gpus else " --device cpu"))
+    flags = f" --backend {usable[0]}" if usable and DEFAULT_BACKEND not in usable else ""
+    flags += "" if capabilities.gpus or flags else " --device cpu"
+    steps.append(f"Measure:  {_FIRST_RUN}{flags}")
     return steps
+
+
+def _usable_engines(capabilities: Capabilities, settings: EffectiveSettings) -> list[str]:
+    """Engines that work where their runner has them run."""
+    elsewhere = {setting.path for setting in settings.settings if setting.value.startswith("docker:")}
+
+    def of(found: Iterable[Capability], *, in_docker: bool) -> list[str]:
+        return [each.name for each in found if each.works and (f"runners.{each.name}" in elsewhere) == in_docker]
+
+    return [*of(capabilities.engines, in_docker=False), *of(capabilities.images, in_docker=True)]
 
 
 def _machine(capabilities: Capabilities, *, verbose: bool) -> Iterator[str]:
@@ -203,4 +217,4 @@ def _shown(path: str, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list):
         return ", ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)

@@ -31,6 +31,7 @@ from llenergymeasure.config.loader import resolve_study
 from llenergymeasure.config.models import ExecutionConfig, StudyConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.config.yaml_io import LoadedDocument
+from llenergymeasure.core.host.threads import share_one_heap
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.study import FailedExperiment, StudyResult
 from llenergymeasure.exceptions import PersistenceError, StudyError
@@ -98,6 +99,7 @@ def run_study_command(request: RunRequest, document: LoadedDocument | None, mach
         told = "\n".join(["Skipped points of the grid, because not valid:", *skipped_lines(study), ""])
         sys.stderr.write(for_display(told))
     place = StudyPlace(parent, resume, export_csv=request.export_csv, interactive=asks, cluster=request.cluster)
+    share_one_heap()  # each node of a cluster has a thread here
     return _run(study, place, request, machine)
 
 

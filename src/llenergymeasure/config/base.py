@@ -53,11 +53,9 @@ NonBlankStr = Annotated[
 ]
 
 
-def _as_text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-PathStr = Annotated[NonBlankStr, BeforeValidator(_as_text)]
+PathStr = Annotated[
+    NonBlankStr, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)
+]
 """Text that may name a place on disk; Python code may give a `pathlib.Path`."""
 
 

@@ -76,7 +76,7 @@ def unknown_keys(data: Mapping[str, Any], model: type[BaseModel], at: Path = ())
             *section, key = location
             shown = (*at, *section, *(wrapper if section == ["dataset"] else ()))
             helped = len(found) < MAX_TOLD  # a look for similar names takes long, and nobody reads hundreds
-            suggestions = _suggest(str(key), model, dotted(section), shown) if helped else ()
+            suggestions = _suggest(str(key), model, dotted(section), shown, at) if helped else ()
             found.append(UnknownKey((*shown, key), suggestions))
     position = _positions(data)
     return sorted(found, key=lambda unknown: position(unknown.path[len(at) :]))
@@ -201,8 +201,8 @@ def _positions(data: Any) -> Callable[[Path], list[int]]:
     return position
 
 
-def _suggest(key: str, model: type[BaseModel], section: str, shown: Path) -> tuple[str, ...]:
-    """Same name elsewhere, else a similar one in `section`, which is shown as `shown`, else one elsewhere."""
+def _suggest(key: str, model: type[BaseModel], section: str, shown: Path, at: Path) -> tuple[str, ...]:
+    """Same name elsewhere below `at`, else a similar one in `section`, which is shown as `shown`, else anywhere."""
     wanted = key.replace("-", "_").lower()
     siblings = [path.rpartition(".")[2] for path in field_paths(model) if path.rpartition(".")[0] == section]
     if wanted in siblings:
@@ -213,12 +213,12 @@ def _suggest(key: str, model: type[BaseModel], section: str, shown: Path) -> tup
     if OTHER_NAMES.get(leaf) in field_paths(model):
         elsewhere.insert(0, OTHER_NAMES[leaf])
     if elsewhere:
-        return tuple(elsewhere[:_MAX_SUGGESTIONS])
+        return tuple(dotted((*at, path)) for path in elsewhere[:_MAX_SUGGESTIONS])
     here = difflib.get_close_matches(wanted, siblings, n=1, cutoff=_CLOSE)
     if here:
         return (dotted((*shown, here[0])),)
     similar = difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=_CLOSE_ELSEWHERE)
-    return tuple(by_leaf[similar[0]][:_MAX_SUGGESTIONS]) if similar else ()
+    return tuple(dotted((*at, path)) for path in by_leaf[similar[0]][:_MAX_SUGGESTIONS]) if similar else ()
 
 
 @cache
@@ -289,10 +289,10 @@ _EXPLANATIONS: Final[Mapping[str, str]] = {
     "string_too_short": "must not be empty",
     "string_too_long": "must be at most {max_length} characters long, got {shown}",
     "finite_number": "must be a finite number, got {shown}",
-    "greater_than_equal": "must be at least {ge:g}, got {shown}",
-    "greater_than": "must be greater than {gt:g}, got {shown}",
-    "less_than_equal": "must be at most {le:g}, got {shown}",
-    "less_than": "must be less than {lt:g}, got {shown}",
+    "greater_than_equal": "must be at least {ge:.15g}, got {shown}",
+    "greater_than": "must be greater than {gt:.15g}, got {shown}",
+    "less_than_equal": "must be at most {le:.15g}, got {shown}",
+    "less_than": "must be less than {lt:.15g}, got {shown}",
     "list_type": "must be a list, got {shown}",
     "too_short": "must not be empty",
     "dict_type": "must be a mapping, got {shown}",

@@ -154,7 +154,7 @@ def get_param_skip_conditions() -> dict[str, str]:
 def get_validation_rules() -> list[dict[str, str]]:
     """Limits of single parameters, rules within sections, and checks across the experiment: `path` and `rule`."""
     limits = {
-        path: ", ".join(f"{name} {limit:g}" for name, limit in param["constraints"].items())
+        path: ", ".join(f"{name} {limit:.15g}" for name, limit in param["constraints"].items())
         for path, param in get_params_from_model(ExperimentConfig).items()
     }
     across = [(inspect.getdoc(check) or check.__name__).splitlines()[0] for check in CHECKS]

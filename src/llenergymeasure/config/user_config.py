@@ -5,7 +5,9 @@ The file is `~/.config/llenergymeasure/config.yaml` on Linux; a few environment 
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -38,7 +40,7 @@ _CONTAINERS: Final = ("docker", *NO_RUNNERS_YET)
 
 def _check_runner(value: str) -> str:
     kind, _, target = value.partition(":")
-    if value != "local" and not (kind in _CONTAINERS and target.strip()):
+    if value != "local" and not (kind in _CONTAINERS and re.fullmatch(r"[^-\s]\S*", target)):
         raise ValueError("must be local or docker:<image>")
     return value
 
@@ -111,6 +113,8 @@ class ClusterSettings(ConfigModel):
     """Address of the Ray cluster, or auto; used by studies that are started without --cluster."""
     hardware: list[NonBlankStr] | None = Field(default=None, min_length=1)
     """GPU names a study may use, or parts of them."""
+    max_wait_seconds: float = Field(default=86_400.0, ge=0.0)
+    """Seconds a study waits for a node that can go on with it, when all are busy or gone."""
 
 
 class AdvancedSettings(ConfigModel):
@@ -193,6 +197,8 @@ def environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], di
     Raises:
         ConfigError: A value does not parse; names the variable.
     """
+    for name in environ:
+        _refuse_misspelt(name)
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for variable, (path, parse, expected) in _VARIABLES.items():
@@ -204,6 +210,17 @@ def environment_settings(environ: Mapping[str, str]) -> tuple[dict[str, Any], di
                 raise ConfigError(f"environment variable {variable}: must be {expected}, got {text!r}.") from error
             sources[path] = f"environment variable {variable}"
     return settings, sources
+
+
+def _refuse_misspelt(name: str) -> None:
+    """Refuse a variable that somebody has set for this tool, and that would do nothing."""
+    if name in _VARIABLES or not name.startswith(_PREFIX):
+        return
+    meant = difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=_CLOSE)
+    if not meant and name.startswith(_RUNNER_PREFIX):
+        meant = [known for known in _VARIABLES if known.startswith(_RUNNER_PREFIX)]
+    if meant:
+        raise ConfigError(f"environment variable {name}: sets nothing. Did you mean {' or '.join(meant)}?")
 
 
 def _read(path: Path) -> LoadedDocument:
@@ -224,8 +241,13 @@ def _no_prompt(text: str) -> bool:
     raise ValueError(text)
 
 
+_PREFIX: Final = "LLEM_"
+_RUNNER_PREFIX: Final = f"{_PREFIX}RUNNER_"
+_CLOSE: Final = 0.8
+"""How like a variable has to be to one of these to be a misspelt one (`difflib`)."""
+
 _VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = {
-    **{f"LLEM_RUNNER_{name.upper()}": (f"runners.{name}", str, "text") for name in RunnerSettings.model_fields},
+    **{f"{_RUNNER_PREFIX}{name.upper()}": (f"runners.{name}", str, "text") for name in RunnerSettings.model_fields},
     "LLEM_CARBON_INTENSITY": ("measurement.carbon_intensity_gco2_kwh", float, "a number"),
     "LLEM_DATACENTER_PUE": ("measurement.datacenter_pue", float, "a number"),
     "LLEM_NO_PROMPT": ("ui.prompt", _no_prompt, "1 or 0"),

@@ -174,8 +174,14 @@ def _requests(seen: Observations, counted: MeasurementSlice, phases: PhaseBreakd
     if timings is None:
         return None
     shares = share_energy(outputs, counted.energy, phases, seen.window.steps)
-    joules = {"energy_j": shares.energy_j, "energy_half_width_j": shares.half_width_j, "energy_reason": shares.reason}
-    return timings.model_copy(update=joules)
+    return timings.model_copy(
+        update={
+            "energy_j": shares.energy_j,
+            "energy_half_width_j": shares.half_width_j,
+            "energy_rule": shares.rule,
+            "energy_reason": shares.reason,
+        }
+    )
 
 
 def effective_config(config: ExperimentConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -352,12 +358,17 @@ def _record_warnings(
             WarningCode.TELEMETRY_UNAVAILABLE,
             "no trace was saved (measurement.save_trace): what measured this run takes no power samples",
         )
-    doubt_j = (uncertainty.comparative_adjusted_j if uncertainty else None) or 0.0  # without a budget, any doubt counts
-    if breakdown is not None and breakdown.adjusted_j is not None and breakdown.adjusted_j < -doubt_j:
+    if breakdown is not None and breakdown.adjusted_j is not None and breakdown.adjusted_j < 0:
+        doubt_j = (uncertainty.comparative_adjusted_j if uncertainty else None) or 0.0
+        cause = (
+            "the baseline was not idle, or the device slept in the window"
+            if breakdown.adjusted_j < -doubt_j
+            else f"the two cannot be told apart (energy above idle is known to ±{doubt_j:.2g} J)"
+        )
         yield MeasurementWarning(
             WarningCode.BASELINE_EXCEEDS_ENERGY,
-            f"idle power ({breakdown.baseline_power_w:.1f} W) exceeds the mean power of the window; the baseline was "
-            "not idle, or the device slept in the window. The negative figure is kept.",
+            f"idle power ({breakdown.baseline_power_w:.1f} W) exceeds the mean power of the window; {cause}. "
+            "The negative figure is kept.",
         )
 
 

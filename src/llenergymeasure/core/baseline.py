@@ -21,7 +21,8 @@ from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
 from llenergymeasure.core.gpu.visible import cuda_is_up
 from llenergymeasure.core.host.load import CpuTimes, read_cpu_times
 from llenergymeasure.core.progress import Observer, Step, StepFinished, StepStarted, wait
-from llenergymeasure.domain.energy import BaselineMethod, comparative_half_width
+from llenergymeasure.domain.base import complete
+from llenergymeasure.domain.energy import BaselineMethod, BudgetComponent, comparative_half_width
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 CACHE_TTL_S = 3600.0
@@ -66,6 +67,7 @@ class Baseline:
         age_s: Between the measurement and its use.
         scope: What the power includes; it must match the measurement's.
         per_device_w: Of each GPU, by UUID; empty where the meter does not tell them apart.
+        per_device_half_width_w: Likewise of each; empty where the meter states one of all together only.
     """
 
     power_w: float | None
@@ -77,6 +79,7 @@ class Baseline:
     duration_s: float | None = None
     scope: str | None = None
     per_device_w: Mapping[DeviceId, float] = field(default_factory=dict)
+    per_device_half_width_w: Mapping[DeviceId, float] = field(default_factory=dict)
     warnings: tuple[MeasurementWarning, ...] = ()
 
     def restricted_to(self, devices: Sequence[DeviceId]) -> Baseline:
@@ -86,12 +89,13 @@ class Baseline:
         if not set(devices) <= set(self.per_device_w):
             return unavailable("the engine uses devices on which idle power was not measured", self.taken_at)
         kept = {device: self.per_device_w[device] for device in devices}
-        share = sum(kept.values()) / self.power_w
+        widths = {device: self.per_device_half_width_w.get(device, self.half_width_w) for device in devices}
+        known = complete(widths.values())
         return replace(
             self,
             power_w=sum(kept.values()),
             per_device_w=kept,
-            half_width_w=None if self.half_width_w is None else self.half_width_w * share,
+            half_width_w=None if known is None else math.hypot(*known),
         )
 
 
@@ -114,15 +118,13 @@ class BaselineCache:
     def __init__(self, entries: Iterable[CachedBaseline] = ()) -> None:
         self._entries = {(entry.devices, entry.meter): entry for entry in entries}
 
-    def get(self, devices: Sequence[DeviceId], meter: str, duration_s: float, now_s: float) -> Baseline | None:
+    def get(self, devices: Sequence[DeviceId], meter: str, duration_s: float, clock: Clock) -> Baseline | None:
         """The cached baseline, if it is young enough and was measured for at least `duration_s`."""
         entry = self._entries.get((frozenset(devices), meter))
-        if entry is None or entry.baseline.taken_s is None or (entry.baseline.duration_s or 0.0) < duration_s:
+        if entry is None or (entry.baseline.duration_s or 0.0) < duration_s:
             return None
-        age_s = now_s - entry.baseline.taken_s
-        if not 0.0 <= age_s <= CACHE_TTL_S:  # negative: from before the machine was started anew
-            return None
-        return replace(entry.baseline, method="cached", age_s=age_s)
+        age_s = _age_s(entry.baseline, clock)
+        return replace(entry.baseline, method="cached", age_s=age_s) if age_s <= CACHE_TTL_S else None
 
     def put(self, devices: Sequence[DeviceId], meter: str, baseline: Baseline) -> None:
         """Keep a fresh baseline; one that found the device busy, or found nothing, is not kept."""
@@ -133,6 +135,16 @@ class BaselineCache:
     def entries(self) -> tuple[CachedBaseline, ...]:
         """Everything in the cache, to hand to another process."""
         return tuple(self._entries.values())
+
+
+def _age_s(baseline: Baseline, clock: Clock) -> float:
+    """Seconds since a baseline was taken; infinite where that is not known.
+
+    A monotonic clock stands still while a machine sleeps, and begins anew when it is started; a wall clock may be set.
+    """
+    if baseline.taken_s is None or baseline.taken_at is None or clock.now() < baseline.taken_s:
+        return math.inf
+    return max(clock.now() - baseline.taken_s, (clock.wall() - baseline.taken_at).total_seconds())
 
 
 def measure_baseline(
@@ -156,11 +168,12 @@ def measure_baseline(
     if not config.enabled or isinstance(meter, NoEnergyBackend):  # without a meter there is nothing to wait for
         return Baseline(power_w=None, method=None)
     observer(StepStarted("baseline", config.duration_seconds))
-    baseline = cache.get(devices, meter.name, config.duration_seconds, clock.now())
+    baseline = cache.get(devices, meter.name, config.duration_seconds, clock)
     if baseline is None:
         before = cpu_times() if CPU_DEVICE in devices else None
         baseline = measure_idle_power(config.duration_seconds, "baseline", meter, clock, observer)
-        busy_pct = None if before is None else _busy_cpu_pct(before, cpu_times())
+        after = cpu_times()
+        busy_pct = None if before is None or after is None else after.busy_pct_since(before)
         if busy_pct is not None and busy_pct > BUSY_CPU_PCT:
             baseline = replace(baseline, warnings=(*baseline.warnings, _busy_cpu(busy_pct)))
         if baseline.power_w is not None and set(devices) != {CPU_DEVICE} and holds_context():
@@ -190,12 +203,17 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
     if idle.total_j is None or idle.duration_sec <= 0:
         reasons = "; ".join(note.message for note in idle.notes) or "the meter gave no figure"
         return unavailable(reasons, taken_at)
-    seen = [_restlessness(device, idle.telemetry) for device in idle.telemetry.devices] if idle.telemetry else []
-    drift_w = math.fsum(abs(moved_w) for moved_w, _ in seen)
+    telemetry = idle.telemetry or Telemetry({})
+    seen = {device: _restlessness(device, telemetry) for device in telemetry.devices}
+    drift_w = {device: abs(moved_w) for device, (moved_w, _) in seen.items()}
+
+    def half_width_w(components: Iterable[BudgetComponent], moved_w: float) -> float:
+        return math.hypot(comparative_half_width(components) / idle.duration_sec, moved_w)
+
     return Baseline(
         power_w=idle.total_j / idle.duration_sec,
         method="fresh",
-        half_width_w=math.hypot(comparative_half_width(idle.components) / idle.duration_sec, drift_w),
+        half_width_w=half_width_w(idle.components, math.fsum(drift_w.values())),
         taken_at=taken_at,
         taken_s=idle.start_s,
         age_s=0.0,
@@ -204,7 +222,10 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
         per_device_w={
             device: energy_j / idle.duration_sec for device, energy_j in idle.per_gpu_j.items() if energy_j is not None
         },
-        warnings=tuple(warning for _, warning in seen if warning is not None),
+        per_device_half_width_w={
+            device: half_width_w(budget, drift_w.get(device, 0.0)) for device, budget in idle.per_gpu_components.items()
+        },
+        warnings=tuple(warning for _, warning in seen.values() if warning is not None),
     )
 
 
@@ -226,9 +247,10 @@ def _restlessness(device: DeviceId, telemetry: Telemetry) -> tuple[float, Measur
     third = len(power) // 3
     drift_w = statistics.fmean(power[-third:]) - statistics.fmean(power[:third]) if third else 0.0
     if busy_pct > BUSY_UTILISATION_PCT or power_cv > BUSY_POWER_CV:
+        busy = f"{busy_pct:.0f} % utilisation, " if utilisation else ""
         text = (
-            f"{device} was not idle during the baseline ({busy_pct:.0f} % utilisation, power varied by "
-            f"{100 * power_cv:.0f} %); energy above idle is too low. Stop other work on it and repeat."
+            f"{device} was not idle during the baseline ({busy}power varied by {100 * power_cv:.0f} %); energy above "
+            "idle is too low. Stop other work on it and repeat."
         )
     elif abs(drift_w) > max(SETTLING_W, SETTLING_SHARE * mean_w):
         text = (
@@ -238,10 +260,6 @@ def _restlessness(device: DeviceId, telemetry: Telemetry) -> tuple[float, Measur
     else:
         return drift_w, None
     return drift_w, MeasurementWarning(WarningCode.BASELINE_NOT_IDLE, text)
-
-
-def _busy_cpu_pct(before: CpuTimes, after: CpuTimes | None) -> float | None:
-    return None if after is None else after.busy_pct_since(before)
 
 
 def _busy_cpu(busy_pct: float) -> MeasurementWarning:

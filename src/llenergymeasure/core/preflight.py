@@ -20,16 +20,16 @@ from llenergymeasure.config.same_work import ineffective_settings
 from llenergymeasure.config.user_config import NO_RUNNERS_YET, UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
-from llenergymeasure.core.energy.select import BackendName, select_energy_backend
+from llenergymeasure.core.energy.select import BackendName, known_gpus, select_energy_backend
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
-from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, find_gpus, free_memory_mb
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, free_memory_mb
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.model.memory import OVERHEAD, estimate_vram, memory_text
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.types import RawPrompts
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import BackendError, ConfigError, EnergyError, LLEMError, PreFlightError
-from llenergymeasure.security import validate_path
+from llenergymeasure.security import user_path, validate_path
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +82,7 @@ class Case:
     @cached_property
     def gpus(self) -> tuple[Gpu, ...]:
         """The planned GPUs; none where NVML does not answer: the energy check tells of that."""
-        if isinstance(self.devices, LLEMError) or self.devices in ((), (CPU_DEVICE,)):
-            return ()
-        try:
-            return find_gpus(self.devices, self.host.open_driver())
-        except EnergyError as error:
-            logger.info("NVML does not describe the GPUs: %s", error)
-            return ()
+        return () if isinstance(self.devices, LLEMError) else known_gpus(self.devices, self.host)
 
     @cached_property
     def prompts(self) -> RawPrompts:
@@ -258,7 +252,11 @@ def output_findings(output_dir: str, host: Host) -> Iterator[Finding]:
         yield Failure(str(error))
         return
     existing = next(path for path in (wanted, *wanted.parents) if os.path.exists(path))  # also where one is unreadable
-    if not existing.is_dir():
+    named = user_path(output_dir).absolute()
+    broken = next((path for path in (named, *named.parents) if os.path.islink(path) and not os.path.exists(path)), None)
+    if broken is not None:
+        yield Failure(f"output_dir: {broken} is a link to {os.readlink(broken)}, which does not exist. Make it first.")
+    elif not existing.is_dir():
         yield Failure(f"output_dir: {existing} is a file. Choose a directory.")
     elif not host.is_writable(existing):
         yield Failure(f"output_dir: {existing} is not writable. Choose a directory you may write to (--output).")

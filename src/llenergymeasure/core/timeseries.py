@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.assemble import Observations
-from llenergymeasure.core.energy.gpu_energy import write_trace
+from llenergymeasure.core.energy.gpu_energy import write_batches, write_trace
 from llenergymeasure.core.energy.spans import Span, merge_spans
 from llenergymeasure.core.energy.telemetry import UNKNOWN, Telemetry, answered
 from llenergymeasure.core.energy.types import EnergyMeasurement
@@ -172,22 +171,16 @@ def write_timeseries(energy: EnergyMeasurement, path: Path, told: Mapping[str, S
         OSError: It cannot be written.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     devices = energy.telemetry.devices if energy.telemetry is not None else ()
     schema = _schema(devices, energy.duration_sec, _sampler_figures(energy.telemetry), told or {})
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
-            for index, device in enumerate(devices):
-                columns = timeseries_columns(energy, device)
-                columns["gpu_index"] = [None if device == CPU_DEVICE else index] * len(columns["timestamp_s"])
-                arrays = [pa.array(columns[field.name], field.type) for field in schema]
-                writer.write_batch(pa.record_batch(arrays, schema=schema))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+
+    def rows_of(index: int, device: DeviceId) -> pa.RecordBatch:
+        columns = timeseries_columns(energy, device)
+        columns["gpu_index"] = [None if device == CPU_DEVICE else index] * len(columns["timestamp_s"])
+        return pa.record_batch([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+
+    return write_batches(path, schema, (rows_of(*each) for each in enumerate(devices)))
 
 
 def merge_timeseries(paths: Sequence[Path], path: Path) -> Path:

@@ -114,7 +114,8 @@ def warmup_until_converged(run_one: Callable[[], float], config: WarmupConfig) -
     """Run warm-up iterations: a fixed number, then, if asked, until their latencies agree.
 
     Converged means that the coefficient of variation (sample standard deviation over mean) of the last
-    `window_size` latencies is at most `cv_threshold`, after at least `min_prompts` iterations.
+    `window_size` latencies is at most `cv_threshold`, after at least `min_prompts` iterations; where nobody asked for
+    that, a fixed number is all there was to reach.
 
     Args:
         run_one: Runs one iteration and returns its latency in milliseconds.
@@ -131,7 +132,7 @@ def warmup_until_converged(run_one: Callable[[], float], config: WarmupConfig) -
                 break
     cv = _last_cv(latencies_ms, config)
     return WarmupResult(
-        converged=_agree(cv, config),
+        converged=not (config.enabled and config.convergence_detection) or _agree(cv, config),
         final_cv=cv,
         iterations_completed=len(latencies_ms),
         target_cv=config.cv_threshold,

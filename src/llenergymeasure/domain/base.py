@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from operator import attrgetter
@@ -211,7 +211,7 @@ def first(values: Sequence[T]) -> T:
     return values[0]
 
 
-def only(values: Iterable[Hashable]) -> Hashable:
+def only(values: Iterable[T | None]) -> T | None:
     """The value that all share, or `None` when they differ."""
     different = set(values)
     return different.pop() if len(different) == 1 else None

@@ -51,7 +51,7 @@ EXPLANATIONS: Final[Mapping[WarningCode, Explanation]] = {
         "stop the other work or wait, and repeat; adjusted energy is too low",
     ),
     WarningCode.BASELINE_EXCEEDS_ENERGY: Explanation(
-        "idle power × window length is more than the energy, by more than the uncertainty of the difference",
+        "idle power × window length is more than the energy",
         "use raw energy; see why the device was busy before the run",
     ),
     WarningCode.BASELINE_UNAVAILABLE: Explanation(
@@ -147,6 +147,10 @@ EXPLANATIONS: Final[Mapping[WarningCode, Explanation]] = {
     WarningCode.GENERATION_STALLED: Explanation(
         "gaps between tokens of more than 20 times their median took more than 5 % of the window",
         "warm up for longer; look for other work on the machine",
+    ),
+    WarningCode.REQUESTS_PREEMPTED: Explanation(
+        "the key-value cache was full, and the engine computed requests again that had lost their part of it",
+        "fewer requests at once, or more memory for the cache; the work done twice is in every figure",
     ),
 }
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 from typing_extensions import Self
 
-from llenergymeasure.domain.base import Column, Merge, Record, complete, joined, of_all, optional
+from llenergymeasure.domain.base import Column, Merge, Record, complete, joined, of_all, only, optional
 
 HISTOGRAM_BINS = 40
 
@@ -67,6 +67,10 @@ Float64Array = Annotated[
 """Numbers at 8 bytes each, for what there is one of per request; base64 in JSON."""
 
 
+ShareRule = Literal["steps", "instants"]
+"""How energy is shared over requests: step of the engine by step, or between the instants of requests at even rates."""
+
+
 class RequestTimings(Record):
     """Every request of one process in columns, one entry per request, plus all inter-token gaps in one column."""
 
@@ -81,6 +85,9 @@ class RequestTimings(Record):
     energy_j: Float64Array | None = optional("Share of each in the window's energy, in joules; null: see the reason.")
     energy_half_width_j: Float64Array | None = optional(
         "95 % half-width of each, without the sensor's gain, in joules."
+    )
+    energy_rule: ShareRule | None = optional(
+        "By what it was shared: the engine's steps, or the instants of requests; null: not shared, or not told."
     )
     energy_reason: str | None = optional("Why there are no joules of single requests; null: there are.")
 
@@ -250,6 +257,7 @@ def pool_requests(processes: Iterable[RequestTimings]) -> RequestTimings:
         queue_ms=column(one.queue_ms for one in timings),
         energy_j=column(one.energy_j for one in timings),
         energy_half_width_j=column(one.energy_half_width_j for one in timings),
+        energy_rule=only(one.energy_rule for one in timings),
         energy_reason=next((one.energy_reason for one in timings if one.energy_reason), None),
     )
 

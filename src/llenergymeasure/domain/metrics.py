@@ -90,7 +90,7 @@ class WarmupResult(Record):
     """How the warm-up went; none of it is in any headline figure."""
 
     converged: AllOf[bool] = Field(
-        description="Whether `final_cv` is at most `target_cv`; true where there is nothing to compare."
+        description="Whether `final_cv` is at most `target_cv`; true where convergence was not asked for."
     )
     final_cv: Largest[float | None] = Field(description="Last coefficient of variation seen; null below two latencies.")
     iterations_completed: Count[int] = Field(ge=0, description="Warm-up prompts run.")

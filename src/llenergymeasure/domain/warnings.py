@@ -45,6 +45,7 @@ class WarningCode(str, Enum):
     COMPILED_IN_WINDOW = "compiled_in_window"
     BATCH_CHANGES_TEXTS = "batch_changes_texts"
     GENERATION_STALLED = "generation_stalled"
+    REQUESTS_PREEMPTED = "requests_preempted"
 
 
 def codes_of(warnings: Iterable[str]) -> list[str]:

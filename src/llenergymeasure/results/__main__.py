@@ -18,7 +18,7 @@ from llenergymeasure.results.found import results_below
 from llenergymeasure.results.persistence import RESULT_FILE
 from llenergymeasure.results.summary import aligned, energy_per_token, minute, name_of, quantity
 from llenergymeasure.security import for_display
-from llenergymeasure.stdout import print_or_complain
+from llenergymeasure.stdout import print_or_complain, run_program
 
 HEADER = ("Measured", "J/token", "tok/s", "Warnings", "Configuration", "Result")
 
@@ -52,4 +52,4 @@ def _row(path: Path, result: ExperimentResult) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -147,14 +147,6 @@ def write_parquet(columns: Sequence[Heading], rows: Rows, file: BinaryIO) -> Non
             writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
 
 
-def to_table(results: Iterable[ExperimentResult]) -> pyarrow.Table:
-    """One row per result as an Arrow table; unit and description of each column are in its field's metadata."""
-    import pyarrow
-
-    columns, rows = tabulate(results)
-    return pyarrow.Table.from_pylist(list(rows), schema=_schema(columns))
-
-
 def _schema(columns: Iterable[Heading]) -> pyarrow.Schema:
     import pyarrow
 
@@ -224,14 +216,6 @@ def _gpus(result: ExperimentResult) -> str | None:
 def _num_devices(result: ExperimentResult) -> int | None:
     per_device_j = result.energy_per_device_j
     return None if per_device_j is None else sum(joules is not None for joules in per_device_j)
-
-
-def _num_processes(result: ExperimentResult) -> int:
-    return result.aggregation.num_processes if result.aggregation else 1
-
-
-def _warning_codes(result: ExperimentResult) -> str:
-    return "; ".join(codes_of(result.measurement_warnings))
 
 
 def _config_json(result: ExperimentResult) -> str:
@@ -327,8 +311,22 @@ _COMPUTED: Final = (
     FlatColumn("duration_sec", "number", "s", "Length of the whole experiment", 15, _at("duration_sec")),
     FlatColumn("gpu", "string", "", "GPUs in use", 56, _gpus),
     FlatColumn("num_devices", "integer", "", "Metered devices", 57, _num_devices),
-    FlatColumn("num_processes", "integer", "", "Processes that took part", 58, _num_processes),
-    FlatColumn("warnings", "string", "", "Codes of the warnings, separated by `; `", 61, _warning_codes),
+    FlatColumn(
+        "num_processes",
+        "integer",
+        "",
+        "Processes that took part",
+        58,
+        lambda r: r.aggregation.num_processes if r.aggregation else 1,
+    ),
+    FlatColumn(
+        "warnings",
+        "string",
+        "",
+        "Codes of the warnings, separated by `; `",
+        61,
+        lambda r: "; ".join(codes_of(r.measurement_warnings)),
+    ),
     FlatColumn("effective_config", "string", "", "The resolved configuration as JSON", 62, _config_json),
 )
 """What is not a figure of its own, but put together for the row."""

@@ -31,7 +31,8 @@ def result_files(place: Path) -> list[Path]:
     with naming_the_path(place, "read"):
         if not place.is_dir():
             return [place]
-        return sorted(path for path in place.rglob(RESULT_FILE) if not _is_hidden(path.relative_to(place)))
+        found = ((path, path.relative_to(place).parts) for path in place.rglob(RESULT_FILE))
+        return sorted(path for path, parts in found if not any(part.startswith(".") for part in parts))
 
 
 def results_in(place: Path) -> Iterator[Found]:
@@ -75,10 +76,6 @@ def each_once(found: Iterable[Found]) -> Iterator[Found]:
 def identity_of(result: ExperimentResult) -> tuple[str, datetime]:
     """What a result and its copies have in common, and no other."""
     return result.experiment_id, as_utc(result.start_time)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _load(path: Path) -> ExperimentResult:

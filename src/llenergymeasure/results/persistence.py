@@ -336,6 +336,8 @@ def _read_json_object(path: Path, follow_links: bool) -> dict[str, Any]:
     try:
         text = read_plain_file(path, follow_links=follow_links).decode("utf-8")
         content = json.loads(text, parse_constant=_refuse_constant)
+        if "\\ud" in text.lower():  # an escaped half of a character parses, but could be written nowhere
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except OSError as error:
         raise PersistenceError(f"Cannot read {path}: {error.strerror or error}.") from error
     except json.JSONDecodeError as error:

@@ -84,10 +84,10 @@ def best_first(statistics: Sequence[ConfigurationStatistics]) -> list[Configurat
 
 def _columns(statistics: Sequence[ConfigurationStatistics]) -> list[_Column]:
     heading, mixed = energy_heading(statistics)
-    first_tokens = [entry.ttft_ms for entry in statistics]
+    first_tokens, ratios = [entry.ttft_ms for entry in statistics], [entry.energy_vs_best for entry in statistics]
     return [
         _Column.of(heading, (shown_energy(entry, mixed) for entry in statistics), 0),
-        _Column.of("×", (_ratio(entry.energy_vs_best) for entry in statistics), 1),
+        _Column.of("×", ("" if ratio is None else quantity(ratio) for ratio in ratios), 1),
         _Column.of("tok/s", (shown_mean(entry.tokens_per_second) for entry in statistics), 0),
         _Column.of("TTFT", ("" if ttft is None else f"{quantity(ttft.mean)} ms" for ttft in first_tokens), 2),
         _Column.of("CV", (shown_variation(e.energy_per_token_j or e.tokens_per_second) for e in statistics), 3),
@@ -153,10 +153,6 @@ def shown_mean(figure: CycleStatistics | None) -> str:
     if figure.ci95_high is None:
         return quantity(figure.mean)
     return with_half_width(figure.mean, figure.ci95_high - figure.mean)
-
-
-def _ratio(value: float | None) -> str:
-    return "" if value is None else quantity(value)
 
 
 def shown_variation(figure: CycleStatistics | None) -> str:

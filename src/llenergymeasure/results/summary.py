@@ -42,6 +42,13 @@ SCOPE_NAMES: Final[Mapping[EnergyScope, str]] = {
 }
 """What the energy is of."""
 
+METHODS: Final[Mapping[str, str]] = {
+    "hardware_counter": "difference of the hardware's energy counter",
+    "power_integration": "integral of power samples",
+    "model_estimate": "estimated by a model of the machine, not measured",
+}
+"""How the energy was found."""
+
 _METHODOLOGY_NAMES = {"total": " without warm-up", "windowed": " of part of the generation (windowed)"}
 """What is said beside the window; one after a warm-up, and of all of it, goes without saying."""
 

@@ -34,10 +34,12 @@ from types import FrameType
 from typing import BinaryIO, Final, Literal, NoReturn, TextIO, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from llenergymeasure.constants import VERSION
-from llenergymeasure.core.host.streams import open_standard_streams, say_stderr_is_kept
+from llenergymeasure.core.host.streams import say_stderr_is_kept
 from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event
+from llenergymeasure.exceptions import ENDINGS
 from llenergymeasure.runners.guardian import go_on_guarded
+from llenergymeasure.stdout import open_standard_streams
 
 DEFAULT_ENTRY: Final = "llenergymeasure.runners.local:run_job"
 """What a job runs: imported by name, because the runners build on this module."""
@@ -204,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     commands, replies = _take_over_streams()
     say_stderr_is_kept()
     launcher_pid = os.getppid()
+    if not os.access(options.directory, os.R_OK | os.W_OK | os.X_OK):  # whoever started it learns so before it is ready
+        sys.exit(f"a job of user {os.getuid()} cannot use its directory")
     if options.attached:
         go_on_guarded(commands.fileno())
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -285,7 +289,9 @@ def _line_writer(descriptor: int) -> TextIO:
 def _preload(name: str) -> None:
     try:
         importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 (an engine's import can fail in any way; the run will say it properly)
+    except ENDINGS:
+        raise
+    except BaseException as error:  # noqa: BLE001 (an engine's import can fail in any way; the run will say it properly)
         _log.info("Could not import %s ahead of time: %s", name, error)
 
 

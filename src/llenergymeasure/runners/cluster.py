@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from llenergymeasure.domain.environment import hardware_kind
@@ -79,6 +80,16 @@ class NodeLauncher(Launcher, Protocol):
 
         Raises:
             NodeLostError: It cannot be had.
+        """
+
+    def page(self, directory: Path) -> str | None:
+        """The report of the last run's result, drawn on the node; until then the node keeps the files of the run.
+
+        Args:
+            directory: Where the result has been saved.
+
+        Returns:
+            `None`: it cannot be drawn there, or the node is lost.
         """
 
     def leftovers(self) -> list[str]:

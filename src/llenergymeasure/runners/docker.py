@@ -13,9 +13,6 @@ go by name, and tokens in a file.
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
 import json
 import logging
 import os
@@ -26,7 +23,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import platformdirs
 
@@ -45,6 +42,7 @@ from llenergymeasure.runners.child import DIRECTORY_VARIABLE
 from llenergymeasure.runners.env_file import EnvFile
 from llenergymeasure.runners.isolated import ProcessLauncher, asked_in_groups
 from llenergymeasure.runners.job import LOCAL_RUNNER, Job
+from llenergymeasure.runners.mounts import Mount, absolute, at_their_places, named_paths
 from llenergymeasure.runners.process import ChildTask, Stopwatch, describe_exit, job_options
 from llenergymeasure.runners.supervise import ChildGroup
 
@@ -70,11 +68,11 @@ PASSED_ON: Final = _OF_THE_HUB + _OF_ENGINES + _OF_NETWORKS
 SECRETS: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Variables whose value is nobody else's business."""
 
-PLACES: Final = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH")
-"""Variables whose value is a path that a container sees too."""
+CACHES: Final = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE")
+"""Variables whose value is a directory that a container shares."""
 
-_REPOSITORIES: Final = ("models--", "datasets--")
-"""Beginnings of the names of repositories in a Hub's cache (huggingface_hub, "Understand caching")."""
+FILES: Final = ("HF_TOKEN_PATH", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""Variables whose value is a file that a container reads: a token, the certificates behind a proxy."""
 
 REMOVAL_TIMEOUT_S: Final = 20.0
 """How long to wait until a container is gone, in seconds."""
@@ -88,22 +86,6 @@ _DAEMON_FAILED: Final = 125
 """Exit code of the client where the daemon and not the container failed (docker-run(1))."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A file or directory that a container sees at the place `target`."""
-
-    source: Path
-    target: Path
-    read_only: bool = False
-
-    def option(self) -> str:
-        """As `--mount` takes it: fields in CSV."""
-        row = io.StringIO()
-        fields = ["type=bind", f"source={self.source}", f"target={self.target}", *["readonly"] * self.read_only]
-        csv.writer(row, lineterminator="").writerow(fields)
-        return row.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +196,8 @@ def _is_gone(directory: str) -> bool:
 
 
 def _client(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
+    command = ["docker", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=ANSWER_TIMEOUT_S)
 
 
 class DockerLauncher(ProcessLauncher):
@@ -267,10 +250,12 @@ def container_for(configs: Sequence[ExperimentConfig], machine: UserConfig, host
     except DockerError as error:
         raise PreFlightError([f"{setting}: {error}"]) from error
     home = _home()
-    own_cache = _absolute(platformdirs.user_cache_dir(APP_NAME))
-    hub = _absolute(client_home(host.environ))
-    calibrations = _absolute(host.calibration_dir)
-    places = {name: _absolute(host.environ[name]) for name in PLACES if host.environ.get(name)}
+    own_cache = absolute(platformdirs.user_cache_dir(APP_NAME))
+    hub = absolute(client_home(host.environ))
+    calibrations = absolute(host.calibration_dir)
+    cache_places, file_places = (
+        {name: absolute(host.environ[name]) for name in names if host.environ.get(name)} for names in (CACHES, FILES)
+    )
     variables = {
         "HOME": str(home),
         "USER": "llem",  # a user id without an entry in passwd has no name, and libraries ask for one
@@ -279,14 +264,13 @@ def container_for(configs: Sequence[ExperimentConfig], machine: UserConfig, host
         "XDG_DATA_HOME": str(calibrations.parent.parent),
         "PYTHONSAFEPATH": "1",  # no module is taken from the current directory
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",  # utility: NVML, which measures
-        **{name: str(path) for name, path in places.items()},
+        **{name: str(path) for name, path in {**cache_places, **file_places}.items()},
     }
     secrets = {name: host.environ[name] for name in SECRETS if host.environ.get(name)}
-    caches = [own_cache, hub, _absolute(machine.output.model_cache_dir)]
-    caches += [path for path in places.values() if not path.is_file()]
+    caches = [own_cache, hub, absolute(machine.output.model_cache_dir), *cache_places.values()]
     marker = shared_marker()
     mounts = (
-        *_at_their_places(caches, [*places.values(), calibrations, *named_paths(configs)], home),
+        *at_their_places(caches, [*file_places.values(), calibrations, *named_paths(configs)], home),
         *([] if marker is None else [Mount(marker, Path("/tmp") / marker.name)]),
     )
     own = () if os.getuid() == 0 else dict.fromkeys((home, own_cache.parent))  # root has a home in images
@@ -304,59 +288,11 @@ def container_for(configs: Sequence[ExperimentConfig], machine: UserConfig, host
     )
 
 
-def _at_their_places(caches: Sequence[Path], read: Sequence[Path], home: Path) -> Iterator[Mount]:
-    """Caches, made if need be (one that the daemon made would be root's), and what is only read; each once."""
-    mounted: list[Path] = []
-    for path in (*caches, *read):
-        if path in caches:
-            with contextlib.suppress(OSError):
-                path.mkdir(parents=True, exist_ok=True)
-        seen_already = home.is_relative_to(path) or any(path.is_relative_to(above) for above in mounted)
-        if path.exists() and not seen_already:
-            mounted.append(path)
-            yield Mount(path, path, read_only=path not in caches)
-
-
 def passed_on(environ: Mapping[str, str]) -> Iterator[str]:
     """Names of the variables that say something to engines and to the Hub, and nothing about places here."""
     for name, value in environ.items():
-        if name.upper().startswith(PASSED_ON) and name not in PLACES and not value.startswith(("/", "~")):
+        if name.upper().startswith(PASSED_ON) and name not in CACHES + FILES and not value.startswith(("/", "~")):
             yield name
-
-
-def named_paths(configs: Sequence[ExperimentConfig]) -> list[Path]:
-    """Files and directories of this machine that configurations name: models, adapters, data sets, engines."""
-
-    def texts(value: Any) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, Mapping):
-            for each in value.values():
-                yield from texts(each)
-        elif isinstance(value, (list, tuple)):
-            for each in value:
-                yield from texts(each)
-
-    found: dict[Path, None] = {}
-    for config in configs:
-        for text in texts(config.model_dump(exclude={"output_dir"}, exclude_none=True)):
-            with contextlib.suppress(OSError, ValueError, RuntimeError):  # no name of a file
-                path = _absolute(text)
-                if text and path.exists():
-                    found[_with_its_blobs(path)] = None
-    return sorted(found, key=lambda path: len(path.parts))
-
-
-def _with_its_blobs(path: Path) -> Path:
-    """The whole repository of a snapshot in a Hub's cache: the snapshot's files are links to what lies beside it."""
-    for above in (path, *path.parents):
-        if above.name == "snapshots" and above.parent.name.startswith(_REPOSITORIES):
-            return above.parent
-    return path
-
-
-def _absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def _no_output(config: ExperimentConfig) -> list[str]:

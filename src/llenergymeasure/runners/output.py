@@ -54,8 +54,7 @@ class ChildLog:
 
     def last_line(self) -> str:
         """The last line that is not blank, or an empty text; Python's dump of the stack does not count."""
-        text = self.recent().partition(_CRASH_DUMP)[0]
-        return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
+        return last_line_of(self.recent())
 
     def _copy(self, source: IO[bytes], file: BinaryIO) -> None:
         while chunk := self._read(source):
@@ -82,3 +81,8 @@ class ChildLog:
             *lines, self._unfinished_line = (self._unfinished_line + data).split(b"\n")
             for line in lines:
                 _echo.debug("%s", line.decode("utf-8", "replace"))
+
+
+def last_line_of(text: str) -> str:
+    """See `ChildLog.last_line`."""
+    return next((line.strip() for line in reversed(text.partition(_CRASH_DUMP)[0].split("\n")) if line.strip()), "")

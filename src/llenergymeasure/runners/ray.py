@@ -28,6 +28,11 @@ from llenergymeasure.runners.ray_node import introduce
 INTRODUCTION_S: Final = 60.0
 """How long the first look at a cluster waits for its nodes to introduce themselves, in seconds."""
 
+ANY_CLUSTER: Final = "auto"
+"""Stands for the cluster that this machine belongs to."""
+
+LOOPBACK: Final = "127.0.0.1"
+
 KNOCK_S: Final = 10.0
 """How long a cluster's first machine may take to answer at all, in seconds."""
 
@@ -42,10 +47,13 @@ def ray_cluster(address: str) -> Iterator[RayCluster]:
         address: As Ray takes it: `auto`, `host:port`, `ray://host:port`.
 
     Raises:
-        PreFlightError: Ray is missing, or there is no such cluster.
+        PreFlightError: That is no address, Ray is missing, or there is no such cluster.
     """
+    _check(address)
     ray = _import_ray(address)
     is_own = not ray.is_initialized()
+    if not is_own:
+        _check_connection(ray, address)
     # Ray prints what it hears of nodes to stdout, which is for results.
     with contextlib.redirect_stdout(sys.stderr):
         if is_own:
@@ -55,6 +63,42 @@ def ray_cluster(address: str) -> Iterator[RayCluster]:
         finally:
             if is_own:
                 ray.shutdown()
+
+
+def _check(address: str) -> None:
+    """Refuse what Ray would not look for a cluster at: for `local` it starts one, for nothing it takes any."""
+    host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
+    if address != ANY_CLUSTER and not (host.strip() and port.isdecimal()):
+        raise PreFlightError(
+            [
+                f"--cluster {address or repr(address)}: is no address. "
+                f"Give HOST:6379, ray://HOST:10001, {ANY_CLUSTER}, or none to stay on this machine"
+            ]
+        )
+
+
+def _check_connection(ray: ModuleType, address: str) -> None:
+    """Refuse a cluster other than the one that this process is connected to; whose address a client is not told."""
+    host, _, port = address.rpartition(":")
+    if address == ANY_CLUSTER or "://" in address:
+        return
+    connected_to = ray.get_runtime_context().gcs_address
+    there, _, its_port = connected_to.rpartition(":")
+    if port != its_port or _numeric(host) not in (there, LOOPBACK):
+        raise PreFlightError(
+            [
+                f"--cluster {address}: this process is connected to the Ray cluster at {connected_to} already. "
+                "Name that one, or call ray.shutdown() before"
+            ]
+        )
+
+
+def _numeric(host: str) -> str | None:
+    """The address that a host's name stands for; `None`: there is no such host."""
+    try:
+        return socket.gethostbyname(host.strip("[]"))
+    except OSError:
+        return None
 
 
 def _import_ray(address: str) -> ModuleType:

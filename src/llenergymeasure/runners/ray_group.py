@@ -8,7 +8,6 @@ Agent and meters take the processors of their nodes and leave the GPUs to the en
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.ray_launcher import Member, RayNodeLauncher, cause_of
 from llenergymeasure.runners.ray_meter import NodeMeter
 from llenergymeasure.runners.ray_node import NodeAgent
+from llenergymeasure.runners.ray_worker import where_the_study_begins
 from llenergymeasure.runners.supervise import POLL_INTERVAL_S, Interrupt, RunInterruptedError
 
 
@@ -122,7 +122,7 @@ class RayGroupLauncher(RayNodeLauncher):
                 if interrupt.requested:
                     raise RunInterruptedError("interrupted")
         self._look()
-        self._agent = self._start(NodeAgent, self._member, os.getcwd(), names, gpus=0)
+        self._agent = self._start(NodeAgent, self._member, where_the_study_begins(), names, gpus=0)
         self._ask("ready", give_up=interrupt)
 
     def failures(self, configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[list[str]]:

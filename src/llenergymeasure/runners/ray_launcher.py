@@ -5,23 +5,29 @@ An agent takes all processors and GPUs of its node, so that Ray gives nobody els
 
 from __future__ import annotations
 
-import os
+import contextlib
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.progress import Event, Observer
+from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.exceptions import ExperimentError, PreFlightError
+from llenergymeasure.results.persistence import RESULT_FILE
 from llenergymeasure.results.summary import one_line
 from llenergymeasure.runners.child import from_line
 from llenergymeasure.runners.cluster import Node, NodeLostError
 from llenergymeasure.runners.job import JOB_FILE, Job, MeasuredRun, run_from_json, write_job
+from llenergymeasure.runners.output import last_line_of
 from llenergymeasure.runners.ray_meter import NAMESPACE
-from llenergymeasure.runners.ray_node import NodeAgent, Outcome, failures_there
+from llenergymeasure.runners.ray_node import LogEnd, NodeAgent, Outcome, failures_there
+from llenergymeasure.runners.ray_worker import where_the_study_begins
 from llenergymeasure.runners.supervise import POLL_INTERVAL_S, ChildFailedError, Interrupt, RunInterruptedError
 from llenergymeasure.security import is_safe_path
 
@@ -32,6 +38,8 @@ RETRY_S: Final = 1.0
 
 _AT_ONCE: Final = 4
 """Calls that an agent takes while one of them waits for news."""
+
+_log = logging.getLogger(__name__)
 
 _LABELS: Final = ("class_name:", "actor_id:", "pid:", "namespace:", "ip:", "name:")
 
@@ -56,14 +64,15 @@ class RayNodeLauncher:
 
     def claim(self, interrupt: Interrupt) -> None:
         """Have an agent started that holds the node; waits while other work of the cluster is there."""
-        self._agent = self._start(NodeAgent, self._member, os.getcwd())
+        self._agent = self._start(NodeAgent, self._member, where_the_study_begins())
         self._ask("ready", give_up=interrupt)
 
     def failures(self, configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[list[str]]:
         """What each experiment would fail for on the node, by the node's own settings; it need not be claimed."""
         sent = [config.model_dump_json(exclude_unset=True, exclude={"output_dir"}) for config in configs]
         try:
-            answers: list[list[str]] = self._ray.get(remotely(self._ray, failures_there, self._node.id, sent))
+            question = remotely(self._ray, failures_there, self._node.id, where_the_study_begins(), sent)
+            answers: list[list[str]] = self._ray.get(question)
         except self._ray.exceptions.RayError as error:
             raise ChildFailedError("Crash", f"{self._node.name} could not tell: {cause_of(error)}") from error
         return answers
@@ -74,29 +83,32 @@ class RayNodeLauncher:
 
     def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
         """Run a job on the node; see `Launcher.run`."""
-        self._ask("begin", _content_of(job))
-        told = over = False
-        while not over:
-            answer = self._agent.news.remote()
-            while not self._ray.wait([answer], timeout=POLL_INTERVAL_S)[0]:
-                self._look()
-                if interrupt.urgent:
-                    self.release()
-                    raise RunInterruptedError("interrupted")
-                if interrupt.requested and not told:
-                    self._agent.stop.remote()
-                    told = True
-            news = self._answer(answer, "news")
-            for line in news["events"]:
-                event = from_line(line)
-                if isinstance(event, Event):
-                    observer(event)
-            over = news["over"]
-        outcome: Outcome = self._ask("outcome")
-        for name, size in outcome["files"].items():
-            self._fetch(name, size, job)
-        self._ask("clear")
-        return _run_of(outcome, job)
+        logs: dict[str, LogEnd] = {}
+        try:
+            self._ask("begin", _content_of(job))
+            self._follow(observer, interrupt, logs)
+            outcome: Outcome = self._ask("outcome")
+            refused = {name for name, size in outcome["files"].items() if not self._fetched(name, size, job)}
+        except RunInterruptedError:
+            _keep_ends(logs, job)
+            raise
+        except NodeLostError as error:
+            _keep_ends(logs, job)
+            raise NodeLostError(f"{error}{_last_words(logs)}") from error
+        if "run" not in outcome:
+            self._ask("clear")
+        return _without(refused, _run_of(outcome, job), job)
+
+    def page(self, directory: Path) -> str | None:
+        """See `NodeLauncher.page`."""
+        try:
+            page: str = self._ask("page", (directory / RESULT_FILE).read_bytes())
+        except (ExperimentError, OSError) as error:  # whoever draws it instead says what is wrong with it
+            _log.info("%s could not draw the report of %s: %s", self._node.name, directory, error)
+            page = ""
+        with contextlib.suppress(ExperimentError):  # a node that is lost by now: its next run will say so
+            self._ask("clear")
+        return page or None
 
     def leftovers(self) -> list[str]:
         """GPU memory that somebody left behind on the node."""
@@ -116,6 +128,27 @@ class RayNodeLauncher:
         agent, self._agent = self._agent, None
         if agent is not None:
             self._ray.kill(agent)
+
+    def _follow(self, observer: Observer, interrupt: Interrupt, logs: dict[str, LogEnd]) -> None:
+        """Hear of the job until there is an outcome; `logs` gets the end of what its processes say."""
+        told = over = False
+        while not over:
+            answer = self._agent.news.remote({name: log["size"] for name, log in logs.items()})
+            while not self._ray.wait([answer], timeout=POLL_INTERVAL_S)[0]:
+                self._look()
+                if interrupt.urgent:
+                    self.release()
+                    raise RunInterruptedError("interrupted")
+                if interrupt.requested and not told:
+                    self._agent.stop.remote()
+                    told = True
+            news = self._answer(answer, "news", {})
+            logs |= news["logs"]
+            for line in news["events"]:
+                event = from_line(line)
+                if isinstance(event, Event):
+                    observer(event)
+            over = news["over"]
 
     def _start(self, kind: type, member: Member, *arguments: Any, gpus: float | None = None, name: str = "") -> Any:
         """Have an actor started that holds a node.
@@ -138,18 +171,23 @@ class RayNodeLauncher:
     def _look(self) -> None:
         """Raise `NodeLostError` where something that a run needs besides its agent is lost."""
 
-    def _fetch(self, name: str, size: int, job: Job) -> None:
-        """Write a file of the run where it would be had it run here."""
+    def _fetched(self, name: str, size: int, job: Job) -> bool:
+        """Write a file of the run where it would be had it run here; whether the disk took it."""
         if not is_safe_path(job.work_dir, name):
             raise ExperimentError(f"{self._node.name} handed over a file outside its job's directory: {name}")
         path = job.work_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            while file.tell() < size:
-                part = self._ask("part", name, file.tell())
-                if not part:
-                    raise ExperimentError(f"{self._node.name} handed over {file.tell()} of {size} bytes of {name}")
-                file.write(part)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                while file.tell() < size:
+                    part = self._ask("part", name, file.tell())
+                    if not part:
+                        raise ExperimentError(f"{self._node.name} handed over {file.tell()} of {size} bytes of {name}")
+                    file.write(part)
+        except OSError as error:
+            _log.warning("%s is left out: %s", path, error.strerror or error)
+            return False
+        return True
 
     def _ask(self, method: str, *arguments: Any, give_up: Interrupt | None = None) -> Any:
         """Call a method of the agent, again while it is out of reach."""
@@ -189,6 +227,25 @@ def _content_of(job: Job) -> bytes:
     return (job.work_dir / JOB_FILE).read_bytes()
 
 
+def _keep_ends(logs: Mapping[str, LogEnd], job: Job) -> None:
+    """Leave what is known of a job's logs where those are that came as a whole."""
+    for name, log in logs.items():
+        path = job.work_dir / name
+        if is_safe_path(job.work_dir, name) and not path.exists():
+            left_out = log["size"] - len(log["end"])
+            told = f"[… {left_out} bytes left out …]\n" if left_out else ""
+            try:
+                path.write_bytes(told.encode() + log["end"])
+            except OSError as error:  # it must not hide why the log is not whole
+                _log.warning("Could not keep %s: %s", path, error)
+
+
+def _last_words(logs: Mapping[str, LogEnd]) -> str:
+    """The last line that a job's processes said, as an error has it."""
+    lines = [last_line_of(log["end"].decode("utf-8", "replace")) for log in logs.values()]
+    return next((f" (last output: {line})" for line in reversed(lines) if line), "")
+
+
 def _run_of(outcome: Outcome, job: Job) -> MeasuredRun:
     """What came of a job.
 
@@ -202,6 +259,18 @@ def _run_of(outcome: Outcome, job: Job) -> MeasuredRun:
     if outcome["error_type"] == PreFlightError.__name__:
         raise PreFlightError.from_text(outcome["message"])
     raise ChildFailedError(outcome["error_type"], outcome["message"], outcome["traceback"])
+
+
+def _without(refused: Collection[str], run: MeasuredRun, job: Job) -> MeasuredRun:
+    """The run without files that the disk refused, as its own process leaves those out that its disk refuses."""
+    gone = {job.work_dir / name for name in refused}
+
+    def there(path: Path | None) -> Path | None:
+        return None if path in gone else path
+
+    files = run.artefacts
+    further = tuple(path for path in files.further if path not in gone)
+    return replace(run, artefacts=Artefacts(there(files.timeseries), there(files.trace), there(files.outputs), further))
 
 
 def remotely(ray: ModuleType, function: Any, node_id: str, *arguments: Any) -> Any:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -29,14 +29,19 @@ from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.host.leftovers import leftover_gpu_memory
 from llenergymeasure.core.progress import Event
 from llenergymeasure.exceptions import ExperimentError
+from llenergymeasure.results.persistence import RESULT_FILE
+from llenergymeasure.results.report.write import page_of
 from llenergymeasure.runners.child import to_line
 from llenergymeasure.runners.job import JOB_FILE, Job, MetersElsewhere, read_job, run_to_json
 from llenergymeasure.runners.launchers import ChosenLauncher, runs_here
-from llenergymeasure.runners.ray_worker import forget_what_ray_set
+from llenergymeasure.runners.ray_worker import begin_where_the_study_did, forget_what_ray_set
 from llenergymeasure.runners.supervise import ChildFailedError, Interrupt, RunInterruptedError
 
 NEWS_S: Final = 2.0
 """Time between two words of an agent to the driver, in seconds: what a measurement must not be disturbed by is rare."""
+
+END_BYTES: Final = 16_384
+"""What the driver has of each log while a job runs: its end."""
 
 PART_BYTES: Final = 64_000_000
 """Size of the parts in which files cross."""
@@ -50,10 +55,18 @@ class Introduction(TypedDict):
     cpu: str | None
 
 
+class LogEnd(TypedDict):
+    """A log so far: its size, and its last bytes."""
+
+    size: int
+    end: bytes
+
+
 class News(TypedDict):
-    """What has happened since the last word: events as lines; `over`: there is an outcome."""
+    """What has happened since the last word: events as lines, logs that have grown; `over`: there is an outcome."""
 
     events: list[bytes]
+    logs: dict[str, LogEnd]
     over: bool
 
 
@@ -78,13 +91,16 @@ def introduce() -> Introduction:
     return {"version": VERSION, "gpu_names": names, "cpu": read_cpu(host.root).model}
 
 
-def failures_there(configs: Sequence[str]) -> list[list[str]]:
+def failures_there(cwd: str, configs: Sequence[str]) -> list[list[str]]:
     """What experiments, given as JSON, would fail for on this node by its own settings.
+
+    Args:
+        cwd: See `NodeAgent`.
 
     Raises:
         ChildFailedError: It cannot be found out.
     """
-    forget_what_ray_set()
+    begin_where_the_study_did(cwd)
     read = [ExperimentConfig.model_validate_json(config) for config in configs]
     return ChosenLauncher().failures(read, load_user_config())
 
@@ -93,13 +109,12 @@ class NodeAgent:
     """Runs one job after the other on its node. Every method may be called again when its answer was lost.
 
     Args:
+        cwd: Where the study was started.
         meters: Names of the meters of further nodes that a job may use, by those of the nodes.
     """
 
     def __init__(self, cwd: str, meters: Mapping[str, str] | None = None) -> None:
-        if os.path.isdir(cwd):
-            os.chdir(cwd)  # what a config names is meant from where the study was started, where that is shared
-        forget_what_ray_set()
+        begin_where_the_study_did(cwd)
         self._meters = dict(meters or {})
         self._launcher = ChosenLauncher()
         self._thread = ThreadPoolExecutor(1, "llem-job")
@@ -112,6 +127,7 @@ class NodeAgent:
         self._listening = threading.Lock()
         self._over = threading.Event()
         self._outcome: Outcome = {}
+        self._files: list[Path] = []
 
     def ready(self) -> bool:
         """Answers when the node is this agent's."""
@@ -133,13 +149,18 @@ class NodeAgent:
             self._begun = True
             self._thread.submit(self._run)
 
-    def news(self) -> News:
-        """What has happened, when there is an outcome or `NEWS_S` have passed."""
+    def news(self, known: Mapping[str, int]) -> News:
+        """What has happened, when there is an outcome or `NEWS_S` have passed.
+
+        Args:
+            known: Sizes of logs as they were told last.
+        """
         self._over.wait(NEWS_S)
         over = self._over.is_set()  # first: what came before the outcome is among the events then
         with self._listening:
             events, self._events = self._events, []
-        return {"events": events, "over": over}
+        logs = {} if over else {path.name: _end_of(path, size) for path, size in self._grown(known)}
+        return {"events": events, "logs": logs, "over": over}
 
     def stop(self) -> None:
         """Ask the job to end; a second time: at once."""
@@ -154,6 +175,14 @@ class NodeAgent:
         with (self._directory / name).open("rb") as file:
             file.seek(offset)
             return file.read(PART_BYTES)
+
+    def page(self, result: bytes) -> str:
+        """The report of the job's result, given as it was saved; the files that belong beside it are still here.
+
+        Raises:
+            Exception: Whatever drawing ran into.
+        """
+        return self._thread.submit(self._draw, result).result()
 
     def clear(self) -> None:
         """Remove the job's directory."""
@@ -200,10 +229,9 @@ class NodeAgent:
     def _run(self) -> None:
         try:
             run = self._launcher.run(self._read(), self._hear, self._interrupt)
-            artefacts = run.artefacts
-            known = [artefacts.timeseries, artefacts.trace, artefacts.outputs, *artefacts.further]
-            files = [path for path in known if path is not None]
-            self._outcome = {"run": run_to_json(run, self._directory), "files": self._sizes(files)}
+            series = [] if run.artefacts.timeseries is None else [run.artefacts.timeseries]
+            self._files = [*series, *run.artefacts.beside_timeseries]
+            self._outcome = {"run": run_to_json(run, self._directory), "files": self._sizes(self._files)}
         except RunInterruptedError:
             self._outcome = {"interrupted": True, "files": self._sizes([])}
         except Exception as error:  # noqa: BLE001 (whatever it was, the driver must hear of it)
@@ -214,10 +242,34 @@ class NodeAgent:
 
     def _sizes(self, files: Sequence[Path]) -> dict[str, int]:
         """Sizes of files of the run and of what its processes said, by their names in its directory."""
-        there = [path for path in (*files, *self._directory.glob("*.log")) if path.is_file()]
+        there = [path for path in (*files, *self._logs()) if path.is_file()]
         return {path.relative_to(self._directory).as_posix(): path.stat().st_size for path in there}
+
+    def _logs(self) -> Iterator[Path]:
+        return self._directory.glob("*.log")
+
+    def _grown(self, known: Mapping[str, int]) -> Iterator[tuple[Path, int]]:
+        """Logs with more in them than is known, and their sizes."""
+        for path in self._logs():
+            size = path.stat().st_size
+            if size > known.get(path.name, 0):
+                yield path, size
+
+    def _draw(self, result: bytes) -> str:
+        with tempfile.TemporaryDirectory(dir=self._directory) as name:
+            place = Path(name)
+            (place / RESULT_FILE).write_bytes(result)
+            for file in self._files:
+                (place / file.name).symlink_to(file)
+            return page_of(place)
 
     def _hear(self, event: Event) -> None:
         line = to_line(event)
         with self._listening:
             self._events.append(line)
+
+
+def _end_of(log: Path, size: int) -> LogEnd:
+    with log.open("rb") as file:
+        file.seek(max(0, size - END_BYTES))
+        return {"size": size, "end": file.read(END_BYTES)}

@@ -1,4 +1,4 @@
-"""What Ray does to its worker processes on a node, undone: they and their children see the machine as it is."""
+"""What Ray does to its workers on a node, undone: they see the machine as it is, from the study's directory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ import psutil
 
 _THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
 _PACKAGES_OF_RAY: Final = "thirdparty_files"
+
+
+def where_the_study_begins() -> str:
+    """The directory that configs are meant from, for a node; empty: somebody has removed it."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def begin_where_the_study_did(cwd: str) -> None:
+    """Take a study's directory, where this machine has it too, and what Ray has not changed: configs are meant so."""
+    if os.path.isdir(cwd):
+        os.chdir(cwd)
+    forget_what_ray_set()
 
 
 def forget_what_ray_set() -> None:

@@ -12,6 +12,7 @@ from typing import Final
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path
+from llenergymeasure.core.backends.registry import installed_backends
 from llenergymeasure.core.host.docker import default_image
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.domain.experiment import ExperimentResult
@@ -84,8 +85,48 @@ def execute_study(
         StudyInterruptedError: SIGINT or SIGTERM came; what is finished is kept.
         PersistenceError: Nothing can be written.
     """
+
+    def follow(event: StudyEvent) -> None:
+        if isinstance(event, RunFinished) and event.result is not None:
+            on_result(event.result)
+        if observer is not None:
+            observer(event)
+
+    def warn(*warnings: str) -> None:
+        for warning in warnings:
+            follow(StudyWarning(warning))
+
     with connected(place.cluster, machine, connect) as cluster:
-        return _execute(study, place, machine, on_result, observer, launcher, check, cluster)
+        if check is None:
+            check = check_locally if cluster is None else check_on(cluster)
+            check = check if launcher is None else lambda configs, machine: []
+        if place.resume is not None:
+            directory = check_study_dir(place.resume)
+        elif study is not None:
+            warn(*check(study.experiments, machine))
+            directory = create_study_dir(study.name, place.parent)
+        else:
+            raise StudyError("nothing to run: give a study, or the directory of one to go on with")
+        with locked(directory):
+            if study is not None and place.resume is None:
+                resumption = Resumption(study)
+            else:
+                resumption = plan_resumption(directory, study, dataset_hashes())
+                clear_leftovers(directory)
+                warn(*resumption.warnings)
+                finished = _finished_result(directory, resumption, export_csv=place.export_csv)
+                if finished is not None:
+                    done = finished.summary
+                    follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
+                    warn(f"The study in {directory} is finished; nothing to do.")
+                    return finished
+                warn(*check(experiments_left(resumption), machine))
+            skip_gap = enter_key() if place.interactive else None
+            host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
+            runner = StudyRunner(
+                resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
+            )
+            return _run(runner, machine.output.webhook_url)
 
 
 @contextmanager
@@ -98,66 +139,12 @@ def connected(asked: str | None, machine: UserConfig, connect: Connect = ray_clu
     Raises:
         PreFlightError: There is no such cluster.
     """
-    address = asked or machine.cluster.address or NO_CLUSTER
+    address = (machine.cluster.address or NO_CLUSTER) if asked is None else asked
     if address == NO_CLUSTER:
         yield None
     else:
         with connect(address) as cluster:
             yield cluster
-
-
-def _execute(
-    study: StudyConfig | None,
-    place: StudyPlace,
-    machine: UserConfig,
-    on_result: Callable[[ExperimentResult], None],
-    observer: StudyObserver | None,
-    launcher: Launcher | None,
-    check: StudyCheck | None,
-    cluster: Cluster | None,
-) -> StudyResult:
-    def follow(event: StudyEvent) -> None:
-        if isinstance(event, RunFinished) and event.result is not None:
-            on_result(event.result)
-        if observer is not None:
-            observer(event)
-
-    check = check or (_no_check if launcher is not None else check_locally if cluster is None else check_on(cluster))
-    if study is not None and place.resume is None:
-        for warning in check(study.experiments, machine):
-            follow(StudyWarning(warning))
-    if place.resume is not None:
-        directory = check_study_dir(place.resume)
-    elif study is not None:
-        directory = create_study_dir(study.name, place.parent)
-    else:
-        raise StudyError("nothing to run: give a study, or the directory of one to go on with")
-    with locked(directory):
-        if study is None or place.resume is not None:
-            resumption = plan_resumption(directory, study, dataset_hashes())
-            clear_leftovers(directory)
-            for warning in resumption.warnings:
-                follow(StudyWarning(warning))
-            finished = _finished_result(directory, resumption, export_csv=place.export_csv)
-            if finished is not None:
-                done = finished.summary
-                follow(StudyStarted(directory, done.total_experiments, done.completed, done.skipped))
-                follow(StudyWarning(f"The study in {directory} is finished; nothing to do."))
-                return finished
-            for warning in check(experiments_left(resumption), machine):
-                follow(StudyWarning(warning))
-        else:
-            resumption = Resumption(study)
-        skip_gap = enter_key() if place.interactive else None
-        host = StudyHost(launcher or ChosenLauncher(), observer=follow, skip_gap=skip_gap, cluster=cluster)
-        runner = StudyRunner(
-            resumption.study, directory, machine, host, resumption=resumption, export_csv=place.export_csv
-        )
-        return _run(runner, machine.output.webhook_url)
-
-
-def _no_check(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
-    return []
 
 
 def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> list[str]:
@@ -170,11 +157,15 @@ def check_locally(configs: Sequence[ExperimentConfig], machine: UserConfig) -> l
     return check_in_child(configs, machine)
 
 
-def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig) -> None:
+def check_backends(
+    experiments: Sequence[ExperimentConfig],
+    machine: UserConfig,
+    installed: Callable[[], Sequence[str]] = installed_backends,
+) -> None:
     """Refuse several backends in one Python environment: their engines need different releases of the same packages.
 
     Args:
-        experiments: Those that are to be run.
+        installed: Tells the engines that are here: one of them stays.
 
     Raises:
         PreFlightError: More than one backend would run here; shows the settings that mend it.
@@ -185,21 +176,18 @@ def check_backends(experiments: Sequence[ExperimentConfig], machine: UserConfig)
         return
     movable = [backend for backend in here if backend in BACKENDS]
     staying = [backend for backend in here if backend not in BACKENDS]
+    kept = [] if staying else [backend for backend in movable if backend in installed()][:1]
     raise PreFlightError(
         [
             f"the study uses several backends ({', '.join(backends)}), and {', '.join(here)} would run in this Python "
-            f"environment, where they cannot live side by side. {_apart(movable if staying else movable[1:], staying)}"
+            f"environment, where they cannot live side by side. "
+            f"{_apart([backend for backend in movable if backend not in kept], staying)}"
         ]
     )
 
 
 def _apart(movable: Sequence[str], staying: Sequence[str]) -> str:
-    """How to keep backends apart.
-
-    Args:
-        movable: Those that can go to Docker.
-        staying: Those that run locally alone.
-    """
+    """How to keep backends apart: those that can go to Docker, and those that run locally alone."""
     advice = []
     if len(staying) > 1:
         advice.append(f"Only one of {', '.join(staying)} can be in a study: there is no image of them.")

@@ -5,6 +5,7 @@ Workers on several nodes share one ledger, each in a thread of its own.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -21,7 +22,8 @@ from llenergymeasure.domain.environment import EnvironmentSnapshot
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import LLEMError, PersistenceError, ResultRescuedError, StudyError
-from llenergymeasure.results.persistence import refuge, save_result, save_result_or_rescue
+from llenergymeasure.results.persistence import REPORT_FILE, refuge, save_result, save_result_or_rescue
+from llenergymeasure.results.report.write import write_page
 from llenergymeasure.runners.job import Job, MeasuredRun
 from llenergymeasure.runners.supervise import ChildFailedError
 from llenergymeasure.study.gaps import environment_changes
@@ -131,10 +133,23 @@ class Ledger:
         remove(job.work_dir)
         return path.parent
 
-    def report(self, directory: Path) -> None:
-        """Make the report of a result; one at a time, because what draws it is not made for threads."""
+    def report(self, directory: Path, page: str | None) -> None:
+        """Make the report of a result; one at a time, because what draws it is not made for threads.
+
+        Args:
+            page: The report, where it was drawn elsewhere.
+        """
+        if page is not None:
+            with contextlib.suppress(PersistenceError):  # what is said of that is said by whoever draws it here
+                write_page(directory / REPORT_FILE, page)
+                return
         with self._reporting:
             self._report(directory)
+
+    def lost(self, run: PlannedRun, job: Job) -> None:
+        """A run was lost with its node, and is tried once more; what is known of its output is kept."""
+        self._keep_logs(run, job)
+        remove(job.work_dir)
 
     def fail(self, run: PlannedRun, job: Job, error: LLEMError, *, duration_s: float, node: str | None) -> None:
         """A run has failed.
@@ -142,7 +157,7 @@ class Ledger:
         Raises:
             StudyError: It was one too many in a row.
         """
-        kept = keep_failure(run, self._dir, logs_of(job), self.now())
+        kept = self._keep_logs(run, job)
         _log.info("%s, cycle %d failed: %s", run.title, run.cycle, error)
         try:
             self._mark_failed(run, error)
@@ -159,11 +174,14 @@ class Ledger:
 
     def interrupted(self, run: PlannedRun, job: Job) -> None:
         """A run was stopped; what its processes said is kept."""
-        keep_failure(run, self._dir, logs_of(job), self.now())
+        self._keep_logs(run, job)
 
     def now(self) -> datetime:
         """The present (UTC)."""
         return self._clock.wall()
+
+    def _keep_logs(self, run: PlannedRun, job: Job) -> Path | None:
+        return keep_failure(run, self._dir, logs_of(job), self.now())
 
     def _annotated(
         self, result: ExperimentResult, run: PlannedRun, notes: Sequence[str], node: str | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,8 +36,6 @@ SLOWEST_CPU_S_PER_TOKEN: Final = 1.0
 UNKNOWN_SIZE: Final = 10e9
 """Parameters assumed for a model whose name does not tell."""
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
@@ -72,13 +69,10 @@ def shared_parts(titles: Sequence[str]) -> str:
 
 
 def plan_runs(study: StudyConfig) -> tuple[PlannedRun, ...]:
-    """Every run of a study in order of execution; an experiment that is in it twice is run once, and said so."""
+    """Every run of a study in order of execution; an experiment that is in it twice is run once."""
     unique = {compute_measurement_config_hash(config): config for config in reversed(study.experiments)}
     hashes = {id(config): config_hash for config_hash, config in unique.items()}
     configs = list(reversed(unique.values()))
-    repeated = len(study.experiments) - len(configs)
-    if repeated:
-        _log.warning("%d of %d experiments repeat an earlier one and run once", repeated, len(study.experiments))
     titles = {hashes[id(config)]: title for config, title in zip(configs, study_titles(configs), strict=True)}
     execution = study.execution
     order = apply_cycles(

@@ -162,13 +162,11 @@ def plan_resumption(
         started_at=None if manifest is None else manifest.started_at,
         environments=environments,
         hardware=hardware,
-        is_closed=_is_closed(manifest, study_dir),
+        is_closed=manifest is not None
+        and manifest.status == "completed"
+        and not os.path.lexists(study_dir / JOURNAL_FILE),
         warnings=tuple(warnings),
     )
-
-
-def _is_closed(manifest: StudyManifest | None, study_dir: Path) -> bool:
-    return manifest is not None and manifest.status == "completed" and not os.path.lexists(study_dir / JOURNAL_FILE)
 
 
 def experiments_left(resumption: Resumption) -> list[ExperimentConfig]:
@@ -339,7 +337,7 @@ def _refuse_fewer_cycles(study: StudyConfig, entries: Sequence[ExperimentManifes
     if most > study.execution.n_cycles:
         raise StudyError(
             f"execution.n_cycles: {study.execution.n_cycles} is fewer than the {most} cycles that have results "
-            "here. Cycles can be added to a study, not taken away."
+            f"here. Cycles can be added to a study, not taken away: set it to {most} or more (--cycles {most})."
         )
 
 

@@ -45,7 +45,6 @@ class StudyStoppedError(StudyError):
 
     Args:
         message: Why, and how to go on.
-        study_dir: Directory of the study.
         result: What it yielded until then; `None` where even that could not be written.
     """
 
@@ -90,7 +89,6 @@ class StudyRunner:
     Args:
         study_dir: Its directory, which this process has locked.
         resumption: What an earlier execution left; `None` for a new study.
-        export_csv: Also write a CSV of all results at the end.
     """
 
     def __init__(
@@ -138,6 +136,9 @@ class StudyRunner:
             StudyStoppedError: Too many runs failed one after the other, or results cannot be saved any more.
         """
         total, left = len(self._all), len(self._left)
+        given, unique = len(self._study.experiments), len({run.config_hash for run in self._all})
+        if unique < given:
+            _log.warning("%d of %d experiments repeat an earlier one and run once", given - unique, given)
         shared = shared_parts([run.title for run in self._all])
         self._ledger.tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs), shared))
         try:

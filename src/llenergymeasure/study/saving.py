@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -118,7 +119,6 @@ def write_study(
 
     Args:
         entries: Every run, in order of execution.
-        gaps: The gaps that held.
         completed_at: When it ended; `None` when it was stopped before its end.
 
     Raises:
@@ -126,27 +126,10 @@ def write_study(
         PersistenceError: A result cannot be read; names it.
     """
     files = [entry.result_file for entry in entries if entry.status == "completed" and entry.result_file]
-    total_energy_j: float | None = None
-
-    def results() -> Iterator[ExperimentResult]:
-        for file in files:
-            result = load_result(study_dir / file)
-            title = titles.get(result.measurement_config_hash, result.config_name)
-            yield result.model_copy(update={"config_name": title})
-
-    def surveyed() -> Iterator[ExperimentResult]:
-        """The results, looked at as they pass: a large study must fit in memory."""
-        nonlocal total_energy_j
-        for result in results():
-            survey.add(result)
-            if result.total_energy_j is not None:
-                total_energy_j = (total_energy_j or 0.0) + result.total_energy_j
-            yield result
-
     planned = {run.key: run for run in plan_runs(study)}
-    titles = {run.config_hash: run.title for run in planned.values()}
-    survey = ColumnSurvey()
-    statistics = summarise_configurations(surveyed())
+    results = _Results([study_dir / file for file in files], {run.config_hash: run.title for run in planned.values()})
+    statistics = summarise_configurations(results.surveyed())
+    execution = study.execution
     result = StudyResult(
         study_id=study_dir.name,
         name=study.name,
@@ -154,11 +137,11 @@ def write_study(
         started_at=started_at,
         completed_at=completed_at,
         measurement_protocol=MeasurementProtocol(
-            n_cycles=study.execution.n_cycles,
-            cycle_order=study.execution.cycle_order,
+            n_cycles=execution.n_cycles,
+            cycle_order=execution.cycle_order,
             config_gap_seconds=gaps.config_s,
             cycle_gap_seconds=gaps.cycle_s,
-            shuffle_seed=study.execution.shuffle_seed,
+            shuffle_seed=execution.shuffle_seed,
         ),
         summary=StudySummary(
             total_experiments=len(entries),
@@ -166,7 +149,7 @@ def write_study(
             failed=sum(entry.status == "failed" for entry in entries),
             skipped=len(study.skipped_configs),
             total_wall_time_s=_wall_time_s(entries, started_at, completed_at),
-            total_energy_j=total_energy_j,
+            total_energy_j=results.total_energy_j,
         ),
         skipped=[
             SkippedExperiment(config=point.get("raw_config", point), reason=str(point.get("reason", "not valid")))
@@ -175,17 +158,45 @@ def write_study(
         failed=list(_failures(planned, entries)),
         result_files=files,
         statistics=statistics,
-    )
-    result = result.kept_in(study_dir)
+    ).kept_in(study_dir)
     try:
         to_json(result, study_dir / STUDY_FILE)
         if files:
-            to_parquet(results(), study_dir / TABLE_FILE, survey.columns())
+            to_parquet(results, study_dir / TABLE_FILE, results.survey.columns())
         if files and export_csv:
-            to_csv(results(), study_dir / CSV_FILE, survey.columns())
+            to_csv(results, study_dir / CSV_FILE, results.survey.columns())
     except PersistenceError as error:
         raise SummaryNotSavedError(result, str(error)) from error
     return result
+
+
+@dataclass(slots=True)
+class _Results:
+    """The results of a study, each read when its turn has come: a large study must fit in memory.
+
+    Args:
+        titles: What configurations are called in the study, by their hashes.
+        total_energy_j: Of those that were surveyed; `None` where none has joules.
+    """
+
+    files: Sequence[Path]
+    titles: Mapping[str, str]
+    survey: ColumnSurvey = field(default_factory=ColumnSurvey)
+    total_energy_j: float | None = None
+
+    def __iter__(self) -> Iterator[ExperimentResult]:
+        for file in self.files:
+            result = load_result(file)
+            title = self.titles.get(result.measurement_config_hash, result.config_name)
+            yield result.model_copy(update={"config_name": title})
+
+    def surveyed(self) -> Iterator[ExperimentResult]:
+        """All of them, looked at as they pass."""
+        for result in self:
+            self.survey.add(result)
+            if result.total_energy_j is not None:
+                self.total_energy_j = (self.total_energy_j or 0.0) + result.total_energy_j
+            yield result
 
 
 def _failures(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from llenergymeasure.core.host.threads import started
 from llenergymeasure.exceptions import StudyError
+from llenergymeasure.results.summary import duration
 from llenergymeasure.runners.cluster import Cluster, Node, NodeLauncher, NodeLostError
 from llenergymeasure.runners.supervise import POLL_INTERVAL_S, Interrupt, RunInterruptedError
 from llenergymeasure.study.ledger import Ledger
@@ -27,13 +28,11 @@ class Watch:
         look_s: Time between two looks at which nodes there are.
         tell_s: How long nothing can go on before it is said.
         retry_s: How long a node that was lost and is there again is left alone.
-        abandoned_s: How long a study waits for a node that can go on with it.
     """
 
     look_s: float = 5.0
     tell_s: float = 10.0
     retry_s: float = 30.0
-    abandoned_s: float = 24 * 3600.0
 
 
 class Spread:
@@ -54,6 +53,7 @@ class Spread:
         self._ledger = ledger
         self._user = interrupt
         self._watch = watch
+        self._patience_s = terms.machine.cluster.max_wait_seconds
         self._stop = Interrupt()
         self._changed = threading.Condition()
         self._nodes: dict[str, Node] = {}
@@ -95,9 +95,11 @@ class Spread:
             elif not told and clock.now() - stalled_since_s >= self._watch.tell_s:
                 self._ledger.tell(StudyWarning(self._waiting()))
                 told = True
-            elif clock.now() - stalled_since_s > self._watch.abandoned_s:
-                hours = self._watch.abandoned_s / 3600
-                raise StudyError(f"no node came for {hours:.0f} h that could go on with the study")
+            elif clock.now() - stalled_since_s > self._patience_s:
+                raise StudyError(
+                    f"no node came for {duration(self._patience_s)} that could go on with the study "
+                    "(cluster.max_wait_seconds of the user settings)"
+                )
 
     def _is_stalled(self) -> bool:
         """Whether nobody has anything to do, and something is left; who waits for a busy node has nothing to do."""
@@ -125,14 +127,16 @@ class Spread:
         there += [f"and {len(nodes) - MOST_LISTED} more"] if len(nodes) > MOST_LISTED else []
         return (
             f"No node of the cluster is free for the {self._placement.left} runs that are left "
-            f"(nodes: {'; '.join(there) or 'none'}). Waiting for one, {self._watch.abandoned_s / 3600:.0f} h at most. "
+            f"(nodes: {'; '.join(there) or 'none'}). Waiting for one, {duration(self._patience_s)} at most "
+            "(cluster.max_wait_seconds of the user settings). "
             "Ctrl-C ends the study; --resume goes on with it."
         )
 
     def _work(self, node: Node) -> None:
         """One node's thread: claim it, then do what it may do."""
         launcher = self._cluster.launcher_on(node)
-        worker = Worker(Site(launcher, launcher.leftovers, node.name), self._terms, self._ledger, self._stop)
+        site = Site(launcher, launcher.leftovers, launcher.page, node.name)
+        worker = Worker(site, self._terms, self._ledger, self._stop)
         try:
             self._work_with(launcher, worker, node)
         except NodeLostError as error:

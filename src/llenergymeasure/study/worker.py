@@ -23,7 +23,7 @@ from llenergymeasure.runners.isolated import Launcher
 from llenergymeasure.runners.job import Job
 from llenergymeasure.runners.supervise import Interrupt, RunInterruptedError
 from llenergymeasure.study.gaps import Gaps, wait_out
-from llenergymeasure.study.ledger import Ledger, remove
+from llenergymeasure.study.ledger import Ledger
 from llenergymeasure.study.plan import OnNode, PlaceEvent, PlannedRun, StudyWarning, silence_s, timeout_s
 
 _log = logging.getLogger(__name__)
@@ -35,12 +35,14 @@ class Site:
 
     Args:
         leftovers: Finds GPU memory that somebody left behind there, one sentence each.
+        page: Draws the report of the last run's result there, see `NodeLauncher.page`; `None`: it is drawn here.
         node: Its name in a cluster; `None`: this machine.
         skip_gap: Whether the user wants to skip the gap; `None`: there is nobody to ask.
     """
 
     launcher: Launcher
     leftovers: Callable[[], Sequence[str]]
+    page: Callable[[Path], str | None] | None = None
     node: str | None = None
     skip_gap: SkipKey | None = None
 
@@ -147,7 +149,7 @@ class Worker:
         except LLEMError as error:
             lost = isinstance(error, NodeLostError)
             if lost and not last_try:
-                remove(job.work_dir)
+                self._ledger.lost(run, job)
             else:
                 self._ledger.fail(run, job, error, duration_s=clock.now() - began_s, node=node)
             if lost:
@@ -158,7 +160,7 @@ class Worker:
         kept_in = self._ledger.succeed(run, job, measured, notes=notes, duration_s=duration_s, node=node)
         self._baselines = measured.baselines
         began_s = clock.now()
-        self._ledger.report(kept_in)
+        self._ledger.report(kept_in, None if self._site.page is None else self._site.page(kept_in))
         self._reporting_s = clock.now() - began_s
         return True
 

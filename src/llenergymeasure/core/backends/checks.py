@@ -85,7 +85,6 @@ def check_arrived(engine: str, section: BackendConfig, settings: Mapping[str, An
     """Refuse an engine that chose otherwise than it was told.
 
     Args:
-        engine: Its name, for people.
         settings: Read back from the engine, by config path.
 
     Raises:
@@ -116,11 +115,7 @@ def combination_problems(config: ExperimentConfig, host: EngineHost, engine_chec
 
 
 def needs_package(host: EngineHost, setting: str, packages: Sequence[str], how: str) -> Iterator[str]:
-    """One of `packages` must be there, and work.
-
-    Args:
-        how: What to do where none is.
-    """
+    """One of `packages` must be there, and work; `how` tells what to do where none is."""
     present = [package for package in packages if host.is_installed(package)]
     failures = [(package, failure) for package in present if (failure := host.import_failure(package)) is not None]
     if not present:

@@ -53,6 +53,7 @@ class RequestOutput:
             of one batch may share the memory. `None` where the engine does not tell.
         queued_s: Seconds the request waited inside the engine before `started_s`.
         cached_tokens: Input tokens that a cache of prefixes already held, so that they were not computed.
+        preemptions: Times that it lost its key-value cache to others and was computed again from its first token.
     """
 
     index: int
@@ -63,6 +64,7 @@ class RequestOutput:
     token_times_s: Sequence[float] | None = None
     queued_s: float = 0.0
     cached_tokens: int = 0
+    preemptions: int = 0
 
     @property
     def output_tokens(self) -> int:

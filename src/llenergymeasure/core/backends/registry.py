@@ -18,7 +18,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.ssot import BACKENDS, BACKENDS_GROUP
 from llenergymeasure.core.backends.protocol import InferenceBackend
 from llenergymeasure.core.clock import Clock, SystemClock
-from llenergymeasure.exceptions import BackendError
+from llenergymeasure.exceptions import ENDINGS, BackendError
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -115,7 +115,9 @@ class Registry:
         self.package_versions(name)
         try:
             factory = provider.load()
-        except Exception as error:  # a broken package may raise anything
+        except ENDINGS:
+            raise
+        except BaseException as error:  # a broken package may raise anything
             raise BackendError(
                 f"the {name} backend is installed but cannot be imported ({type(error).__name__}: {error}). "
                 f"Reinstall it with: {provider.install_command(provider.needs[0])} --force-reinstall"
@@ -184,7 +186,9 @@ class Registry:
         for entry in metadata.entry_points(group=BACKENDS_GROUP, name=name):
             try:
                 entry.load()
-            except Exception as error:  # somebody else's code
+            except ENDINGS:
+                raise
+            except BaseException as error:  # somebody else's code
                 raise BackendError(
                     f"the {name} backend ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
                 ) from error

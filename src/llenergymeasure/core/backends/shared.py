@@ -15,13 +15,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.backends.checks import attempt
+from llenergymeasure.core.backends.place import EnginePlace
+from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, order_is_certain, visible_gpus
@@ -174,6 +176,11 @@ class OwnModel:
             attempt(lambda: self.tokenizer(config), problems)
         return source
 
+    def check_drafter(self, drafter: str | None, what: str, problems: list[str]) -> None:
+        """Look where the files of another model are that `what` names; what stands in the way goes to `problems`."""
+        if drafter is not None:
+            attempt(lambda: find_model(drafter, None, cache_home=self.cache_home, what=what), problems)
+
 
 def load_tokenizer(config: ExperimentConfig, source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's own tokenizer.
@@ -240,3 +247,64 @@ class TransformersTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+SessionT = TypeVar("SessionT")
+
+
+class OwnEngine(Generic[SessionT]):
+    """What every engine of this package has: a clock, its model, and what of that is loaded.
+
+    Args:
+        model_cache_dir: Home of the Hub's cache (`HF_HOME`); `None` leaves it to the Hub's client.
+    """
+
+    name = ""
+    loggers: tuple[str, ...] = ()
+    """What it and the libraries behind it speak through."""
+
+    def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
+        self._clock = clock
+        self._model = OwnModel(model_cache_dir, *self.loggers)
+        self._session: SessionT | None = None
+
+    def tokenizer(self, config: ExperimentConfig) -> TransformersTokenizer:
+        """The model's own tokenizer."""
+        return TransformersTokenizer(self._model.tokenizer(config))
+
+    def _loaded(self) -> SessionT:
+        if self._session is None:
+            raise BackendError(f"the {self.name} backend has no model loaded; call load() first.")
+        return self._session
+
+
+class HasLLM(Protocol):
+    """What an engine that is an `LLM` object has loaded."""
+
+    @property
+    def llm(self) -> Any:
+        """The object."""
+
+
+LLMSessionT = TypeVar("LLMSessionT", bound=HasLLM)
+
+
+class OwnLLM(OwnEngine[LLMSessionT]):
+    """One that is an `LLM` object, which batches by itself and has processes of its own."""
+
+    _place: EnginePlace | None = None
+
+    @property
+    def llm(self) -> Any:
+        """The loaded `LLM`, to look at."""
+        return self._loaded().llm
+
+    @property
+    def batch_size(self) -> int | None:
+        """`None`: it batches by itself."""
+        return None
+
+    def _leave_place(self) -> None:
+        if self._place is not None:
+            self._place.close()
+            self._place = None

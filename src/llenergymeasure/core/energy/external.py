@@ -6,24 +6,28 @@
 The value is called with the devices of a run and the measurement clock, and gives an `EnergyBackend`. What it measures
 is believed where it is believable: a figure of 0 J or below, one that is no number, a window on another clock, a method
 or scope that nobody knows, or an error while the window is closed each cost the figure and never the run.
+
+Beside it, NVIDIA GPUs are asked once an interval for what is no power: temperature, clocks, memory, throttling.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Final, cast, get_args
+from typing import ClassVar, Final, cast, get_args
 
 from llenergymeasure.config.ssot import ENERGY_BACKENDS, ENERGY_GROUP
 from llenergymeasure.core.clock import Clock
+from llenergymeasure.core.energy.sampler import GpuReader, sampler_warnings
+from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import EnergyBackend, EnergyMeasurement, MeterOptions, TrackingHandle
-from llenergymeasure.core.gpu.driver import DeviceId
+from llenergymeasure.core.gpu.driver import DeviceId, Gpu
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.exceptions import EnergyError
+from llenergymeasure.exceptions import ENDINGS, EnergyError
 
 MeterFactory = Callable[[Sequence[DeviceId], Clock], EnergyBackend]
 """Makes a meter of the devices of a run (GPU UUIDs, or `("cpu",)`), which stamps its windows with the clock."""
@@ -36,71 +40,61 @@ ESTIMATED: Final = MeasurementWarning(
 )
 
 
-class ExternalMeter:
-    """An `EnergyBackend` of another package.
+@dataclass(frozen=True, slots=True)
+class ExternalStrategy:
+    """The meter of another package, whose own instants are the edges of a window.
 
     Args:
-        meter: What that package made.
-        version: Of its distribution.
+        version: Of that package's distribution.
+        gpus: Those of the run that NVML knows.
     """
 
-    def __init__(self, name: str, version: str, meter: EnergyBackend, clock: Clock, options: MeterOptions) -> None:
-        self.name = name
-        self._version = version
-        self._meter = meter
-        self._clock = clock
-        self._options = options
+    name: str
+    version: str
+    meter: EnergyBackend
+    clock: Clock
+    options: MeterOptions
+    gpus: Sequence[Gpu] = ()
+    tells_host: ClassVar = True
 
-    def prove(self) -> str:
-        """Have the meter take a reading; tells which version of it did.
-
-        Raises:
-            EnergyError: It has none.
-        """
+    def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
+        """Have the meter take a reading; tells which version of it did."""
         try:
-            available = self._meter.is_available()
+            available = self.meter.is_available()
         except Exception as error:  # somebody else's code
             raise _failed("cannot be read", error) from error
         if not available:
             raise EnergyError("it has no reading now (is_available() is false); its log says why: --verbose shows it")
-        return f"version {self._version} answers"
+        return f"version {self.version} answers"
 
-    def is_available(self) -> bool:
-        """Whether a reading can be had here and now."""
+    def readers(self) -> list[GpuReader]:
+        """One per board; its power is the other meter's business."""
+        return [GpuReader(gpu, self.clock, power=False) for gpu in self.gpus]
+
+    def before(self) -> TrackingHandle:
+        """Have it open a window, on the clock that it was made with."""
+        asked_s = self.clock.now()
         try:
-            self.prove()
-        except EnergyError:
-            return False
-        return True
-
-    def start_tracking(self) -> TrackingHandle:
-        """Open a window.
-
-        Raises:
-            EnergyError: The meter could not, or does not use the clock that it was made with.
-        """
-        asked_s = self._clock.now()
-        try:
-            handle = self._meter.start_tracking()
+            handle = self.meter.start_tracking()
         except Exception as error:
             raise _failed(f"the {self.name} meter could not open a window", error) from error
-        if not isinstance(handle, TrackingHandle) or not asked_s <= handle.start_s <= self._clock.now():
+        if not isinstance(handle, TrackingHandle) or not asked_s <= handle.start_s <= self.clock.now():
             raise EnergyError(
                 f"the {self.name} meter opened a window that did not begin now. Its start_tracking() must return a "
                 "TrackingHandle whose start_s was read meanwhile from the clock that it was made with."
             )
         return handle
 
-    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
-        """Close the window; what is not believable is not measured, and a note says why."""
-        asked_s = self._clock.now()
+    def after(self, before: TrackingHandle) -> EnergyMeasurement:
+        """Have it close the window; what is not believable is not measured, and a note says why."""
+        handle, asked_s = before, self.clock.now()
         try:
-            energy = self._meter.stop_tracking(handle)
+            energy = self.meter.stop_tracking(handle)
         except Exception as error:  # noqa: BLE001 (somebody else's code; the run itself is not lost with it)
             return self._unmeasured(handle.start_s, asked_s, str(_failed("closing its window failed", error)))
         if not isinstance(energy, EnergyMeasurement):
             return self._unmeasured(handle.start_s, asked_s, f"it gave {type(energy).__name__}, no EnergyMeasurement")
-        if energy.start_s != handle.start_s or not asked_s <= energy.end_s <= self._clock.now():
+        if energy.start_s != handle.start_s or not asked_s <= energy.end_s <= self.clock.now():
             energy.close()
             return self._unmeasured(handle.start_s, asked_s, "the window that it closed did not end now")
         try:
@@ -112,11 +106,24 @@ class ExternalMeter:
             return self._unmeasured(energy.start_s, energy.end_s, problem, energy.notes)
         return self._stated(energy)
 
+    def measurement(
+        self, start_s: float, end_s: float, read: EnergyMeasurement, telemetry: Telemetry | None
+    ) -> EnergyMeasurement:
+        """What it said, with the samples taken beside it unless it has its own."""
+        if read.telemetry is None or telemetry is None:
+            return replace(read, telemetry=read.telemetry or telemetry)
+        telemetry.close()
+        return read
+
+    def warnings(self, telemetry: Telemetry | None = None) -> Iterator[MeasurementWarning]:
+        """What about the sampler makes its samples doubtful."""
+        return iter(()) if telemetry is None else sampler_warnings(telemetry)
+
     def _unmeasured(
         self, start_s: float, end_s: float, reason: str, notes: tuple[MeasurementWarning, ...] = ()
     ) -> EnergyMeasurement:
         note = MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, f"the {self.name} meter: {reason}")
-        return EnergyMeasurement(start_s, end_s, notes=(*notes, note), meter=self.name, meter_version=self._version)
+        return EnergyMeasurement(start_s, end_s, notes=(*notes, note), meter=self.name, meter_version=self.version)
 
     def _stated(self, energy: EnergyMeasurement) -> EnergyMeasurement:
         """The same under the name that the config has for the meter, with an uncertainty unless it is an estimate."""
@@ -125,11 +132,11 @@ class ExternalMeter:
             notes = notes if any(note.code is ESTIMATED.code for note in notes) else (*notes, ESTIMATED)
         elif energy.total_j is not None and not components:
             components = (self._assumed(energy.total_j),)
-        return replace(energy, components=components, notes=notes, meter=self.name, meter_version=self._version)
+        return replace(energy, components=components, notes=notes, meter=self.name, meter_version=self.version)
 
     def _assumed(self, energy_j: float) -> BudgetComponent:
         """The user's word for a meter that states nothing. How much of it cancels between two runs, nobody knows."""
-        share_pct = self._options.power_gain_uncertainty_pct
+        share_pct = self.options.power_gain_uncertainty_pct
         return BudgetComponent(
             name="meter",
             kind="sensor",
@@ -162,7 +169,9 @@ def problems(energy: EnergyMeasurement) -> Iterator[str]:
             yield f"it states a half-width of {part.half_width_j} J"
 
 
-def external_meter(name: str, devices: Sequence[DeviceId], clock: Clock, options: MeterOptions) -> ExternalMeter:
+def external_strategy(
+    name: str, devices: Sequence[DeviceId], clock: Clock, options: MeterOptions, gpus: Sequence[Gpu] = ()
+) -> ExternalStrategy:
     """The meter that another package registered as `name`, not yet proven.
 
     Raises:
@@ -172,7 +181,9 @@ def external_meter(name: str, devices: Sequence[DeviceId], clock: Clock, options
     named = f"{entry.value} of {package}"
     try:
         factory = entry.load()
-    except Exception as error:
+    except ENDINGS:
+        raise
+    except BaseException as error:
         raise _failed(f"{named} cannot be imported", error) from error
     if not callable(factory):
         raise EnergyError(f"{named} is no class or function that makes a meter, but {type(factory).__name__}")
@@ -183,7 +194,7 @@ def external_meter(name: str, devices: Sequence[DeviceId], clock: Clock, options
     missing = [part for part in ("name", "is_available", "start_tracking", "stop_tracking") if not hasattr(meter, part)]
     if missing:
         raise EnergyError(f"{named} makes no EnergyBackend: {type(meter).__name__} has no {', '.join(missing)}")
-    return ExternalMeter(name, package.partition(" ")[2], meter, clock, options)
+    return ExternalStrategy(name, package.partition(" ")[2], meter, clock, options, gpus)
 
 
 def taken_names() -> list[tuple[str, str]]:
@@ -207,7 +218,7 @@ def _package(entry: metadata.EntryPoint) -> str:
     return "an unknown package" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
 
 
-def _failed(what: str, error: Exception) -> EnergyError:
+def _failed(what: str, error: BaseException) -> EnergyError:
     """One kind of error for whatever another package raises; its own words where it speaks of energy."""
     said = str(error) if isinstance(error, EnergyError) else f"{type(error).__name__}: {error}"
     return EnergyError(f"{what}: {said}")

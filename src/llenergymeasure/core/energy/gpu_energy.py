@@ -1,13 +1,12 @@
 """From what was read of GPUs around and during a window to joules, and `trace.parquet`, from which they come again.
 
 Per board there are up to two answers: the hardware counter (sharpened at the window's edges by fusion) and the integral
-of the power samples. The counter is the answer where every board of the window has a good one; otherwise the integral
-is, for every board, so that one method describes the total. Where the two contradict each other so badly that one of
-them must be broken, and nothing says which, there is no answer.
+of the power samples; audit.py chooses.
 
 The file holds the inputs of `gpu_measurement` unchanged: samples as rows of 64-bit numbers; counter reads, window and
 the part of it that counts as JSON in the Parquet metadata (whose numbers round-trip exactly). `recompute_energy` runs
-the same functions on them, so it gives the same joules to the last bit, with no GPU in sight.
+the same functions on them, so it gives the same joules to the last bit, with no GPU in sight. Of a run on the CPU it
+holds what the host's counters moved by instead (host_energy.py).
 """
 
 from __future__ import annotations
@@ -16,31 +15,39 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from llenergymeasure.constants import VERSION
+from llenergymeasure.core.energy.audit import (
+    Answer,
+    BoardEnergy,
+    add_up,
+    audit_boards,
+    audit_notes,
+    choose_method,
+    verdict,
+)
 from llenergymeasure.core.energy.fusion import CounterError, fuse_energy, plain_counter_energy
+from llenergymeasure.core.energy.host_energy import host_measurement
 from llenergymeasure.core.energy.integrate import TraceTooShortError, energy_between, integrate_power
 from llenergymeasure.core.energy.spans import Span
 from llenergymeasure.core.energy.telemetry import COLUMNS, SOURCES, UNKNOWN, Columns, SampleLog, Telemetry
-from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow
+from llenergymeasure.core.energy.types import BoardRecord, EnergyMeasurement, GpuWindow, HostWindow
 from llenergymeasure.core.energy.uncertainty import (
     clock_components,
     counter_component,
-    gain_component,
     integral_components,
     unseen_components,
 )
-from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.domain.base import EnergyMethod, EnergyScope
-from llenergymeasure.domain.energy import BudgetComponent, EnergyAudit, comparative_half_width, sum_budgets
-from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
+from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.domain.base import EnergyScope
+from llenergymeasure.domain.energy import BudgetComponent, sum_budgets
 from llenergymeasure.exceptions import PersistenceError
 
 if TYPE_CHECKING:
@@ -58,19 +65,14 @@ MAX_GAP_INTERVALS: Final = 10.0
 FUSION_REACH_S: Final = 60.0
 """How far from the window's edges samples take part in fusion; its estimates rest on the last second or so."""
 
-BROKEN_PCT: Final = 20.0
-BROKEN_BOUNDS: Final = 3.0
-"""Counter and integral that differ by more than this, and by more than this many times what their uncertainties allow,
-cannot both be right within any reason: a counter that froze or was reset inside the window, a sensor that hangs."""
-
-SENSOR_SPREAD_PCT: Final = 1.0
-"""What counter and power sensor of one board may differ by for reasons of their own, in per cent."""
-
 ROWS_PER_GROUP: Final = 8192
 """Samples that are in memory at once when a file is read."""
 
 WINDOW_KEY: Final = b"llenergymeasure_window"
+HOST_KEY: Final = b"llenergymeasure_host_window"
 COUNTED_KEY: Final = b"llenergymeasure_counted_part"
+
+_W = TypeVar("_W")
 
 UNITS: Final = {
     "time_s": "s",
@@ -83,82 +85,36 @@ UNITS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """Joules of one board by one method, their error budget without the gain, and why there are none, if so."""
-
-    energy_j: float | None = None
-    budget: tuple[BudgetComponent, ...] = ()
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _BoardEnergy:
-    """The answers for one board.
-
-    Args:
-        counter_j: Plain difference of the counter.
-        fused_j: Counter and samples together; `None` where only the plain difference was to be had.
-        counter: By the counter, as sharp as could be had.
-        unseen: What the counter misses if it adds up what the sensor sees; nothing where it is known not to. No matter
-            for the audit: the samples miss the same.
-        integral: By the power samples.
-        clock: What the clock of another machine adds to either.
-    """
-
-    device: DeviceId
-    counter_j: float | None
-    fused_j: float | None
-    counter: _Answer
-    unseen: tuple[BudgetComponent, ...]
-    integral: _Answer
-    clock: tuple[BudgetComponent, ...] = ()
-
-    def by(self, method: EnergyMethod | None) -> float | None:
-        """Joules by the window's method; where the window has none, by the only one the board has."""
-        if method == "hardware_counter":
-            return self.counter.energy_j
-        if method == "power_integration":
-            return self.integral.energy_j
-        known = [answer.energy_j for answer in (self.counter, self.integral) if answer.energy_j is not None]
-        return known[0] if len(known) == 1 else None
-
-    def budget(self, method: EnergyMethod, gain_pct: float) -> tuple[BudgetComponent, ...]:
-        """The error budget of `by(method)`."""
-        timing = (*self.counter.budget, *self.unseen) if method == "hardware_counter" else self.integral.budget
-        return (gain_component(self.by(method) or 0.0, gain_pct), *timing, *self.clock)
-
-
 def gpu_measurement(window: GpuWindow, telemetry: Telemetry) -> EnergyMeasurement:
     """The energy of a window on GPUs; a pure function of what was read at its edges and sampled in between."""
     answers = [_board_energy(record, telemetry, window) for record in window.boards]
-    audit = _audit(answers)
-    method = _method(answers, audit)
-    budgets = {} if method is None else {a.device: a.budget(method, window.gain_uncertainty_pct) for a in answers}
+    audits = audit_boards(answers)
+    method = choose_method(answers, audits)
+    budgets = {a.device: budget for a in answers if (budget := a.budget(method, window.gain_uncertainty_pct))}
     return EnergyMeasurement(
         start_s=window.start_s,
         end_s=window.end_s,
-        total_j=None if method is None else _sum(a.by(method) for a in answers),
+        total_j=None if method is None else add_up(a.by(method) for a in answers),
         method=method,
         scope=None if method is None else _scope(window.boards),
         per_gpu_j={a.device: a.by(method) for a in answers},
-        counter_j=_sum(a.counter_j for a in answers),
-        integral_j=_sum(a.integral.energy_j for a in answers),
-        fused_j=_sum(a.fused_j for a in answers),
-        audit=audit,
-        components=sum_budgets(budgets.values()),
+        counter_j=add_up(a.counter_j for a in answers),
+        integral_j=add_up(a.integral.energy_j for a in answers),
+        fused_j=add_up(a.fused_j for a in answers),
+        audit=verdict(audits),
+        components=() if method is None else sum_budgets(budgets.values()),
         per_gpu_components=budgets,
         telemetry=telemetry,
         gpu_window=window,
-        notes=tuple(_notes(answers, method, audit)),
+        notes=tuple(audit_notes(answers, method, audits)),
         meter=window.meter,
     )
 
 
-def _board_energy(record: BoardRecord, telemetry: Telemetry, window: GpuWindow) -> _BoardEnergy:
+def _board_energy(record: BoardRecord, telemetry: Telemetry, window: GpuWindow) -> BoardEnergy:
     times, power = telemetry.power(record.device)
     plain_j = fused_j = None
-    counter = _Answer(reason=record.counter_problem or "")
+    counter = Answer(reason=record.counter_problem or "")
     if record.has_counter and record.counter_problem is None:
         first_s, last_s = window.start_s + FUSION_REACH_S, window.end_s - FUSION_REACH_S
         near = ((t, w) for t, w in zip(times, power, strict=True) if t <= first_s or t >= last_s)
@@ -166,15 +122,15 @@ def _board_energy(record: BoardRecord, telemetry: Telemetry, window: GpuWindow) 
             believable_j = _believable_counter(record, window)
             fused = fuse_energy(record.before, record.after, near, window.start_s, window.end_s, record.sensor)
         except CounterError as error:
-            counter = _Answer(reason=str(error))
+            counter = Answer(reason=str(error))
         else:
             plain_j, fused_j = believable_j, None if fused.fallback_reason else fused.energy_j
-            counter = _Answer(fused.energy_j, (counter_component(fused),))
+            counter = Answer(fused.energy_j, (counter_component(fused),))
     unseen: tuple[BudgetComponent, ...] = ()
     if record.sensor.counter_follows_sensor is not False:
         unseen = unseen_components(times, power, window.start_s, window.end_s, record)
     integral, clock = _integral(times, power, record, window), clock_components(power, record)
-    return _BoardEnergy(record.device, plain_j, fused_j, counter, unseen, integral, clock)
+    return BoardEnergy(record.device, plain_j, fused_j, counter, unseen, integral, clock)
 
 
 def _believable_counter(record: BoardRecord, window: GpuWindow) -> float:
@@ -188,89 +144,22 @@ def _believable_counter(record: BoardRecord, window: GpuWindow) -> float:
     return counter_j
 
 
-def _integral(times: Sequence[float], power: Sequence[float], record: BoardRecord, window: GpuWindow) -> _Answer:
+def _integral(times: Sequence[float], power: Sequence[float], record: BoardRecord, window: GpuWindow) -> Answer:
     start_s, end_s = window.start_s, window.end_s
     gap_s = max((b - a for a, b in pairwise(times) if b > start_s and a < end_s), default=0.0)
     if gap_s > max(MAX_GAP_S, MAX_GAP_INTERVALS * window.sampling_interval_s):
-        return _Answer(reason=f"for {gap_s:.1f} s of the window there is no power sample")
+        return Answer(reason=f"for {gap_s:.1f} s of the window there is no power sample")
     try:
         energy_j = integrate_power(times, power, start_s, end_s)
     except TraceTooShortError as error:
-        return _Answer(reason=str(error))
-    return _Answer(energy_j, integral_components(times, power, start_s, end_s, record.sampling))
+        return Answer(reason=str(error))
+    return Answer(energy_j, integral_components(times, power, start_s, end_s, record.sampling))
 
 
 def _scope(boards: Sequence[BoardRecord]) -> EnergyScope:
     if any(record.device != record.board for record in boards):
         return "gpu_board"
     return "gpu_module" if any(record.includes_module for record in boards) else "gpu"
-
-
-def _audit(answers: Sequence[_BoardEnergy]) -> EnergyAudit | None:
-    """Counter against integral over all boards; `None` unless every board has both."""
-    counted_j, integral_j = _sum(a.counter.energy_j for a in answers), _sum(a.integral.energy_j for a in answers)
-    counter_j = _sum(a.counter_j for a in answers)
-    if counter_j is None or counted_j is None or integral_j is None or counted_j <= 0:
-        return None
-    budget = sum_budgets(part for a in answers for part in (a.counter.budget, a.integral.budget))
-    bound_pct = 100.0 * comparative_half_width(budget) / counted_j + SENSOR_SPREAD_PCT
-    disagreement_pct = 100.0 * (integral_j - counted_j) / counted_j
-    return EnergyAudit(
-        counter_j=counter_j,
-        integral_j=integral_j,
-        fused_j=_sum(a.fused_j for a in answers),
-        disagreement_pct=disagreement_pct,
-        bound_pct=bound_pct,
-        agrees=abs(disagreement_pct) <= bound_pct,
-    )
-
-
-def _method(answers: Sequence[_BoardEnergy], audit: EnergyAudit | None) -> EnergyMethod | None:
-    if audit is not None and abs(audit.disagreement_pct) > max(BROKEN_PCT, BROKEN_BOUNDS * audit.bound_pct):
-        return None
-    if answers and all(answer.counter.energy_j is not None for answer in answers):
-        return "hardware_counter"
-    if answers and all(answer.integral.energy_j is not None for answer in answers):
-        return "power_integration"
-    return None
-
-
-def _notes(
-    answers: Sequence[_BoardEnergy], method: EnergyMethod | None, audit: EnergyAudit | None
-) -> Iterator[MeasurementWarning]:
-    for answer in answers:
-        if answer.counter.reason and method == "power_integration":
-            yield MeasurementWarning(
-                WarningCode.TELEMETRY_UNAVAILABLE,
-                f"{answer.device}: energy is the integral of power samples, because {answer.counter.reason}",
-            )
-        if answer.integral.reason and method == "hardware_counter":
-            yield MeasurementWarning(
-                WarningCode.TELEMETRY_UNAVAILABLE,
-                f"{answer.device}: the energy counter could not be checked against power samples, because "
-                f"{answer.integral.reason}",
-            )
-    if audit is not None and not audit.agrees:
-        verdict = (
-            "they cannot both be right, so neither is given as the result"
-            if method is None
-            else "more than their uncertainties allow"
-        )
-        yield MeasurementWarning(
-            WarningCode.ENERGY_METHODS_DISAGREE,
-            f"the energy counter says {audit.counter_j:.1f} J, the power samples say {audit.integral_j:.1f} J "
-            f"({audit.disagreement_pct:+.1f} %, allowed ±{audit.bound_pct:.1f} %): {verdict}",
-        )
-    elif method is None:
-        reasons = [f"{a.device}: {by.reason}" for a in answers for by in (a.counter, a.integral) if by.reason]
-        yield MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, "; ".join(reasons) or "no GPU was measured")
-
-
-def _sum(parts: Iterable[float | None]) -> float | None:
-    """The sum, or `None` where a part is missing or there are none."""
-    all_parts = list(parts)
-    known = [part for part in all_parts if part is not None]
-    return math.fsum(known) if known and len(known) == len(all_parts) else None
 
 
 def write_trace(energy: EnergyMeasurement, path: Path, counted: Span | None = None) -> Path:
@@ -283,17 +172,22 @@ def write_trace(energy: EnergyMeasurement, path: Path, counted: Span | None = No
         OSError: It cannot be written.
         ValueError: The window has no samples to write.
     """
-    import pyarrow.parquet as pq
-
-    if energy.telemetry is None:
+    if (telemetry := energy.telemetry) is None:
         raise ValueError("this window was measured without power samples; there is no trace to write")
     schema = _schema(energy, counted)
+    blocks = ((device, block) for device in telemetry.devices for block in telemetry.blocks(device))
+    return write_batches(path, schema, (_batch(device, block, schema) for device, block in blocks))
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Path:
+    """Write a Parquet file, of which one batch at a time is in memory; it appears whole or not at all."""
+    import pyarrow.parquet as pq
+
     partial = path.with_name(f".{path.name}.partial")
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            for device in energy.telemetry.devices:
-                for block in energy.telemetry.blocks(device):
-                    writer.write_batch(_batch(device, block, schema))
+            for batch in batches:
+                writer.write_batch(batch)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -301,13 +195,17 @@ def write_trace(energy: EnergyMeasurement, path: Path, counted: Span | None = No
 
 
 def recompute_energy(path: Path) -> EnergyMeasurement:
-    """Compute a result's energy again from the `trace.parquet` of a run on GPUs; equal to it to the last bit.
+    """Compute a result's energy again from the `trace.parquet` of a run; equal to it to the last bit.
 
     Raises:
         PersistenceError: The file is not such a trace.
     """
-    energy = gpu_measurement(*read_trace(path))
-    counted = _metadata(path).get(COUNTED_KEY)
+    metadata = _metadata(path)
+    if (told := metadata.get(HOST_KEY)) is not None:
+        energy = host_measurement(_parsed(HostWindow, told, path), _samples(path, [CPU_DEVICE]))
+    else:
+        energy = gpu_measurement(*read_trace(path))
+    counted = metadata.get(COUNTED_KEY)
     return energy if counted is None else energy_between(energy, *json.loads(counted))
 
 
@@ -317,21 +215,30 @@ def read_trace(path: Path) -> tuple[GpuWindow, Telemetry]:
     Raises:
         PersistenceError: The file is not such a trace.
     """
+    told = _metadata(path).get(WINDOW_KEY)
+    if told is None:
+        raise PersistenceError(f"{path} holds power samples but no window on GPUs to compute energy for")
+    window = _parsed(GpuWindow, told, path)
+    return window, _samples(path, [board.device for board in window.boards])
+
+
+def _parsed(kind: type[_W], told: bytes, path: Path) -> _W:
+    try:
+        return TypeAdapter(kind).validate_json(told)
+    except ValidationError as error:
+        raise PersistenceError(f"{path} is not a trace of a measurement: {error}") from error
+
+
+def _samples(path: Path, devices: Sequence[DeviceId]) -> Telemetry:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    try:
-        window = TypeAdapter(GpuWindow).validate_json(_metadata(path)[WINDOW_KEY])
-    except KeyError as error:
-        raise PersistenceError(f"{path} holds power samples but no window on GPUs to compute energy for") from error
-    except ValidationError as error:
-        raise PersistenceError(f"{path} is not a trace of a measurement: {error}") from error
-    logs = {board.device: SampleLog() for board in window.boards}
+    logs = {device: SampleLog() for device in devices}
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(ROWS_PER_GROUP):
             for device, log in logs.items():
                 log.extend(_columns(batch.filter(pc.equal(batch["device"], device))))
-    return window, Telemetry(logs)
+    return Telemetry(logs)
 
 
 def _metadata(path: Path) -> Mapping[bytes, bytes]:
@@ -355,6 +262,8 @@ def _schema(energy: EnergyMeasurement, counted: Span | None) -> pa.Schema:
     metadata: dict[bytes | str, bytes | str] = {"llenergymeasure_version": VERSION, "units": json.dumps(UNITS)}
     if energy.gpu_window is not None:
         metadata[WINDOW_KEY] = json.dumps(asdict(energy.gpu_window), allow_nan=False)
+    if energy.host_window is not None:
+        metadata[HOST_KEY] = json.dumps(asdict(energy.host_window), allow_nan=False)
     if counted is not None:
         metadata[COUNTED_KEY] = json.dumps(counted, allow_nan=False)
     return pa.schema(columns, metadata=metadata)

@@ -38,7 +38,7 @@ from llenergymeasure.core.energy.types import CounterRead, EnergyMeasurement, Me
 from llenergymeasure.core.gpu.driver import Gpu, all_boards
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.exceptions import EnergyError
+from llenergymeasure.exceptions import ENDINGS, EnergyError
 
 if TYPE_CHECKING:
     from codecarbon.output_methods.emissions_data import EmissionsData
@@ -343,7 +343,9 @@ def _import_meter_package(name: str) -> ModuleType:
     try:
         with contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter):
             module = importlib.import_module(name)
-    except Exception as error:
+    except ENDINGS:
+        raise
+    except BaseException as error:
         raise EnergyError(f"{name} is installed and cannot be imported: {type(error).__name__}: {error}") from error
     if chatter.getvalue():
         logger.debug("While importing %s: %s", name, chatter.getvalue().strip())

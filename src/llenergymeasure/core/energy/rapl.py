@@ -21,19 +21,16 @@ from pathlib import Path
 from typing import Final
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.powercap import LATE_S, MAX_PACKAGE_POWER_W, Kind, RaplDomain, find_domains
+from llenergymeasure.core.energy.host_energy import UPDATE_S, counted_by, host_measurement, stillness
+from llenergymeasure.core.energy.powercap import LATE_S, MAX_PACKAGE_POWER_W, RaplDomain, find_domains
 from llenergymeasure.core.energy.telemetry import Telemetry, TelemetrySample
-from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
+from llenergymeasure.core.energy.types import EnergyMeasurement, HostCounter, HostWindow, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE
-from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import EnergyError
 
 READS_PER_WRAP: Final = 4
 """Readings taken at least between two wraps at that power."""
-
-UPDATE_S: Final = 0.001
-"""Time between two updates of the counters (Intel SDM vol. 3B, "RAPL interfaces")."""
 
 MIRROR_TRIES: Final = 30
 """So often, an update apart, two counters are read around each other before they count as two, where they are hardly
@@ -67,14 +64,21 @@ class HostEnergy:
         return max(0.0, max(seen_s, default=0.0) - UPDATE_S)
 
     @property
+    def counters(self) -> tuple[HostCounter, ...]:
+        """Each counter once, by all that its readings have told so far."""
+        all_j = zip(self.reader.domains, self.counted_j, strict=True)
+        own = compress(all_j, self.reader.distinct())
+        return tuple(HostCounter(domain.name, domain.kind, counted_j) for domain, counted_j in own)
+
+    @property
     def package_j(self) -> float:
         """Those of the packages."""
-        return self._sum("package")
+        return counted_by(self.counters, "package")
 
     @property
     def dram_j(self) -> float | None:
         """Those of the memory; `None` where no package counts it: a counter of memory that shows nothing is none."""
-        return self._sum("dram") or None
+        return counted_by(self.counters, "dram") or None
 
     @property
     def total_j(self) -> float:
@@ -87,24 +91,8 @@ class HostEnergy:
         return replace(self, counted_j=flowed_j)
 
     def still(self) -> Iterator[MeasurementWarning]:
-        """Warnings: of each package that has counted nothing while others have, and of counters that are late."""
-        for domain, counted_j in self._counters():
-            if domain.kind == "package" and counted_j == 0:
-                text = f"the RAPL counter {domain.name} stood still over the whole window: CPU energy lacks its joules"
-                yield MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, text)
-        if self.late_s > LATE_S:
-            text = (
-                f"a RAPL counter stood still for {self.late_s:.2g} s within the window, and moves every "
-                f"{1000 * UPDATE_S:.0f} ms otherwise: CPU energy may lack what flowed for as long"
-            )
-            yield MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, text)
-
-    def _sum(self, kind: Kind) -> float:
-        return math.fsum(counted_j for domain, counted_j in self._counters() if domain.kind == kind)
-
-    def _counters(self) -> Iterator[tuple[RaplDomain, float]]:
-        """Each counter once, by all that its readings have told so far."""
-        return compress(zip(self.reader.domains, self.counted_j, strict=True), self.reader.distinct())
+        """Warnings about counters that did not move."""
+        return stillness(self.counters, self.late_s)
 
 
 class RaplReader:
@@ -257,43 +245,12 @@ class RaplStrategy:
         self, start_s: float, end_s: float, read: HostEnergy | str, telemetry: Telemetry | None
     ) -> EnergyMeasurement:
         """Packages and memory together."""
-        unmeasured = EnergyMeasurement(start_s, end_s, telemetry=telemetry, meter=self.name)
         if isinstance(read, str):
-            return replace(unmeasured, notes=(MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, read),))
-        return replace(
-            unmeasured,
-            total_j=read.total_j,
-            method="hardware_counter",
-            scope="cpu_package" if read.dram_j is None else "cpu_package_and_dram",
-            cpu_j=read.package_j,
-            dram_j=read.dram_j,
-            counter_j=read.total_j,
-            components=_error_budget(
-                read.total_j, end_s - start_s, read.late_s, self._options.power_gain_uncertainty_pct
-            ),
-            notes=tuple(read.still()),
-        )
+            note = MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, read)
+            return EnergyMeasurement(start_s, end_s, telemetry=telemetry, notes=(note,), meter=self.name)
+        gain_pct = self._options.power_gain_uncertainty_pct
+        return host_measurement(HostWindow(start_s, end_s, read.counters, read.late_s, gain_pct, self.name), telemetry)
 
     def warnings(self, telemetry: Telemetry | None = None) -> tuple[MeasurementWarning, ...]:
         """None: what fails is told by `measurement`."""
         return ()
-
-
-def _error_budget(
-    total_j: float, duration_s: float, late_s: float, gain_pct: float
-) -> tuple[BudgetComponent, BudgetComponent]:
-    missed_j = late_s * total_j / max(duration_s - late_s, UPDATE_S)
-    return (
-        BudgetComponent(
-            name="gain",
-            kind="gain",
-            half_width_j=gain_pct / 100 * total_j,
-            note="how far RAPL as a whole may be off, as configured",
-        ),
-        BudgetComponent(
-            name="counter",
-            kind="counter_resolution",
-            half_width_j=2 * UPDATE_S * total_j / max(duration_s, UPDATE_S) + missed_j,
-            note="one counter update at each edge of the window, and for how long the counter was seen to be late",
-        ),
-    )

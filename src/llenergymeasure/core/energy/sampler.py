@@ -233,11 +233,12 @@ class GpuReader:
 
     Power is what the driver has sampled by itself, where that is `buffered` and worth it; otherwise it is asked for. A
     reading that the device does not have is asked for once. Any other failure costs this one value, is told once by
-    `problems`, and the reading is tried again next time.
+    `problems`, and the reading is tried again next time. Without `power` it is asked for all else.
     """
 
-    def __init__(self, gpu: Gpu, clock: Clock, *, buffered: bool = False) -> None:
+    def __init__(self, gpu: Gpu, clock: Clock, *, buffered: bool = False, power: bool = True) -> None:
         self._buffered = buffered
+        self._asks_power = power
         self.longest_interval_s = BUFFER_HOLDS_S if buffered else math.inf
         self._newest_us: int | None = None  # of the driver's own samples; None: none was seen yet
         self.device: DeviceId = gpu.uuid
@@ -283,6 +284,8 @@ class GpuReader:
 
     def _powers(self) -> Sequence[_Power]:
         """What the driver has sampled since; where it does not, what it answers now; nothing: wait for the driver."""
+        if not self._asks_power:
+            return [(self._clock.now(), None, None)]
         taken = self._ask("buffered power", self._taken) if self._buffered else None
         is_silent = not taken and self._clock.now() - self._last_time_s >= BUFFER_SILENCE_S
         return [self._power()] if taken is None or is_silent else taken

@@ -12,7 +12,7 @@ from typing import Final
 
 from llenergymeasure.config.meters import registered_meters
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.external import ExternalMeter, external_meter, taken_names
+from llenergymeasure.core.energy.external import external_strategy, taken_names
 from llenergymeasure.core.energy.meter import Meter, NoEnergyBackend, Strategy
 from llenergymeasure.core.energy.packages import CodeCarbonEstimate, CodeCarbonStrategy, ZeusStrategy
 from llenergymeasure.core.energy.rapl import RaplStrategy
@@ -54,7 +54,7 @@ def select_energy_backend(
     devices: Sequence[DeviceId],
     options: MeterOptions | None = None,
     host: Host | None = None,
-) -> Meter | ExternalMeter | NoEnergyBackend:
+) -> Meter | NoEnergyBackend:
     """The meter for a run on `devices`.
 
     Args:
@@ -100,16 +100,27 @@ def _candidates(devices: Sequence[DeviceId]) -> tuple[str, ...]:
     return CPU_PRIORITY if _on_cpu(devices) else GPU_PRIORITY
 
 
-def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter | ExternalMeter:
+def _build(name: str, devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> Meter:
     """The meter called `name`, not yet proven; ours of GPUs reads the host's counters too where it may."""
     if name in registered_meters():
-        return external_meter(name, devices, host.clock, options)
-    if _on_cpu(devices):
+        strategy: Strategy = external_strategy(name, devices, host.clock, options, known_gpus(devices, host))
+    elif _on_cpu(devices):
         strategy = CPU_METERS[name](host, options)
     else:
         strategy = GPU_METERS[name](find_gpus(devices, host.open_driver()), host.clock, options)
     beside = not strategy.tells_host and Meter(_rapl(host, options), host.clock, options).is_available()
     return Meter(strategy, host.clock, options, host.powercap_root if beside else None)
+
+
+def known_gpus(devices: Sequence[DeviceId], host: Host) -> tuple[Gpu, ...]:
+    """The GPUs of a run; none where it uses none, or NVML does not know them all."""
+    if not devices or _on_cpu(devices):
+        return ()
+    try:
+        return find_gpus(devices, host.open_driver())
+    except EnergyError as error:
+        logger.info("NVML does not describe the GPUs: %s", error)
+        return ()
 
 
 def describe_energy_backends(devices: Sequence[DeviceId], options: MeterOptions, host: Host) -> list[Capability]:

@@ -149,7 +149,8 @@ def sum_places(
     Args:
         here: What was read on the machine that the clock is of.
     """
-    notes = [*here.notes, *(_of_node(other.node, note) for other in others for note in other.energy.notes)]
+    theirs = ((other.node, note) for other in others for note in other.energy.notes)
+    notes = [*here.notes, *(MeasurementWarning(note.code, f"{node}: {note.message}") for node, note in theirs)]
     windows = [measured.gpu_window for measured in (here, *(other.energy for other in others))]
     known = [window for window in windows if window is not None]
     missing = ["this machine"] if here.gpu_window is None else []
@@ -189,10 +190,6 @@ def sum_places(
         dram_j=_sum(measured.dram_j for measured in everywhere),
         notes=tuple(dict.fromkeys((*energy.notes, *notes))),
     )
-
-
-def _of_node(node: str, note: MeasurementWarning) -> MeasurementWarning:
-    return MeasurementWarning(note.code, f"{node}: {note.message}")
 
 
 def _moved(board: BoardRecord, other: PlaceReadings, start_s: float, end_s: float) -> BoardRecord:

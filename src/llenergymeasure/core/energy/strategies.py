@@ -159,12 +159,12 @@ class CounterStrategy(GpuStrategy):
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
         """Read every board once, and learn how often its counter moves; each must tell power or energy."""
-        proofs = [self._prove_board(gpu) for gpu in self._gpus]
+        drawn_w = {gpu.uuid: self._drawn_w(gpu) for gpu in self._gpus}
         try:
             self._counters_seen = measure_counter_periods(self._counters, self._clock)
         except GpuDriverError as error:
             logger.info("The energy counter could not be watched: %s", error)
-        return ", ".join(proofs)
+        return ", ".join(self._proof(gpu, drawn_w[gpu.uuid]) for gpu in self._gpus)
 
     def before(self) -> tuple[Reads, str | None, float]:
         """Read all counters until each has just moved: their reads, what is wrong with one, and how long that took."""
@@ -177,15 +177,21 @@ class CounterStrategy(GpuStrategy):
         more, later_problem = self._burst(BURSTS_TIMEOUT_S - took_s)
         return GpuReadings(reads, more, problem or later_problem)
 
-    def _prove_board(self, gpu: Gpu) -> str:
+    def _drawn_w(self, gpu: Gpu) -> float | None:
+        """What a board draws now; `None`: it does not tell, and has a counter."""
         reader = GpuReader(gpu, self._clock)
         power_w = reader.read()[-1].power_w
+        if power_w is None and not gpu.has_counter:
+            raise EnergyError("; ".join(reader.problems()) or f"GPU {gpu.index} tells neither power nor energy")
+        return power_w
+
+    def _proof(self, gpu: Gpu, power_w: float | None) -> str:
         if power_w is not None:
             return f"GPU {gpu.index} draws {power_w:.1f} W now"
-        if not gpu.has_counter:
-            raise EnergyError("; ".join(reader.problems()) or f"GPU {gpu.index} tells neither power nor energy")
-        energy_j = gpu.driver.total_energy_j(gpu.handle)
-        return f"GPU {gpu.index} has counted {energy_j:.0f} J"
+        counted = f"{gpu.driver.total_energy_j(gpu.handle):.0f} J"
+        if gpu.uuid not in self._counters_seen:
+            raise EnergyError(f"GPU {gpu.index} tells no power, and its energy counter stands still at {counted}")
+        return f"GPU {gpu.index} has counted {counted}"
 
     def _burst(self, timeout_s: float) -> tuple[Reads, str | None]:
         """Read all counters until each has moved, and see whether they behave."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from llenergymeasure.core.energy.powercap import Kind
 from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
@@ -150,6 +151,32 @@ class GpuWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class HostCounter:
+    """What one counter of the host has moved by in a window; several views of one counter are one."""
+
+    name: str
+    kind: Kind
+    flowed_j: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostWindow:
+    """A window on the host's own counters, ready to be turned into joules (host_energy.py).
+
+    Args:
+        late_s: How late a counter may be at the window's edges, by what was seen of it.
+        gain_uncertainty_pct: 95 % half-width of the counters' gain.
+    """
+
+    start_s: float
+    end_s: float
+    counters: tuple[HostCounter, ...]
+    late_s: float
+    gain_uncertainty_pct: float
+    meter: str
+
+
+@dataclass(frozen=True, slots=True)
 class EnergyMeasurement:
     """What a meter saw between two synchronised instants.
 
@@ -162,6 +189,7 @@ class EnergyMeasurement:
         components: The error budget of `total_j` (95 % half-widths). Empty when `total_j` is `None`.
         telemetry: `None` where nothing was sampled.
         gpu_window: What the figures were computed from besides the samples; `None` where no GPU was measured.
+        host_window: Likewise, where the host's own counters were.
         meter_version: Of a meter of another package; "" for this package's own.
     """
 
@@ -181,6 +209,7 @@ class EnergyMeasurement:
     per_gpu_components: Mapping[DeviceId, tuple[BudgetComponent, ...]] = field(default_factory=dict)
     telemetry: Telemetry | None = None
     gpu_window: GpuWindow | None = None
+    host_window: HostWindow | None = None
     notes: tuple[MeasurementWarning, ...] = ()
     meter: str = ""
     meter_version: str = ""

@@ -224,11 +224,13 @@ def coverage_factor(degrees_of_freedom: int) -> float:
 
 def _thinned(times_s: Sequence[float], power_w: Sequence[float], update_s: float) -> tuple[list[float], list[float]]:
     """Samples at least an update apart: what was read in between is the same value again."""
-    kept: list[int] = []
-    for i, t in enumerate(times_s):
-        if not kept or t - times_s[kept[-1]] >= 0.9 * update_s:
-            kept.append(i)
-    return [times_s[i] for i in kept], [power_w[i] for i in kept]
+    kept_s, kept_w, last_s, apart_s = list[float](), list[float](), -math.inf, 0.9 * update_s
+    for time_s, watts in zip(times_s, power_w, strict=True):
+        if time_s - last_s >= apart_s:
+            kept_s.append(time_s)
+            kept_w.append(watts)
+            last_s = time_s
+    return kept_s, kept_w
 
 
 def _sampling_variance(times: Sequence[float], power: Sequence[float], sampling: PowerSampling) -> float:

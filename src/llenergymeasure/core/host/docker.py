@@ -25,11 +25,18 @@ CUDA_MAJOR: Final = 13
 _BEGINNINGS: Final = re.compile(r"^(docker: )?(Error response from daemon: )?(\[FATAL tini \(\d+\)\] )?")
 """Who says it, in the client's words; the number of the container's first process is another each time."""
 
+_NOT_OURS: Final = (
+    "Take a daemon that sees this machine's files and users: neither a remote nor a rootless one, nor one with "
+    "userns-remap (docker context ls; DOCKER_HOST)."
+)
+
 _MEANINGS: Final = (
     ("permission denied", "Join its group, then log in anew: sudo usermod -aG docker $USER"),
     ("could not select device driver", "Install the NVIDIA Container Toolkit, then restart Docker."),
     ("no space left on device", "Docker's disk is full. Make room: docker system prune"),
     ("no module named", f"Take an image whose python3 has {APP_NAME} {VERSION}."),
+    ("bind source path does not exist", _NOT_OURS),
+    ("cannot use its directory", _NOT_OURS),
     ("docker daemon", "Start it: sudo systemctl start docker"),
 )
 """What to do about an error, by words that its line has; the first that fits."""
@@ -111,14 +118,17 @@ def explain(text: str) -> str:
 
 def _ask(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
     command = ["docker", *arguments]
+    limit_s = ANSWER_TIMEOUT_S
     try:
-        answer = subprocess.run(command, env=dict(environ), capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S)
+        answer = subprocess.run(
+            command, env=dict(environ), capture_output=True, text=True, errors="replace", timeout=limit_s
+        )
     except FileNotFoundError as error:
         raise DockerError("Docker is not installed. See https://docs.docker.com/engine/install/") from error
     except OSError as error:
         raise DockerError(f"the Docker client cannot be started: {error.strerror or error}") from error
     except subprocess.TimeoutExpired as error:
-        raise DockerError(f"the Docker daemon did not answer within {ANSWER_TIMEOUT_S:g} s. Restart it.") from error
+        raise DockerError(f"the Docker daemon did not answer within {limit_s:g} s. Restart it.") from error
     if answer.returncode != 0 or not answer.stdout.strip():
         raise DockerError(f"the Docker daemon: {explain(answer.stderr)}")
     return answer.stdout.strip()

@@ -62,14 +62,6 @@ def _commit(distribution: metadata.Distribution) -> str:
         return ""
 
 
-def _is_writable(directory: Path) -> bool:
-    return os.access(directory, os.W_OK | os.X_OK)
-
-
-def _calibration_dir() -> Path:
-    return Path(platformdirs.user_data_dir(APP_NAME)) / "calibration"
-
-
 @dataclass(frozen=True, slots=True)
 class Capability:
     """One thing that can be used on a machine, or not.
@@ -102,9 +94,9 @@ class Host:
     clock: Clock = field(default_factory=SystemClock)
     torch_dir: Callable[[], Path | None] = installed_torch_dir
     packages: Callable[[], list[str]] = installed_packages
-    is_writable: Callable[[Path], bool] = _is_writable
+    is_writable: Callable[[Path], bool] = lambda directory: os.access(directory, os.W_OK | os.X_OK)
     disk_usage: Callable[[Path], tuple[int, int, int]] = shutil.disk_usage
-    calibration_dir: Path = field(default_factory=_calibration_dir)
+    calibration_dir: Path = field(default_factory=lambda: Path(platformdirs.user_data_dir(APP_NAME)) / "calibration")
 
     @property
     def powercap_root(self) -> Path:

@@ -9,20 +9,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
-_STANDARD: Final = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
-
-
-def open_standard_streams() -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Put the null device where a standard stream is closed: the descriptors opened, and the names in `sys` filled."""
-    opened = tuple(descriptor for descriptor, _, _ in _STANDARD if _open_null_device(descriptor))
-    filled = []
-    for descriptor, name, mode in _STANDARD:
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (stays open)
-            filled.append(name)
-    return opened, tuple(filled)
+from llenergymeasure.stdout import open_standard_streams
 
 
 class _Stderr:
@@ -52,17 +40,3 @@ def standard_streams_open() -> Iterator[None]:
             setattr(sys, name, None)
         for descriptor in opened:
             os.close(descriptor)
-
-
-def _open_null_device(descriptor: int) -> bool:
-    """Open the null device as `descriptor`; whether that one was closed."""
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        null = os.open(os.devnull, os.O_RDWR)
-        if null != descriptor:  # somebody else's thread has closed a lower one in between
-            os.dup2(null, descriptor)
-            os.close(null)
-        os.set_inheritable(descriptor, True)
-        return True
-    return False

@@ -110,11 +110,6 @@ def full_batch_interval(outputs: Sequence[RequestOutput], steps: StepLog | None 
             if start_s < min(end_s, drained_s)
         ]
     else:
-        running = _running(starts_s, ends_s)
+        running = [(start_s, index + 1 - bisect_right(ends_s, start_s)) for index, start_s in enumerate(starts_s)]
     capacity = max(count for _, count in running)
     return next(start_s for start_s, count in running if count == capacity), drained_s
-
-
-def _running(starts_s: Sequence[float], ends_s: Sequence[float]) -> list[tuple[float, int]]:
-    """How many requests run from each start on; both in order."""
-    return [(start_s, index + 1 - bisect_right(ends_s, start_s)) for index, start_s in enumerate(starts_s)]

@@ -31,7 +31,6 @@ def estimate_flops(
 
     Args:
         tokens: Those of the window; warm-up is not in it.
-        precision: Number format of the arithmetic.
         passes: How often each token goes through the model.
 
     Returns:

@@ -21,10 +21,15 @@ from llenergymeasure.core.metrics.latency import MIN_SAMPLES_PER_STRETCH, typica
 from llenergymeasure.core.metrics.share_rules import BySteps, ByTimes, Life, Rule, TokenWeights
 from llenergymeasure.core.metrics.step_spans import step_spans
 from llenergymeasure.domain.energy import comparative_half_width
+from llenergymeasure.domain.latency import ShareRule
 from llenergymeasure.domain.metrics import PhaseBreakdown
 
 WORKED_OUT: Final = 64
 """Half-widths are worked out for so many requests at most."""
+
+FEWEST_WORKED_OUT: Final = 8
+SAMPLES_LOOKED_AT: Final = 4_000_000
+"""For fewer, down to so many, where the traces that each takes a pass over are so long that they add up to this."""
 
 CORRECTIONS: Final = 8
 """So many shares at most take the rounding that separates their sum from the meter's figure; two do as a rule."""
@@ -38,8 +43,9 @@ EXTREMES: Final = (TokenWeights(1.0, 1e-9), TokenWeights(1e-9, 1.0))
 class RequestShares:
     """Joules of each request and the 95 % half-width of each, without the sensor's gain; or why there are none."""
 
-    energy_j: array[float] | None
-    half_width_j: array[float] | None
+    energy_j: array[float] | None = None
+    half_width_j: array[float] | None = None
+    rule: ShareRule | None = None
     reason: str | None = None
 
 
@@ -55,6 +61,8 @@ def share_energy(
         return _none("the engine does not tell when tokens were there")
     if energy.total_j is None:
         return _none("no energy was measured")
+    if any(output.preemptions for output in outputs):
+        return _none("requests lost their key-value cache and were computed again, in steps that do not tell it")
     if min(life.started_s for life in lives) < energy.start_s or max(life.ended_s for life in lives) > energy.end_s:
         return _none("only a part of the generation was counted")
     try:
@@ -80,11 +88,11 @@ def share_energy(
     for request, width_j in enumerate(_half_widths(lives, shares_j, traced)):
         apart_j = (abs(other_j[request] - shares_j[request]) for other_j in others_j)
         widths_j.append(math.hypot(width_j, max(apart_j, default=0.0), weights.relative * shares_j[request]))
-    return RequestShares(shares_j, widths_j)
+    return RequestShares(shares_j, widths_j, rule.name)
 
 
 def _none(reason: str) -> RequestShares:
-    return RequestShares(None, None, reason)
+    return RequestShares(reason=reason)
 
 
 def _rule(lives: Sequence[Life], steps: StepLog | None) -> Rule:
@@ -151,7 +159,7 @@ def _half_widths(lives: Sequence[Life], shares_j: Sequence[float], traced: Trace
     between these: each takes a pass over the trace.
     """
     order = sorted(range(len(lives)), key=shares_j.__getitem__)
-    count = min(len(order), WORKED_OUT)
+    count = min(len(order), WORKED_OUT, max(FEWEST_WORKED_OUT, SAMPLES_LOOKED_AT // traced.samples))
     ranks = sorted({round(k * (len(order) - 1) / max(1, count - 1)) for k in range(count)})
     relative = [_relative_width(lives[order[rank]], traced) for rank in ranks]
     widths_j = array("d", bytes(8 * len(lives)))

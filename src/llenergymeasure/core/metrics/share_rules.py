@@ -23,11 +23,12 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from llenergymeasure.core.backends.protocol import RequestOutput
 from llenergymeasure.core.backends.steps import EngineStep
 from llenergymeasure.core.energy.spans import Span
+from llenergymeasure.domain.latency import ShareRule
 from llenergymeasure.domain.metrics import PhaseBreakdown
 
 
@@ -67,6 +68,10 @@ class TokenWeights:
 class Rule(Protocol):
     """A way to share the energy of a window."""
 
+    @property
+    def name(self) -> ShareRule:
+        """What a result calls it."""
+
     def is_mixed(self) -> bool:
         """Whether prefill and decode share energy, so that the joules of their tokens matter."""
 
@@ -82,6 +87,8 @@ class Rule(Protocol):
 
 class ByTimes:
     """The rule for an engine that tells the instants of requests only."""
+
+    name: Final = "instants"
 
     def __init__(self, lives: Sequence[Life]) -> None:
         self._lives = lives
@@ -152,7 +159,7 @@ def _active(lives: Sequence[Life], place: dict[float, int], gaps: int) -> list[b
     return [count > 0 for count in accumulate(changes)][:gaps]
 
 
-def _with_idle(shares_j: array[float], idle_j: float, lives: Sequence[Life]) -> array[float]:
+def _with_idle(shares_j: Sequence[float], idle_j: float, lives: Sequence[Life]) -> array[float]:
     """The shares, and of what flowed while nobody was served, each request's by the time that it took."""
     busy_s = math.fsum(life.duration_s for life in lives)
     parts = (life.duration_s / busy_s if busy_s > 0 else 1.0 / len(lives) for life in lives)
@@ -160,34 +167,31 @@ def _with_idle(shares_j: array[float], idle_j: float, lives: Sequence[Life]) -> 
 
 
 class BySteps:
-    """The rule for an engine that tells its steps, at whose ends all tokens of `lives` are there.
+    """The rule for an engine that tells its steps and when each ran, at whose ends all tokens of `lives` are there."""
 
-    Args:
-        spans: When each of the steps ran.
-    """
+    name: Final = "steps"
 
     def __init__(self, lives: Sequence[Life], steps: Sequence[EngineStep], spans: Sequence[Span]) -> None:
+        import numpy as np
+
         self._lives = lives
-        self._steps = steps
         self._spans = spans
-        self._prefills, self._decodes = list(_prefills(lives, self._steps)), list(_decodes(lives, self._steps))
-        self._known, self._rows = [0] * len(self._steps), [0] * len(self._steps)
-        for place, _, tokens in self._prefills:
-            self._known[place] += tokens
+        self._prefill_tokens = np.array([step.prefill_tokens for step in steps])
+        self._decode_tokens = np.array([step.decode_tokens for step in steps])
+        self._prefills = np.array(list(_prefills(lives, steps)), dtype=int).reshape(-1, 3)
+        self._decodes = list(_decodes(lives, np.array([step.ended_s for step in steps])))
+        self._known = np.bincount(self._prefills[:, 0], weights=self._prefills[:, 2], minlength=len(steps))
+        self._rows = np.zeros(len(steps))
         for places in self._decodes:
-            for place in places:
-                self._rows[place] += 1
+            self._rows[places] += 1
 
     def is_mixed(self) -> bool:
         """Whether some step computes tokens of both kinds."""
-        return any(step.prefill_tokens and step.decode_tokens for step in self._steps)
+        return bool((self._prefill_tokens * self._decode_tokens).any())
 
     def tokens(self, phases: PhaseBreakdown) -> tuple[int, int]:
         """Those that were computed in steps with prefill, and in steps without."""
-        return (
-            sum(step.prefill_tokens for step in self._steps),
-            sum(step.decode_tokens for step in self._steps if not step.prefill_tokens),
-        )
+        return int(self._prefill_tokens.sum()), int(self._decode_tokens[self._prefill_tokens == 0].sum())
 
     def instants_s(self) -> set[float]:
         """See `Rule.instants_s`."""
@@ -195,25 +199,19 @@ class BySteps:
 
     def shares(self, instants_s: Sequence[float], gaps_j: Sequence[float], weights: TokenWeights) -> array[float]:
         """Each step by itself: its prefill by tokens, its decode by requests, which it computes alike."""
-        steps_j = self._steps_j(instants_s, gaps_j)
-        per_token, per_row = array("d"), array("d")
-        shared: list[float] = []
-        for step, step_j, tokens, rows in zip(self._steps, steps_j, self._known, self._rows, strict=True):
-            prefill = weights.prefill_j * step.prefill_tokens if tokens else 0.0
-            decode = weights.decode_j * step.decode_tokens if rows else 0.0
-            scale = step_j / (prefill + decode) if prefill + decode > 0 else 0.0
-            per_token.append(scale * prefill / tokens if tokens else 0.0)
-            per_row.append(scale * decode / rows if rows else 0.0)
-            shared.append(step_j if scale else 0.0)
-        shares_j = array("d", (math.fsum(per_row[place] for place in places) for places in self._decodes))
-        for place, request, tokens in self._prefills:
-            shares_j[request] += per_token[place] * tokens
-        return _with_idle(shares_j, math.fsum((*gaps_j, *(-step_j for step_j in shared))), self._lives)
+        import numpy as np
 
-    def _steps_j(self, instants_s: Sequence[float], gaps_j: Sequence[float]) -> list[float]:
-        """Energy of each step, which is that of the gap before its end."""
-        before = dict(zip(instants_s[1:], gaps_j, strict=True))
-        return [before[end_s] for _, end_s in self._spans]
+        # The energy of a step is that of the gap before its end.
+        steps_j = np.asarray(gaps_j)[np.searchsorted(instants_s, [end_s for _, end_s in self._spans]) - 1]
+        prefill = weights.prefill_j * self._prefill_tokens * (self._known > 0)
+        decode = weights.decode_j * self._decode_tokens * (self._rows > 0)
+        weighs = prefill + decode > 0
+        scale = np.divide(steps_j, prefill + decode, out=np.zeros_like(steps_j), where=weighs)
+        per_token, per_row = scale * prefill / np.maximum(self._known, 1), scale * decode / np.maximum(self._rows, 1)
+        shares_j = np.array([per_row[places].sum() for places in self._decodes])
+        steps, requests, tokens = self._prefills.T
+        shares_j += np.bincount(requests, weights=per_token[steps] * tokens, minlength=len(shares_j))
+        return _with_idle(shares_j.tolist(), math.fsum((*gaps_j, *-steps_j[weighs])), self._lives)
 
 
 def _prefills(lives: Sequence[Life], steps: Sequence[EngineStep]) -> Iterator[tuple[int, int, int]]:
@@ -241,9 +239,10 @@ def _prefills(lives: Sequence[Life], steps: Sequence[EngineStep]) -> Iterator[tu
             begun += is_last
 
 
-def _decodes(lives: Sequence[Life], steps: Sequence[EngineStep]) -> Iterator[array[int]]:
-    """Of each request, the steps that gave it tokens after its first."""
-    place = {step.ended_s: index for index, step in enumerate(steps)}
+def _decodes(lives: Sequence[Life], ends_s: Any) -> Iterator[Any]:
+    """Of each request, the steps that gave it tokens after its first: arrays of numpy's."""
+    import numpy as np
+
     for life in lives:
-        later_s = dict.fromkeys(time_s for time_s in life.output.token_times_s or () if time_s > life.first_s)
-        yield array("i", map(place.__getitem__, later_s))
+        times_s = np.unique(life.output.token_times_s)
+        yield np.searchsorted(ends_s, times_s[times_s > life.first_s]).astype(np.int32)

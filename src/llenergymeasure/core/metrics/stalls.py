@@ -1,4 +1,4 @@
-"""Work that belongs before the window and fell into it: counted by the engine's compiler, or seen as a stall.
+"""Work in the window that no token needed: programs compiled, requests computed again, or seen as a stall.
 
 The compiler's count names the cause. What it does not see (a lazy kernel, an allocator that grows, another process)
 shows as a gap between two tokens, or before the first, that is far longer than the gaps of its kind usually are.
@@ -32,6 +32,14 @@ def generation_warnings(
             WarningCode.COMPILED_IN_WINDOW,
             f"the engine compiled or recorded {compilations} times within the window, and its time and energy are in "
             "the figures; use prompts of equal length (synthetic data), or do without compilation",
+        )
+    preempted = [output.preemptions for output in outputs if output.preemptions]
+    if preempted:
+        yield MeasurementWarning(
+            WarningCode.REQUESTS_PREEMPTED,
+            f"{len(preempted)} of {len(outputs)} requests lost their key-value cache, {sum(preempted)} times, "
+            "and were computed again; that work is in energy, throughput and decode. Run fewer at once, or give the "
+            "cache more memory",
         )
     stalls = list(find_stalls(outputs))
     stalled_s = math.fsum(end_s - start_s for start_s, end_s in stalls)

@@ -14,7 +14,7 @@ from typing import Final
 
 from llenergymeasure.core.energy.telemetry import answered
 from llenergymeasure.core.energy.types import EnergyMeasurement
-from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
+from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.metrics.throttle import throttle_info
 from llenergymeasure.domain.readable import duration
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
@@ -60,13 +60,14 @@ def _per_device(energy: EnergyMeasurement) -> Iterator[MeasurementWarning]:
         times_s = energy.telemetry.column(device, "time_s")
         inside = slice(bisect_left(times_s, energy.start_s), bisect_right(times_s, energy.end_s))
         positions = [(time_s - energy.start_s) / energy.duration_sec for time_s in times_s[inside]]
-        yield from _sample_count(device, answered(energy.telemetry.column(device, "power_w")[inside]))
+        if energy.gpu_window is not None:
+            yield from _sample_count(device, answered(energy.telemetry.column(device, "power_w")[inside]))
         yield from _thermal_drift(device, positions, energy.telemetry.column(device, "temperature_c")[inside])
         yield from _clock_drift(device, positions, energy.telemetry.column(device, "sm_clock_mhz")[inside])
 
 
 def _sample_count(device: DeviceId, power_w: Sequence[float]) -> Iterator[MeasurementWarning]:
-    if len(power_w) < MIN_SAMPLES and device != CPU_DEVICE:
+    if len(power_w) < MIN_SAMPLES:
         yield MeasurementWarning(
             WarningCode.NVML_LOW_SAMPLE_COUNT,
             f"{device} gave {len(power_w)} power samples inside the window, fewer than {MIN_SAMPLES}; time "

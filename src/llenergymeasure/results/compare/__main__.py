@@ -19,7 +19,7 @@ from llenergymeasure.results.compare.gate import Limits
 from llenergymeasure.results.compare.sides import Side, read_side, split_side
 from llenergymeasure.results.compare.text import render_comparison
 from llenergymeasure.security import for_display
-from llenergymeasure.stdout import print_or_complain
+from llenergymeasure.stdout import print_or_complain, run_program
 
 WORSE: Final = 1
 """Exit code: the gate found the candidate worse."""
@@ -106,4 +106,4 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

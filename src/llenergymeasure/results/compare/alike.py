@@ -24,11 +24,12 @@ MAX_PACKAGES: Final = 5
 def differences_between(baseline: Sequence[Run], candidate: Sequence[Run]) -> Iterator[Difference]:
     """Every fact whose values are not the same one in all runs, those that forbid a comparison first."""
     for name, fact in FACTS.items():
-        values = [_distinct(run.facts.get(name) for run in runs) for runs in (baseline, candidate)]
+        told = [[run.facts.get(name) for run in runs] for runs in (baseline, candidate)]
+        values = [list(dict.fromkeys(value for value in side if value is not None)) for side in told]
         known = all(values)
         if (known and len({*values[0], *values[1]}) > 1) or (fact.must_be_known and not known):
-            told = _differing_packages(*values) if name == PACKAGES else values
-            yield Difference(kind=fact.kind, what=name, baseline=told[0], candidate=told[1])
+            shown = _differing_packages(*values) if name == PACKAGES else values
+            yield Difference(kind=fact.kind, what=name, baseline=shown[0], candidate=shown[1])
     yield from _token_differences(baseline, candidate)
 
 
@@ -57,10 +58,6 @@ def refuse_unlike(pairs: Iterable[PairComparison], accepted: Collection[Acceptab
 
 def _of(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} configurations"
-
-
-def _distinct(values: Iterable[str | None]) -> list[str]:
-    return list(dict.fromkeys(value for value in values if value is not None))
 
 
 def _differing_packages(*sides: Sequence[str]) -> list[list[str]]:

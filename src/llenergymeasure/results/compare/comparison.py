@@ -53,7 +53,6 @@ def compare(
 
     Args:
         ignore: See `pair_up`.
-        accept: Kinds of difference that are meant.
         limits: What the gate lets through; `None`: no gate.
 
     Raises:

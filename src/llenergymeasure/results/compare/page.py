@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from llenergymeasure.domain.comparison import Comparison, FigureComparison, FigureName, PairComparison
 from llenergymeasure.domain.readable import shortened
 from llenergymeasure.results.compare import text
-from llenergymeasure.results.report.charts import INK, MUTED, PAPER, SERIES, Spot, chart, margins
+from llenergymeasure.results.report.charts import INK, MUTED, PAPER, SERIES, Spot, chart, make_room, margins
 from llenergymeasure.results.report.page import (
     Markup,
     Section,
@@ -98,8 +98,10 @@ def _figure_section(index: int, pairs: Sequence[PairComparison], name: FigureNam
     )
     caption = (
         "Change from the baseline with its 95 % interval. Small dots are single runs against the baseline's mean: the "
-        "baseline's above the line, the candidate's below."
+        "baseline's above the line, the candidate's below. An interval may go on beyond the chart."
     )
+    if any(pair.figure(name).gate is not None for pair in pairs):
+        caption += " The broken line is the gate's limit."
     return together(tag("figure", drawing, tag("figcaption", caption)), numbers)
 
 
@@ -124,7 +126,24 @@ def _forest(pairs: Sequence[PairComparison], name: FigureName, canvas: Figure, w
     axes.set_xlabel("Change (%)")
     axes.axvline(0, color=INK, linewidth=1)
     _draw_limit(axes, pairs[0].figure(name))
-    return [spot for row, pair in enumerate(pairs) for spot in _row(axes, row, pair, name)]
+    spots = [spot for row, pair in enumerate(pairs) for spot in _row(axes, row, pair, name)]
+    _draw_intervals(axes, [pair.figure(name) for pair in pairs])
+    return spots
+
+
+def _draw_intervals(axes: Axes, figures: Sequence[FigureComparison]) -> None:
+    known = [
+        (row, compared.ci95_low_pct, compared.ci95_high_pct, _colour(compared))
+        for row, compared in enumerate(figures)
+        if compared.ci95_low_pct is not None and compared.ci95_high_pct is not None
+    ]
+    make_room(axes, (end for _, low, high, _ in known for end in (low, high)))
+    for row, low, high, colour in known:
+        axes.plot([low, high], [row, row], color=colour, linewidth=2.4, solid_capstyle="round", zorder=1.9)
+
+
+def _colour(compared: FigureComparison) -> str:
+    return _OUTCOME_COLOURS[compared.figure].get(compared.outcome, MUTED)
 
 
 def _draw_limit(axes: Axes, compared: FigureComparison) -> None:
@@ -136,12 +155,10 @@ def _draw_limit(axes: Axes, compared: FigureComparison) -> None:
 
 def _row(axes: Axes, row: int, pair: PairComparison, name: FigureName) -> Iterator[Spot]:
     compared = pair.figure(name)
-    change, low, high = compared.change_pct, compared.ci95_low_pct, compared.ci95_high_pct
+    change = compared.change_pct
     if change is None or compared.baseline is None or compared.candidate is None:
         return
-    colour = _OUTCOME_COLOURS[name].get(compared.outcome, MUTED)
-    if low is not None and high is not None:
-        axes.plot([low, high], [row, row], color=colour, linewidth=2.4, solid_capstyle="round")
+    colour = _colour(compared)
     for side, offset in ((compared.baseline, -0.2), (compared.candidate, 0.2)):
         shares = [100 * (value / compared.baseline.mean - 1) for value in side.values]
         axes.plot(shares, [row + offset] * len(shares), ".", color=MUTED, markersize=4, alpha=0.7)

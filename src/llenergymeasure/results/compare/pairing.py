@@ -81,12 +81,11 @@ def _refuse_unknown(ignore: Collection[str], baseline: Side, candidate: Side) ->
 def _what_tells_sides_apart(baseline: Side, candidate: Side) -> set[str]:
     """Settings of which either side has one value, and not the same."""
     paths = baseline.settings | candidate.settings
-    values = {path: [_values(side, path) for side in (baseline, candidate)] for path in paths}
+    sides = [
+        [configuration.settings for configuration in side.configurations.values()] for side in (baseline, candidate)
+    ]
+    values = {path: [{settings.get(path) for settings in side} for side in sides] for path in paths}
     return {path for path, (one, other) in values.items() if len(one) == len(other) == 1 and one != other}
-
-
-def _values(side: Side, path: str) -> set[str | None]:
-    return {configuration.settings.get(path) for configuration in side.configurations.values()}
 
 
 def _by_key(side: Side, ignore: Collection[str]) -> Mapping[str, Configuration]:

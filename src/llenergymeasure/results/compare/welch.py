@@ -119,7 +119,8 @@ def contrast(first: Sequence[float], second: Sequence[float], systematic_pct: fl
     """
     logs = [[math.log(value) for value in side] for side in (first, second)]
     means = [statistics.fmean(side) for side in logs]
-    parts = [_variance(side, mean) / len(side) for side, mean in zip(logs, means, strict=True)]
+    squares = [math.fsum((value - mean) ** 2 for value in side) for side, mean in zip(logs, means, strict=True)]
+    parts = [square / (len(side) - 1) / len(side) for side, square in zip(logs, squares, strict=True)]
     return Contrast(
         log_ratio=means[1] - means[0],
         standard_error=math.sqrt(sum(parts)),
@@ -150,10 +151,6 @@ def log_spread_pct(values: Sequence[float]) -> float | None:
 def as_pct(log_ratio: float) -> float:
     """The logarithm of a ratio as a change in per cent."""
     return 100 * math.expm1(min(log_ratio, _LARGEST_LOG))
-
-
-def _variance(values: Sequence[float], mean: float) -> float:
-    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 
 def _degrees_of_freedom(parts: Sequence[float], counts: Sequence[int]) -> float:

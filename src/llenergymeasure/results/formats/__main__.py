@@ -21,7 +21,7 @@ from llenergymeasure.results.formats.prometheus import prometheus_text
 from llenergymeasure.results.found import each_once, results_below
 from llenergymeasure.results.persistence import RESULT_FILE
 from llenergymeasure.security import user_path
-from llenergymeasure.stdout import print_or_complain
+from llenergymeasure.stdout import print_or_complain, run_program
 
 TEXTS: Final[dict[str, Callable[[Iterable[ExperimentResult]], str]]] = {
     "prometheus": prometheus_text,
@@ -74,4 +74,4 @@ def _write(text: str, output: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

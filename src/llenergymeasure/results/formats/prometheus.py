@@ -32,13 +32,8 @@ def prometheus_text(results: Iterable[ExperimentResult]) -> str:
     """The results as a text that a scrape may return."""
     rows = [flat_row(result) for result in results]
     labels = [_labels(row) for row in rows]
-    return "".join(
-        line + "\n" for column in FLAT_COLUMNS if _is_figure(column) for line in _gauge(column, rows, labels)
-    )
-
-
-def _is_figure(column: FlatColumn) -> bool:
-    return column.type in ("integer", "number") and column.name not in LABELS
+    figures = (column for column in FLAT_COLUMNS if column.type in ("integer", "number") and column.name not in LABELS)
+    return "".join(f"{line}\n" for column in figures for line in _gauge(column, rows, labels))
 
 
 def _gauge(column: FlatColumn, rows: list[dict[str, Scalar]], labels: list[str]) -> Iterator[str]:

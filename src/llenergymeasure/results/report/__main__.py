@@ -12,7 +12,7 @@ from llenergymeasure.exceptions import PersistenceError
 from llenergymeasure.results.persistence import STUDY_FILE, load_study
 from llenergymeasure.results.report.write import holds, write_report
 from llenergymeasure.security import is_safe_path
-from llenergymeasure.stdout import print_or_complain
+from llenergymeasure.stdout import print_or_complain, run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,4 +60,4 @@ def _places(directory: Path, *, alone: bool) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

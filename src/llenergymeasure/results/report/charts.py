@@ -13,7 +13,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -24,6 +24,7 @@ from llenergymeasure.security import for_display
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK: Final = "#f1e001"
@@ -120,6 +121,20 @@ def chart(name: str, draw: Draw, height: float | tuple[float, float], title: str
         for kind, width_pt, height_pt in (("wide", WIDE_PT, wide_pt), ("narrow", NARROW_PT, narrow_pt))
     ]
     return Markup("".join(drawings))
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Figures on an axis as they are, on a logarithmic one too: matplotlib's own powers of ten are formulas."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+    axis.set_minor_formatter(lambda value, _: "")
+
+
+def make_room(axes: Axes, ends: Iterable[float]) -> None:
+    """Widen the horizontal axis to hold these too, at most to three times what it is: intervals have no bounds."""
+    left, right = axes.get_xlim()
+    known = [left, right, *ends]
+    beside = 0.03 * (max(known) - min(known)) if len(known) > 2 else 0.0
+    axes.set_xlim(max(min(known) - beside, 2 * left - right), min(max(known) + beside, 2 * right - left))
 
 
 def margins(figure: Figure, left: float, right: float, top: float, bottom: float, gap: float = 0.0) -> None:

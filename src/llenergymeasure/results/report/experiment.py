@@ -37,16 +37,11 @@ from llenergymeasure.results.report.page import (
 )
 from llenergymeasure.results.report.power import WindowSeries, window_series
 from llenergymeasure.results.report.repeat import as_said, as_yaml, citation, run_again
-from llenergymeasure.results.summary import SCOPE_NAMES, energy_per_token, minute, name_of
+from llenergymeasure.results.summary import METHODS, SCOPE_NAMES, energy_per_token, minute, name_of
 
 _MAX_ROWS: Final = 60
 """Rows of a table beside a chart of power over time; the files beside the result hold the rest."""
 
-_METHODS: Final = {
-    "hardware_counter": "difference of the hardware's energy counter",
-    "power_integration": "integral of power samples",
-    "model_estimate": "estimated by a model of the machine, not measured",
-}
 _LATENCIES: Final = {
     "ttft": "Time to first token",
     "itl": "Between two tokens",
@@ -92,7 +87,7 @@ def _meaning(result: ExperimentResult) -> str:
 
 
 def _tiles(result: ExperimentResult) -> Iterator[Tile]:
-    yield Tile("Energy per output token", energy_per_token(result), _METHODS.get(_method(result), ""))
+    yield Tile("Energy per output token", energy_per_token(result), METHODS.get(_method(result), ""))
     tokens = "" if result.output_tokens is None else f"{result.output_tokens:,} output tokens in "
     window = f"{tokens}{duration(result.total_inference_time_sec)}"
     yield Tile("Throughput", f"{quantity(result.avg_tokens_per_second)} tokens/s", window)
@@ -113,7 +108,9 @@ def _method(result: ExperimentResult) -> str:
 
 def _power(result: ExperimentResult, series: WindowSeries | None) -> Markup:
     if series is None or not any(device.knows("power_w") for device in series.devices):
-        return paragraph(f"No power over time: {_no_samples(result)}. The figures above do not rest on samples.")
+        return paragraph(
+            f"No power over time: {_no_samples(result, series)}. The figures above do not rest on samples."
+        )
     idle_w = result.baseline_power_w if len(series.devices) == 1 else None
     described = "; ".join(charts.spoken(device, series) for device in series.devices)
     phases = "Prefill and decode are shaded. " if series.stretches.get("prefill") else f"{_no_phases(result)} "
@@ -125,10 +122,11 @@ def _power(result: ExperimentResult, series: WindowSeries | None) -> Markup:
     return figure(charts.power_chart(series, idle_w, described), caption, _power_table(series))
 
 
-def _no_samples(result: ExperimentResult) -> str:
+def _no_samples(result: ExperimentResult, series: WindowSeries | None) -> str:
     if result.total_energy_j is None:
         return "energy was not measured"
-    return "the time series is missing" if result.timeseries is not None else "what measured takes no power samples"
+    is_missing = result.timeseries is not None and series is None
+    return "the time series is missing" if is_missing else "what measured takes no power samples"
 
 
 def _no_phases(result: ExperimentResult) -> str:
@@ -326,7 +324,7 @@ def _environment(result: ExperimentResult) -> Markup:
             ("Data set", f"{dataset.name}, {dataset.prompt_count:,} prompts"),
             ("Its SHA-256", dataset.sha256 or ""),
         ]
-    pairs += [("Meter", breakdown.meter or "" if breakdown else "none"), ("Method", _METHODS.get(_method(result), ""))]
+    pairs += [("Meter", breakdown.meter or "" if breakdown else "none"), ("Method", METHODS.get(_method(result), ""))]
     if boundary is not None:
         pairs += [("Devices", ", ".join(boundary.device_names or boundary.devices))]
         pairs += [("In the energy", "; ".join(boundary.includes)), ("Not in it", "; ".join(boundary.excludes))]

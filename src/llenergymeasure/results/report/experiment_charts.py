@@ -22,7 +22,16 @@ DECODE_COLOUR: Final = 0
 _ROWS: Final = {"power_w": "Power (W)", "temperature_c": "Temperature (°C)", "sm_clock_mhz": "SM clock (MHz)"}
 _POWER_ROW_PT: Final = 190.0
 _OTHER_ROW_PT: Final = 74.0
+_LEGEND_COLUMNS: Final = {False: 8, True: 3}
+"""Of a wide chart, of a narrow one."""
 _ROW_GAP_PT: Final = 26.0
+_LEGEND_ROW_PT: Final = 14.0
+
+_LINES: Final = ("-", (0, (5, 2)), (0, (1, 1.5)))
+"""Kinds of lines for boards beyond as many as there are colours."""
+
+_LEAST_SPAN: Final = 0.02
+"""Width of a histogram's axis as a share of what it shows, at least: a millionth between two values is no spread."""
 
 
 def power_chart(series: WindowSeries, idle_w: float | None, description: str) -> Markup:
@@ -32,20 +41,31 @@ def power_chart(series: WindowSeries, idle_w: float | None, description: str) ->
         idle_w: Idle power of one device; `None`: not known, or not of one.
     """
     rows = [row for row in _ROWS if any(device.knows(row) for device in series.devices)]
-    height_pt = _POWER_ROW_PT + (len(rows) - 1) * (_OTHER_ROW_PT + _ROW_GAP_PT) + 70
+    entries = _legend_entries(series, idle_w)
+    legend_rows = [math.ceil(entries / columns) for columns in _LEGEND_COLUMNS.values()]
+    top_pts = [20 + _LEGEND_ROW_PT * max(1, count) for count in legend_rows]
+    height_pt = _POWER_ROW_PT + (len(rows) - 1) * (_OTHER_ROW_PT + _ROW_GAP_PT) + 36
 
     def draw(figure: Figure, width_pt: float) -> None:
+        narrow = width_pt <= NARROW_PT
         ratios = [_POWER_ROW_PT if row == "power_w" else _OTHER_ROW_PT for row in rows]
         grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0].tolist()
-        margins(figure, left=42, right=8, top=34, bottom=36, gap=_ROW_GAP_PT)
+        margins(figure, left=42, right=8, top=top_pts[narrow], bottom=36, gap=_ROW_GAP_PT)
         for axes, row in zip(grid, rows, strict=True):
             _draw_row(axes, row, series)
         _mark_window(grid, series)
         if rows[0] == "power_w":
-            _finish_power(grid[0], series, idle_w, width_pt)
+            _finish_power(grid[0], series, idle_w, _LEGEND_COLUMNS[narrow])
         grid[-1].set_xlabel("Seconds from the window's start")
 
-    return chart("power", draw, height_pt, "Power over time", description)
+    heights = height_pt + top_pts[False], height_pt + top_pts[True]
+    return chart("power", draw, heights, "Power over time", description)
+
+
+def _legend_entries(series: WindowSeries, idle_w: float | None) -> int:
+    """How many things the legend of the power chart names."""
+    boards = len(series.devices) if len(series.devices) > 1 else 0
+    return boards + sum(bool(series.stretches.get(phase)) for phase in ("prefill", "decode")) + (idle_w is not None)
 
 
 def _draw_row(axes: Axes, row: str, series: WindowSeries) -> None:
@@ -60,6 +80,7 @@ def _draw_row(axes: Axes, row: str, series: WindowSeries) -> None:
                 values,
                 color=SERIES[number % len(SERIES)] if len(series.devices) > 1 else INK,
                 linewidth=1.2,
+                linestyle=_LINES[number // len(SERIES) % len(_LINES)],
                 drawstyle=drawstyle,
                 marker="o" if alone else None,
                 label=label,
@@ -93,13 +114,12 @@ def _counted(series: WindowSeries) -> tuple[float, float]:
     return counted[0][0], counted[-1][1]
 
 
-def _finish_power(axes: Axes, series: WindowSeries, idle_w: float | None, width_pt: float) -> None:
+def _finish_power(axes: Axes, series: WindowSeries, idle_w: float | None, columns: int) -> None:
     if idle_w is not None:
         axes.axhline(idle_w, color=SERIES[2], linewidth=1.2, linestyle=(0, (5, 3)), label="idle power")
     axes.set_ylim(bottom=0)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = 3 if width_pt <= NARROW_PT else 8
         axes.legend(
             handles,
             labels,
@@ -144,14 +164,17 @@ def request_energy_chart(told: Histogram, percentiles: Percentiles, unit: str, d
 
 
 def _draw_histogram(axes: Axes, told: Histogram, percentiles: Percentiles, unit: str) -> None:
-    edges = told.bin_edges if told.bin_edges[0] < told.bin_edges[-1] else _around(told.bin_edges[0])
-    axes.stairs(told.counts, edges, fill=True, color=SERIES[0], alpha=0.75)
+    low, high = told.bin_edges[0], told.bin_edges[-1]
+    edges = told.bin_edges if low < high else _around(low)
+    axes.stairs(told.counts, edges, fill=True, facecolor=SERIES[0], edgecolor=SERIES[0], linewidth=0.8, alpha=0.75)
+    if high - low < _LEAST_SPAN * abs(high):
+        low, high = _around((low + high) / 2)
+        axes.set_xlim(low, high)
     top = max(told.counts) * 1.3  # room for the two labels
     axes.set_ylim(0, top)
     axes.set_xlabel(unit)
     axes.locator_params(axis="y", nbins=4, integer=True)
     axes.locator_params(axis="x", nbins=5)
-    low, high = edges[0], edges[-1]
     for name, value, height in (("median", percentiles.p50, 0.97), ("p95", percentiles.p95, 0.87)):
         axes.axvline(value, ymax=height, color=INK, linewidth=1.0, linestyle="-" if name == "median" else (0, (3, 2)))
         right = value > (low + high) / 2
@@ -167,8 +190,8 @@ def _draw_histogram(axes: Axes, told: Histogram, percentiles: Percentiles, unit:
 
 
 def _around(value: float) -> tuple[float, float]:
-    """Edges of a bin for a value that all have."""
-    half = abs(value) * 0.05 or 0.5
+    """Edges of a bin for a value that all have, or nearly."""
+    half = abs(value) * _LEAST_SPAN or 0.5
     return value - half, value + half
 
 

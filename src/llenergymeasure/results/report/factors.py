@@ -14,8 +14,14 @@ from llenergymeasure.domain.identity import hash_of_settings
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics
 from llenergymeasure.results.export import by_path
 from llenergymeasure.results.report.repeat import without_unset
+from llenergymeasure.results.student_t import student_t_quantile
 
 FIGURES: Final = ("energy_per_token_j", "tokens_per_second")
+
+_LARGEST_LOG: Final = 30.0
+"""A change beyond this is no number that anybody reads."""
+
+_Pair = tuple[CycleStatistics, CycleStatistics]
 
 Settings = Mapping[str, Any]
 """A configuration by dotted paths."""
@@ -29,12 +35,15 @@ class Change:
         mean: Geometric mean over the surroundings in which both were measured.
         low, high: The extremes among them.
         pairs: How many surroundings there are.
+        ci95_low, ci95_high: The 95 % interval of `mean` by the spread of the cycles; `None` where there is none.
     """
 
     mean: float
     low: float
     high: float
     pairs: int
+    ci95_low: float | None = None
+    ci95_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +129,37 @@ def _label(value: Any) -> str:
 
 
 def _change(pairs: Sequence[tuple[ConfigurationStatistics, ConfigurationStatistics]], figure: str) -> Change | None:
-    ratios = list(_ratios(pairs, figure))
-    return Change(statistics.geometric_mean(ratios), min(ratios), max(ratios), len(ratios)) if ratios else None
+    compared = list(_compared(pairs, figure))
+    if not compared:
+        return None
+    ratios = [new.mean / old.mean for old, new in compared]
+    mean = statistics.geometric_mean(ratios)
+    interval = _interval(mean, compared) if compared[0][0] is not compared[0][1] else (None, None)
+    return Change(mean, min(ratios), max(ratios), len(ratios), *interval)
 
 
-def _ratios(pairs: Sequence[tuple[ConfigurationStatistics, ConfigurationStatistics]], figure: str) -> Iterator[float]:
+def _interval(mean: float, compared: Sequence[_Pair]) -> tuple[float, float] | tuple[None, None]:
+    """Of the mean of ratios: their logarithms' errors, each of cycles that are independent, with Welch's freedom."""
+    sides = [side for pair in compared for side in pair]
+    if any(side.std is None for side in sides):
+        return None, None
+    parts = [((side.std or 0.0) / side.mean) ** 2 / side.count for side in sides]
+    variance = math.fsum(parts)
+    if not variance:
+        return None, None
+    freedom = variance**2 / math.fsum(part**2 / (side.count - 1) for part, side in zip(parts, sides, strict=True))
+    half_width = student_t_quantile(0.975, freedom) * math.sqrt(variance) / len(compared)
+    widest = min(half_width, _LARGEST_LOG)
+    return mean * math.exp(-widest), mean * math.exp(widest)
+
+
+def _compared(pairs: Sequence[tuple[ConfigurationStatistics, ConfigurationStatistics]], figure: str) -> Iterator[_Pair]:
     for before, after in pairs:
         old: CycleStatistics | None = getattr(before, figure)
         new: CycleStatistics | None = getattr(after, figure)
         alike = figure != "energy_per_token_j" or before.estimated == after.estimated
         if alike and old is not None and new is not None and old.mean > 0 and new.mean > 0:
-            yield new.mean / old.mean
+            yield old, new
 
 
 def strength(factor: Factor) -> float:

@@ -21,6 +21,7 @@ from llenergymeasure.results.report.page import (
     Markup,
     Section,
     Tile,
+    facts,
     figure,
     folded,
     link,
@@ -41,6 +42,7 @@ from llenergymeasure.results.report.study_charts import (
     pareto_chart,
     spread_chart,
 )
+from llenergymeasure.results.report.study_runs import Run, runs_of, surroundings
 from llenergymeasure.results.study_table import (
     best_first,
     differing_parts,
@@ -63,28 +65,13 @@ MAX_LISTED: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """What the page needs of one run.
-
-    Args:
-        file: Its result, relative to the study's directory.
-    """
-
-    config_hash: str
-    cycle: int | None
-    energy_j: float | None
-    speed: float | None
-    file: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Study:
     """A study, and what is looked up beside it; `experiments` is empty where the manifest cannot be read."""
 
     result: StudyResult
     ranked: Sequence[ConfigurationStatistics]
     names: Sequence[str]
-    runs: Mapping[str, Sequence[_Run]]
+    runs: Mapping[str, Sequence[Run]]
     asked: Mapping[str, Any]
     directory: Path
 
@@ -92,8 +79,8 @@ class _Study:
 def study_page(result: StudyResult, directory: Path) -> str:
     """The page of a study that is kept in `directory`: its table and its manifest are read from there."""
     ranked = best_first(result.statistics)
-    runs: dict[str, list[_Run]] = defaultdict(list)
-    for run in _runs(result, directory):
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for run in runs_of(result, directory):
         runs[run.config_hash].append(run)
     names = differing_parts([entry.config_name or entry.measurement_config_hash for entry in ranked])
     study = _Study(result, ranked, names, runs, _asked(directory), directory)
@@ -104,31 +91,13 @@ def study_page(result: StudyResult, directory: Path) -> str:
         Section("Spread of the cycles", _spread(study)),
         Section("Warnings", _warnings(study)),
         Section("Failures and points left out", _failures(result)),
+        Section("What was measured, and on what", _surroundings(study)),
         Section("Run it again", _again(study)),
         Section("Cite it", citation(VERSION, result.started_at)),
         Section("Files", _files(study)),
     ]
     opening = together(paragraph(_meaning(study), class_="lead"), tiles(_tiles(study)))
     return render_page(result.name or result.study_id, f"A study, begun {minute(result.started_at)}", sections, opening)
-
-
-def _runs(result: StudyResult, directory: Path) -> Iterator[_Run]:
-    """Every run with a result, from the table, whose rows are in the order of the result files."""
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = ["measurement_config_hash", "cycle", "energy_per_token_j", "tokens_per_second"]
-    try:
-        with pyarrow.parquet.ParquetFile(directory / TABLE_FILE) as file:
-            if file.metadata.num_rows != len(result.result_files):
-                return
-            files = iter(result.result_files)
-            for batch in file.iter_batches(columns=columns):
-                values = [batch[name].to_pylist() for name in columns]
-                for config_hash, cycle, energy_j, speed in zip(*values, strict=True):
-                    yield _Run(config_hash, cycle, energy_j, speed, next(files))
-    except (OSError, KeyError, pyarrow.ArrowException):
-        return
 
 
 def _asked(directory: Path) -> Mapping[str, Any]:
@@ -230,7 +199,8 @@ def _pareto(study: _Study) -> Markup:
     chosen = [point for point in points if point.on_front]
     caption = (
         f"To the lower right is better. {len(chosen)} of {len(points)} configurations are on the front: none is both "
-        "faster and thriftier. Bars are 95 % intervals over the cycles; numbers are places in the table above."
+        "faster and thriftier. Lines are 95 % intervals over the cycles, which may go on beyond the chart; numbers "
+        "are places in the table above."
     )
     if len({point.estimated for point in points}) > 1:
         caption += " Violet points are estimates, which have a front of their own."
@@ -257,8 +227,9 @@ def _effects(study: _Study) -> Markup:
     untold = [factor.name for factor in found if strength(factor) == 0]
     intro = paragraph(
         "Each level of a setting against its first one, in pairs of configurations that differ in nothing else. The "
-        "dot is the geometric mean over all pairs, the band reaches from the smallest to the largest: where it is "
-        "wide, the effect depends on the other settings."
+        "dot is the geometric mean over all pairs, the thin line its 95 % interval by the spread of the cycles: where "
+        "it crosses 0, no effect was shown. The band reaches from the smallest pair to the largest: where it is wider "
+        "than the line, the effect depends on the other settings."
     )
     parts = [intro, *(_effect(f"effect-{place}", factor) for place, factor in enumerate(told[:MAX_EFFECTS]))]
     if len(told) > MAX_EFFECTS:
@@ -272,19 +243,24 @@ def _effects(study: _Study) -> Markup:
 
 def _effect(name: str, factor: Factor) -> Markup:
     rows = [[level.label, *_shown(level.energy), *_shown(level.speed)] for level in factor.levels]
-    numbers = table(["Level", "J/token", "from – to", "Pairs", "Tokens/s", "from – to", "Pairs"], rows)
-    described = "; ".join(f"{row[0]}: J/token {row[1]}, tokens/s {row[4]}" for row in rows)
+    each = ["95 % interval", "All pairs", "Pairs"]
+    numbers = table(["Level", "J/token", *each, "Tokens/s", *each], rows)
+    described = "; ".join(f"{row[0]}: J/token {row[1]}, tokens/s {row[5]}" for row in rows)
     drawn = figure(
         effect_chart(name, factor, described), f"Change against {factor.name} = {factor.levels[0].label}.", numbers
     )
     return together(tag("h3", factor.name), drawn)
 
 
-def _shown(change: Change | None) -> tuple[str, str, str]:
+def _shown(change: Change | None) -> tuple[str, str, str, str]:
     if change is None:
-        return "no pair", "", "0"
-    low, mean, high = (f"{signed(100 * (ratio - 1))} %" for ratio in (change.low, change.mean, change.high))
-    return mean, f"{low} – {high}", str(change.pairs)
+        return "no pair", "", "", "0"
+    interval = _from_to(change.ci95_low, change.ci95_high)
+    return f"{signed(100 * (change.mean - 1))} %", interval, _from_to(change.low, change.high), str(change.pairs)
+
+
+def _from_to(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{signed(100 * (low - 1))} … {signed(100 * (high - 1))} %"
 
 
 def _spread(study: _Study) -> Markup:
@@ -297,7 +273,7 @@ def _spread(study: _Study) -> Markup:
         return paragraph(once if cycles == 1 else "No configuration has two results in results.parquet to compare.")
     spreads.sort(key=lambda spread: max(map(abs, spread.deviations_pct)), reverse=True)
     drawn = spreads[:MAX_SPREADS]
-    unit = "J/token" if study.ranked[0].energy_per_token_j else "tokens/s"
+    unit = _units_of_spread(study.ranked)
     whose = (
         "all configurations" if len(drawn) == len(spreads) else f"the {len(drawn)} of {len(spreads)} that differ most"
     )
@@ -317,6 +293,13 @@ def _spread(study: _Study) -> Markup:
     )
     described = f"widest: {drawn[0].name}, {max(map(abs, drawn[0].deviations_pct)):.2g} % from its mean"
     return figure(spread_chart(drawn, described), caption, numbers)
+
+
+def _units_of_spread(entries: Sequence[ConfigurationStatistics]) -> str:
+    measured = {entry.energy_per_token_j is not None for entry in entries}
+    if len(measured) > 1:
+        return "J/token, or tokens/s where there is no energy,"
+    return "J/token" if True in measured else "tokens/s"
 
 
 def _cycles(study: _Study, entry: ConfigurationStatistics, name: str) -> Spread | None:
@@ -339,14 +322,17 @@ def _warnings(study: _Study) -> Markup:
     if not counted:
         return paragraph("None.")
     affected: Counter[str] = Counter(code for entry in study.ranked for code in entry.warnings)
-    rows = [[tag("code", code), str(runs), str(affected[code]), _remedy(code)] for code, runs in counted.items()]
-    explained = paragraph("The report of each run explains its own.", class_="note")
-    return together(table(["Warning", "Runs", "Configurations", "What to do"], rows, text_columns=(0, 3)), explained)
+    rows = [[tag("code", code), str(runs), str(affected[code]), *_explained(code)] for code, runs in counted.items()]
+    headings = ["Warning", "Runs", "Configurations", "Given when", "What to do"]
+    note = paragraph("The report of each run has the figures to its own.", class_="note")
+    return together(table(headings, rows, "Warnings of all runs", text_columns=(0, 3, 4)), note)
 
 
-def _remedy(code: str) -> str:
+def _explained(code: str) -> tuple[str, str]:
     explanation = explanation_of(code)
-    return explanation.remedy.replace("`", "") if explanation else ""
+    if explanation is None:
+        return "", ""
+    return explanation.raised_when.replace("`", ""), explanation.remedy.replace("`", "")
 
 
 def _failures(result: StudyResult) -> Markup:
@@ -379,6 +365,14 @@ def _failures(result: StudyResult) -> Markup:
 def _more(count: int) -> Markup:
     text = f"{MAX_LISTED} of {count}; study_summary.json has them all."
     return paragraph(text, class_="note") if count > MAX_LISTED else Markup()
+
+
+def _surroundings(study: _Study) -> Markup:
+    told = [(name, text) for name, text in surroundings(study.result, study.directory) if text]
+    if not told:
+        return paragraph(f"{TABLE_FILE}, which tells it, cannot be read.")
+    note = paragraph("Versions, drivers and limits are in the report of each run.", class_="note")
+    return together(facts(told), note)
 
 
 def _again(study: _Study) -> Markup:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from llenergymeasure.domain.readable import shortened, signed
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics
-from llenergymeasure.results.report.charts import INK, LINE, MUTED, NARROW_PT, SERIES, Spot, chart, margins
+from llenergymeasure.results.report.charts import (
+    INK,
+    LINE,
+    MUTED,
+    NARROW_PT,
+    SERIES,
+    Spot,
+    chart,
+    make_room,
+    margins,
+    plain_ticks,
+)
 from llenergymeasure.results.report.factors import Change, Factor, Level
 from llenergymeasure.results.report.page import Markup
 
@@ -19,6 +32,9 @@ if TYPE_CHECKING:
 _LOGARITHMIC_FROM: Final = 20.0
 """Largest over smallest figure from which an axis is logarithmic."""
 
+_POWERS_OF_TEN_FROM: Final = 500.0
+"""The same from which powers of ten are enough of ticks."""
+
 MAX_LEVELS: Final = 16
 """Levels of a factor that a chart shows; the table beside it has them all."""
 
@@ -26,6 +42,7 @@ ESTIMATE_COLOUR: Final = 3
 """Of estimates beside measured figures."""
 
 _ROW_PT: Final = 19.0
+_NUMBER_PT: Final = 16.0
 _NAME_LENGTH: Final = {False: 34, True: 15}
 """Letters of a name beside a row, in wide charts and in narrow ones."""
 
@@ -77,19 +94,12 @@ def pareto_chart(points: Sequence[Point], description: str) -> Markup:
                 axes.plot(*zip(*best, strict=True), color=SERIES[1], linewidth=1.2, zorder=1)
         for on_front in (False, True):
             _draw_intervals(axes, [point for point in points if point.on_front == on_front], on_front)
-        _scale(axes, [point.speed.mean for point in points], [point.energy.mean for point in points])
+        ticks = 4 if width_pt <= NARROW_PT else 8
+        _scale(axes, "x", [point.speed for point in points], ticks)
+        _scale(axes, "y", [point.energy for point in points], ticks)
         axes.set_xlabel("Output tokens per second")
         axes.set_title("Joules per output token", color=MUTED)
-        for point in points:
-            if point.on_front:
-                axes.annotate(
-                    str(point.rank),
-                    (point.speed.mean, point.energy.mean),
-                    xytext=(6, -13),
-                    textcoords="offset points",
-                    fontsize=9,
-                    color=INK,
-                )
+        _number_the_front(axes, points)
         mixed = len({point.estimated for point in points}) > 1
         return [_spot(axes, point, mixed) for point in sorted(points, key=lambda point: (point.on_front, -point.rank))]
 
@@ -114,16 +124,46 @@ def _interval(figure: CycleStatistics) -> tuple[float, float] | None:
     return max(figure.ci95_low, 0.0), figure.ci95_high
 
 
-def _scale(axes: Axes, speeds: Sequence[float], energies_j: Sequence[float]) -> None:
-    """Logarithmic where the figures span far; the limits are the means', not those of a wide interval."""
-    for name, values in (("x", speeds), ("y", energies_j)):
-        low, high = min(values), max(values)
-        if low > 0 and high / low >= _LOGARITHMIC_FROM:
-            getattr(axes, f"set_{name}scale")("log")
-            getattr(axes, f"set_{name}lim")(low / 1.5, high * 1.5)
-        else:
-            room = 0.12 * (high - low) or 0.1 * high or 1.0
-            getattr(axes, f"set_{name}lim")(max(0.0, low - room), high + room)
+def _scale(axes: Axes, name: str, figures: Sequence[CycleStatistics], ticks: int) -> None:
+    """Limits of an axis: the intervals', but no further from the means than these lie apart, on either side.
+
+    Args:
+        name: `x` or `y`. Logarithmic where the means span far.
+        ticks: At most so many where it is logarithmic.
+    """
+    from matplotlib.ticker import LogLocator
+
+    means = [figure.mean for figure in figures]
+    low, high = min(means), max(means)
+    if low > 0 and high / low >= _LOGARITHMIC_FROM:
+        getattr(axes, f"set_{name}scale")("log")
+        getattr(axes, f"set_{name}lim")(low / 1.5, high * 1.5)
+        subs = (1.0, 2.0, 5.0) if high / low < _POWERS_OF_TEN_FROM else (1.0,)
+        getattr(axes, f"{name}axis").set_major_locator(LogLocator(subs=subs, numticks=ticks))
+    else:
+        ends = [end for figure in figures for end in _interval(figure) or ()]
+        apart = high - low or high or 1.0
+        low, high = max(min([low, *ends]), low - apart), min(max([high, *ends]), high + apart)
+        room = 0.12 * (high - low) or 0.1 * high or 1.0
+        getattr(axes, f"set_{name}lim")(max(0.0, low - room), high + room)
+    plain_ticks(getattr(axes, f"{name}axis"))
+
+
+def _number_the_front(axes: Axes, points: Sequence[Point]) -> None:
+    """Write their rank beside the points on the front, where there is room for it; the table has them all."""
+    taken: list[tuple[float, float]] = []
+    for point in points:
+        at = axes.transData.transform((point.speed.mean, point.energy.mean))
+        if point.on_front and all(math.hypot(at[0] - x, at[1] - y) >= _NUMBER_PT for x, y in taken):
+            taken.append((at[0], at[1]))
+            axes.annotate(
+                str(point.rank),
+                (point.speed.mean, point.energy.mean),
+                xytext=(6, -13),
+                textcoords="offset points",
+                fontsize=9,
+                color=INK,
+            )
 
 
 def _spot(axes: Axes, point: Point, mixed: bool) -> Spot:
@@ -144,7 +184,7 @@ def effect_chart(name: str, factor: Factor, description: str) -> Markup:
             right=1 - 14 / width_pt,
             top=1 - 26 / height_pt,
             bottom=24 / height_pt,
-            wspace=0.12,
+            wspace=0.3 if narrow else 0.12,
         )
         for axes, figure_name, title in ((left, "energy", "J/token"), (right, "speed", "tokens/s")):
             changes = [getattr(level, figure_name) for level in levels]
@@ -172,9 +212,17 @@ def _draw_changes(axes: Axes, changes: Sequence[Change | None], ticks: int) -> N
             axes.annotate("no pair", (0.0, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
             continue
         low, mean, high = (_pct(ratio) for ratio in (change.low, change.mean, change.high))
-        axes.plot((low, high), (row, row), color=SERIES[0], linewidth=3.0, alpha=0.4, solid_capstyle="round")
+        axes.plot((low, high), (row, row), color=SERIES[0], linewidth=5.0, alpha=0.35, solid_capstyle="round")
         axes.plot(mean, row, "o", color=SERIES[0], markersize=6)
     axes.margins(x=0.12, y=0.0)
+    intervals = {
+        row: (_pct(change.ci95_low), _pct(change.ci95_high))
+        for row, change in enumerate(changes)
+        if change is not None and change.ci95_low is not None and change.ci95_high is not None
+    }
+    make_room(axes, chain.from_iterable(intervals.values()))
+    for row, (low, high) in intervals.items():
+        axes.hlines(row, low, high, colors=INK, linewidth=0.9, zorder=1)
     axes.set_ylim(-0.6, len(changes) - 0.4)
     if any(change.low != 1 or change.high != 1 for change in changes if change is not None):
         axes.locator_params(axis="x", nbins=ticks)

@@ -28,24 +28,31 @@ def write_report(directory: Path) -> Path:
         PersistenceError: It holds neither, what it holds cannot be read, or the report cannot be written; names it.
     """
     directory = user_path(directory)
+    path = directory / REPORT_FILE
+    write_page(path, page_of(directory))
+    return path
+
+
+def page_of(directory: Path) -> str:
+    """The report of the experiment or of the study that a directory holds.
+
+    Raises:
+        PersistenceError: It holds neither, or what it holds cannot be read; names it.
+    """
     if holds(directory, RESULT_FILE):
         from llenergymeasure.results.report.experiment import experiment_page
 
-        page = experiment_page(load_result(directory), directory)
-    elif holds(directory, STUDY_FILE):
+        return experiment_page(load_result(directory), directory)
+    if holds(directory, STUDY_FILE):
         from llenergymeasure.results.report.study import study_page
 
-        page = study_page(load_study(directory), directory)
-    elif holds(directory, MANIFEST_FILE):
+        return study_page(load_study(directory), directory)
+    if holds(directory, MANIFEST_FILE):
         raise PersistenceError(
             f"{directory} is a study without {STUDY_FILE}: it still runs, or was killed. Its report comes with its end "
             f"(llem run --resume {shlex.quote(str(directory))}); those of its finished runs are in their directories."
         )
-    else:
-        raise PersistenceError(f"{directory} holds neither {RESULT_FILE} nor {STUDY_FILE}: no experiment, no study.")
-    path = directory / REPORT_FILE
-    write_page(path, page)
-    return path
+    raise PersistenceError(f"{directory} holds neither {RESULT_FILE} nor {STUDY_FILE}: no experiment, no study.")
 
 
 def holds(directory: Path, name: str) -> bool:

@@ -32,7 +32,7 @@ from llenergymeasure.core.backends.pytorch.preflight import (
     section_of,
     used_devices,
 )
-from llenergymeasure.core.backends.shared import OwnModel, TransformersTokenizer, engine_output_logged, seeded
+from llenergymeasure.core.backends.shared import OwnEngine, engine_output_logged, seeded
 from llenergymeasure.core.backends.steps import StepLog
 from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId
@@ -53,22 +53,18 @@ class _Session:
     compilations: CompilationCounter
 
 
-class PyTorchBackend:
+class PyTorchBackend(OwnEngine[_Session]):
     """One experiment on transformers and PyTorch.
 
     Every batch is seeded on its own, from the experiment's seed and the batch's first prompt: what was generated before
     (warm-up, other batches) does not change it, and the process's own generators are left as they were.
-
-    Args:
-        model_cache_dir: Home of the Hub's cache (`HF_HOME`); `None` leaves it to the Hub's client.
     """
 
-    name: Final = "pytorch"
+    name = "pytorch"
+    loggers = LOGGERS
 
     def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
-        self._clock = clock
-        self._model = OwnModel(model_cache_dir, *LOGGERS)
-        self._session: _Session | None = None
+        super().__init__(clock, model_cache_dir)
         self._matmul_precision_before: str | None = None
 
     def version(self) -> str:
@@ -83,10 +79,6 @@ class PyTorchBackend:
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
         return planned_devices(section_of(config))
-
-    def tokenizer(self, config: ExperimentConfig) -> TransformersTokenizer:
-        """The model's own tokenizer."""
-        return TransformersTokenizer(self._model.tokenizer(config))
 
     def load(self, config: ExperimentConfig) -> None:
         """Load weights, adapter and drafter, and compile if asked to."""
@@ -173,11 +165,6 @@ class PyTorchBackend:
             torch.compiler.reset()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-
-    def _loaded(self) -> _Session:
-        if self._session is None:
-            raise BackendError("the pytorch backend has no model loaded; call load() first.")
-        return self._session
 
 
 def _timer_for(device: torch.device, clock: Clock) -> StepTimer:

@@ -39,7 +39,8 @@ def architecture_is_loadable(config: ExperimentConfig, host: EngineHost) -> Iter
     elif family is None:
         yield f"model: config.json of {config.model} names no model_type. Save the model anew with save_pretrained."
     elif family in CONFIG_MAPPING_NAMES:
-        kind = "multimodal" if _is_multimodal(content) else repr(family)
+        is_multimodal = any(name.startswith(("vision", "audio", "image", "speech")) for name in content)
+        kind = "multimodal" if is_multimodal else repr(family)
         name = ", ".join(map(str, content.get("architectures") or (family,)))
         yield (
             f"model: {config.model} ({name}) is a {kind} model, which transformers does not load as a language model. "
@@ -50,10 +51,6 @@ def architecture_is_loadable(config: ExperimentConfig, host: EngineHost) -> Iter
             f"model: {config.model} is a {family!r} model, which transformers {metadata.version('transformers')} does "
             "not know. Upgrade transformers, or use another model."
         )
-
-
-def _is_multimodal(content: Any) -> bool:
-    return any(name.startswith(("vision", "audio", "image", "speech")) for name in content)
 
 
 def checkpoint_quantisation_is_possible(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:

@@ -24,7 +24,7 @@ from llenergymeasure.core.backends.shared import OwnModel, gpu_uuids
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, GpuDriverError
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.gpu.visible import cuda_uuids_of_torch, visible_gpus
-from llenergymeasure.core.model.source import find_adapter, find_model
+from llenergymeasure.core.model.source import find_adapter
 from llenergymeasure.exceptions import BackendError
 
 OWNED_ARGUMENTS: Final[Mapping[str, str]] = {
@@ -133,13 +133,9 @@ def preflight_problems(config: ExperimentConfig, model: OwnModel) -> list[str]:
     section = section_of(config)
     placement = attempt(lambda: placement_here(section), problems)
     source = model.checked(config, problems)
-    adapter, assistant = config.lora, section.assistant_model
-    if adapter is not None:
+    if (adapter := config.lora) is not None:
         attempt(lambda: find_adapter(adapter, model.cache_home), problems)
-    if assistant is not None:
-        attempt(
-            lambda: find_model(assistant, None, cache_home=model.cache_home, what="pytorch.assistant_model"), problems
-        )
+    model.check_drafter(section.assistant_model, "pytorch.assistant_model", problems)
     attempt(lambda: check_passthrough(config), problems)
     on_gpu = placement.on_gpu if placement is not None else None
     return problems + combination_problems(config, EngineHost(source, on_gpu), CHECKS)

@@ -23,8 +23,7 @@ from llenergymeasure.core.backends.protocol import (
     TokenPasses,
 )
 from llenergymeasure.core.backends.shared import (
-    OwnModel,
-    TransformersTokenizer,
+    OwnLLM,
     engine_output_logged,
     eos_token_ids,
     gpu_uuids,
@@ -50,7 +49,6 @@ from llenergymeasure.core.backends.tensorrt.memory import kv_cache_mb
 from llenergymeasure.core.backends.tensorrt.own_meter import OwnMeter
 from llenergymeasure.core.backends.tensorrt.preflight import check_settings, planned_devices, preflight_problems
 from llenergymeasure.core.backends.tensorrt.sampling import sampling_parameters
-from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError, all_boards
 from llenergymeasure.core.gpu.nvml import open_nvml
 from llenergymeasure.core.model.context import context_length
@@ -87,20 +85,11 @@ class _Session:
         return {"cache_salt": uuid.uuid4().hex} if self.salted else {}
 
 
-class TensorRTBackend:
-    """One experiment on TensorRT-LLM, whose workers are processes of their own.
+class TensorRTBackend(OwnLLM[_Session]):
+    """One experiment on TensorRT-LLM, whose workers are processes of their own."""
 
-    Args:
-        model_cache_dir: Home of the Hub's cache (`HF_HOME`); `None` leaves it to the Hub's client.
-    """
-
-    name: Final = "tensorrt"
-
-    def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
-        self._clock = clock
-        self._model = OwnModel(model_cache_dir, *LOGGERS)
-        self._session: _Session | None = None
-        self._place: EnginePlace | None = None
+    name = "tensorrt"
+    loggers = LOGGERS
 
     def version(self) -> str:
         """Version of TensorRT-LLM."""
@@ -114,10 +103,6 @@ class TensorRTBackend:
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
         return planned_devices(config, _gpus())
-
-    def tokenizer(self, config: ExperimentConfig) -> TransformersTokenizer:
-        """The model's own tokenizer."""
-        return TransformersTokenizer(self._model.tokenizer(config))
 
     def load(self, config: ExperimentConfig) -> None:
         """Start the engine and its workers; an engine that is built ahead, and is not kept from before, is built."""
@@ -143,16 +128,6 @@ class TensorRTBackend:
     def devices(self) -> tuple[DeviceId, ...]:
         """The devices of the workers: one each, in CUDA's order."""
         return self._loaded().devices
-
-    @property
-    def llm(self) -> Any:
-        """The loaded `LLM`, to look at."""
-        return self._loaded().llm
-
-    @property
-    def batch_size(self) -> int | None:
-        """`None`: TensorRT-LLM batches by itself."""
-        return None
 
     def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
         """Generate for all `requests` at once; what earlier calls left in the cache of prefixes is not used."""
@@ -209,9 +184,7 @@ class TensorRTBackend:
                 session.workers.shut_down(session.llm.shutdown)
                 del session
                 gc.collect()
-        if self._place is not None:
-            self._place.close()
-            self._place = None
+        self._leave_place()
 
     def _runnable(self, config: ExperimentConfig, source: ModelSource, devices: Sequence[DeviceId]) -> Path:
         """What the engine gets: the checkpoint, or the engine that was built from it."""
@@ -253,11 +226,6 @@ class TensorRTBackend:
         session = self._loaded()
         engine = "built ahead" if needs_build(session.config) else "PyTorch-based"
         return {**read_back(session.llm.args, section_of(session.config)), "tensorrt.engine": engine}
-
-    def _loaded(self) -> _Session:
-        if self._session is None:
-            raise BackendError("the tensorrt backend has no model loaded; call load() first.")
-        return self._session
 
 
 def _gpus() -> tuple[DeviceId, ...]:

@@ -24,7 +24,6 @@ from llenergymeasure.core.backends.tensorrt.engine import (
     unknown_fields,
 )
 from llenergymeasure.core.gpu.driver import DeviceId
-from llenergymeasure.core.model.source import find_model
 from llenergymeasure.exceptions import BackendError
 
 FIRST_WITH_SALTS: Final = "1.1"
@@ -58,11 +57,8 @@ def preflight_problems(
     problems: list[str] = []
     devices = attempt(lambda: planned_devices(config, gpus), problems)
     source = model.checked(config, problems)
-    drafting = section_of(config).speculative_config
-    drafter = drafting.speculative_model if drafting is not None else None
-    if drafter is not None:
-        what = "tensorrt.speculative_config.speculative_model"
-        attempt(lambda: find_model(drafter, None, cache_home=model.cache_home, what=what), problems)
+    if (drafting := section_of(config).speculative_config) is not None:
+        model.check_drafter(drafting.speculative_model, "tensorrt.speculative_config.speculative_model", problems)
     problems += attempt(lambda: settings_problems(config, version), problems) or []
     on_gpu = None if devices is None else True
     return problems + combination_problems(config, EngineHost(source, on_gpu), CHECKS)

@@ -33,8 +33,7 @@ from llenergymeasure.core.backends.protocol import (
     TokenPasses,
 )
 from llenergymeasure.core.backends.shared import (
-    OwnModel,
-    TransformersTokenizer,
+    OwnLLM,
     engine_output_logged,
     ids_or_tokenizers,
     seeded,
@@ -99,22 +98,17 @@ class _Session:
         return list(self.llm.collective_rpc(method))
 
 
-class VLLMBackend:
+class VLLMBackend(OwnLLM[_Session]):
     """One experiment on vLLM.
 
     The engine core runs in a process of its own unless `VLLM_ENABLE_V1_MULTIPROCESSING=0`, as everywhere in vLLM.
-
-    Args:
-        model_cache_dir: Home of the Hub's cache (`HF_HOME`); `None` leaves it to the Hub's client.
     """
 
-    name: Final = "vllm"
+    name = "vllm"
+    loggers = LOGGERS
 
     def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
-        self._clock = clock
-        self._model = OwnModel(model_cache_dir, *LOGGERS)
-        self._session: _Session | None = None
-        self._place: EnginePlace | None = None
+        super().__init__(clock, model_cache_dir)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
 
@@ -130,10 +124,6 @@ class VLLMBackend:
     def plan_devices(self, config: ExperimentConfig) -> tuple[DeviceId, ...]:
         """The devices `load` will use."""
         return planned_devices(config, platform_here(), self.version())
-
-    def tokenizer(self, config: ExperimentConfig) -> TransformersTokenizer:
-        """The model's own tokenizer."""
-        return TransformersTokenizer(self._model.tokenizer(config))
 
     def load(self, config: ExperimentConfig) -> None:
         """Start the engine and its workers; weights are loaded and everything is compiled then."""
@@ -158,16 +148,6 @@ class VLLMBackend:
     def devices(self) -> tuple[DeviceId, ...]:
         """The devices of the workers."""
         return tuple(dict.fromkeys(device for device, _ in self._loaded().ask_workers("llem_device")))
-
-    @property
-    def llm(self) -> LLM:
-        """The loaded `LLM`, to look at."""
-        return self._loaded().llm
-
-    @property
-    def batch_size(self) -> int | None:
-        """`None`: vLLM batches by itself."""
-        return None
 
     def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
         """Generate for all `requests` at once; what earlier calls left in the cache of prefixes is forgotten first."""
@@ -268,14 +248,7 @@ class VLLMBackend:
             del session
             gc.collect()
             _forget_process_groups()
-        if self._place is not None:
-            self._place.close()
-            self._place = None
-
-    def _loaded(self) -> _Session:
-        if self._session is None:
-            raise BackendError("the vllm backend has no model loaded; call load() first.")
-        return self._session
+        self._leave_place()
 
 
 def _forget_prefixes(engine: Any) -> None:
@@ -335,6 +308,7 @@ def _request_output(request: GenerationRequest, answer: tuple[str, Any], listene
         token_times_s=times.token_times_s,
         queued_s=max(times.started_s - (times.queued_s or times.started_s), 0.0),
         cached_tokens=output.num_cached_tokens or 0,
+        preemptions=times.preemptions,
     )
 
 

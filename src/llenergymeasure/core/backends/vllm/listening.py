@@ -26,11 +26,12 @@ from llenergymeasure.core.clock import Clock
 
 @dataclass(slots=True)
 class RequestTimes:
-    """Instants of one request on the measurement clock, in seconds; `None`: not told yet."""
+    """What is told of one request, its instants on the measurement clock in seconds; `None`: not told yet."""
 
     queued_s: float | None = None
     started_s: float | None = None
     token_times_s: array[float] = field(default_factory=lambda: array("d"))
+    preemptions: int = 0
 
 
 class StepListener:
@@ -64,6 +65,8 @@ class StepListener:
                 times.queued_s = event.timestamp + self._ahead_s
             elif event.type == EngineCoreEventType.SCHEDULED and times.started_s is None:
                 times.started_s = event.timestamp + self._ahead_s
+            elif event.type == EngineCoreEventType.PREEMPTED:
+                times.preemptions += 1
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from llenergymeasure.core.backends.vllm.engine import (
     section_of,
 )
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
-from llenergymeasure.core.model.source import ModelSource, find_adapter, find_model
+from llenergymeasure.core.model.source import ModelSource, find_adapter
 from llenergymeasure.exceptions import BackendError
 
 MADE_WHILE_LOADING: Final = ("fp8", "int8_per_channel_weight_only")
@@ -80,11 +80,8 @@ def preflight_problems(
     problems: list[str] = []
     devices = attempt(lambda: planned_devices(config, platform, version), problems)
     source = model.checked(config, problems)
-    drafting = section_of(config).speculative_config
-    drafter = drafting.model if drafting is not None else None
-    if drafter is not None:
-        what = "vllm.speculative_config.model"
-        attempt(lambda: find_model(drafter, None, cache_home=model.cache_home, what=what), problems)
+    if (drafting := section_of(config).speculative_config) is not None:
+        model.check_drafter(drafting.model, "vllm.speculative_config.model", problems)
     lora = config.lora
     adapter = attempt(lambda: find_adapter(lora, model.cache_home), problems) if lora is not None else None
     if adapter is not None:
