@@ -99,11 +99,7 @@ _EnergyAudit = Annotated[
     Field(description="Hardware counter against power integral."),
     Merge(of_all(merge_audits), counted=True),
 ]
-_EngineEnergy = Annotated[
-    float | None,
-    Field(description="Joules of the whole window by a meter of the engine's own; null: it has none."),
-    Merge(total, counted=True),
-]
+_EngineEnergy = Annotated[Total[float | None], Field(description="Joules by the engine's own meter; null: none.")]
 _Uncertainty = Annotated[
     EnergyUncertainty | None,
     Field(description="95 % half-widths of the energy."),

@@ -155,7 +155,7 @@ def _number_the_front(axes: Axes, points: Sequence[Point]) -> None:
     for point in points:
         at = axes.transData.transform((point.speed.mean, point.energy.mean))
         if point.on_front and all(math.hypot(at[0] - x, at[1] - y) >= _NUMBER_PT for x, y in taken):
-            taken.append((at[0], at[1]))
+            taken.append((float(at[0]), float(at[1])))
             axes.annotate(
                 str(point.rank),
                 (point.speed.mean, point.energy.mean),
