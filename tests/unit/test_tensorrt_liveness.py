@@ -14,6 +14,7 @@ import pytest
 
 from child_runs import is_gone, wait_until
 from llenergymeasure.core.backends.tensorrt.liveness import SERVER, Sentinel, WorkerEndedError, Workers
+from llenergymeasure.core.host.processes import command_of
 
 Process = subprocess.Popen[bytes]
 
@@ -26,6 +27,8 @@ def start() -> Process:
 @pytest.fixture
 def processes() -> Iterator[list[Process]]:
     started = [start(), start()]
+    for process in started:  # the system shows a command line a moment after the program has begun
+        assert wait_until(lambda pid=process.pid: SERVER in command_of(pid))  # type: ignore[misc]
     yield started
     for process in started:
         process.kill()
@@ -87,6 +90,7 @@ DAEMON = [sys.executable, "-S", "-c", "import signal; signal.alarm(60); signal.p
 def test_a_daemon_of_an_engine_ends_with_the_process_that_loaded_it_though_that_was_killed() -> None:
     code = f"""
 import signal, subprocess
+from llenergymeasure.core.host.processes import command_of
 from llenergymeasure.core.backends.tensorrt.liveness import Sentinel
 watch = Sentinel()
 with watch.marking():
