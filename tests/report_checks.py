@@ -31,6 +31,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         given = dict(attrs)
         self.attributes += given
+        assert given.get("aria-label") != "", f"a <{tag}> that is named, and has no name"
         if (found := given.get("id")) is not None:
             self.ids.append(found)
         self.addresses += [value for key in ("href", "src", "xlink:href") if (value := given.get(key)) is not None]

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, overload
@@ -88,28 +88,18 @@ def run_experiment(
     return collected[0]
 
 
-@contextmanager
-def _experiment_drawn(config: ExperimentConfig) -> Iterator[Observer]:
+def _experiment_drawn(config: ExperimentConfig) -> AbstractContextManager[Observer]:
     """An observer that draws the experiment on stderr, for the length of a `with` block."""
     from llenergymeasure.study.display import ExperimentProgress
 
-    drawing = ExperimentProgress(sys.stderr, f"Experiment: {experiment_title(config)}")
-    try:
-        yield drawing
-    finally:
-        drawing.close()
+    return closing(ExperimentProgress(sys.stderr, f"Experiment: {experiment_title(config)}"))
 
 
-@contextmanager
-def _study_drawn(study: StudyConfig) -> Iterator[AnyObserver]:
+def _study_drawn(study: StudyConfig) -> AbstractContextManager[AnyObserver]:
     """An observer that draws the study on stderr, for the length of a `with` block."""
     from llenergymeasure.study.display import StudyProgress
 
-    drawing = StudyProgress(sys.stderr, verbose=False, n_cycles=study.execution.n_cycles)
-    try:
-        yield drawing
-    finally:
-        drawing.close()
+    return closing(StudyProgress(sys.stderr, verbose=False, n_cycles=study.execution.n_cycles))
 
 
 def resolve_experiment(config: str | Path | ExperimentConfig | None, overrides: dict[str, Any]) -> ExperimentConfig:

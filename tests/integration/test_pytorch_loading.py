@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -94,6 +95,17 @@ def test_an_adapter_for_other_layers_is_refused(model: Path, tmp_path: Path) -> 
     misfit = save_adapter(tmp_path / "adapter", other, target_modules=["c_attn"], fan_in_fan_out=True)
     with pytest.raises(BackendError, match=r"lora: .* does not fit"):
         backend().load(experiment(model, lora={"adapter_path": str(misfit)}))
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_an_adapter_whose_weights_cannot_be_read_is_not_blamed_on_the_model(
+    damage: str, model: Path, tmp_path: Path
+) -> None:
+    broken = save_adapter(tmp_path / "adapter", model)
+    weights = broken / "adapter_model.safetensors"
+    os.truncate(weights, 4) if damage == "cut" else weights.unlink()
+    with pytest.raises(BackendError, match=rf"lora: the weights of {broken} cannot be read .* missing or damaged"):
+        backend().load(experiment(model, lora={"adapter_path": str(broken)}))
 
 
 def test_an_adapter_that_lengthens_the_prompt_is_refused(model: Path, tmp_path: Path) -> None:

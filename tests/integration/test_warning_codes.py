@@ -237,6 +237,14 @@ class StallingEngine(StepEngine):
         return output
 
 
+class CrowdedEngine(StepEngine):
+    """Has to compute each request again."""
+
+    def generate(self, requests):  # type: ignore[no-untyped-def]
+        output = super().generate(requests)
+        return replace(output, requests=tuple(replace(request, preemptions=1) for request in output.requests))
+
+
 class BatchDependentEngine(StepEngine):
     """Says of its model that rows reach into each other."""
 
@@ -271,6 +279,7 @@ ELSEWHERE: Mapping[WarningCode, Callable[[Path], set[str]]] = {
     WarningCode.COMPILED_IN_WINDOW: lambda path: on_engine(path, UnsettledEngine),
     WarningCode.BATCH_CHANGES_TEXTS: lambda path: on_engine(path, BatchDependentEngine),
     WarningCode.GENERATION_STALLED: lambda path: on_engine(path, StallingEngine),
+    WarningCode.REQUESTS_PREEMPTED: lambda path: on_engine(path, CrowdedEngine),
     WarningCode.PARTIAL_LAST_BATCH: lambda path: virtual(path, pytorch={"batch_size": 3}),
     WarningCode.PROMPTS_TRUNCATED: lambda path: virtual(path, max_input_tokens=3),
     WarningCode.ENERGY_IS_ESTIMATED: estimate_of_a_model,

@@ -89,6 +89,15 @@ def test_a_flag_that_contradicts_the_study_is_refused(llem: CommandLine, flags: 
     assert message in said.err
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_more_runs_than_can_be_held_are_refused_before_anything_is_made(llem: CommandLine, more: list[str]) -> None:
+    study = llem.file("s.yaml", "model: m\nsweep: {n: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]}\n")
+    said = llem("run", study, "--cycles", "100000", *more)
+    assert (said.code, said.out) == (2, "")
+    assert "11 experiments in 100,000 cycles are 1,100,000 runs; 1,000,000 is the most. Set it to 90,909" in said.err
+    assert [path.name for path in llem.directory.iterdir()] == [study]
+
+
 def test_a_sweep_that_yields_nothing_valid_is_refused_with_the_reasons(llem: CommandLine) -> None:
     said = llem("run", llem.file("s.yaml", "{model: a/b, sweep: {decoder.temperature: [.nan, .inf, 5]}}\n"))
     assert said.code == 2

@@ -93,6 +93,20 @@ def test_without_a_step_it_falls_back_to_the_plain_counter_and_says_so() -> None
     assert fused.half_width_j > 10.0
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_what_flows_between_late_reads_and_the_window_is_not_the_windows(seen: bool) -> None:
+    """The last of eight boards, each of which takes 15 ms to read: 300 W in the window, 100 W around it."""
+    idle_w, busy_w, gap_s = 100.0 if seen else 300.0, 300.0, 0.12
+    power = [*((t / 100, idle_w) for t in range(-30, 1)), *((0.01 + t / 10, busy_w) for t in range(50))]
+    after = [(5.001 + t / 100, idle_w) for t in range(13)]
+    total_j = 2 * gap_s * idle_w + 5.0 * busy_w
+    before, later = CounterRead(-gap_s, -gap_s, 1000.0), CounterRead(5.0 + gap_s, 5.0 + gap_s, 1000.0 + total_j)
+    samples = [*power, *after] if seen else []
+    fused = fuse_energy([before], [later], samples, 0.0, 5.0, SensorDescription())
+    assert fused.energy_j == pytest.approx(5.0 * busy_w, rel=0.001)
+    assert fused.half_width_j > 0.05 * busy_w  # what steps of a tenth of a second leave open
+
+
 def test_the_fallbacks_interval_covers_the_truth() -> None:
     draw = random.Random(8)
     boards = [random_board("hopper", _square(draw), draw) for _ in range(DRAWS)]

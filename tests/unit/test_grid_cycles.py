@@ -59,7 +59,10 @@ def test_a_seed_replaces_the_design_hash() -> None:
     )
 
 
-@pytest.mark.parametrize(("cycles", "order", "message"), [(0, "sequential", "n_cycles"), (1, "random", "cycle_order")])
+@pytest.mark.parametrize(
+    ("cycles", "order", "message"),
+    [(0, "sequential", "n_cycles"), (2_000_000, "sequential", "1,000,000 is the most"), (1, "random", "cycle_order")],
+)
 def test_nonsense_is_refused(cycles: int, order: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         apply_cycles([_A], cycles, order, "0" * 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -128,17 +129,19 @@ def test_the_same_figures_give_the_same_bytes_whatever_the_user_has_set() -> Non
         assert dict(matplotlib.rcParams) == settings
 
 
-def test_nothing_of_matplotlib_is_loaded_before_a_chart_is_drawn_and_never_pyplot(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["", "of-a-notebook"])
+def test_nothing_of_matplotlib_is_loaded_before_a_chart_is_drawn_and_never_pyplot(tmp_path: Path, backend: str) -> None:
     directory = saved_study(tmp_path / "study", study_of(range(1, 3), cycles=1))
     program = (
-        "import sys; from pathlib import Path\n"
+        "import os, sys; from pathlib import Path\n"
         "import llenergymeasure.cli, llenergymeasure.study.runner, llenergymeasure.runners.job\n"
         "from llenergymeasure.results.report import experiment, study, write\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"write.write_report(Path({str(directory)!r}))\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
+        f"assert os.environ['MPLBACKEND'] == {backend!r}\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "MPLBACKEND": backend})
 
 
 def test_thinning_keeps_both_ends_and_every_peak() -> None:

@@ -59,6 +59,15 @@ def test_an_experiment_that_is_given_twice_runs_once_and_that_is_said_once(
     assert caplog.text.count("1 of 3 experiments repeat an earlier one and run once") == 1
 
 
+@pytest.mark.parametrize(("order", "told"), [("interleaved", 1), ("shuffled", 0)])
+def test_a_seed_without_shuffling_is_said_to_have_no_effect(
+    order: str, told: int, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.runner(study_of("a", cycle_order=order, shuffle_seed=7)).run()
+    words = "execution.shuffle_seed is set and has no effect while execution.cycle_order is interleaved"
+    assert caplog.text.count(words) == told
+
+
 def test_summary_table_and_manifest_are_on_disk_at_the_end(stage: Stage) -> None:
     result = stage.runner(study_of("a", "b", cycles=3)).run()
     assert load_study(stage.directory) == result

@@ -121,6 +121,7 @@ def test_the_command_line_knows_it(install: Install, tmp_path: Path, llem: Comma
     assert previewed.code == 0
     assert f"tiny-llama / {name} / bf16" in previewed.out
     assert "pydantic 2." in previewed.out
+    assert "Device       those that the engine_e engine takes" in previewed.out
     assert name in llem("config").out
     refused = llem("run", "-m", "m", "-b", "engin_e", "--dry-run")
     assert (refused.code, "Did you mean 'engine_e'?" in refused.err) == (2, True)

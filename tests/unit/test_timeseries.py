@@ -119,6 +119,20 @@ def test_a_second_without_a_sample_shows_the_latest_one_and_the_line_through_it(
     assert columns["temperature_c"] == [50.0] * 4
 
 
+@pytest.mark.parametrize(
+    ("silent_s", "told_w"), [(1.5, [100.0, 500.0 / 3.0, 850.0 / 3.0, 300.0]), (2.5, [100.0, None, None, 300.0])]
+)
+def test_a_sample_that_gave_no_power_leaves_the_line_and_a_longer_silence_no_figure(
+    silent_s: float, told_w: list[float | None]
+) -> None:
+    """100 W for a second, then nothing for a while, then 300 W."""
+    ends_s = 1.0 + silent_s
+    mute = [TelemetrySample(1.0 + share * silent_s, None) for share in (0.2, 0.7, 0.7)]
+    samples = [TelemetrySample(t, 100.0) for t in (0.0, 1.0)]
+    samples += [*mute, TelemetrySample(ends_s, 300.0), TelemetrySample(4.0, 300.0)]
+    assert series(samples, 0.0, 4.0)["power_w"] == [w and pytest.approx(w) for w in told_w]
+
+
 def test_a_device_that_fell_silent_has_rows_without_power() -> None:
     samples = [TelemetrySample(0.0, 100.0), TelemetrySample(1.0, 100.0), TelemetrySample(1.5, None)]
     assert series(samples, 0.0, 3.0)["power_w"] == [100.0, None, None]

@@ -14,6 +14,7 @@ from llenergymeasure.cli.cluster_preview import cluster_lines
 from llenergymeasure.config.grid import describe_skipped
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, experiment_title
 from llenergymeasure.config.same_work import partial_batch
+from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.backends.registry import DeviceChoice, package_versions
 from llenergymeasure.core.energy.meter import NoEnergyBackend
@@ -121,13 +122,14 @@ def render_dry_run(report: DryRunReport) -> str:
     """The report as text."""
     config = report.config
     on_cpu = not report.gpus and bool(_cpu_if_used(report.device))
+    memory = "Memory" if on_cpu or config.backend not in BACKENDS else "GPU memory"
     entries = {
         "Config": ["valid"],
         "Engine": [report.engine],
         "Prompts": [report.prompts],
         "Batches": list(filter(None, [partial_batch(config)])),
         "Tokens": [_tokens(config)],
-        "Memory" if on_cpu else "GPU memory": _memory(report),
+        memory: _memory(report),
         "Device": [] if report.device_note is None else [report.device_note],
         "Energy": [report.meter or _energy(report.energy_backend)],
         "Time": _time(config),
@@ -229,6 +231,8 @@ def gpus_here(host: Host) -> tuple[Gpu, ...]:
 
 def _devices(config: ExperimentConfig, device: DeviceChoice | None, host: Host) -> tuple[tuple[Gpu, ...], str | None]:
     """The GPUs that the run would use, and what to know about them."""
+    if config.backend not in BACKENDS:
+        return (), f"those that the {config.backend} engine takes"
     if device == "cpu":
         who = f"{config.backend}.device" if config.backend_config.device_choice == device else "the engine's build"
         return (), f"the CPU, as {who} says"
@@ -260,6 +264,9 @@ def _memory(report: DryRunReport) -> Iterator[str]:
             f"key-value cache {memory_text(vram.kv_cache_mb)}, "
             f"and {OVERHEAD:.0%} in reserve{memory_verdict(vram.total_mb, report.config, report.gpus)}"
         )
+    elif report.config.backend not in BACKENDS:
+        yield f"not known: what the {report.config.backend} engine needs, it alone knows"
+        return
     elif vram.weights_mb is not None:
         verdict = memory_verdict(vram.weights_mb, report.config, report.gpus)
         yield f"at least {memory_text(vram.weights_mb)} for the weights{verdict}"

@@ -41,7 +41,7 @@ from llenergymeasure.results.summary import duration, joules, one_line, render_s
 from llenergymeasure.security import for_display, user_path
 from llenergymeasure.study.display import study_progress
 from llenergymeasure.study.execute import StudyPlace, check_backends, connected, dataset_hashes
-from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyStarted, shared_parts
+from llenergymeasure.study.plan import RunFinished, StudyEvent, StudyStarted, notes_on, shared_parts
 from llenergymeasure.study.preflight import check_here, check_on
 from llenergymeasure.study.resume import (
     Resumption,
@@ -119,9 +119,9 @@ def _preview(study: StudyConfig, resume: Path | None, request: RunRequest, machi
             nodes = None if cluster is None else cluster.nodes()
             lines.append(render_study_preview(study, machine, list_all=request.verbose, begun=begun, nodes=nodes))
             if cluster is not None:
-                return check_on(cluster)(left, machine)
+                return [*notes_on(study), *check_on(cluster)(left, machine)]
             check_backends(left, machine)
-            return check_here(left, machine)
+            return [*notes_on(study), *check_here(left, machine)]
     finally:
         for line in lines:  # not before: while a cluster is connected, stdout is not for results
             print_result(line)

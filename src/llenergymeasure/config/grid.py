@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MAX_POINTS: Final = 100_000
 """Months of measuring; each has to be kept in memory."""
+MAX_RUNS: Final = 1_000_000
+"""Of a study, cycles included; years of measuring."""
 _MAX_REASONS: Final = 5
 
 
@@ -193,10 +195,12 @@ def apply_cycles(
         shuffle_seed: Seeds it instead.
 
     Raises:
-        ConfigError: Fewer than one cycle, an unknown order, or nothing to seed the shuffle with.
+        ConfigError: Fewer than one cycle, more than `MAX_RUNS` runs, an unknown order, or nothing to seed the shuffle
+            with.
     """
     if n_cycles < 1:
         raise ConfigError(f"n_cycles: must be at least 1, got {n_cycles}.")
+    refuse_too_many_runs(len(experiments), n_cycles)
     try:
         order = CycleOrder(cycle_order)
     except ValueError as error:
@@ -210,6 +214,19 @@ def apply_cycles(
     if seed is None:
         raise ConfigError("cycle_order: shuffled needs a shuffle_seed or the study's design hash.")
     return [experiments[index] for cycle in range(n_cycles) for index in _shuffled(len(experiments), seed, cycle)]
+
+
+def refuse_too_many_runs(n_experiments: int, n_cycles: int) -> None:
+    """Make sure that the runs of a study can be held.
+
+    Raises:
+        ConfigError: They are more than `MAX_RUNS`.
+    """
+    if (runs := n_experiments * n_cycles) > MAX_RUNS:
+        raise ConfigError(
+            f"execution.n_cycles: {n_experiments:,} experiments in {n_cycles:,} cycles are {runs:,} runs; {MAX_RUNS:,} "
+            f"is the most. Set it to {MAX_RUNS // n_experiments:,} or less."
+        )
 
 
 def compute_study_design_hash(experiments: Iterable[ExperimentConfig]) -> str:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llenergymeasure.constants import VERSION
 from llenergymeasure.core.assemble import Observations
-from llenergymeasure.core.energy.gpu_energy import write_batches, write_trace
+from llenergymeasure.core.energy.gpu_energy import MAX_GAP_S, write_batches, write_trace
 from llenergymeasure.core.energy.spans import Span, merge_spans
 from llenergymeasure.core.energy.telemetry import UNKNOWN, Telemetry, answered
 from llenergymeasure.core.energy.types import EnergyMeasurement
@@ -233,7 +233,7 @@ def timeseries_columns(energy: EnergyMeasurement, device: DeviceId) -> dict[str,
 
     return {
         "timestamp_s": [row * ROW_S for row in range(len(held))],
-        "power_w": _mean_power(times_s, telemetry.column(device, "power_w"), edges_s, bounds),
+        "power_w": _mean_power(times_s, _bridged(times_s, telemetry.column(device, "power_w")), edges_s, bounds),
         "temperature_c": each_row("temperature_c", _mean),
         "memory_used_mb": each_row("memory_used_mb", _mean),
         "sm_utilisation_pct": each_row("sm_utilisation_pct", _mean),
@@ -255,6 +255,20 @@ def _held(first: int, stop: int, count: int) -> slice:
     if first == stop and 0 < first < count:
         return slice(first - 1, first)
     return slice(first, stop)
+
+
+def _bridged(times_s: array[float], power_w: array[float]) -> array[float]:
+    """The power with a straight line where a sample or a few gave none, as the integral has it."""
+    bridged, last = power_w[:], None
+    for i, watts in enumerate(power_w):
+        if math.isnan(watts):
+            continue
+        if last is not None and last < i - 1 and times_s[i] - times_s[last] <= MAX_GAP_S:
+            slope = (watts - power_w[last]) / (times_s[i] - times_s[last])
+            for k in range(last + 1, i):
+                bridged[k] = power_w[last] + slope * (times_s[k] - times_s[last])
+        last = i
+    return bridged
 
 
 def _mean_power(

@@ -320,9 +320,7 @@ class ExperimentResult(Printed):
     )
     carbon_intensity_gco2_kwh: float | None = optional("Grid intensity used, in g CO2e/kWh.")
     pue: float | None = optional("Power usage effectiveness used.")
-    cost: Annotated[float | None, Column(54, "currency", "Price of the energy")] = optional(
-        "Price of the energy, in `currency`."
-    )
+    cost: Annotated[float | None, Column(54, "currency")] = optional("Price of the energy.")
     electricity_price_kwh: float | None = optional("Price used, in `currency` per kWh.")
     currency: Annotated[str | None, Column(55, "", "Currency of cost")] = optional("Currency of cost and price.")
     trace: str | None = optional("File name of the raw power samples beside the result.")
@@ -398,6 +396,4 @@ AggregatedResult = ExperimentResult  # under the name it has where several proce
 
 
 def _per_joule(tokens: int | None, energy_j: float | None) -> float | None:
-    if tokens is None or energy_j is None:
-        return None
-    return tokens / energy_j if energy_j else 0.0
+    return None if tokens is None or energy_j is None else tokens / energy_j if energy_j else 0.0

@@ -59,6 +59,7 @@ class RayGroup:
         self._gpus = gpus
         self._allowed = allowed
         self._members: list[Node] = []
+        self._made_of: dict[str, list[Node]] = {}
 
     def nodes(self) -> list[Node]:
         """The one, or none."""
@@ -69,15 +70,15 @@ class RayGroup:
         if sum(node.gpus for node in members) < self._gpus:
             self._members = []
             return []
-        return [
-            Node(
-                id="+".join(node.id for node in members),
-                name="+".join(node.name for node in members),
-                gpus=sum(node.gpus for node in members),
-                gpu_names=tuple(name for node in members for name in node.gpu_names),
-                cpu=members[0].cpu,
-            )
-        ]
+        whole = Node(
+            id="+".join(node.id for node in members),
+            name="+".join(node.name for node in members),
+            gpus=sum(node.gpus for node in members),
+            gpu_names=tuple(name for node in members for name in node.gpu_names),
+            cpu=members[0].cpu,
+        )
+        self._made_of[whole.id] = members
+        return [whole]
 
     def refused(self) -> list[str]:
         """See `Cluster.refused`."""
@@ -85,7 +86,7 @@ class RayGroup:
 
     def launcher_on(self, node: Node) -> RayGroupLauncher:
         """What runs jobs on them."""
-        return RayGroupLauncher(self._ray, node, [self._member_of(member) for member in self._members])
+        return RayGroupLauncher(self._ray, node, [self._member_of(member) for member in self._made_of[node.id]])
 
     def together(self, gpus: int, allowed: Sequence[str] | None) -> RayGroup:
         """It is together already."""

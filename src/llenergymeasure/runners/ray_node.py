@@ -83,6 +83,7 @@ class Outcome(TypedDict, total=False):
 
 def introduce() -> Introduction:
     """Tell what this node is; takes nothing of it."""
+    forget_what_ray_set()
     host = Host()
     try:
         names = [gpu.name for gpu in host.visible_gpus()]

@@ -10,6 +10,7 @@ from typing import Final
 import psutil
 
 _THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
+_GPUS_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
 _PACKAGES_OF_RAY: Final = "thirdparty_files"
 
 
@@ -29,10 +30,17 @@ def begin_where_the_study_did(cwd: str) -> None:
 
 
 def forget_what_ray_set() -> None:
-    """Let jobs find the node as a process started there by hand would: Ray limits threads and brings packages."""
+    """Let jobs find the node as a process started there by hand would.
+
+    Ray limits threads and brings packages, and older releases hide the GPUs from whoever takes none in Ray's books.
+    """
     sys.path[:] = [entry for entry in sys.path if os.path.basename(entry) != _PACKAGES_OF_RAY]
-    if _THREADS_VARIABLE not in _environment_of_node():
+    of_node = _environment_of_node()
+    if _THREADS_VARIABLE not in of_node:
         os.environ.pop(_THREADS_VARIABLE, None)
+    if os.environ.get(_GPUS_VARIABLE) == "":
+        del os.environ[_GPUS_VARIABLE]
+        os.environ.update({_GPUS_VARIABLE: of_node[_GPUS_VARIABLE]} if _GPUS_VARIABLE in of_node else {})
 
 
 def _environment_of_node() -> Mapping[str, str]:

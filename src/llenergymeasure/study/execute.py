@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from llenergymeasure.config.grid import refuse_too_many_runs
 from llenergymeasure.config.models import ExperimentConfig, StudyConfig, SyntheticDatasetConfig
 from llenergymeasure.config.ssot import BACKENDS
 from llenergymeasure.config.user_config import UserConfig, get_user_config_path
@@ -80,6 +81,7 @@ def execute_study(
         What the study yielded; of a finished one that is resumed, what it had yielded.
 
     Raises:
+        ConfigError: It has more runs than can be held.
         PreFlightError: The study cannot run on this machine.
         StudyError: It cannot be resumed, is in use by another process, or gave up.
         StudyInterruptedError: SIGINT or SIGTERM came; what is finished is kept.
@@ -96,6 +98,8 @@ def execute_study(
         for warning in warnings:
             follow(StudyWarning(warning))
 
+    if study is not None:
+        refuse_too_many_runs(len(study.experiments), study.execution.n_cycles)
     with connected(place.cluster, machine, connect) as cluster:
         if check is None:
             check = check_locally if cluster is None else check_on(cluster)

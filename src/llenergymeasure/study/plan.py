@@ -87,6 +87,16 @@ def plan_runs(study: StudyConfig) -> tuple[PlannedRun, ...]:
     return tuple(runs)
 
 
+def notes_on(study: StudyConfig) -> Iterator[str]:
+    """What of a study is not what it seems: experiments that are in it twice, settings that change nothing."""
+    given, unique = len(study.experiments), len({compute_measurement_config_hash(one) for one in study.experiments})
+    if unique < given:
+        yield f"{given - unique} of {given} experiments repeat an earlier one and run once"
+    execution = study.execution
+    if execution.shuffle_seed is not None and execution.cycle_order != "shuffled":
+        yield f"execution.shuffle_seed is set and has no effect while execution.cycle_order is {execution.cycle_order}"
+
+
 def design_hash_of(study: StudyConfig) -> str:
     """The study's design hash, computed where the study was made without one."""
     return study.study_design_hash or compute_study_design_hash(study.experiments)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
@@ -128,19 +128,7 @@ def plan_resumption(
         before = _study_in(manifest, study_dir)
         study = study or before
         refuse_changes(before, study)
-    experiments = study.experiments
-
-    @cache
-    def hashes_now() -> dict[str, str]:
-        """SHA-256 of the prompts by `measurement_config_hash`, where they can be read."""
-        hashes = {}
-        for config in experiments:
-            try:
-                hashes[compute_measurement_config_hash(config)] = dataset_sha256(config)
-            except LLEMError as error:  # the run itself will say it, if there is one left to do
-                warnings.append(f"The data set of {experiment_title(config)} cannot be checked: {error}")
-        return hashes
-
+    hashes_now = cache(partial(_prompt_hashes, study.experiments, dataset_sha256, warnings))
     entries = [] if manifest is None else manifest.experiments
     kept: list[ExperimentManifestEntry] = []
     environments: dict[EnvironmentKey, EnvironmentSnapshot] = {}
@@ -167,6 +155,19 @@ def plan_resumption(
         and not os.path.lexists(study_dir / JOURNAL_FILE),
         warnings=tuple(warnings),
     )
+
+
+def _prompt_hashes(
+    experiments: Sequence[ExperimentConfig], dataset_sha256: Callable[[ExperimentConfig], str], warnings: list[str]
+) -> dict[str, str]:
+    """SHA-256 of the prompts by `measurement_config_hash`; where they cannot be read, a warning is added."""
+    hashes = {}
+    for config in experiments:
+        try:
+            hashes[compute_measurement_config_hash(config)] = dataset_sha256(config)
+        except LLEMError as error:  # the run itself will say it, if there is one left to do
+            warnings.append(f"The data set of {experiment_title(config)} cannot be checked: {error}")
+    return hashes
 
 
 def experiments_left(resumption: Resumption) -> list[ExperimentConfig]:

@@ -31,7 +31,15 @@ from llenergymeasure.study.gaps import gaps_of
 from llenergymeasure.study.ledger import Ledger
 from llenergymeasure.study.manifest import ManifestWriter
 from llenergymeasure.study.placement import Placement, places
-from llenergymeasure.study.plan import StudyFinished, StudyObserver, StudyStarted, StudyWarning, plan_runs, shared_parts
+from llenergymeasure.study.plan import (
+    StudyFinished,
+    StudyObserver,
+    StudyStarted,
+    StudyWarning,
+    notes_on,
+    plan_runs,
+    shared_parts,
+)
 from llenergymeasure.study.resume import Resumption
 from llenergymeasure.study.saving import WORK_DIR, SummaryNotSavedError, write_study
 from llenergymeasure.study.spread import Spread, Watch
@@ -136,9 +144,8 @@ class StudyRunner:
             StudyStoppedError: Too many runs failed one after the other, or results cannot be saved any more.
         """
         total, left = len(self._all), len(self._left)
-        given, unique = len(self._study.experiments), len({run.config_hash for run in self._all})
-        if unique < given:
-            _log.warning("%d of %d experiments repeat an earlier one and run once", given - unique, given)
+        for note in notes_on(self._study):
+            _log.warning("%s", note)
         shared = shared_parts([run.title for run in self._all])
         self._ledger.tell(StudyStarted(self._dir, total, total - left, len(self._study.skipped_configs), shared))
         try:

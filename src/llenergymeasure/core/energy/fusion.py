@@ -18,7 +18,8 @@ does not break it. Where the recent samples contradict the counter, all samples 
 too, the steps alone bound the answer. Only the relation between samples and counter enters: the sensor's gain cancels.
 
 The start of the window lies on a step that a burst of reads has just found, so little is left to do there. Where a step
-was found on one side only, or on none, the plain counter difference is the answer.
+was found on one side only, or on none, the plain counter difference is the answer, less what flowed between its reads
+and the window's edges.
 """
 
 from __future__ import annotations
@@ -146,9 +147,10 @@ def fuse_energy(
         side, watched = ("before", before) if start_step is None else ("after", after)
         peak_w = max((w for t, w in known if start_s <= t <= end_s), default=0.0)
         watched_s = watched[-1].answered_s - watched[0].asked_s
-        _require_energy(plain_j, end_s - start_s)
+        energy_j = plain_j - _flowed_outside_j(before[-1], after[0], known, start_s, end_s)
+        _require_energy(energy_j, end_s - start_s)
         half_width_j = _plain_half_width(before[-1], after[0], watched_s, peak_w, start_s, end_s, sensor)
-        return FusedEnergy(plain_j, half_width_j, f"no step of the counter was found {side} the window")
+        return FusedEnergy(energy_j, half_width_j, f"no step of the counter was found {side} the window")
     anywhere_w = _range_of(w for _, w in known)
     start_j, start_half_j = _total_at_start(start_step, start_s, anywhere_w, sensor)
     edge = _edge(start_step, end_step, after[0], end_s, sensor)
@@ -162,6 +164,23 @@ def _require_energy(energy_j: float, window_s: float) -> None:
     """Nothing runs on 0 J or less: a window of which the counter says so is shorter than it can tell."""
     if energy_j <= 0.0:
         raise CounterError(f"the energy counter cannot tell the energy of a window of {1000 * window_s:.3g} ms")
+
+
+def _flowed_outside_j(
+    before: CounterRead, after: CounterRead, samples: Sequence[Sample], start_s: float, end_s: float
+) -> float:
+    """What flowed from the last read before a window to its start, and from its end to the first read after it.
+
+    Of many boards each is read in its turn: where a read takes long, the first and the last are far from the edges.
+    """
+    from_s, until_s = 0.5 * (before.asked_s + before.answered_s), 0.5 * (after.asked_s + after.answered_s)
+    mean_w = (after.energy_j - before.energy_j) / max(until_s - from_s, 1e-9)
+
+    def flowed_j(near_s: float, begins_s: float, ends_s: float) -> float:
+        seen_w = [w for t, w in samples if near_s <= t <= ends_s] or [mean_w]
+        return math.fsum(seen_w) / len(seen_w) * (ends_s - begins_s)
+
+    return flowed_j(from_s - NEAR_S, from_s, start_s) + flowed_j(end_s, end_s, until_s)
 
 
 def _plain_half_width(

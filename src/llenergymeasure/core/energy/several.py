@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -151,21 +151,16 @@ def sum_places(
     """
     theirs = ((other.node, note) for other in others for note in other.energy.notes)
     notes = [*here.notes, *(MeasurementWarning(note.code, f"{node}: {note.message}") for node, note in theirs)]
-    windows = [measured.gpu_window for measured in (here, *(other.energy for other in others))]
-    known = [window for window in windows if window is not None]
-    missing = ["this machine"] if here.gpu_window is None else []
-    missing += [other.node for other in others if other.energy.gpu_window is None]
-    jumped = [f"{other.node} by {jump_s:.3g} s" for other in others if (jump_s := other.tie.jump_s()) is not None]
-    if missing or jumped:
-        reasons = [f"there are no readings of boards from {', '.join(missing)}"] if missing else []
-        reasons += [f"clocks came apart within the window: {', '.join(jumped)}"] if jumped else []
-        told = f"the energy of a run on several machines is not known: {'; '.join(reasons)}"
+    everywhere = (here, *(other.energy for other in others))
+    if reasons := "; ".join(_gaps(here, others)):
+        told = f"the energy of a run on several machines is not known: {reasons}"
         for other in others:
             other.energy.close()
         notes.append(MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, told))
         return EnergyMeasurement(
             start_s, end_s, telemetry=here.telemetry, notes=tuple(dict.fromkeys(notes)), meter=here.meter
         )
+    known = [measured.gpu_window for measured in everywhere if measured.gpu_window is not None]
     boards = [*known[0].boards]
     logs = _logs_of(here.telemetry, float, spill_dir)
     for other, window in zip(others, known[1:], strict=True):
@@ -183,13 +178,23 @@ def sum_places(
     report = None if here.telemetry is None else here.telemetry.report
     here.close()
     energy = gpu_measurement(whole, Telemetry(logs, report))
-    everywhere = (here, *(other.energy for other in others))
     return replace(
         energy,
         cpu_j=_sum(measured.cpu_j for measured in everywhere),
         dram_j=_sum(measured.dram_j for measured in everywhere),
         notes=tuple(dict.fromkeys((*energy.notes, *notes))),
     )
+
+
+def _gaps(here: EnergyMeasurement, others: Sequence[PlaceReadings]) -> Iterator[str]:
+    """Why there is no figure for all machines together."""
+    missing = ["this machine"] if here.gpu_window is None else []
+    missing += [other.node for other in others if other.energy.gpu_window is None]
+    if missing:
+        yield f"there are no readings of boards from {', '.join(missing)}"
+    jumped = [f"{other.node} by {jump_s:.3g} s" for other in others if (jump_s := other.tie.jump_s()) is not None]
+    if jumped:
+        yield f"clocks came apart within the window: {', '.join(jumped)}"
 
 
 def _moved(board: BoardRecord, other: PlaceReadings, start_s: float, end_s: float) -> BoardRecord:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import math
 from array import array
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -158,17 +157,15 @@ def _half_widths(lives: Sequence[Life], shares_j: Sequence[float], traced: Trace
     They are worked out for some requests, from the least to the most expensive, and relative ones are interpolated
     between these: each takes a pass over the trace.
     """
+    import numpy as np
+
     order = sorted(range(len(lives)), key=shares_j.__getitem__)
     count = min(len(order), WORKED_OUT, max(FEWEST_WORKED_OUT, SAMPLES_LOOKED_AT // traced.samples))
     ranks = sorted({round(k * (len(order) - 1) / max(1, count - 1)) for k in range(count)})
     relative = [_relative_width(lives[order[rank]], traced) for rank in ranks]
-    widths_j = array("d", bytes(8 * len(lives)))
-    for rank, request in enumerate(order):
-        above = bisect_left(ranks, rank)
-        below = max(0, above - 1)
-        towards = (rank - ranks[below]) / (ranks[above] - ranks[below]) if above > below else 0.0
-        widths_j[request] = shares_j[request] * (relative[below] + towards * (relative[above] - relative[below]))
-    return widths_j
+    widths_j = np.array(shares_j)
+    widths_j[order] *= np.interp(range(len(order)), ranks, relative)
+    return array("d", widths_j)
 
 
 def _relative_width(life: Life, traced: TracedWindow) -> float:

@@ -30,7 +30,7 @@ TITLES: Final[dict[FigureName, str]] = {
     "tokens_per_second": "Output tokens per second",
 }
 
-_ROW_PT: Final = 40.0
+_ROW_PT: Final = 30.0
 _EDGES_PT: Final = 52.0
 _LONGEST_NAME: Final = {True: 40, False: 18}
 """Letters of a configuration's name beside a chart, on a wide page and on a narrow one."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Final
@@ -169,7 +171,8 @@ def _drawn(name: str, draw: Draw, width_pt: float, height_pt: float, title: str,
 def _own_settings() -> Iterator[None]:
     """Matplotlib as it comes, with our settings, for the length of a `with` block: whatever the user's are."""
     with _silenced(logging.getLogger("matplotlib")):  # of its own cache, and where it had to put it
-        import matplotlib.font_manager
+        _load_matplotlib()
+    import matplotlib
 
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")  # the browser has a font for it
@@ -178,6 +181,22 @@ def _own_settings() -> Iterator[None]:
         )
         matplotlib.rcParams.update(_SETTINGS)
         yield
+
+
+def _load_matplotlib() -> None:
+    """Import it, also where `MPLBACKEND` names what it does not know, as in a command that a notebook runs.
+
+    With a backend that it knows, it is as after any import.
+    """
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib.font_manager
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def power_chart(series: WindowSeries, idle_w: float | None, description: str) ->
             _draw_row(axes, row, series)
         _mark_window(grid, series)
         if rows[0] == "power_w":
-            _finish_power(grid[0], series, idle_w, _LEGEND_COLUMNS[narrow])
+            _finish_power(grid[0], idle_w, _LEGEND_COLUMNS[narrow])
         grid[-1].set_xlabel("Seconds from the window's start")
 
     heights = height_pt + top_pts[False], height_pt + top_pts[True]
@@ -114,7 +114,7 @@ def _counted(series: WindowSeries) -> tuple[float, float]:
     return counted[0][0], counted[-1][1]
 
 
-def _finish_power(axes: Axes, series: WindowSeries, idle_w: float | None, columns: int) -> None:
+def _finish_power(axes: Axes, idle_w: float | None, columns: int) -> None:
     if idle_w is not None:
         axes.axhline(idle_w, color=SERIES[2], linewidth=1.2, linestyle=(0, (5, 3)), label="idle power")
     axes.set_ylim(bottom=0)

@@ -146,7 +146,7 @@ def _configurations(study: _Study) -> Markup:
     if not study.ranked:
         return paragraph("No run was completed; the failures below say why.")
     energy, mixed = energy_heading(study.ranked)
-    headings = ["", "Configuration", energy, "× best", "Tokens/s", "TTFT", "CV", "Runs"]
+    headings = ["Place", "Configuration", energy, "× best", "Tokens/s", "TTFT", "CV", "Runs"]
     rows = [
         [
             str(rank),
@@ -205,7 +205,7 @@ def _pareto(study: _Study) -> Markup:
     if len({point.estimated for point in points}) > 1:
         caption += " Violet points are estimates, which have a front of their own."
     numbers = table(
-        ["", "On the front", "J/token", "Tokens/s"],
+        ["Place", "On the front", "J/token", "Tokens/s"],
         [
             [str(point.rank), study.names[point.rank - 1], joules(point.energy.mean), quantity(point.speed.mean)]
             for point in sorted(chosen, key=lambda point: point.rank)
@@ -244,7 +244,7 @@ def _effects(study: _Study) -> Markup:
 def _effect(name: str, factor: Factor) -> Markup:
     rows = [[level.label, *_shown(level.energy), *_shown(level.speed)] for level in factor.levels]
     each = ["95 % interval", "All pairs", "Pairs"]
-    numbers = table(["Level", "J/token", *each, "Tokens/s", *each], rows)
+    numbers = table(["Level", "J/token", *each, "Tokens/s", *each], rows, f"Effect of {factor.name}")
     described = "; ".join(f"{row[0]}: J/token {row[1]}, tokens/s {row[5]}" for row in rows)
     drawn = figure(
         effect_chart(name, factor, described), f"Change against {factor.name} = {factor.levels[0].label}.", numbers

@@ -153,9 +153,9 @@ def _number_the_front(axes: Axes, points: Sequence[Point]) -> None:
     """Write their rank beside the points on the front, where there is room for it; the table has them all."""
     taken: list[tuple[float, float]] = []
     for point in points:
-        at = axes.transData.transform((point.speed.mean, point.energy.mean))
-        if point.on_front and all(math.hypot(at[0] - x, at[1] - y) >= _NUMBER_PT for x, y in taken):
-            taken.append((float(at[0]), float(at[1])))
+        x_pt, y_pt = map(float, axes.transData.transform((point.speed.mean, point.energy.mean)))
+        if point.on_front and all(math.hypot(x_pt - x, y_pt - y) >= _NUMBER_PT for x, y in taken):
+            taken.append((x_pt, y_pt))
             axes.annotate(
                 str(point.rank),
                 (point.speed.mean, point.energy.mean),

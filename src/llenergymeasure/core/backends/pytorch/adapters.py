@@ -29,6 +29,12 @@ def apply_adapter(
     made_for = f"it was made for {source.config.get('base_model_name_or_path') or 'another model'}."
     try:
         saved = source.load(load_peft_weights, device="cpu")
+    except Exception as error:  # whatever the file's format raises
+        raise BackendError(
+            f"lora: the weights of {where} cannot be read ({first_line(error)}). The file is missing or damaged; "
+            "get it anew."
+        ) from error
+    try:
         whole = _fit_vocabulary(model, saved)
         # Adapter weights stay in the experiment's precision; peft would train, and so widen, them in fp32.
         adapter = source.load(partial(PeftModel.from_pretrained, model), autocast_adapter_dtype=False)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -54,7 +52,6 @@ from llenergymeasure.core.backends.vllm.preflight import (
     preflight_problems,
 )
 from llenergymeasure.core.backends.vllm.sampling import sampling_parameters
-from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.core.model.parameters import count_from_config
 from llenergymeasure.core.model.source import ModelSource, find_adapter
@@ -62,9 +59,6 @@ from llenergymeasure.exceptions import BackendError
 
 LOGGERS: Final = ("vllm", "torch", "gloo")
 """What vLLM and the libraries behind it speak through."""
-
-ENVIRONMENT: Final = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "0"}
-"""What vLLM is told unless somebody said otherwise: report nothing home, leave this process's logging alone."""
 
 SOCKETS_VARIABLE: Final = "VLLM_RPC_BASE_PATH"
 """Names the directory of vLLM's sockets."""
@@ -106,11 +100,6 @@ class VLLMBackend(OwnLLM[_Session]):
 
     name = "vllm"
     loggers = LOGGERS
-
-    def __init__(self, clock: Clock, model_cache_dir: Path | None = None) -> None:
-        super().__init__(clock, model_cache_dir)
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
 
     def version(self) -> str:
         """Version of vLLM."""
