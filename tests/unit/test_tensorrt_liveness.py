@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,7 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from llenergymeasure.core.backends.tensorrt.liveness import SERVER, WorkerEndedError, Workers
+from child_runs import is_gone, wait_until
+from llenergymeasure.core.backends.tensorrt.liveness import SERVER, Sentinel, WorkerEndedError, Workers
+from llenergymeasure.core.host.processes import command_of
 
 Process = subprocess.Popen[bytes]
 
@@ -23,6 +27,8 @@ def start() -> Process:
 @pytest.fixture
 def processes() -> Iterator[list[Process]]:
     started = [start(), start()]
+    for process in started:  # the system shows a command line a moment after the program has begun
+        assert wait_until(lambda pid=process.pid: SERVER in command_of(pid))  # type: ignore[misc]
     yield started
     for process in started:
         process.kill()
@@ -76,3 +82,34 @@ def test_while_all_live_answers_pass_and_the_end_is_the_engine_s_own(processes: 
 
 def test_an_engine_in_this_process_has_none() -> None:
     assert asyncio.run(Workers().while_they_live(at_once)) == "answer"
+
+
+DAEMON = [sys.executable, "-S", "-c", "import signal; signal.alarm(60); signal.pause()"]
+
+
+def test_a_daemon_of_an_engine_ends_with_the_process_that_loaded_it_though_that_was_killed() -> None:
+    code = f"""
+import signal, subprocess
+from llenergymeasure.core.host.processes import command_of
+from llenergymeasure.core.backends.tensorrt.liveness import Sentinel
+watch = Sentinel()
+with watch.marking():
+    print(subprocess.Popen({DAEMON!r}, start_new_session=True).pid, flush=True)
+signal.pause()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as loader:
+        assert loader.stdout is not None
+        daemon = int(loader.stdout.readline())
+        os.kill(loader.pid, signal.SIGKILL)
+        assert wait_until(lambda: is_gone(daemon))
+
+
+def test_what_an_engine_leaves_ends_with_it_and_nothing_else() -> None:
+    watch, stranger = Sentinel(), subprocess.Popen(DAEMON)
+    with watch.marking():
+        left = subprocess.Popen(DAEMON, start_new_session=True)
+    watch.close()
+    assert left.wait() == -signal.SIGKILL
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()

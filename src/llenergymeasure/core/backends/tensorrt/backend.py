@@ -44,7 +44,7 @@ from llenergymeasure.core.backends.tensorrt.engine import (
     section_of,
 )
 from llenergymeasure.core.backends.tensorrt.engine_cache import cache_root, cached_engine, files_identity
-from llenergymeasure.core.backends.tensorrt.liveness import WorkerEndedError, Workers
+from llenergymeasure.core.backends.tensorrt.liveness import Sentinel, WorkerEndedError, Workers
 from llenergymeasure.core.backends.tensorrt.memory import kv_cache_mb
 from llenergymeasure.core.backends.tensorrt.own_meter import OwnMeter
 from llenergymeasure.core.backends.tensorrt.preflight import check_settings, planned_devices, preflight_problems
@@ -90,6 +90,7 @@ class TensorRTBackend(OwnLLM[_Session]):
 
     name = "tensorrt"
     loggers = LOGGERS
+    _sentinel: Sentinel | None = None
 
     def version(self) -> str:
         """Version of TensorRT-LLM."""
@@ -112,7 +113,8 @@ class TensorRTBackend(OwnLLM[_Session]):
         devices, source = self.plan_devices(config), self._model.source(config)
         place = self._place = EnginePlace("TensorRT-LLM")
         try:
-            with engine_output_logged(*LOGGERS), place.taken(), seeded(config.random_seed):
+            watch = self._sentinel = Sentinel()
+            with engine_output_logged(*LOGGERS), place.taken(), seeded(config.random_seed), watch.marking():
                 model = self._runnable(config, source, devices)
                 llm = engine_class(config)(**run_arguments(config, model))
                 self._session = self._opened(llm, config, source, devices)
@@ -184,6 +186,9 @@ class TensorRTBackend(OwnLLM[_Session]):
                 session.workers.shut_down(session.llm.shutdown)
                 del session
                 gc.collect()
+        if self._sentinel is not None:
+            self._sentinel.close()
+            self._sentinel = None
         self._leave_place()
 
     def _runnable(self, config: ExperimentConfig, source: ModelSource, devices: Sequence[DeviceId]) -> Path:

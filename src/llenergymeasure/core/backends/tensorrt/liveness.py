@@ -3,8 +3,8 @@
 MPI starts them, by way of a daemon of its own that has a session to itself. Most versions do not notice that one was
 killed (by the system, out of memory): the front waits for its answer for ever, and so does the engine's end. Here their
 end is seen by descriptors that the system makes readable then, in the loop that waits for the answers: it costs nothing
-meanwhile. That workers do not outlive this process is seen to by its guardian (`runners/guardian.py`), whose children
-they become, and by the container that it runs in.
+meanwhile. That workers do not outlive this process, not even a killed one, is seen to by a process of its own
+(`sentinel.py`), beside the guardian of a job and the container that it may run in.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import asyncio
 import logging
 import os
 import select
+import subprocess
+import sys
 import threading
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
+from llenergymeasure.core.backends.tensorrt import sentinel
 from llenergymeasure.core.host.processes import ProcessIdentity, command_of, descendants_of, kill_process
 from llenergymeasure.core.host.threads import started
 from llenergymeasure.exceptions import BackendError
@@ -35,6 +39,32 @@ _log = logging.getLogger(__name__)
 
 class WorkerEndedError(BackendError):
     """A process that the engine computes in has ended."""
+
+
+MARK: Final = "TRTLLM_LLEM_ENGINE"
+"""Names in the environment the engine that a process belongs to; MPI hands on what begins like this."""
+
+
+class Sentinel:
+    """Ends what is started while it is `marking`, once it is closed or this process is gone."""
+
+    def __init__(self) -> None:
+        self._name = uuid.uuid4().hex
+        command = [sys.executable, "-S", sentinel.__file__, f"{MARK}={self._name}"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    @contextmanager
+    def marking(self) -> Iterator[None]:
+        """While this is open, processes that are started belong to the engine."""
+        os.environ[MARK] = self._name
+        try:
+            yield
+        finally:
+            del os.environ[MARK]
+
+    def close(self) -> None:
+        """End what is left."""
+        self._process.communicate()
 
 
 class Workers:
