@@ -33,7 +33,7 @@ from study_fakes import study_of
 pytestmark = pytest.mark.docker
 
 PATIENCE = Patience(imports_s=60, teardown_s=2, exit_s=10)
-TIMEOUT_S = 3.0
+TIMEOUT_S = 6.0
 
 
 def launcher(entry: str = "study_children:measure") -> DockerLauncher:
@@ -64,10 +64,10 @@ def reasons_of(result: StudyResult) -> dict[str, str]:
 FAULTS = {
     "segfault": "Crash: its container: segmentation fault",
     "killed": "Crash: its container: killed by signal 9 (SIGKILL): out of memory?",
-    "hang": "Timeout: gave no sign of progress for 3 s and was stopped",
-    "chatter": "Timeout: took longer than 6 s and was stopped",
+    "hang": f"Timeout: gave no sign of progress for {TIMEOUT_S:g} s and was stopped",
+    "chatter": f"Timeout: took longer than {2 * TIMEOUT_S:g} s and was stopped",
     "raises": "BackendError: out of memory: reduce pytorch.batch_size",
-    "deaf": "Timeout: gave no sign of progress for 3 s and was stopped",
+    "deaf": f"Timeout: gave no sign of progress for {TIMEOUT_S:g} s and was stopped",
 }
 
 

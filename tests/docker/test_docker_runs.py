@@ -18,6 +18,7 @@ from tests.docker.daemon import Daemon
 
 from llem_process import QUICK, Workplace, llem_command, run_on_terminal
 from llenergymeasure.builtin_models.store import materialise
+from llenergymeasure.core.host import marker
 from llenergymeasure.domain.study import StudyManifest
 from llenergymeasure.runners.docker import NAME_LABEL
 
@@ -80,7 +81,7 @@ def test_a_run_in_a_container_does_the_work_of_one_outside(workplace: Workplace,
     assert (found["runner"], expected["runner"]) == (workplace.environ["LLEM_RUNNER_PYTORCH"], "local")
     assert found["image_digest"] == daemon("image", "inspect", "--format", "{{.Id}}", "llem-test/torch:1").strip()
     assert found["environment_snapshot"]["container"]["runtime"] == "docker"
-    assert workplace.leftovers() == []
+    assert workplace.leftovers() == [f"tmp/{marker.NAME}"]  # containers share it, so it stays
 
 
 def test_a_study_in_containers_is_whole_and_can_be_resumed(workplace: Workplace) -> None:
