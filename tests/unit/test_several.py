@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -274,6 +275,24 @@ def test_where_a_machine_has_no_readings_there_is_no_sum_and_it_is_named() -> No
     told = {note.code: note.message for note in energy.notes}
     assert "no readings of boards from n2" in told[WarningCode.ENERGY_UNAVAILABLE]
     assert told[WarningCode.TELEMETRY_UNAVAILABLE] == "n2: the driver is gone"
+
+
+@pytest.mark.parametrize("asked", ["close", "now"])
+def test_a_machine_that_is_gone_at_the_end_costs_the_joules_and_not_the_run(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> NoReturn:
+        raise EnergyError("n2: no answer")
+
+    rig = Rig(random.Random(4))
+    handle = rig.meter.start_tracking()
+    rig.true.sleep(0.5)
+    monkeypatch.setattr(rig.places[1], asked, gone if asked == "now" else lambda: gone)
+    energy = rig.meter.stop_tracking(handle)
+    assert (energy.total_j, rig.here.open_windows) == (None, 0)
+    told = {note.code: note.message for note in energy.notes}
+    assert "no readings of boards from n2" in told[WarningCode.ENERGY_UNAVAILABLE]
+    assert told[WarningCode.TELEMETRY_UNAVAILABLE] == "n2: no answer"
 
 
 def test_a_clock_that_jumped_within_the_window_costs_the_figure() -> None:

@@ -35,7 +35,7 @@ from llenergymeasure.core.energy.types import (
 )
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
-from llenergymeasure.exceptions import EnergyError
+from llenergymeasure.exceptions import EnergyError, LLEMError
 
 COMPARISONS: Final = 16
 """How often two clocks are compared before a window, and again after it."""
@@ -288,13 +288,23 @@ class SeveralMeters:
         end_s = self._clock.now()
         closing = [place.close() for place, _ in self._others]
         here = self._here.stop_tracking(handle.state.here)
+        rows = zip(self._others, closing, handle.state.compared, strict=True)
         try:
-            theirs = [wait() for wait in closing]
-            after = [compare_clocks(place.now, self._clock) for place, _ in self._others]
+            others = [self._readings(place, wait, before) for (place, _), wait, before in rows]
         except BaseException:
             here.close()
             raise
-        ties = map(ClockTie, handle.state.compared, after)
-        rows = zip(self._others, ties, theirs, strict=True)
-        others = [PlaceReadings(place.node, tie, energy) for (place, _), tie, energy in rows]
         return sum_places(handle.start_s, end_s, here, others, self._spill_dir)
+
+    def _readings(self, place: Place, wait: Callable[[], EnergyMeasurement], before: ClockComparison) -> PlaceReadings:
+        """What a machine has read; nothing where it cannot tell that any more: what was generated stands without it."""
+        energy = None
+        try:
+            energy = wait()
+            return PlaceReadings(place.node, ClockTie(before, compare_clocks(place.now, self._clock)), energy)
+        except (LLEMError, OSError) as error:
+            if energy is not None:
+                energy.close()
+            note = MeasurementWarning(WarningCode.TELEMETRY_UNAVAILABLE, str(error).removeprefix(f"{place.node}: "))
+            unread = EnergyMeasurement(before.there_s, before.there_s, notes=(note,))
+            return PlaceReadings(place.node, ClockTie(before, before), unread)
