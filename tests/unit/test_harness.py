@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -151,6 +152,18 @@ def test_a_failing_engine_is_unloaded_and_every_meter_stopped(tmp_path: Path) ->
         measure(setup.config(tmp_path), setup.bench, "id", tmp_path)
     assert setup.engine.calls[-1] == "unload"
     assert [meter.open_windows for meter in setup.meters] == [0]
+
+
+def test_an_engine_that_cannot_tell_its_memory_costs_no_measured_figure(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> NoReturn:
+        raise RuntimeError("the worker does not answer")
+
+    monkeypatch.setattr(setup.engine, "memory", refuse)
+    record = measure(setup.config(tmp_path), setup.bench, "id", tmp_path).record
+    assert record.energy_metrics.total_energy_j is not None
+    assert record.compute_metrics.peak_memory_mb is None
 
 
 def test_a_failed_preflight_loads_nothing(setup: Setup, tmp_path: Path) -> None:

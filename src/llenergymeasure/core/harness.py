@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.core.assemble import MetricsCollector, Observations, RecordCollector
-from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend, LoadedModel
+from llenergymeasure.core.backends.protocol import GenerationRequest, InferenceBackend, LoadedModel, MemoryStats
 from llenergymeasure.core.baseline import BaselineCache, measure_baseline
 from llenergymeasure.core.clock import Clock, SteadyClock, SystemClock
 from llenergymeasure.core.energy.types import EnergyBackend
@@ -143,7 +143,7 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
             min_duration_s=config.measurement.min_duration_seconds or 0.0,
             wait_for_others=bench.wait_for_others,
         )
-        memory = engine.memory()
+        memory = _memory(engine)
     return Observations(
         config=config,
         engine=(engine.name, engine.version()),
@@ -160,6 +160,15 @@ def observe(config: ExperimentConfig, bench: Bench) -> Observations:
         tokenizer=tokenizer,
         preflight_warnings=(*ready.warnings, *_skipped_waits(observer)),
     )
+
+
+def _memory(engine: InferenceBackend) -> MemoryStats:
+    """What the engine tells of its memory after the window; nothing where asking fails: what was measured stands."""
+    try:
+        return engine.memory()
+    except Exception:
+        logger.warning("The %s engine could not tell its memory", engine.name, exc_info=True)
+        return MemoryStats()
 
 
 def _skipped_waits(observer: Observer) -> Iterator[MeasurementWarning]:
