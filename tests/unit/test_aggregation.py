@@ -367,13 +367,21 @@ def test_audits_are_compared_again_after_summing() -> None:
     assert (found.counter_j, found.integral_j, found.disagreement_pct, found.agrees) == (200.0, 202.0, 1.0, True)
 
 
-def test_a_sum_of_audits_compares_what_each_compared_the_counter_sharpened_at_its_edges() -> None:
+@pytest.mark.parametrize("fused_j", [100.0, None])  # none: a board of several, or all, had no step to be found
+def test_a_sum_of_audits_compares_what_each_compared_the_counter_sharpened_at_its_edges(fused_j: float | None) -> None:
     audit = EnergyAudit(
-        counter_j=95.0, fused_j=100.0, integral_j=100.5, disagreement_pct=0.5, bound_pct=1.1, agrees=True
+        counter_j=95.0, fused_j=fused_j, integral_j=100.5, disagreement_pct=0.5, bound_pct=1.1, agrees=True
     )
     found = aggregate_results("exp-1", [make_record(i, energy_audit=audit) for i in range(2)]).energy_audit
     assert found is not None
-    assert (found.disagreement_pct, found.agrees) == (0.5, True)
+    assert (found.disagreement_pct, found.agrees) == (pytest.approx(0.5), True)
+
+
+def test_power_samples_of_0_w_can_be_summed_too() -> None:
+    audit = EnergyAudit(counter_j=95.0, integral_j=0.0, disagreement_pct=-100.0, bound_pct=1.1, agrees=False)
+    found = aggregate_results("exp-1", [make_record(i, energy_audit=audit) for i in range(2)]).energy_audit
+    assert found is not None
+    assert (found.disagreement_pct, found.agrees) == (-100.0, False)
 
 
 def test_phases_add_up_on_separate_gpus_and_lose_their_energy_on_a_shared_one() -> None:

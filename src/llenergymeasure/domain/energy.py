@@ -147,11 +147,16 @@ def merge_audits(parts: Sequence[EnergyAudit]) -> EnergyAudit:
     if len(parts) == 1:
         return parts[0]
     merged = merge_records(parts)
-    # As in each part, the sharper answer is compared: a plain difference misses up to a step at each edge.
-    counted_j = math.fsum(part.counter_j if part.fused_j is None else part.fused_j for part in parts)
+    counted_j = math.fsum(map(_counted_j, parts))
     disagreement_pct = difference_pct(merged.integral_j, counted_j) or 0.0
     agrees = merged.agrees and abs(disagreement_pct) <= merged.bound_pct
     return merged.model_copy(update={"disagreement_pct": disagreement_pct, "agrees": agrees})
+
+
+def _counted_j(audit: EnergyAudit) -> float:
+    """What an audit compared the integral with: the counter as sharp as it was had, which is not always `fused_j`."""
+    ratio = 1.0 + audit.disagreement_pct / 100.0
+    return audit.integral_j / ratio if ratio > 0 else audit.counter_j
 
 
 class BudgetComponent(Record):
