@@ -182,16 +182,16 @@ class TestWithoutOptionalPackages:
         assert "pip install" in by_name["zeus"].detail
 
 
-@pytest.mark.parametrize("moves", [True, False])
-def test_without_a_power_reading_a_counter_proves_itself_by_moving(moves: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moves_per_s", [10.0, 2.0, 0.0])
+def test_without_a_power_reading_a_counter_proves_itself_by_moving(moves_per_s: float, tmp_path: Path) -> None:
     clock, mute = VirtualClock(), GpuDriverError("Unknown Error")
 
     def counted_j() -> float:
-        return 100.0 * (int(10.0 * clock.now()) if moves else 1)
+        return 100.0 + int(moves_per_s * clock.now())
 
     board = gpu(power_instant=mute, power_usage_w=mute, total_energy_j=counted_j)
     machine = host(tmp_path, board, clock=clock)
-    if moves:
+    if moves_per_s:
         assert select_energy_backend("nvml", ["GPU-0"], OPTIONS, machine).name == "nvml"
     else:
         with pytest.raises(EnergyError, match="tells no power, and its energy counter stands still at 100 J"):

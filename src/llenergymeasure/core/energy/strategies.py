@@ -160,11 +160,12 @@ class CounterStrategy(GpuStrategy):
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
         """Read every board once, and learn how often its counter moves; each must tell power or energy."""
         drawn_w = {gpu.uuid: self._drawn_w(gpu) for gpu in self._gpus}
+        mute_j = {gpu.uuid: _read_counter(gpu) for gpu in self._gpus if drawn_w[gpu.uuid] is None}
         try:
             self._counters_seen = measure_counter_periods(self._counters, self._clock)
         except GpuDriverError as error:
             logger.info("The energy counter could not be watched: %s", error)
-        return ", ".join(self._proof(gpu, drawn_w[gpu.uuid]) for gpu in self._gpus)
+        return ", ".join(_proof(gpu, drawn_w[gpu.uuid], mute_j.get(gpu.uuid)) for gpu in self._gpus)
 
     def before(self) -> tuple[Reads, str | None, float]:
         """Read all counters until each has just moved: their reads, what is wrong with one, and how long that took."""
@@ -185,14 +186,6 @@ class CounterStrategy(GpuStrategy):
             raise EnergyError("; ".join(reader.problems()) or f"GPU {gpu.index} tells neither power nor energy")
         return power_w
 
-    def _proof(self, gpu: Gpu, power_w: float | None) -> str:
-        if power_w is not None:
-            return f"GPU {gpu.index} draws {power_w:.1f} W now"
-        counted = f"{gpu.driver.total_energy_j(gpu.handle):.0f} J"
-        if gpu.uuid not in self._counters_seen:
-            raise EnergyError(f"GPU {gpu.index} tells no power, and its energy counter stands still at {counted}")
-        return f"GPU {gpu.index} has counted {counted}"
-
     def _burst(self, timeout_s: float) -> tuple[Reads, str | None]:
         """Read all counters until each has moved, and see whether they behave."""
         if not self._counters:
@@ -203,6 +196,16 @@ class CounterStrategy(GpuStrategy):
             return {}, str(error)
         faults = (counter_fault(seen, self._counters_seen.get(device)) for device, seen in reads.items())
         return reads, next((fault for fault in faults if fault is not None), None)
+
+
+def _proof(gpu: Gpu, power_w: float | None, earlier_j: float | None) -> str:
+    """What a board draws or, where it does not tell, has counted: since `earlier_j` its counter must have moved."""
+    if power_w is not None:
+        return f"GPU {gpu.index} draws {power_w:.1f} W now"
+    counted_j = _read_counter(gpu)
+    if counted_j == earlier_j:
+        raise EnergyError(f"GPU {gpu.index} tells no power, and its energy counter stands still at {counted_j:.0f} J")
+    return f"GPU {gpu.index} has counted {counted_j:.0f} J"
 
 
 def _read_counter(gpu: Gpu) -> float:
