@@ -37,6 +37,7 @@ from llenergymeasure.core.gpu.driver import DriverMissingError, Gpu, GpuDriver, 
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.core.metrics.throttle import SW_POWER_CAP, throttle_info
 from llenergymeasure.core.metrics.warnings import window_warnings
+from llenergymeasure.core.timeseries import has_samples
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.experiment import compute_measurement_config_hash
 from llenergymeasure.domain.warnings import WarningCode
@@ -221,6 +222,7 @@ def test_gpus_are_sampled_beside_it_for_everything_but_power(install: Install) -
     assert (energy.gpu_window, energy.integral_j, energy.notes) == (None, None, ())
     assert energy.telemetry is not None
     assert set(map(math.isnan, energy.telemetry.column(gpu.uuid, "power_w"))) == {True}
+    assert (has_samples(energy), energy.has_trace) == (True, False)  # a time series; no trace of joules
     assert not [call for call in gpu.calls if "power" in call and call != "power_limit_w"]
     throttled = throttle_info(energy)
     assert throttled is not None

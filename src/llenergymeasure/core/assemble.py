@@ -353,7 +353,7 @@ def _record_warnings(
     partial = partial_batch(seen.config)
     if partial is not None:
         yield MeasurementWarning(WarningCode.PARTIAL_LAST_BATCH, partial)
-    if seen.config.measurement.save_trace and seen.window.energy.telemetry is None:
+    if seen.config.measurement.save_trace and not seen.window.energy.has_trace:
         yield MeasurementWarning(
             WarningCode.TELEMETRY_UNAVAILABLE,
             "no trace was saved (measurement.save_trace): what measured this run takes no power samples",

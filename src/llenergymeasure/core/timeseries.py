@@ -94,7 +94,7 @@ def write_artefacts(seen: Observations, work_dir: Path) -> Artefacts:
     if has_samples(energy):
         told = stretches(seen)
         timeseries = write_or_go_without(work_dir / TIMESERIES_FILE, lambda path: write_timeseries(energy, path, told))
-    if energy.telemetry is not None and (wanted.save_trace or energy.elsewhere):
+    if (wanted.save_trace or energy.elsewhere) and energy.has_trace:
         limits = slice_limits(wanted, seen.window)
         trace = write_or_go_without(work_dir / TRACE_FILE, lambda path: write_trace(energy, path, limits))
     if wanted.save_outputs:

@@ -225,6 +225,14 @@ class EnergyMeasurement:
         boards = self.gpu_window.boards if self.gpu_window is not None else ()
         return {board.device: board.elsewhere for board in boards if board.elsewhere is not None}
 
+    @property
+    def has_trace(self) -> bool:
+        """Whether there is anything that energy comes from to keep: what was read at the edges, or samples of power."""
+        if (telemetry := self.telemetry) is None:
+            return False
+        at_edges = self.gpu_window is not None or self.host_window is not None
+        return at_edges or any(telemetry.power(device)[0] for device in telemetry.devices)
+
     def close(self) -> None:
         """Release the samples of a window that nobody needs any more."""
         if self.telemetry is not None:
