@@ -2,14 +2,18 @@
 
 It belongs to its benchmark tool and reads the counters of NVML once before and once after, of the first GPUs that
 `CUDA_VISIBLE_DEVICES` names. Its server tells the same at an address, which the offline engine does not have.
+Where it fails, its figure is missing, and nothing else.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any, Final
+
+logger = logging.getLogger(__name__)
 
 MODULE: Final = "tensorrt_llm.bench.benchmark.utils.energy_monitor"
 
@@ -31,17 +35,24 @@ class OwnMeter:
     @contextmanager
     def counting(self) -> Iterator[Reading]:
         """While this is open, it counts."""
-        if self._kind is None:
-            yield lambda: None
-            return
-        with self._kind(self._gpus) as monitor:
-            yield lambda: monitor.total_energy
+        kind, opened = self._kind, ExitStack()
+        monitor = None if kind is None else _attempted(lambda: opened.enter_context(kind(self._gpus)))
+        try:
+            yield lambda: _attempted(lambda: getattr(monitor, "total_energy", None)) or None  # 0 J: it did not move
+        finally:
+            _attempted(opened.close)
 
 
 def _kind() -> Any:
     """Its class; `None` where the version has none, or one of another make."""
-    try:
-        kind = getattr(import_module(MODULE), "EnergyMonitor", None)
-    except ImportError:
-        return None
+    kind = getattr(_attempted(lambda: import_module(MODULE)), "EnergyMonitor", None)
     return kind if hasattr(kind, "__enter__") and hasattr(kind, "total_energy") else None
+
+
+def _attempted(step: Callable[[], Any]) -> Any:
+    """What `step` gives; `None` where it fails."""
+    try:
+        return step()
+    except Exception:
+        logger.debug("TensorRT-LLM's own energy monitor cannot be used", exc_info=True)
+        return None
