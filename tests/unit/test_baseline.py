@@ -242,14 +242,14 @@ def test_idle_power_of_fewer_devices_is_known_as_well_as_theirs_and_no_better() 
 
     measured = EnergyMeasurement(
         start_s=0.0, end_s=10.0, total_j=1000.0, method="hardware_counter", scope="gpu",
-        per_gpu_j={"GPU-0": 900.0, "GPU-1": 100.0}, components=within(5.0),
-        per_gpu_components={"GPU-0": within(3.0), "GPU-1": within(4.0)},
+        per_gpu_j={"GPU-0": 800.0, "GPU-1": 100.0, "GPU-2": 100.0}, components=within(5.0),
+        per_gpu_components={"GPU-0": within(3.0), "GPU-1": within(4.0), "GPU-2": within(0.0)},
     )  # fmt: skip
     baseline = baseline_from(measured, VirtualClock().wall())
     assert baseline.half_width_w == pytest.approx(0.5)
     assert baseline.restricted_to(["GPU-1"]).half_width_w == pytest.approx(0.4)  # not a tenth of the whole
     told_together = replace(baseline, per_device_half_width_w={})
-    assert told_together.restricted_to(["GPU-1"]).half_width_w == pytest.approx(0.5)
+    assert told_together.restricted_to(["GPU-1", "GPU-2"]).half_width_w == pytest.approx(0.5)  # once, not each
 
 
 def test_switched_off_measures_and_waits_for_nothing() -> None:

@@ -89,13 +89,12 @@ class Baseline:
         if not set(devices) <= set(self.per_device_w):
             return unavailable("the engine uses devices on which idle power was not measured", self.taken_at)
         kept = {device: self.per_device_w[device] for device in devices}
-        widths = {device: self.per_device_half_width_w.get(device, self.half_width_w) for device in devices}
-        known = complete(widths.values())
+        own_w = complete([self.per_device_half_width_w.get(device) for device in devices])
         return replace(
             self,
             power_w=sum(kept.values()),
             per_device_w=kept,
-            half_width_w=None if known is None else math.hypot(*known),
+            half_width_w=self.half_width_w if own_w is None else math.hypot(*own_w),
         )
 
 
