@@ -68,6 +68,22 @@ def test_the_figures_are_those_of_the_result(tmp_path: Path) -> None:
         assert figure in page.text, figure
 
 
+@pytest.mark.parametrize(
+    ("disagreement_pct", "agrees", "said"),
+    [
+        (0.13, True, "which their uncertainties allow (1.2 %)."),
+        (0.13, False, "which their uncertainties allow (1.2 %), though not of each board."),
+        (4.1, False, "more than their uncertainties allow (1.2 %)."),
+    ],
+)
+def test_the_audit_is_told_of_all_boards_and_of_each(disagreement_pct: float, agrees: bool, said: str) -> None:
+    result = make_rich_result()
+    assert result.energy_audit is not None
+    audit = result.energy_audit.model_copy(update={"disagreement_pct": disagreement_pct, "agrees": agrees})
+    page = experiment_page(result.model_copy(update={"energy_audit": audit}), Path("/no/files"))
+    assert said in read_page(page).text
+
+
 def test_the_smallest_result_has_a_report_that_says_what_is_missing(tmp_path: Path) -> None:
     page = report(save_result(make_result(), tmp_path).parent)
     for missing in ("No power over time", "No uncertainty", "No latencies", "No joules of single requests", "None."):

@@ -247,11 +247,13 @@ def _audit(result: ExperimentResult) -> Markup:
     own = "" if engine_j is None else f" A meter of the engine's own says {joules(engine_j)} for the whole window."
     if audit is None:
         return paragraph(own) if own else Markup()
-    verdict = "which their uncertainties allow" if audit.agrees else "more than their uncertainties allow"
+    allowed = abs(audit.disagreement_pct) <= audit.bound_pct
+    verdict = "which" if allowed else "more than"
+    each = ", though not of each board" if allowed and not audit.agrees else ""
     return paragraph(
         f"A second method checks the first: the hardware counter says {joules(audit.counter_j)}, the integral of power "
         f"samples {joules(audit.integral_j)}. They differ by {signed(audit.disagreement_pct, 2)} %, {verdict} "
-        f"({audit.bound_pct:.2g} %).{own}"
+        f"their uncertainties allow ({audit.bound_pct:.2g} %){each}.{own}"
     )
 
 
