@@ -156,7 +156,7 @@ def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
 
 def test_only_an_engine_that_is_here_is_worth_importing_ahead_of_its_experiment() -> None:
     assert preload_modules("pytorch") == ("torch", "transformers")
-    assert preload_modules("vllm")[-1].startswith("vllm")
+    assert preload_modules("vllm")[-2:] == ("llenergymeasure.core.backends.vllm", "vllm.entrypoints.llm")  # in order
     assert preload_modules("tensorrt") == ("torch", "transformers")
     assert preload_modules("onnx") == ()
 

@@ -248,7 +248,12 @@ def pytorch_backend() -> BackendFactory:
     return PyTorchBackend
 
 
-@register("vllm", extra="vllm", needs="vllm>=0.30,<0.34", preload="torch transformers vllm.entrypoints.llm")
+@register(
+    "vllm",
+    extra="vllm",
+    needs="vllm>=0.30,<0.34",
+    preload="torch transformers llenergymeasure.core.backends.vllm vllm.entrypoints.llm",  # ours says how it may log
+)
 def vllm_backend() -> BackendFactory:
     """The offline engine of vLLM."""
     from llenergymeasure.core.backends.vllm.backend import VLLMBackend  # as above
