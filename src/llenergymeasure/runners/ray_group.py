@@ -140,6 +140,8 @@ class RayGroupLauncher(RayNodeLauncher):
             self._look()  # whatever went wrong did so because a node went
             raise
         trace, energy_j = measured.artefacts.trace, measured.result.total_energy_j
+        if energy_j is None:
+            self._look()  # it is measured once more, rather than kept without the joules of a node that went
         if trace is not None and (again_j := recompute_energy(trace).total_j) != energy_j:
             raise ExperimentError(f"the run's energy is {energy_j} J, and its raw readings come to {again_j} J")
         return measured
