@@ -208,9 +208,13 @@ class CodeCarbonStrategy(PackageStrategy):
             )
         require_counters(gpus, self.name)
         self._trackers = {gpu.index: _offline_tracker([gpu.index]) for gpu in gpus}
+        # Their first task sets them up, which takes seconds: that of a window is no more than a reading.
+        key = _new_key()
+        self.begin(key)
+        self.end(key)
 
     def begin(self, key: str) -> None:
-        """Open a task on every tracker. The first call sets them up, which takes seconds."""
+        """Open a task on every tracker."""
         for tracker in self._trackers.values():
             _start_task(tracker, key)
 
