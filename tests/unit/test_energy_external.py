@@ -17,7 +17,12 @@ from fake_nvml import FakeGpu, FakeNvml
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.boards import board_warnings
 from llenergymeasure.core.energy.meter import Meter
-from llenergymeasure.core.energy.packages import PackageReading, PackageStrategy, require_counters
+from llenergymeasure.core.energy.packages import (
+    CodeCarbonEstimate,
+    PackageReading,
+    PackageStrategy,
+    require_counters,
+)
 from llenergymeasure.core.energy.select import select_energy_backend
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, find_gpus
@@ -124,6 +129,16 @@ def test_codecarbon_without_the_program_it_finds_gpus_with_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EnergyError, match="by running nvidia-smi, which is not on PATH"):
         select_energy_backend("codecarbon", ["GPU-0"], host=Host(open_driver=lambda: FakeNvml(FakeGpu("GPU-0"))))
+
+
+def test_an_estimate_that_is_lost_at_the_end_costs_its_figure_and_not_the_run() -> None:
+    pytest.importorskip("codecarbon")
+    estimate = CodeCarbonEstimate()
+    energy = estimate.measurement(0.0, 1.0, estimate.after("a task that it does not know"), None)
+    assert energy.total_j is None
+    assert [str(note) for note in energy.notes] == [
+        "energy_unavailable: CodeCarbon lost its measurement task; repeat the run"
+    ]
 
 
 def test_boards_without_a_counter_are_refused() -> None:

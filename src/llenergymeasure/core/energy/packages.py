@@ -256,14 +256,20 @@ class CodeCarbonEstimate:
         _start_task(self._tracker, key)
         return key
 
-    def after(self, before: str) -> EmissionsData:
-        """Close it."""
-        return _stop_task(self._tracker, before)
+    def after(self, before: str) -> EmissionsData | str:
+        """Close it; or why that failed."""
+        try:
+            return _stop_task(self._tracker, before)
+        except EnergyError as error:
+            return str(error)
 
     def measurement(
-        self, start_s: float, end_s: float, read: EmissionsData, telemetry: Telemetry | None
+        self, start_s: float, end_s: float, read: EmissionsData | str, telemetry: Telemetry | None
     ) -> EnergyMeasurement:
         """CPU and memory as modelled."""
+        if isinstance(read, str):
+            note = MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, read)
+            return EnergyMeasurement(start_s, end_s, notes=(note,), meter=self.name)
         cpu_j, dram_j = _joules(read.cpu_energy), _joules(read.ram_energy)
         if cpu_j is None and dram_j is None:
             return EnergyMeasurement(start_s, end_s, notes=(NOTHING_ESTIMATED,), meter=self.name)
