@@ -151,10 +151,10 @@ def connected_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("connected_ray")
 def test_the_connection_that_is_there_is_used_for_its_own_cluster_and_no_other() -> None:
-    for address in ("auto", "10.0.0.1:6379", "127.0.0.1:6379", "ray://head:10001"):
+    for address in ("auto", "10.0.0.1:6379", "127.0.1.1:6379", "localhost:6379", "ray://head:10001"):
         with ray_cluster(address) as cluster:
             assert cluster.address == address
-    for address in ("10.0.0.2:6379", "10.0.0.1:6380"):
+    for address in ("10.0.0.2:6379", "10.0.0.1:6380", "..:6379"):
         told = f"--cluster {address}: this process is connected to the Ray cluster at 10.0.0.1:6379 already"
         with pytest.raises(PreFlightError, match=told), ray_cluster(address):
             pass
