@@ -63,6 +63,7 @@ class FakeLauncher:
     def release(self) -> None:
         with self.cluster.lock:
             self.cluster.released.append(self.node.name)
+        self.cluster.on_release(self.node)
 
 
 @dataclass
@@ -73,6 +74,7 @@ class FakeCluster:
     act: Act = field(default=lambda node, job, interrupt: None)
     draw: Callable[[Node, Path], str | None] = field(default=lambda node, directory: None)
     on_claim: Callable[[Node, Interrupt], None] = field(default=lambda node, interrupt: None)
+    on_release: Callable[[Node], None] = field(default=lambda node: None)
     failures: dict[str, list[str]] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     begun: list[tuple[str, str]] = field(default_factory=list)

@@ -10,18 +10,20 @@ from typing import Any
 
 import pytest
 
-from cluster_fakes import node
+from cluster_fakes import FakeCluster, node
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.timeseries import Artefacts
 from llenergymeasure.exceptions import PreFlightError
-from llenergymeasure.runners.cluster import NodeLostError
+from llenergymeasure.runners.cluster import Node, NodeLostError
 from llenergymeasure.runners.job import Job, MeasuredRun, run_to_json
 from llenergymeasure.runners.ray import ray_cluster
+from llenergymeasure.runners.ray_group import RayGroupLauncher
 from llenergymeasure.runners.ray_launcher import Member, RayNodeLauncher
 from llenergymeasure.runners.supervise import Interrupt
 from llenergymeasure.study.execute import StudyPlace, execute_study
+from llenergymeasure.study.preflight import check_on
 from study_fakes import result_of, study_of
 
 
@@ -128,6 +130,62 @@ def test_of_a_job_whose_node_is_lost_the_last_lines_are_kept_and_told(job: Job) 
     )
 
 
+class LosesAnotherNode(PlayedAgent):
+    """It says one word; then the node of a meter goes, and it says nothing more."""
+
+    is_lost = False
+
+    def now(self) -> float:
+        return 0.0
+
+    def watch(self) -> None:
+        if self.is_lost:
+            raise PlayedRay.exceptions.RayError("The node died.")
+
+    def news(self, known: Mapping[str, int]) -> dict[str, Any]:
+        self.is_lost = True
+        return {"events": [], "logs": {"child.log": {"size": 16, "end": b"NCCL: timed out\n"}}, "over": False}
+
+
+def test_where_another_node_of_a_run_is_lost_its_last_line_is_told_too(job: Job) -> None:
+    agent = LosesAnotherNode({}, {})
+
+    class RayWithoutNews(PlayedRay):
+        def wait(self, answers: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+            return ([], answers) if agent.is_lost and timeout else (answers, [])
+
+    members = [Member(node(name), 1.0, 1.0) for name in "xy"]
+    launcher = RayGroupLauncher(RayWithoutNews(agent), node("x+y", gpus=2), members)  # type: ignore[arg-type]
+    launcher.claim(Interrupt())
+    with pytest.raises(NodeLostError, match=r"of x\+y, y is lost: The node died\. \(last output: NCCL: timed out\)$"):
+        launcher.run(job, ignore_events, Interrupt())
+
+
+class CallingRay(PlayedRay):
+    """Functions that are sent to a node are called in this process."""
+
+    def remote(self, kind: Callable[..., Any]) -> Any:
+        return SimpleNamespace(
+            options=lambda **options: SimpleNamespace(remote=lambda *arguments: lambda: kind(*arguments))
+        )
+
+
+def test_pre_flight_refuses_what_the_settings_of_a_node_forbid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tmp_path / "llenergymeasure" / "config.yaml"
+    settings.parent.mkdir()
+    settings.write_text("runners: {pytorch: 'docker:no/such:1'}\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))  # which has no Docker
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a node forgets it
+
+    class OneNode(FakeCluster):
+        def launcher_on(self, node: Node) -> Any:
+            return RayNodeLauncher(CallingRay(None), Member(node, 1.0, 1.0))  # type: ignore[arg-type]
+
+    with pytest.raises(PreFlightError, match=r"runners\.pytorch: docker:no/such:1: Docker is not installed"):
+        check_on(OneNode([node("x")]))([ExperimentConfig(model="m")], UserConfig())
+
+
 @pytest.mark.parametrize(
     "address", ["", "local", "head", "127.0.0.1", ":6379", "head:", "head:6379x", "ray://", "ray://head"]
 )
@@ -151,10 +209,10 @@ def connected_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("connected_ray")
 def test_the_connection_that_is_there_is_used_for_its_own_cluster_and_no_other() -> None:
-    for address in ("auto", "10.0.0.1:6379", "127.0.0.1:6379", "ray://head:10001"):
+    for address in ("auto", "10.0.0.1:6379", "127.0.1.1:6379", "localhost:6379", "ray://head:10001"):
         with ray_cluster(address) as cluster:
             assert cluster.address == address
-    for address in ("10.0.0.2:6379", "10.0.0.1:6380"):
+    for address in ("10.0.0.2:6379", "10.0.0.1:6380", "..:6379"):
         told = f"--cluster {address}: this process is connected to the Ray cluster at 10.0.0.1:6379 already"
         with pytest.raises(PreFlightError, match=told), ray_cluster(address):
             pass

@@ -249,6 +249,15 @@ def test_failure_after_failure_ends_the_study_on_every_node(tmp_path: Path) -> N
     assert sorted(show.cluster.released) == ["x", "y"]
 
 
+def test_a_node_that_cannot_be_given_back_does_not_hold_up_the_end_of_the_study(tmp_path: Path) -> None:
+    def refuse(where: Node) -> None:
+        raise ConnectionError("the client is gone")
+
+    show = Show(tmp_path, FakeCluster([node("x")], on_release=refuse))
+    assert show.run(study_of("a", "b")).summary.completed == 2
+    assert show.warnings == ["x could not be given back: the client is gone"]
+
+
 def test_no_average_runs_over_unlike_hardware_and_the_study_says_so(tmp_path: Path) -> None:
     first = Show(tmp_path, FakeCluster([node("old", gpu=A100)]))
     directory = tmp_path / first.run(study_of("a", "b")).study_id

@@ -7,6 +7,7 @@ processors and GPUs of its node, so that Ray gives nobody else's work a place be
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import signal
 import socket
@@ -30,8 +31,6 @@ INTRODUCTION_S: Final = 60.0
 
 ANY_CLUSTER: Final = "auto"
 """Stands for the cluster that this machine belongs to."""
-
-LOOPBACK: Final = "127.0.0.1"
 
 KNOCK_S: Final = 10.0
 """How long a cluster's first machine may take to answer at all, in seconds."""
@@ -84,7 +83,9 @@ def _check_connection(ray: ModuleType, address: str) -> None:
         return
     connected_to = ray.get_runtime_context().gcs_address
     there, _, its_port = connected_to.rpartition(":")
-    if port != its_port or _numeric(host) not in (there, LOOPBACK):
+    numeric = _numeric(host)
+    is_here = numeric is not None and ipaddress.ip_address(numeric).is_loopback  # Debian has 127.0.1.1 for its own name
+    if port != its_port or not (is_here or there in (host, numeric)):
         raise PreFlightError(
             [
                 f"--cluster {address}: this process is connected to the Ray cluster at {connected_to} already. "
@@ -97,7 +98,7 @@ def _numeric(host: str) -> str | None:
     """The address that a host's name stands for; `None`: there is no such host."""
     try:
         return socket.gethostbyname(host.strip("[]"))
-    except OSError:
+    except (OSError, UnicodeError):
         return None
 
 

@@ -136,6 +136,8 @@ class RayGroupLauncher(RayNodeLauncher):
         """Run a job; its energy is computed once more here, from the raw readings of all nodes."""
         try:
             measured = super().run(job, observer, interrupt)
+        except NodeLostError:
+            raise
         except LLEMError:
             self._look()  # whatever went wrong did so because a node went
             raise

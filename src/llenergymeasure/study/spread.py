@@ -147,12 +147,18 @@ class Spread:
             with self._changed:
                 self._error = self._error or error
         finally:
-            launcher.release()
+            self._give_back(launcher, node)
             with self._changed:
                 self._not_before_s[node.id] = self._terms.clock.now() + self._watch.retry_s
                 self._threads.pop(node.id, None)
                 self._idle.discard(node.id)
                 self._changed.notify_all()
+
+    def _give_back(self, launcher: NodeLauncher, node: Node) -> None:
+        try:
+            launcher.release()
+        except Exception as error:  # noqa: BLE001 (the study goes on or ends without it, whatever it was)
+            self._ledger.tell(StudyWarning(f"{node.name} could not be given back: {error}"))
 
     def _work_with(self, launcher: NodeLauncher, worker: Worker, node: Node) -> None:
         with self._changed:

@@ -368,6 +368,8 @@ def _more(count: int) -> Markup:
 
 
 def _surroundings(study: _Study) -> Markup:
+    if not study.ranked:
+        return paragraph("No run was completed.")
     told = [(name, text) for name, text in surroundings(study.result, study.directory) if text]
     if not told:
         return paragraph(f"{TABLE_FILE}, which tells it, cannot be read.")
