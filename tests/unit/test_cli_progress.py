@@ -153,6 +153,27 @@ def assert_others_can_log() -> None:
     assert free == [True]
 
 
+class InterruptingTerminal(FakeTerminal):
+    """Ctrl-C comes while the wait is drawn, before whoever draws knows that it is."""
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if "left:" in text:
+            raise KeyboardInterrupt
+        return written
+
+
+def test_a_signal_while_a_bar_is_drawn_leaves_nothing_of_it_and_no_lock() -> None:
+    terminal = InterruptingTerminal()
+    progress = ExperimentProgress(terminal, TITLE, redraw_interval_s=0)
+    progress(StepStarted("baseline", 30.0))
+    with pytest.raises(KeyboardInterrupt):
+        progress(Waiting("baseline", 30.0, skippable=True))
+    progress.end(spaced=False)
+    assert screen(terminal.getvalue()) == [TITLE, ""]
+    assert_others_can_log()
+
+
 @pytest.mark.parametrize("stream", [None, io.StringIO()])
 def test_a_stream_that_is_closed_or_missing_gets_nothing(stream: io.StringIO | None) -> None:
     if stream is not None:

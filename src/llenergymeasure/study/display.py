@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from llenergymeasure.core.progress import (
@@ -131,6 +131,16 @@ class QuietWhenBroken:
             self._stream = None
 
 
+def remove(bar: tqdm[Never], stream: QuietWhenBroken) -> None:
+    """Remove a bar, whatever tqdm was at when a signal came: it knows of neither its last text nor its lock then."""
+    bar.clear()
+    bar.close()
+    stream.write(f"\r{'':{stream.columns - 1}}\r")
+    with suppress(RuntimeError):  # this thread does not hold it
+        while True:
+            bar.get_lock().release()  # type: ignore[no-untyped-call]
+
+
 class ExperimentProgress:
     """Draws the events of one experiment under a first line that names it; a stream that breaks disturbs nobody.
 
@@ -160,8 +170,7 @@ class ExperimentProgress:
         """Remove the bar, if one is drawn; safe to call twice."""
         bar, self._bar = self._bar, None
         if bar is not None:
-            bar.clear()
-            bar.close()
+            remove(bar, self._stream)
 
     def end(self, *, spaced: bool) -> None:
         """Close; `spaced` sets off what follows by an empty line."""
@@ -267,9 +276,9 @@ class StudyProgress:
 
     def close(self) -> None:
         """Remove the bar; safe to call twice."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            remove(bar, self._stream)
 
     def _start(self, event: StudyStarted) -> None:
         kept = f", {event.kept} of them finished before" if event.kept else ""
