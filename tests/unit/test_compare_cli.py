@@ -274,7 +274,7 @@ def test_what_the_candidate_lacks_stops_the_gate_unless_that_is_meant(
     assert main([*sides, "--fail-if-worse", "5"]) == 2
     printed = capsys.readouterr().out
     assert f" {sides[1]} lacks m / pytorch / batch 1. Measure what is missing" in unwrapped(printed)
-    assert main([*sides, "--fail-if-worse", "5", "--accept", "unpaired"]) == 0
+    assert main([*sides, "--fail-if-worse", "5", "--accept", "unpaired", "--accept", "meter"]) == 0
 
 
 def test_what_is_worse_is_told_before_what_is_undecided(results: Results) -> None:

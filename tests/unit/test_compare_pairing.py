@@ -62,7 +62,8 @@ def test_where_a_configuration_is_in_both_nothing_is_guessed() -> None:
 
 
 def test_engines_are_compared_batch_by_batch() -> None:
-    before = side("a", pytorch("p1", 1), pytorch("p8", 8))
+    told = {"generation.eos_token_id": [2], "generation.pad_token_id": 0}  # by the one engine only
+    before = side("a", pytorch("p1", 1, **told), pytorch("p8", 8, **told))
     after = side("b", vllm("v8", 8), vllm("v1", 1))
     assert names(before, after, "backend") == [("p1", "v1"), ("p8", "v8")]
 

@@ -81,8 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("directory", nargs="+", type=Path, help="of runs or studies; the first is the baseline")
     add("--by", metavar="SETTING", help="take one directory apart by a setting's values")
-    add("--ignore", type=_names, default=(), metavar="SETTING,…", help="what may differ within a pair")
-    add("--accept", type=_kinds, default=(), metavar="KIND,…", help=f"differences that are meant: {_KINDS}")
+    add("--ignore", type=_names, action="extend", default=[], metavar="SETTING,…", help="what may differ within a pair")
+    add(
+        "--accept",
+        type=_kinds,
+        action="extend",
+        default=[],
+        metavar="KIND,…",
+        help=f"differences that are meant: {_KINDS}",
+    )
     add("--fail-if-worse", type=float, metavar="PCT", help="exit 1 if J/token grew by more")
     add("--fail-if-slower", type=float, metavar="PCT", help="exit 1 if tok/s fell by more")
     add("--html", type=Path, metavar="FILE", help="write the comparison as a page, too")

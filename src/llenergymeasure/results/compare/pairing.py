@@ -18,6 +18,9 @@ from llenergymeasure.results.export import BATCH_SETTING
 
 BACKEND: Final = "backend"
 
+TOLD_BY_PYTORCH: Final = "generation"
+"""A section of what that engine alone tells of itself, outside its own."""
+
 Pair = tuple[Configuration, Configuration]
 
 
@@ -102,7 +105,7 @@ def _by_key(side: Side, ignore: Collection[str]) -> Mapping[str, Configuration]:
 
 def _key(configuration: Configuration, ignore: Collection[str]) -> str:
     """What is left of a configuration; where engines may differ, their sections go and only the batch stays."""
-    sections = tuple(BATCH_SETTING) if BACKEND in ignore else ()
+    sections = (*BATCH_SETTING, TOLD_BY_PYTORCH) if BACKEND in ignore else ()
     left = {
         path: value
         for path, value in configuration.settings.items()
