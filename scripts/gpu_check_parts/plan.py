@@ -50,23 +50,24 @@ class Part:
 
 
 PARTS = (
-    Part("sensor", 62, "fields, time stamps, update periods, calibration"),
+    Part("sensor", 72, "fields, time stamps, update periods, calibration"),
     Part("counter", 76, "counter against integral on known loads; does the counter see all the time?"),
     Part("idle", 42, "idle power: bare, with a CUDA context, with a model; the baseline of a second run"),
-    Part("harness", 54, "throughput, step times, hooks, sampler, reseeding, first pass against second"),
-    Part("compiling", 50, "a static cache, which the library compiles for: nothing of it inside the window"),
+    Part("harness", 64, "throughput, step times, hooks, sampler, reseeding, first pass against second"),
+    Part("compiling", 60, "a static cache, which the library compiles for: nothing of it inside the window"),
     Part("devices", 52, "visible devices, memory, out of memory, a study killed in the middle"),
     Part("phases", 46, "prefill and decode joules against separate runs"),
-    Part("floor", 34, "the thermal floor, resident idle power, drift after it"),
+    Part("floor", 44, "the thermal floor, resident idle power, drift after it"),
     Part("clocks", 12, "power limit, clocks and throttle reasons"),
-    Part("board_tests", 30, "the project's own tests that need a GPU"),
-    Part("study", 10, "a small study: spread over cycles against the stated intervals", takes_rest=True),
 )
 """In the order in which they run."""
 
 ON_REQUEST = (
+    Part("board_tests", 110, "the project's own tests that need a GPU"),
+    Part("study", 320, "a small study: spread over cycles against the stated intervals", takes_rest=True),
     Part("long_windows", 170, "windows of 30 s on known loads; decoding at batch 1, 8, 64"),
     Part("graphs", 200, "torch.compile and CUDA graphs: nothing of them inside the window"),
+    Part("repeats", 40, "greedy texts that differ between two calls: is it our loop, the library, or single passes?"),
 )
 """Run with `--only` alone: the others leave no time for them."""
 

@@ -17,6 +17,11 @@ from gpu_check_parts.lines import Book, Line, percent, spread
 
 LINES = (
     Line("study.completed", "all runs of a study of 2 x 2 configurations in 3 cycles complete"),
+    Line(
+        "study.trace",
+        "where the driver keeps samples of its own, they are every run's power trace, and its counter agrees",
+    ),
+    Line("study.report", "the study and each of its runs have a report"),
     Line("study.spread", "joules per token of one configuration vary by less than 2 % over its cycles"),
     Line("study.intervals", "the comparative intervals hold the configuration's mean in at least 4 of 5 runs"),
 )
@@ -29,7 +34,7 @@ decoder: {{preset: deterministic, min_new_tokens: {output_len}}}
 pytorch: {{device: {device}}}
 warmup: {{n_warmup: 1, thermal_floor_seconds: 0}}
 baseline: {{enabled: false}}
-measurement: {{min_duration_seconds: {least_s}}}
+measurement: {{min_duration_seconds: {least_s}, save_trace: true}}
 sweep:
   pytorch.batch_size: [1, {batch}]
   precision: [{precisions}]
@@ -64,6 +69,9 @@ def run_study(rig: Any, book: Book) -> None:
     runs = _read(results)
     total, planned = sum(map(len, runs.values())), 2 * len(precisions) * cycles
     book.judge("study.completed", total == planned, f"{total} of {planned} runs")
+    _judge_traces(rig, book, results)
+    pages = [file.parent.name for file in results.rglob("report.html")]
+    book.judge("study.report", len(pages) == total + 1, f"{len(pages)} reports of {total} runs and their study")
     _judge_spread(book, {name: found for name, found in runs.items() if len(found) >= 2})
 
 
@@ -90,6 +98,23 @@ def _read(directory: Path) -> dict[str, list[dict[str, float]]]:
         run = {"j_per_token": joules, "half_width_j": uncertainty.get("comparative_per_token_j")}
         runs[result["measurement_config_hash"]].append({**run, "tokens_per_s": result["avg_tokens_per_second"]})
     return runs
+
+
+def _judge_traces(rig: Any, book: Book, directory: Path) -> None:
+    from pyarrow import parquet
+
+    from llenergymeasure.core.energy.boards import has_known_buffer
+
+    sources, off_pct, agreeing = set(), [], []
+    for file in sorted(directory.rglob("trace*.parquet")):
+        sources |= set(parquet.read_table(file, columns=["power_source"])["power_source"].to_pylist())
+        audit = json.loads((file.parent / "result.json").read_text(encoding="utf-8"))["energy_audit"] or {}
+        agreeing.append(audit.get("agrees", False))
+        off_pct.append(audit.get("disagreement_pct"))
+    kept = has_known_buffer(rig.gpu, None)
+    holds = all(agreeing) and (not kept or sources == {"driver_buffer"})
+    measured = f"sources {sorted(map(str, sources))}, integral against counter {off_pct} %, {sum(agreeing)} agree"
+    book.judge("study.trace", holds if agreeing else None, measured, driver_keeps=kept)
 
 
 def _judge_spread(book: Book, runs: dict[str, list[dict[str, float]]]) -> None:

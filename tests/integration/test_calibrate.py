@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,33 @@ def test_it_tells_whether_the_counter_adds_up_what_the_sensor_sees(architecture:
         found = _calibrate(board, VirtualClock(10.0), short_stretches=10)
         assert found.counter_follows_sensor is follows
         assert ("also what the sensor misses" in describe(found)) is not follows
+
+
+def test_reading_the_counter_may_take_long_and_delay_the_sensor() -> None:
+    board, clock, draw = _board(Sensor(0.025, 0.1), 3), VirtualClock(10.0), random.Random(5)
+    delayed, published = False, [(10.0, IDLE_W)]
+    next_s = 10.05
+
+    def power_w() -> PowerReading:
+        nonlocal next_s
+        clock.sleep(CALL_S)
+        while next_s <= clock.now():
+            published.append((next_s, board.true_energy_j(next_s - 0.025, next_s) / 0.025 + draw.gauss(0.0, 1.5)))
+            next_s += 0.1 + (draw.uniform(0.0, 0.02) if delayed else 0.0)
+        return PowerReading(published[-1][1], None, "gpu")
+
+    def counter_j() -> float:
+        nonlocal delayed
+        delayed = len(published) > 100
+        clock.sleep(draw.uniform(0.003, 0.02) if delayed else CALL_S)
+        return board.counter_reading_j(clock.now())
+
+    readings: dict[str, object] = {"power_instant": power_w, "total_energy_j": counter_j}
+    (gpu,) = find_gpus(["GPU-1"], FakeNvml(FakeGpu("GPU-1", readings=readings)))
+    found = calibrate(gpu, SwitchedLoad(board, clock), clock, draw=random.Random(1), short_stretches=10)
+    assert max(b[0] - a[0] for a, b in pairwise(published)) > 0.115
+    assert found.update_s == pytest.approx(0.1, rel=0.002)
+    assert found.counter_follows_sensor is False
 
 
 def test_too_few_steps_or_a_steady_reading_tell_nothing_of_the_counter() -> None:
