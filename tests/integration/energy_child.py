@@ -36,12 +36,8 @@ def main(out: Path, name: str, devices: list[str], lengths_s: list[float]) -> No
     patience_s = clock.now() + 10.0  # a thread that was told to end may need a moment
     while threading.active_count() > threads_before and clock.now() < patience_s:
         clock.sleep(0.01)
-    seen = {
-        "name": meter.name,
-        "available": meter.is_available(),
-        "threads_left": threading.active_count() - threads_before,
-        "windows": windows,
-    }
+    threads_left = threading.active_count() - threads_before  # the proof below may leave one that is about to end
+    seen = {"name": meter.name, "available": meter.is_available(), "threads_left": threads_left, "windows": windows}
     out.write_bytes(pickle.dumps(seen))
 
 

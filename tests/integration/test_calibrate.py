@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,11 +23,11 @@ from llenergymeasure.core.energy.boards import (
     load_calibration,
     save_calibration,
 )
-from llenergymeasure.core.energy.calibrate import ResponseError, calibrate, describe, find_updates
+from llenergymeasure.core.energy.calibrate import ResponseError, calibrate, describe, find_updates, main
 from llenergymeasure.core.energy.counter_kind import counter_follows_sensor
 from llenergymeasure.core.energy.types import SensorDescription
 from llenergymeasure.core.gpu.driver import PowerReading, find_gpus
-from llenergymeasure.exceptions import EnergyError
+from llenergymeasure.exceptions import EnergyError, PersistenceError
 
 IDLE_W, LOAD_W = 70.0, 420.0
 CALL_S = 20e-6
@@ -218,7 +219,11 @@ def test_it_describes_the_sensor_to_fusion_and_uncertainty(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda content: content.update(update_s="often"), "is not a sensor calibration"),
+        (lambda content: content.update(update_s="often"), r"is not a sensor calibration \(update_s: "),
+        (lambda content: content.update(update_s=0.0), r"is not a sensor calibration \(update_s: "),
+        (lambda content: content.update(averaging_window_s=-1.0), r"\(averaging_window_s: "),
+        (lambda content: content.update(averaging_window_s=math.nan), r"\(averaging_window_s: "),
+        (lambda content: content.update(counter_tolerance_s=math.inf), r"\(counter_tolerance_s: "),
         (lambda content: content.update(uuid="GPU-9"), "is the calibration of GPU-9"),
     ],
 )
@@ -228,3 +233,16 @@ def test_a_file_that_is_no_calibration_of_this_board_is_an_error(
     _calibration(tmp_path, edit)
     with pytest.raises(EnergyError, match=message):
         load_calibration(tmp_path, "GPU-1", "550.54")
+
+
+def test_a_place_that_takes_no_calibration_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PersistenceError, match=r"Cannot create .*file/calibration: Not a directory"):
+        _calibration(tmp_path / "file" / "calibration")
+
+
+def test_the_command_tells_what_it_does_and_asks_no_board(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "switched on and off for a minute and a half" in " ".join(capsys.readouterr().out.split())

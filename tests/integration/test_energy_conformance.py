@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pickle
+import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,8 @@ def test_windows_do_not_add_up(run: RigRun) -> None:
 def test_method_scope_and_meter_say_how_it_was_done(run: RigRun) -> None:
     for window in run.windows:
         assert window.energy.meter == run.name
+        own = run.name in ("nvml", "rapl")
+        assert window.energy.meter_version == ("" if own else metadata.version(run.name))
         assert window.energy.method == "hardware_counter"
         assert window.energy.scope == ("cpu_package" if run.name == "rapl" else "gpu")
 
@@ -145,12 +150,22 @@ def test_auto_prefers_zeus(tmp_path: Path) -> None:
 
 
 def test_codecarbon_estimates_a_run_on_the_cpu_and_says_so(tmp_path: Path) -> None:
-    """Nothing is written, nothing is printed, and the joules are labelled as a model's."""
+    """Nothing is written, printed or looked up, whatever CodeCarbon was set to elsewhere; the label says a model."""
     require("codecarbon")
     out, work = tmp_path / "seen.pickle", tmp_path / "work"
     work.mkdir()
     command = [sys.executable, str(CHILD), str(out), "codecarbon", CPU_DEVICE, "1.0", "2.0"]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=True, timeout=120)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        told = {"ELECTRICITYMAPS_API_TOKEN": "token", "CLOUD_PROVIDER": "aws", "CLOUD_REGION": "us-east-1"}
+        told |= {"EMISSIONS_ENDPOINT": address, "OUTPUT_METHODS": "csv,logger", "SAVE_TO_FILE": "true", "PUE": "3"}
+        environment = {f"CODECARBON_{name}": value for name, value in told.items()} | {"HTTPS_PROXY": address}
+        done = subprocess.run(
+            command, cwd=work, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has called
+            proxy.accept()
     assert (done.stdout, done.stderr) == ("", "")
     assert list(work.iterdir()) == []
     seen = pickle.loads(out.read_bytes())
@@ -159,6 +174,6 @@ def test_codecarbon_estimates_a_run_on_the_cpu_and_says_so(tmp_path: Path) -> No
     for energy in (first, second):
         assert (energy.method, energy.scope) == ("model_estimate", "machine_model")
         assert energy.total_j == pytest.approx((energy.cpu_j or 0.0) + (energy.dram_j or 0.0))
-        assert energy.counter_j is None
+        assert (energy.counter_j, energy.meter_version) == (None, metadata.version("codecarbon"))
         assert [note.code for note in energy.notes] == [WarningCode.ENERGY_IS_ESTIMATED]
     assert second.total_j > 1.3 * first.total_j

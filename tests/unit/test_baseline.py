@@ -13,7 +13,7 @@ from fakes import ConstantMeter, VirtualClock
 from llenergymeasure.config.models import BaselineConfig
 from llenergymeasure.core.baseline import CACHE_TTL_S, BaselineCache, baseline_from, measure_baseline
 from llenergymeasure.core.energy.telemetry import TelemetrySample
-from llenergymeasure.core.energy.types import EnergyMeasurement
+from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.host.load import CpuTimes, read_cpu_times
 from llenergymeasure.core.progress import Event, StepFinished, Waiting, ignore_events
 from llenergymeasure.domain.energy import BudgetComponent
@@ -269,3 +269,20 @@ def test_the_wait_is_counted_down_and_the_outcome_told() -> None:
     )
     assert [round(e.remaining_s) for e in events if isinstance(e, Waiting)] == [5, 4, 3, 2, 1]
     assert events[-1] == StepFinished("baseline", "100.0 W idle (5 s)")
+
+
+class EstimatingMeter(ConstantMeter):
+    """Tells what a model says."""
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        return replace(super().stop_tracking(handle), method="model_estimate")
+
+
+def test_idle_power_that_a_model_tells_is_called_an_estimate_from_a_cache_too() -> None:
+    clock, cache, events = VirtualClock(), BaselineCache(), list[Event]()
+    for _ in range(2):
+        measure_baseline(
+            BaselineConfig(duration_seconds=5.0), EstimatingMeter(clock), ["GPU-0"], cache, clock, events.append
+        )
+    told = [event.detail for event in events if isinstance(event, StepFinished)]
+    assert told == ["100.0 W idle, estimated (5 s)", "100.0 W idle, estimated (cached, 5 s old)"]

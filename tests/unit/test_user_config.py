@@ -120,7 +120,9 @@ def test_a_singularity_runner_may_be_named_as_a_docker_one_may() -> None:
         ("LLEM_CARBON_INTENSITY", "much", "must be a number, got 'much'"),
         ("LLEM_CARBON_INTENSITY", "-1", "must be at least 0"),
         ("LLEM_CARBON_INTENSITY", "nan", "must be a finite number"),
+        ("LLEM_CARBON_INTENSITY", "1e308", "must be at most"),  # whose emissions are no number
         ("LLEM_DATACENTER_PUE", "0.9", "must be at least 1"),
+        ("LLEM_DATACENTER_PUE", "1e308", "must be at most"),
         ("LLEM_NO_PROMPT", "perhaps", "must be 1 or 0, got 'perhaps'"),
         ("LLEM_RUNNER_VLLM", "dokcer:x", r"must be local or docker:<image>, got 'dokcer:x'"),
         ("LLEM_RUNNER_VLLM", "docker:", r"must be local or docker:<image>"),

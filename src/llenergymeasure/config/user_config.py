@@ -23,6 +23,9 @@ from llenergymeasure.constants import APP_NAME
 from llenergymeasure.exceptions import ConfigError
 from llenergymeasure.security import user_path, validate_path
 
+LARGEST_FACTOR: Final = 1e9
+"""Of what energy is multiplied by: far above any, and the products of several are numbers still."""
+
 
 def _check_path(value: str) -> str:
     try:
@@ -87,11 +90,11 @@ class MeasurementSettings(ConfigModel):
 
     energy_backend: MeterName = "auto"
     """Energy backend where the experiment says auto."""
-    carbon_intensity_gco2_kwh: float | None = Field(default=None, ge=0.0)
+    carbon_intensity_gco2_kwh: float | None = Field(default=None, ge=0.0, le=LARGEST_FACTOR)
     """Grams of CO2 per kWh of the electricity used here."""
-    datacenter_pue: float = Field(default=1.0, ge=1.0)
+    datacenter_pue: float = Field(default=1.0, ge=1.0, le=LARGEST_FACTOR)
     """Power usage effectiveness of the site."""
-    electricity_price_kwh: float | None = Field(default=None, ge=0.0)
+    electricity_price_kwh: float | None = Field(default=None, ge=0.0, le=LARGEST_FACTOR)
     """Price of one kWh."""
     currency: NonBlankStr = "USD"
     """Currency of the price."""

@@ -66,6 +66,7 @@ class Baseline:
         taken_s: The same on the machine's monotonic clock, which all of its processes share.
         age_s: Between the measurement and its use.
         scope: What the power includes; it must match the measurement's.
+        is_estimate: Whether a model tells it, and no sensor.
         per_device_w: Of each GPU, by UUID; empty where the meter does not tell them apart.
         per_device_half_width_w: Likewise of each; empty where the meter states one of all together only.
     """
@@ -78,6 +79,7 @@ class Baseline:
     age_s: float | None = None
     duration_s: float | None = None
     scope: str | None = None
+    is_estimate: bool = False
     per_device_w: Mapping[DeviceId, float] = field(default_factory=dict)
     per_device_half_width_w: Mapping[DeviceId, float] = field(default_factory=dict)
     warnings: tuple[MeasurementWarning, ...] = ()
@@ -218,6 +220,7 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
         age_s=0.0,
         duration_s=idle.duration_sec,
         scope=idle.scope,
+        is_estimate=idle.method == "model_estimate",
         per_device_w={
             device: energy_j / idle.duration_sec for device, energy_j in idle.per_gpu_j.items() if energy_j is not None
         },
@@ -273,4 +276,5 @@ def _describe(baseline: Baseline) -> str:
     if baseline.power_w is None:
         return "not measured"
     origin = f"{baseline.duration_s:.0f} s" if baseline.method == "fresh" else f"cached, {baseline.age_s:.0f} s old"
-    return f"{baseline.power_w:.1f} W idle ({origin})"
+    estimated = ", estimated" if baseline.is_estimate else ""
+    return f"{baseline.power_w:.1f} W idle{estimated} ({origin})"

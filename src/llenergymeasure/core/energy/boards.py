@@ -11,11 +11,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from llenergymeasure.atomic import write_bytes_atomically
+from llenergymeasure.atomic import naming_the_path, write_bytes_atomically
 from llenergymeasure.core.energy.telemetry import PowerSource, Telemetry
 from llenergymeasure.core.energy.types import PowerSampling, SensorDescription
 from llenergymeasure.core.gpu.driver import DeviceId, Gpu, GpuDriverError, GpuHandle
@@ -44,6 +44,9 @@ LAST_FOLLOWING: Final = (8, 0)
 
 _T = TypeVar("_T")
 
+_Period = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Measured = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 def _path(directory: Path, uuid: DeviceId, driver_version: str) -> Path:
     return directory / f"{sanitize_experiment_id(f'{uuid}_{driver_version}')}.json"
@@ -67,13 +70,13 @@ class SensorCalibration:
     driver_version: str
     taken_at: str
     power_source: PowerSource
-    update_s: float
-    averaging_window_s: float
-    noise_w: float
-    idle_power_w: float
-    load_power_w: float
-    counter_period_s: float | None = None
-    counter_tolerance_s: float | None = None
+    update_s: _Period
+    averaging_window_s: _Period
+    noise_w: _Measured
+    idle_power_w: _Measured
+    load_power_w: _Measured
+    counter_period_s: _Period | None = None
+    counter_tolerance_s: _Measured | None = None
     counter_follows_sensor: bool | None = None
 
     @property
@@ -88,11 +91,21 @@ class SensorCalibration:
 
 
 def save_calibration(calibration: SensorCalibration, directory: Path) -> Path:
-    """Store a calibration, replacing an older one of the same board and driver, and say where."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Store a calibration, replacing an older one of the same board and driver, and say where.
+
+    Raises:
+        PersistenceError: It cannot be written.
+    """
+    make_calibration_directory(directory)
     path = _path(directory, calibration.uuid, calibration.driver_version)
     write_bytes_atomically(path, (json.dumps(asdict(calibration), indent=2) + "\n").encode())
     return path
+
+
+def make_calibration_directory(directory: Path) -> None:
+    """Create the directory of calibrations; a `PersistenceError` where that cannot be."""
+    with naming_the_path(directory, "create"):
+        directory.mkdir(parents=True, exist_ok=True)
 
 
 def load_calibration(directory: Path, uuid: DeviceId, driver_version: str) -> SensorCalibration | None:
@@ -107,11 +120,16 @@ def load_calibration(directory: Path, uuid: DeviceId, driver_version: str) -> Se
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        reason = error.strerror if isinstance(error, OSError) else _first_problem(error)
         raise EnergyError(f"{path} is not a sensor calibration ({reason}); delete it or calibrate again") from error
     if (found.uuid, found.driver_version) != (uuid, driver_version):
         raise EnergyError(f"{path} is the calibration of {found.uuid} with driver {found.driver_version}; delete it")
     return found
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return ": ".join([*map(str, first["loc"]), first["msg"]])
 
 
 def calibrations_of(gpus: Sequence[Gpu], directory: Path | None) -> dict[DeviceId, SensorCalibration]:

@@ -15,21 +15,20 @@ It cannot find the gain: the sensor is compared with itself.
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 import statistics
-import sys
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 import typer
 
 from llenergymeasure.core.clock import Clock
-from llenergymeasure.core.energy.boards import SensorCalibration, save_calibration
+from llenergymeasure.core.energy.boards import SensorCalibration, make_calibration_directory, save_calibration
 from llenergymeasure.core.energy.counter_kind import counter_follows_sensor
 from llenergymeasure.core.energy.matmul_load import MatmulLoad
 from llenergymeasure.core.energy.sampler import GpuReader
@@ -39,6 +38,7 @@ from llenergymeasure.core.energy.types import SensorDescription
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.exceptions import EnergyError, LLEMError
+from llenergymeasure.stdout import run_program
 
 GAIN_NOTE: Final = "The gain cannot be found without an external power meter; its uncertainty stays as configured."
 
@@ -262,8 +262,8 @@ def readings_by_update(reads: Sequence[Read], period_s: float, phase_s: float) -
 def readings_by_change(reads: Sequence[Read], period_s: float) -> list[Read]:
     """For each update its time and the value that it published, where updates come late.
 
-    Reading the counter delays them: on an H100 with driver 580 they came 85 to 136 ms apart instead of 100. An update is
-    where the reading changes; those that published the same value again are put in at the usual distance.
+    Reading the counter delays them: on an H100 with driver 580 they came 85 to 136 ms apart instead of 100. An update
+    is where the reading changes; those that published the same value again are put in at the usual distance.
     """
     published = [reads[0]]
     for before, after in pairwise(reads):
@@ -367,21 +367,33 @@ def describe(found: SensorCalibration) -> str:
   {GAIN_NOTE}"""
 
 
-def main(directory: Path | None = None) -> None:
-    """Calibrate every GPU that CUDA shows here, one after the other."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Calibrate every GPU that CUDA shows here, one after the other.
+
+    Returns:
+        0; 1 where one could not be calibrated, of which standard error tells.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m llenergymeasure.core.energy.calibrate",
+        description="Characterise the power sensor of every GPU in CUDA_VISIBLE_DEVICES with a load that is switched "
+        "on and off for a minute and a half.",
+    )
+    parser.parse_args(arguments)
     host = Host()
-    gpus = [gpu for gpu in host.visible_gpus() if not gpu.is_mig]
-    if not gpus:
-        raise EnergyError("no whole GPU is visible here; see CUDA_VISIBLE_DEVICES")
-    for gpu in gpus:
-        found = calibrate(gpu, MatmulLoad(gpu.cuda_index or 0), host.clock)
-        path = save_calibration(found, directory or host.calibration_dir)
-        typer.echo(f"{describe(found)}\n  stored in {path}")
+    try:
+        gpus = [gpu for gpu in host.visible_gpus() if not gpu.is_mig]
+        if not gpus:
+            raise EnergyError("no whole GPU is visible here; see CUDA_VISIBLE_DEVICES")
+        make_calibration_directory(host.calibration_dir)
+        for gpu in gpus:
+            found = calibrate(gpu, MatmulLoad(gpu.cuda_index or 0), host.clock)
+            path = save_calibration(found, host.calibration_dir)
+            typer.echo(f"{describe(found)}\n  stored in {path}")
+    except LLEMError as error:
+        typer.echo(f"Error: {error}", err=True)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except LLEMError as error:
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+    run_program(main)

@@ -27,7 +27,8 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import metadata
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -118,6 +119,12 @@ class PackageStrategy(GpuStrategy, ABC):
             dram_j=reading.dram_j,
             notes=reading.notes,
         )
+
+    def measurement(
+        self, start_s: float, end_s: float, read: GpuReadings, telemetry: Telemetry | None
+    ) -> EnergyMeasurement:
+        """The same as of any counter, and by which version of the package."""
+        return replace(super().measurement(start_s, end_s, read, telemetry), meter_version=_version(self.name))
 
 
 _window_numbers = itertools.count(1)
@@ -267,22 +274,20 @@ class CodeCarbonEstimate:
         self, start_s: float, end_s: float, read: EmissionsData | str, telemetry: Telemetry | None
     ) -> EnergyMeasurement:
         """CPU and memory as modelled."""
+        unknown = EnergyMeasurement(start_s, end_s, meter=self.name, meter_version=_version(self.name))
         if isinstance(read, str):
-            note = MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, read)
-            return EnergyMeasurement(start_s, end_s, notes=(note,), meter=self.name)
+            return replace(unknown, notes=(MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, read),))
         cpu_j, dram_j = _joules(read.cpu_energy), _joules(read.ram_energy)
         if cpu_j is None and dram_j is None:
-            return EnergyMeasurement(start_s, end_s, notes=(NOTHING_ESTIMATED,), meter=self.name)
-        return EnergyMeasurement(
-            start_s=start_s,
-            end_s=end_s,
+            return replace(unknown, notes=(NOTHING_ESTIMATED,))
+        return replace(
+            unknown,
             total_j=(cpu_j or 0.0) + (dram_j or 0.0),
             method="model_estimate",
             scope="machine_model",
             cpu_j=cpu_j,
             dram_j=dram_j,
             notes=(ESTIMATED,),
-            meter=self.name,
         )
 
     def warnings(self, telemetry: Telemetry | None = None) -> tuple[MeasurementWarning, ...]:
@@ -302,6 +307,9 @@ def _offline_tracker(nvml_indices: Sequence[int]) -> Any:
     with _one_kind_of_error("CodeCarbon", "start"):
         tracker = codecarbon.OfflineEmissionsTracker(
             country_iso_code="USA",
+            force_carbon_intensity_g_co2e_kwh=0.0,  # else a token in its settings has it asked for, in the window
+            cloud_provider=None,
+            cloud_region=None,
             gpu_ids=list(nvml_indices) or None,
             tracking_mode="machine",
             output_methods=[],
@@ -344,6 +352,13 @@ def require_meter_package(package: str) -> None:
             f"the {package} energy backend needs the package {package}, which is not installed. "
             f'Install it with: pip install "llenergymeasure[{package}]"'
         )
+
+
+def _version(package: str) -> str:
+    """Of a package that is installed: what it measures, and above all models, changes from one to the next."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return ""
 
 
 def _import_meter_package(name: str) -> ModuleType:
