@@ -26,6 +26,7 @@ from llenergymeasure.core.energy.uncertainty import (
     stated_uncertainty,
 )
 from llenergymeasure.domain.energy import BudgetComponent, absolute_half_width, comparative_half_width
+from llenergymeasure.domain.warnings import WarningCode
 
 GAIN_PCT = 5.0
 DRAWS = 120
@@ -115,6 +116,22 @@ def test_the_meters_interval_covers_both_kinds_of_counter_unless_it_is_known(
         assert energy.total_j is not None
         results.append(Draw(abs(energy.total_j - window.true_j), comparative_half_width(energy.components)))
     assert sum(d.error_j <= d.half_width_j for d in results) >= 0.95 * len(results)
+
+
+@pytest.mark.parametrize("period_s", [0.02, 0.5, 1.0])
+def test_the_meters_interval_covers_counters_that_move_more_often_and_less(period_s: float) -> None:
+    """How often a board's counter moves is learnt from the board, and where that takes too long, that it does."""
+    draw, covered = random.Random(21), 0
+    for i in range(DRAWS):
+        board = random_board("hopper", ALL_LOADS[i % len(ALL_LOADS)](draw), draw)
+        board.counter = Counter(period_s=period_s, phase_s=draw.uniform(0.0, period_s))
+        window = run_window(board, draw.uniform(0.2, 8.0), draw)
+        energy = by_nvml(window, board)
+        if energy.total_j is not None:
+            covered += abs(energy.total_j - window.true_j) <= comparative_half_width(energy.components)
+        else:
+            covered += any(note.code is WarningCode.ENERGY_METHODS_DISAGREE for note in energy.notes)
+    assert covered >= 0.95 * DRAWS
 
 
 def test_only_a_counter_that_is_known_to_count_all_has_the_narrow_interval() -> None:

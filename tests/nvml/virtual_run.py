@@ -113,7 +113,7 @@ def run_window(
         return board.counter_reading_j(clock.now())
 
     readers = {"gpu": read_j} if board.counter else {}
-    seen = measure_counter_periods(readers, clock, poll_s=2 * POLL_S).get("gpu")
+    seen = measure_counter_periods(readers, clock, poll_s=2 * POLL_S).get("gpu", SensorDescription())
     clock.sleep(draw.uniform(0.0, 1.0))
     asked_s = clock.now()
     before = find_counter_steps(readers, clock, FIRST_BURST_TIMEOUT_S if find_start else 0.0, POLL_S)
@@ -132,7 +132,7 @@ def run_window(
         before=before.get("gpu", ()),
         after=after.get("gpu", ()),
         sensor=replace(
-            seen or SensorDescription(counter_period_tolerance_s=0.0),
+            seen,
             averaging_window_s=_sampling_of(board).averaging_window_s,
         ),
         sampling=_sampling_of(board),

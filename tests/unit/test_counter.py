@@ -77,10 +77,21 @@ def test_the_period_is_learnt_from_a_few_steps(period_s: float) -> None:
     assert clock.now() - 10.0 <= 6 * period_s + 0.001
 
 
-def test_the_period_of_a_counter_that_hardly_moves_stays_unknown() -> None:
+@pytest.mark.parametrize(("period_s", "still_s"), [(0.4, 0.4), (5.0, 0.75)])
+def test_of_a_counter_that_hardly_moves_it_is_known_for_how_long_it_stood_still(
+    period_s: float, still_s: float
+) -> None:
     clock = VirtualClock(10.0)
-    assert measure_counter_periods({"a": _reader(clock, 0.4)}, clock) == {}
+    found = measure_counter_periods({"a": _reader(clock, period_s)}, clock)["a"]
+    assert found.counter_period_s is None
+    assert found.counter_still_s == pytest.approx(still_s, abs=0.05)
     assert clock.now() <= 10.75
+
+
+def test_a_counter_that_moved_at_every_read_was_not_seen_to_stand_still() -> None:
+    """As of many boards whose reads take long: the reads are far apart then, and the counter's steps need not be."""
+    clock = VirtualClock(10.0)
+    assert measure_counter_periods({"a": _reader(clock, 0.1, read_s=0.3)}, clock)["a"].counter_still_s == 0.0
 
 
 @pytest.mark.parametrize("read_s", [0.003, 0.02])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ from llenergymeasure.core.energy.packages import (
     require_counters,
 )
 from llenergymeasure.core.energy.select import select_energy_backend
+from llenergymeasure.core.energy.strategies import PERIOD_TIMEOUT_S
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, find_gpus
 from llenergymeasure.core.host.host import Host
@@ -145,6 +147,20 @@ def test_boards_without_a_counter_are_refused() -> None:
     boards = find_gpus(["GPU-0"], FakeNvml(FakeGpu("GPU-0")))
     with pytest.raises(EnergyError, match=r"GPU 0 has no energy counter for zeus to read; use energy\.backend: nvml"):
         require_counters(boards, "zeus")
+
+
+def test_a_package_is_as_uncertain_as_the_counter_that_it_reads_is_slow() -> None:
+    """This one stands still all the time that it is watched."""
+    meter = backend(joules(1.0))
+    meter.prove()
+    handle = meter.start_tracking()
+    CLOCK.sleep(0.1)
+    energy = meter.stop_tracking(handle)
+    assert energy.gpu_window is not None
+    (board,) = energy.gpu_window.boards
+    assert board.sensor.counter_still_s == pytest.approx(PERIOD_TIMEOUT_S, rel=0.2)
+    (part,) = (part for part in energy.components if part.kind == "counter_resolution")
+    assert part.half_width_j > 1.9 * PERIOD_TIMEOUT_S * POWER_W * 1.96 * math.sqrt(2.0 / 12.0)
 
 
 def sampler_threads() -> list[str]:

@@ -179,7 +179,8 @@ def describe_sensor(
     calibration: SensorCalibration | None, sampling: PowerSampling, counter: SensorDescription | None
 ) -> SensorDescription:
     """What is known of a board's sensors after a window; `counter`: what was seen of its counter just now."""
-    if counter is None and calibration is not None and calibration.counter_period_s is not None:
+    unknown = counter is None or counter.counter_period_s is None
+    if unknown and calibration is not None and calibration.counter_period_s is not None:
         counter = SensorDescription(calibration.counter_period_s, calibration.counter_tolerance_s or 0.0)
     return replace(
         counter or SensorDescription(),

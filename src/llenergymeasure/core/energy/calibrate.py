@@ -176,7 +176,8 @@ def _watched_counter(gpu: Gpu, clock: Clock) -> SensorDescription | None:
         read_j()
     except GpuDriverError:
         return None
-    return measure_counter_periods({gpu.uuid: read_j}, clock, COUNTER_WATCH_S, wanted_steps=COUNTER_STEPS).get(gpu.uuid)
+    seen = measure_counter_periods({gpu.uuid: read_j}, clock, COUNTER_WATCH_S, wanted_steps=COUNTER_STEPS)[gpu.uuid]
+    return None if seen.counter_period_s is None else seen
 
 
 def _stretches(draw: random.Random, count: int, length_s: float) -> list[float]:

@@ -197,11 +197,11 @@ def _plain_half_width(
     Each read misses what flowed since the counter's last step and counts what flowed between it and the window's edge:
     rectangular between nothing and all of it (JCGM 100:2008, 4.3.7). What power each edge met is not known; the
     highest sample of the window stands for it, or the mean power where there are no samples. A counter that was watched
-    for longer than its period without moving has a longer one, taken as twice that time.
+    for longer than its period without moving, now or when it was proved, has a longer one, taken as twice that time.
     """
     mean_w = (after.energy_j - before.energy_j) / max(end_s - start_s, 1e-9)
     period_s = (sensor.counter_period_s or DEFAULT_PERIOD_S) + sensor.counter_period_tolerance_s
-    period_s = max(period_s, 2.0 * watched_s)
+    period_s = max(period_s, 2.0 * watched_s, 2.0 * sensor.counter_still_s)
     spans_s = (period_s + start_s - before.asked_s, period_s + after.answered_s - end_s)
     return 1.96 * max(mean_w, peak_w) * math.hypot(*spans_s) / math.sqrt(12.0) + COUNTER_RESOLUTION_J
 

@@ -87,11 +87,12 @@ class PackageStrategy(GpuStrategy, ABC):
         """Close it and tell what flowed; an `EnergyError` where it fails."""
 
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
-        """Measure a quarter of a second; the package's joules must be believable."""
+        """Measure a quarter of a second, in which the package's joules must be believable; then watch the counters."""
         energy = trial(PROOF_S)
         if energy.counter_j is None:
             reasons = [note.message for note in energy.notes if note.code is not WarningCode.ENERGY_IS_ESTIMATED]
             raise EnergyError("; ".join(reasons) or f"{self.name} gave no joules")
+        self.watch_counters()
         # Joules, not watts: a counter that moves in steps of 0.1 s does not tell the power of so short a time.
         boards = ", ".join(str(gpu.index) for gpu in self._gpus)
         return f"GPU {boards} took {energy.counter_j:.1f} J in {energy.duration_sec:.2f} s"

@@ -102,6 +102,7 @@ class GpuStrategy:
         self._clock = clock
         self._options = options
         self._calibrations = calibrations_of(self._gpus, options.calibration_dir)
+        self._counters: Readers = {gpu.uuid: partial(_read_counter, gpu) for gpu in self._gpus if gpu.has_counter}
         self._counters_seen: Mapping[DeviceId, SensorDescription] = {}
 
     def readers(self) -> Sequence[GpuReader]:
@@ -131,6 +132,13 @@ class GpuStrategy:
         energy = gpu_measurement(window, telemetry)
         return replace(energy, cpu_j=read.cpu_j, dram_j=read.dram_j, notes=(*energy.notes, *read.notes))
 
+    def watch_counters(self) -> None:
+        """Learn how often each board's counter moves: what it hides at the edges of a window hangs on that."""
+        try:
+            self._counters_seen = measure_counter_periods(self._counters, self._clock)
+        except GpuDriverError as error:
+            logger.info("The energy counter could not be watched: %s", error)
+
     def _record(self, gpu: Gpu, read: GpuReadings, telemetry: Telemetry) -> BoardRecord:
         calibration = self._calibrations.get(gpu.uuid)
         sampling = power_sampling(gpu, calibration, telemetry)
@@ -153,18 +161,11 @@ class CounterStrategy(GpuStrategy):
 
     name = "nvml"
 
-    def __init__(self, gpus: Sequence[Gpu], clock: Clock, options: MeterOptions) -> None:
-        super().__init__(gpus, clock, options)
-        self._counters: Readers = {gpu.uuid: partial(_read_counter, gpu) for gpu in self._gpus if gpu.has_counter}
-
     def prove(self, trial: Callable[[float], EnergyMeasurement]) -> str:
         """Read every board once, and learn how often its counter moves; each must tell power or energy."""
         drawn_w = {gpu.uuid: self._drawn_w(gpu) for gpu in self._gpus}
         mute_j = {gpu.uuid: _read_counter(gpu) for gpu in self._gpus if drawn_w[gpu.uuid] is None}
-        try:
-            self._counters_seen = measure_counter_periods(self._counters, self._clock)
-        except GpuDriverError as error:
-            logger.info("The energy counter could not be watched: %s", error)
+        self.watch_counters()
         return ", ".join(_proof(gpu, drawn_w[gpu.uuid], mute_j.get(gpu.uuid)) for gpu in self._gpus)
 
     def before(self) -> tuple[Reads, str | None, float]:
@@ -235,11 +236,19 @@ def measure_counter_periods(
 ) -> dict[DeviceId, SensorDescription]:
     """Learn the counters' periods from `wanted_steps` moves of each; once per device, not per window.
 
-    A counter that moved fewer than three times before the time was up is left out.
+    Of a counter that moved fewer than three times before the time was up, only how long it stood still is told.
     """
     seen = _watch(readers, clock, timeout_s, poll_s, wanted_steps)
-    steps = {device: counter_steps(reads) for device, reads in seen.items()}
-    return {device: describe_counter(found) for device, found in steps.items() if len(found) >= 3}
+    return {device: _described(reads) for device, reads in seen.items()}
+
+
+def _described(reads: Sequence[CounterRead]) -> SensorDescription:
+    steps = counter_steps(reads)
+    if len(steps) >= 3:
+        return describe_counter(steps)
+    since_s = (reads[0].answered_s, *(step.new.answered_s for step in steps))
+    until_s = (*(step.old.asked_s for step in steps), reads[-1].asked_s)
+    return SensorDescription(counter_still_s=max(0.0, *(b - a for a, b in zip(since_s, until_s, strict=True))))
 
 
 def describe_counter(steps: Sequence[CounterStep]) -> SensorDescription:

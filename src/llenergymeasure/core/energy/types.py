@@ -46,6 +46,8 @@ class SensorDescription:
         counter_follows_sensor: Whether the counter adds up what the power sensor sees and misses what that misses, as a
             calibration found it; `None`: not known, and the intervals hold both. Traces of earlier releases do not
             tell; their intervals are those that were stated then.
+        counter_still_s: For how long the counter was seen to stand still, where that is all that is known of its
+            period.
     """
 
     counter_period_s: float | None = None
@@ -54,6 +56,7 @@ class SensorDescription:
     averaging_window_s: float = 0.1
     power_margin: float = 0.01
     counter_follows_sensor: bool | None = False
+    counter_still_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
