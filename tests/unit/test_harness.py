@@ -19,7 +19,7 @@ from llenergymeasure.core.preflight import Ready
 from llenergymeasure.core.progress import Event, StepStarted, Waiting
 from llenergymeasure.domain.energy import BudgetComponent
 from llenergymeasure.domain.environment import EnvironmentSnapshot
-from llenergymeasure.domain.warnings import MeasurementWarning
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import BackendError, PreFlightError
 from llenergymeasure.results.aggregation import aggregate_results
 
@@ -261,6 +261,37 @@ def test_idle_power_that_exceeds_the_energy_is_told_with_what_that_may_mean(
     told = [text for text in record.warnings if text.startswith("baseline_exceeds_energy")]
     assert len(told) == (said is not None)
     assert all(str(said) in text for text in told)
+
+
+class SharedBoard(ConstantMeter):
+    """Meets somebody else's process in some windows: the baseline's, and the measurement's."""
+
+    def __init__(self, clock: VirtualClock, others: Sequence[bool]) -> None:
+        super().__init__(clock, power_w=300.0)
+        self._others = iter(others)
+
+    def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+        note = MeasurementWarning(WarningCode.FOREIGN_GPU_PROCESS, "another process (4711)")
+        return replace(super().stop_tracking(handle), notes=(note,) if next(self._others) else ())
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        pytest.param((False, False), set(), id="nobody"),
+        pytest.param((True, True), {"foreign_gpu_process"}, id="all along, so that it is in neither difference"),
+        pytest.param((False, True), {"foreign_gpu_process"}, id="came later"),
+        pytest.param((True, False), {"baseline_not_idle"}, id="left"),
+    ],
+)
+def test_a_process_beside_the_baseline_that_is_gone_in_the_window_spoils_energy_above_idle(
+    tmp_path: Path, others: Sequence[bool], said: set[str]
+) -> None:
+    setup = Setup(tmp_path)
+    bench = replace(setup.bench, meter_for=lambda _: SharedBoard(setup.clock, others))
+    record = measure(setup.config(tmp_path, warmup={"enabled": False}), bench, "id", tmp_path).record
+    codes = {text.partition(":")[0] for text in record.warnings}
+    assert codes & {"foreign_gpu_process", "baseline_not_idle"} == said
 
 
 class SetClock(VirtualClock):

@@ -287,8 +287,17 @@ def _energy_per_device(energy: EnergyMeasurement, devices: Sequence[DeviceId]) -
     return {**dict.fromkeys(devices), **energy.per_gpu_j}
 
 
+_OTHERS_LEFT: Final = MeasurementWarning(
+    WarningCode.BASELINE_NOT_IDLE,
+    "another process was on the GPU while idle power was measured, and none in the window: what it drew is missing "
+    "from the energy above idle. Repeat without it.",
+)
+
+
 def _fitting_baseline(baseline: Baseline, energy: EnergyMeasurement) -> Baseline:
     """The baseline, unless it includes something else than the energy it would be subtracted from."""
+    if baseline.beside_others and not energy.saw(WarningCode.FOREIGN_GPU_PROCESS):
+        baseline = replace(baseline, warnings=(*baseline.warnings, _OTHERS_LEFT))
     if baseline.power_w is None or energy.total_j is None or baseline.scope == energy.scope:
         return baseline
     note = MeasurementWarning(

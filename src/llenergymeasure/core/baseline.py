@@ -67,6 +67,7 @@ class Baseline:
         age_s: Between the measurement and its use.
         scope: What the power includes; it must match the measurement's.
         is_estimate: Whether a model tells it, and no sensor.
+        beside_others: Whether a process of somebody else was on a device meanwhile.
         per_device_w: Of each GPU, by UUID; empty where the meter does not tell them apart.
         per_device_half_width_w: Likewise of each; empty where the meter states one of all together only.
     """
@@ -80,6 +81,7 @@ class Baseline:
     duration_s: float | None = None
     scope: str | None = None
     is_estimate: bool = False
+    beside_others: bool = False
     per_device_w: Mapping[DeviceId, float] = field(default_factory=dict)
     per_device_half_width_w: Mapping[DeviceId, float] = field(default_factory=dict)
     warnings: tuple[MeasurementWarning, ...] = ()
@@ -221,6 +223,7 @@ def baseline_from(idle: EnergyMeasurement, taken_at: datetime) -> Baseline:
         duration_s=idle.duration_sec,
         scope=idle.scope,
         is_estimate=idle.method == "model_estimate",
+        beside_others=idle.saw(WarningCode.FOREIGN_GPU_PROCESS),
         per_device_w={
             device: energy_j / idle.duration_sec for device, energy_j in idle.per_gpu_j.items() if energy_j is not None
         },

@@ -19,7 +19,7 @@ from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.gpu.driver import DeviceId
 from llenergymeasure.domain.base import EnergyMethod, EnergyScope
 from llenergymeasure.domain.energy import BudgetComponent, EnergyAudit
-from llenergymeasure.domain.warnings import MeasurementWarning
+from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +235,10 @@ class EnergyMeasurement:
             return False
         at_edges = self.gpu_window is not None or self.host_window is not None
         return at_edges or any(telemetry.power(device)[0] for device in telemetry.devices)
+
+    def saw(self, code: WarningCode) -> bool:
+        """Whether the meter noted something of this kind."""
+        return any(note.code is code for note in self.notes)
 
     def close(self) -> None:
         """Release the samples of a window that nobody needs any more."""
