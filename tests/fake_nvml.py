@@ -72,6 +72,7 @@ class FakeNvml:
             "power_usage_w": 100.0,
             "total_energy_j": NotSupportedError("no counter"),
             "power_limit_w": 300.0,
+            "default_power_limit_w": 300.0,
             "temperature_c": 40.0,
             "sm_clock_mhz": 1500.0,
             "memory_clock_mhz": 2000.0,

@@ -188,6 +188,11 @@ def test_a_power_that_the_board_cannot_draw_is_no_reading(watts: float) -> None:
     assert "not a power" in reader.problems()[0]
 
 
+def test_what_a_board_draws_when_its_power_cap_is_lifted_is_a_reading() -> None:
+    lowered = {"power_limit_w": 100.0, "default_power_limit_w": 300.0}
+    assert gpu_reader(power_instant=PowerReading(301.0, None, "gpu"), **lowered).read()[-1].power_w == 301.0
+
+
 def test_a_lost_gpu_gives_no_figure_and_one_line_for_all_readings() -> None:
     lost = GpuLostError("GPU is lost")
     names = ["power_instant", "power_usage_w", "temperature_c", "sm_clock_mhz", "memory_clock_mhz"]

@@ -248,8 +248,8 @@ class GpuReader:
         self._unsupported: set[str] = set()
         self._trusts_field_time: bool | None = None  # None: no field value seen yet
         self._last_time_s = -math.inf
-        limit_w = self._ask("power limit", self._driver.power_limit_w)
-        self._absurd_w = ABSURD_FACTOR * limit_w if limit_w else ABSURD_POWER_W
+        allowed_w = gpu.allowed_power_w
+        self._absurd_w = ABSURD_FACTOR * allowed_w if allowed_w else ABSURD_POWER_W
 
     def read(self) -> Sequence[TelemetrySample]:
         """What is new: one sample, or all that the driver has taken since."""

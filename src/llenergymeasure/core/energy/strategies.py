@@ -150,7 +150,7 @@ class GpuStrategy:
             after=read.after.get(gpu.uuid, ()),
             counter_problem=read.problem if gpu.has_counter else None,
             includes_module=gpu.includes_module,
-            power_limit_w=gpu.power_limit_w,
+            power_limit_w=gpu.allowed_power_w,
             sensor=describe_sensor(calibration, sampling, self._counters_seen.get(gpu.uuid)),
             sampling=sampling,
         )

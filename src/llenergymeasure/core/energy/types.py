@@ -120,7 +120,7 @@ class BoardRecord:
         device: The device as the run names it: the board's UUID, or that of a MIG instance on it.
         counter_problem: Why the counter could not be read; `None` when it could.
         includes_module: Whether counter and samples cover a whole superchip.
-        power_limit_w: The enforced one; `None`: not known.
+        power_limit_w: The enforced one or the factory's, whichever is larger; `None`: not known.
         elsewhere: `None`: it is a board of this machine.
     """
 

@@ -245,6 +245,11 @@ class Gpu:
         """Factory power limit in watts."""
         return self._ask(self.driver.default_power_limit_w)
 
+    @property
+    def allowed_power_w(self) -> float | None:
+        """What it may draw in watts: the larger of both limits, for an enforced one may be lifted at any time."""
+        return max(filter(None, (self.power_limit_w, self.default_power_limit_w)), default=None)
+
     @cached_property
     def max_sm_clock_mhz(self) -> float | None:
         """Highest streaming-multiprocessor clock in MHz."""
