@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -19,7 +21,9 @@ from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.boards import board_warnings
 from llenergymeasure.core.energy.meter import Meter
 from llenergymeasure.core.energy.packages import (
+    JOULES_PER_KWH,
     CodeCarbonEstimate,
+    CodeCarbonStrategy,
     PackageReading,
     PackageStrategy,
     require_counters,
@@ -27,7 +31,7 @@ from llenergymeasure.core.energy.packages import (
 from llenergymeasure.core.energy.select import select_energy_backend
 from llenergymeasure.core.energy.strategies import PERIOD_TIMEOUT_S
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
-from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, find_gpus
+from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, GpuLostError, find_gpus
 from llenergymeasure.core.host.host import Host
 from llenergymeasure.domain.warnings import WarningCode
 from llenergymeasure.exceptions import EnergyError
@@ -141,6 +145,53 @@ def test_an_estimate_that_is_lost_at_the_end_costs_its_figure_and_not_the_run() 
     assert [str(note) for note in energy.notes] == [
         "energy_unavailable: CodeCarbon lost its measurement task; repeat the run"
     ]
+
+
+class GuessingTracker:
+    """CodeCarbon's, which tells joules of 100 W whatever became of the counter."""
+
+    def __init__(self, **settings: object) -> None:
+        self._opened_s = 0.0
+
+    def start_task(self, key: str) -> None:
+        self._opened_s = CLOCK.now()
+
+    def stop_task(self, key: str) -> SimpleNamespace:
+        gpu_kwh = POWER_W * (CLOCK.now() - self._opened_s) / JOULES_PER_KWH
+        return SimpleNamespace(gpu_energy=gpu_kwh, cpu_energy=1e-6, ram_energy=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("at_the_end", "method"),
+    [
+        pytest.param(1030.0, "hardware_counter", id="went on"),
+        pytest.param(GpuLostError("GPU is lost"), "power_integration", id="failed"),
+        pytest.param(5.0, "power_integration", id="was reset"),
+    ],
+)
+def test_what_codecarbon_puts_in_the_place_of_a_counter_does_not_pass_for_one(
+    at_the_end: object, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in = ModuleType("codecarbon")
+    stand_in.__spec__ = ModuleSpec("codecarbon", None)
+    stand_in.OfflineEmissionsTracker = GuessingTracker  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "codecarbon", stand_in)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    total: list[object] = [1000.0]
+    board = FakeGpu("GPU-0", readings={"total_energy_j": lambda: total[0]})
+    options = MeterOptions(poll_interval_ms=20)
+    meter = Meter(CodeCarbonStrategy(find_gpus(["GPU-0"], FakeNvml(board)), CLOCK, options), CLOCK, options)
+    handle = meter.start_tracking()
+    CLOCK.sleep(0.3)
+    total[0] = at_the_end
+    energy = meter.stop_tracking(handle)
+    assert energy.method == method
+    assert energy.total_j == pytest.approx(POWER_W * energy.duration_sec, rel=0.05)
+    told = [str(note) for note in energy.notes if "integral of power samples" in note.message]
+    assert len(told) == (method == "power_integration")
+    assert all("CodeCarbon guessed instead" in text for text in told)
 
 
 def test_boards_without_a_counter_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,12 @@ def test_every_figure_of_the_row_is_a_gauge_with_its_value() -> None:
     figures = {f"llenergymeasure_{column.name}" for column in FLAT_COLUMNS if column.type in ("integer", "number")}
     assert {name for name, _ in read} <= figures
     assert not any(name.startswith(("llenergymeasure_cycle", "llenergymeasure_model")) for name, _ in read)
+
+
+def test_a_cost_says_in_which_currency() -> None:
+    text = prometheus_text([make_result(cost=0.5, currency="EUR")])
+    assert re.search(r'^llenergymeasure_cost\{.*currency="EUR"\} 0\.5$', text, re.MULTILINE)
+    assert "currency" not in prometheus_text([make_result()])
 
 
 def test_what_was_not_measured_has_no_gauge() -> None:

@@ -23,6 +23,7 @@ import importlib.util
 import io
 import itertools
 import logging
+import math
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -36,7 +37,7 @@ from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.strategies import GpuReadings, GpuStrategy
 from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import CounterRead, EnergyMeasurement, MeterOptions
-from llenergymeasure.core.gpu.driver import Gpu, all_boards
+from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, all_boards
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ENDINGS, EnergyError
@@ -216,6 +217,7 @@ class CodeCarbonStrategy(PackageStrategy):
             )
         require_counters(gpus, self.name)
         self._trackers = {gpu.index: _offline_tracker([gpu.index]) for gpu in gpus}
+        self._opened_at_j = list[float]()
         # Their first task sets them up, which takes seconds: that of a window is no more than a reading.
         key = _new_key()
         self.begin(key)
@@ -223,12 +225,18 @@ class CodeCarbonStrategy(PackageStrategy):
 
     def begin(self, key: str) -> None:
         """Open a task on every tracker."""
+        self._opened_at_j = self._totals_j()
         for tracker in self._trackers.values():
             _start_task(tracker, key)
 
     def end(self, key: str) -> PackageReading:
-        """Close them. A board for which CodeCarbon found no sensor has 0 J, which the caller does not believe."""
+        """Close them. A board for which CodeCarbon found no sensor has 0 J, which the caller does not believe.
+
+        Where it cannot use a counter, CodeCarbon puts a few readings of power in its place, of which it only logs.
+        """
         closed = {index: _stop_task(tracker, key) for index, tracker in self._trackers.items()}
+        if not all(first <= last for first, last in zip(self._opened_at_j, self._totals_j(), strict=True)):
+            raise EnergyError("the energy counter failed or was reset in the window, and CodeCarbon guessed instead")
         host = next(iter(closed.values()))  # every tracker models the same host
         return PackageReading(
             per_board_j={index: emissions.gpu_energy * JOULES_PER_KWH for index, emissions in closed.items()},
@@ -236,6 +244,17 @@ class CodeCarbonStrategy(PackageStrategy):
             dram_j=_joules(host.ram_energy),
             notes=(ESTIMATED,),
         )
+
+    def _totals_j(self) -> list[float]:
+        """What the counters show; not a number (which no comparison holds for) where one cannot be read."""
+        totals_j = []
+        for read_j in self._counters.values():
+            try:
+                totals_j.append(read_j())
+            except GpuDriverError as error:
+                logger.info("CodeCarbon cannot have read the energy counter: %s", error)
+                totals_j.append(math.nan)
+        return totals_j
 
 
 class CodeCarbonEstimate:

@@ -24,8 +24,9 @@ LABELS: Final = (
     "cycle",
     "energy_method",
     "energy_scope",
+    "currency",
 )
-"""Columns that tell one result from another, and a measured figure from an estimate."""
+"""Columns that tell one result from another, and a measured figure from an estimate; and what a cost is in."""
 
 
 def prometheus_text(results: Iterable[ExperimentResult]) -> str:
