@@ -62,7 +62,13 @@ def test_joules_that_an_engine_counts_itself_add_up_unless_one_batch_has_none() 
         def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
             return replace(super().generate(requests), energy_j=2.5 if len(requests) == 2 else None)
 
+    class StandingEngine(TellingEngine):
+        def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
+            return replace(super().generate(requests), energy_j=0.0)
+
     clock = VirtualClock()
+    standing = measure_window(StandingEngine(clock), requests(2), ConstantMeter(clock), clock, ignore_events)
+    assert standing.engine_j is None
     engine = CountingEngine(clock, batch_size=2)
     counted, uncounted = (
         measure_window(engine, requests(count), ConstantMeter(clock), clock, ignore_events) for count in (4, 3)

@@ -116,7 +116,8 @@ def measure_window(
     ended_at = clock.wall()
     took = f"[{clock_face(energy.duration_sec)}, {output_tokens / energy.duration_sec:.0f} tok/s]"
     observer(StepFinished("measure", f"{len(outputs)}/{len(outputs)} prompts  {took}"))
-    return Window(tuple(outputs), energy, started_at, ended_at, compilations, steps or None, engine_j)
+    counted_j = engine_j or None  # 0 J: a counter that never moved
+    return Window(tuple(outputs), energy, started_at, ended_at, compilations, steps or None, counted_j)
 
 
 class BatchedEngine:
