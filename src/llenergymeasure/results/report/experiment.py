@@ -244,7 +244,9 @@ def _shares(budget: Sequence[BudgetComponent]) -> list[float]:
 
 def _audit(result: ExperimentResult) -> Markup:
     audit, engine_j = result.energy_audit, result.engine_energy_j
-    own = "" if engine_j is None else f" A meter of the engine's own says {joules(engine_j)} for the whole window."
+    own = ""
+    if engine_j is not None:
+        own = f" A meter of the engine's own says {joules(engine_j)}, with what opening and closing the first takes."
     if audit is None:
         return paragraph(own) if own else Markup()
     allowed = abs(audit.disagreement_pct) <= audit.bound_pct
