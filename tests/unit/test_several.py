@@ -79,6 +79,7 @@ class BoardMeter:
     board: Board
     clock: FarClock
     name: str = "nvml"
+    version: str = ""
     open_windows: int = 0
 
     def is_available(self) -> bool:
@@ -108,7 +109,7 @@ class BoardMeter:
         for time_s in (*times_s, until_s):
             log.append(TelemetrySample(time_s, self.board.power_reading_w(self.clock.true_s(time_s))))
         window = GpuWindow(handle.start_s, end_s, (record,), 0.1, 5.0, self.name)
-        return gpu_measurement(window, Telemetry({self.device: log}))
+        return replace(gpu_measurement(window, Telemetry({self.device: log})), meter_version=self.version)
 
     def _burst(self) -> tuple[CounterRead, ...]:
         def read_j() -> float:
@@ -261,6 +262,14 @@ def test_an_instant_of_another_clock_is_found_as_closely_as_is_stated(
     shown_s = ahead_s + (1.0 + rate) * instant_s
     assert tie.here(shown_s) == pytest.approx(instant_s, abs=stated.half_width_s + 1e-8)
     assert tie.jump_s() is None
+
+
+def test_each_version_of_a_package_that_metered_is_named_once() -> None:
+    rig = Rig(random.Random(1))
+    rig.here.version, *others = "0.16.0", "0.13.0", "0.16.0"
+    for place, version in zip(rig.places, others, strict=False):
+        place.meter.version = version
+    assert rig.measure(0.5)[0].meter_version == "0.16.0 + 0.13.0"
 
 
 def test_where_a_machine_has_no_readings_there_is_no_sum_and_it_is_named() -> None:

@@ -49,6 +49,7 @@ class Readings(TypedDict):
     trace: bytes
     notes: list[tuple[str, str]]
     meter: str
+    meter_version: str
     cpu_j: float | None
     dram_j: float | None
 
@@ -104,6 +105,7 @@ class NodeMeter:
                 "trace": _trace_of(energy),
                 "notes": [(note.code.value, note.message) for note in energy.notes],
                 "meter": energy.meter,
+                "meter_version": energy.meter_version,
                 "cpu_j": energy.cpu_j,
                 "dram_j": energy.dram_j,
             }
@@ -200,6 +202,7 @@ def _measurement_of(said: Readings) -> EnergyMeasurement:
         telemetry=telemetry,
         notes=tuple(MeasurementWarning(WarningCode(code), text) for code, text in said["notes"]),
         meter=said["meter"],
+        meter_version=said["meter_version"],
         cpu_j=said["cpu_j"],
         dram_j=said["dram_j"],
     )

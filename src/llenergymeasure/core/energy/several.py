@@ -183,6 +183,7 @@ def sum_places(
         cpu_j=_sum(measured.cpu_j for measured in everywhere),
         dram_j=_sum(measured.dram_j for measured in everywhere),
         notes=tuple(dict.fromkeys((*energy.notes, *notes))),
+        meter_version=" + ".join(dict.fromkeys(said.meter_version for said in everywhere if said.meter_version)),
     )
 
 
