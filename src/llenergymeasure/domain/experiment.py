@@ -5,6 +5,7 @@ RawProcessResult (one per process, internal) --aggregate--> ExperimentResult (wh
 
 from __future__ import annotations
 
+import statistics
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -314,6 +315,11 @@ class ExperimentResult(Printed):
     device_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.device_memory_mb")] = optional(
         "Most memory in use on the devices in the window, whoever uses it, as the driver tells, in MB (10^6 B)."
     )
+    device_utilisation_pct: Annotated[
+        float | None,
+        Merge(of_known(statistics.fmean), "compute_metrics.device_utilisation_pct"),
+        Column(69, "%", "Share of the window in which the devices had work"),
+    ] = optional("Share of the window in which the devices had work (a kernel ran), as the driver tells, in per cent.")
     model_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.model_memory_mb")] = optional(
         "Memory of the loaded weights, in MB (10^6 B)."
     )
