@@ -5,7 +5,6 @@ RawProcessResult (one per process, internal) --aggregate--> ExperimentResult (wh
 
 from __future__ import annotations
 
-import statistics
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -29,6 +28,7 @@ from llenergymeasure.domain.base import (
     count,
     empty,
     first,
+    mean,
     merge_records,
     of_all,
     of_known,
@@ -100,10 +100,7 @@ _EnergyAudit = Annotated[
     Field(description="Hardware counter against power integral."),
     Merge(of_all(merge_audits), counted=True),
 ]
-_EngineEnergy = Annotated[
-    Total[float | None],
-    Field(description="Joules by the engine's own meter, opening and closing ours included; null: none."),
-]
+_EngineEnergy = Annotated[Total[float | None], Field(description="Joules by the engine's own meter; null: none.")]
 _Uncertainty = Annotated[
     EnergyUncertainty | None,
     Field(description="95 % half-widths of the energy."),
@@ -317,9 +314,9 @@ class ExperimentResult(Printed):
     )
     device_utilisation_pct: Annotated[
         float | None,
-        Merge(of_known(statistics.fmean), "compute_metrics.device_utilisation_pct"),
-        Column(69, "%", "Share of the window in which the devices had work"),
-    ] = optional("Share of the window in which the devices had work (a kernel ran), as the driver tells, in per cent.")
+        Merge(mean, "compute_metrics.device_utilisation_pct"),
+        Column(69, "%", "Share of the window in which a kernel ran"),
+    ] = optional("Share of the window in which a kernel ran on the devices, as the driver tells, in per cent.")
     model_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.model_memory_mb")] = optional(
         "Memory of the loaded weights, in MB (10^6 B)."
     )
