@@ -34,6 +34,9 @@ from llenergymeasure.security import is_safe_path
 UNREACHABLE_S: Final = 60.0
 """How long an agent may be out of reach before its node counts as lost, in seconds."""
 
+CLEARING_S: Final = 5.0
+"""How long an agent that ends may take to remove what it has left on its node, in seconds."""
+
 RETRY_S: Final = 1.0
 
 _AT_ONCE: Final = 4
@@ -124,9 +127,10 @@ class RayNodeLauncher:
             self._agent.clear.remote()
 
     def release(self) -> None:
-        """End the agent, and with it whatever it runs."""
+        """End the agent, and with it whatever it runs; of a run whose result nobody could keep its files go too."""
         agent, self._agent = self._agent, None
         if agent is not None:
+            self._ray.wait([agent.clear.remote()], timeout=CLEARING_S)
             self._ray.kill(agent)
 
     def _follow(self, observer: Observer, interrupt: Interrupt, logs: dict[str, LogEnd]) -> None:
