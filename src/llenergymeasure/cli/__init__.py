@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from llenergymeasure.core.host.bars import drop_unusable_bar_settings
 from llenergymeasure.core.host.home import provide_home
 from llenergymeasure.stdout import discard_stdout, open_standard_streams, replace_what_streams_cannot_say, write_stdout
 
@@ -38,6 +39,7 @@ def _run(arguments: list[str]) -> int:
         write_stdout(f"llem {VERSION}\n")
         return 0
     with signals_as_interrupt():
+        drop_unusable_bar_settings()
         from llenergymeasure.cli.app import run_app
 
         code = run_app(arguments)
