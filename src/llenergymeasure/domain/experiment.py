@@ -99,7 +99,10 @@ _EnergyAudit = Annotated[
     Field(description="Hardware counter against power integral."),
     Merge(of_all(merge_audits), counted=True),
 ]
-_EngineEnergy = Annotated[Total[float | None], Field(description="Joules by the engine's own meter; null: none.")]
+_EngineEnergy = Annotated[
+    Total[float | None],
+    Field(description="Joules by the engine's own meter, opening and closing ours included; null: none."),
+]
 _Uncertainty = Annotated[
     EnergyUncertainty | None,
     Field(description="95 % half-widths of the energy."),

@@ -244,15 +244,22 @@ def _shares(budget: Sequence[BudgetComponent]) -> list[float]:
 
 def _audit(result: ExperimentResult) -> Markup:
     audit, engine_j = result.energy_audit, result.engine_energy_j
-    own = "" if engine_j is None else f" A meter of the engine's own says {joules(engine_j)} for the whole window."
+    own = ""
+    if engine_j is not None:
+        own = f" A meter of the engine's own says {joules(engine_j)}, with what opening and closing the first takes."
     if audit is None:
         return paragraph(own) if own else Markup()
     allowed = abs(audit.disagreement_pct) <= audit.bound_pct
     verdict = "which" if allowed else "more than"
     each = ", though not of each board" if allowed and not audit.agrees else ""
+    counter = f"the hardware counter says {joules(audit.counter_j)}"
+    if audit.fused_j is not None:
+        counter = (
+            f"the hardware counter, completed by power samples at the window's edges, says {joules(audit.fused_j)}"
+        )
     return paragraph(
-        f"A second method checks the first: the hardware counter says {joules(audit.counter_j)}, the integral of power "
-        f"samples {joules(audit.integral_j)}. They differ by {signed(audit.disagreement_pct, 2)} %, {verdict} "
+        f"A second method checks the first: {counter}, the integral of power samples alone "
+        f"{joules(audit.integral_j)}. They differ by {signed(audit.disagreement_pct, 2)} %, {verdict} "
         f"their uncertainties allow ({audit.bound_pct:.2g} %){each}.{own}"
     )
 
