@@ -10,7 +10,7 @@ import pytest
 
 DRAW = """\
 import os
-from llenergymeasure.core.host.bars import drop_unusable_bar_settings
+from llenergymeasure.cli import drop_unusable_bar_settings
 
 drop_unusable_bar_settings()
 from tqdm import tqdm

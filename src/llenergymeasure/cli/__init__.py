@@ -6,11 +6,11 @@ closed terminal end every other command as Ctrl-C does, from its imports on: ord
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from llenergymeasure.core.host.bars import drop_unusable_bar_settings
 from llenergymeasure.core.host.home import provide_home
 from llenergymeasure.stdout import discard_stdout, open_standard_streams, replace_what_streams_cannot_say, write_stdout
 
@@ -66,6 +66,30 @@ def signals_as_interrupt() -> Iterator[None]:
     finally:
         for name in endings:
             signal.signal(name, signal.SIG_DFL)
+
+
+def drop_unusable_bar_settings() -> None:
+    """Take tqdm's variables out of the environment, for children too, where it cannot do with them.
+
+    No bar could be drawn with them, nor an engine imported that draws any.
+    """
+    names = [name for name in os.environ if name.startswith("TQDM_")]
+    if not names:
+        return
+    import io
+
+    try:
+        from tqdm import tqdm
+
+        with tqdm(total=2, file=io.StringIO()) as bar:
+            bar.clear()
+    except Exception as error:  # noqa: BLE001 (whatever comes of a value that it did not expect)
+        for name in names:
+            del os.environ[name]
+        for module in [module for module in sys.modules if module.partition(".")[0] == "tqdm"]:
+            del sys.modules[module]  # it reads them when it is imported
+        with suppress(OSError):
+            sys.stderr.write(f"{', '.join(names)}: ignored, for tqdm cannot use them: {error}\n")
 
 
 def _make_streams_safe() -> None:
