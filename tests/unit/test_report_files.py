@@ -92,6 +92,13 @@ def test_the_audit_names_the_joules_that_its_difference_is_of(fused_j: float | N
     assert said in read_page(experiment_page(result.model_copy(update={"energy_audit": audit}), Path("/no/files"))).text
 
 
+@pytest.mark.parametrize(("busy_pct", "waits"), [(24.0, True), (93.0, False), (None, False)])
+def test_a_gpu_that_waits_for_the_host_is_told(tmp_path: Path, busy_pct: float | None, waits: bool) -> None:
+    page = report(saved(tmp_path, device_utilisation_pct=busy_pct))
+    assert (f"Kernels ran in {busy_pct:g} % of the window" in page.text) if busy_pct else "Kernels ran" not in page.text
+    assert ("waited for the host" in page.text) is waits
+
+
 def test_the_smallest_result_has_a_report_that_says_what_is_missing(tmp_path: Path) -> None:
     page = report(save_result(make_result(), tmp_path).parent)
     for missing in ("No power over time", "No uncertainty", "No latencies", "No joules of single requests", "None."):

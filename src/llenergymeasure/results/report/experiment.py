@@ -42,6 +42,10 @@ from llenergymeasure.results.summary import METHODS, SCOPE_NAMES, energy_per_tok
 _MAX_ROWS: Final = 60
 """Rows of a table beside a chart of power over time; the files beside the result hold the rest."""
 
+_WAITING_PCT: Final = 50.0
+"""A GPU that has work in less of the window waits for the host: on an H100 that had in 18 to 27 % of it, joules per
+token varied by 30 % with the host's speed (docs/validation/nvidia-h100-80gb-hbm3)."""
+
 _LATENCIES: Final = {
     "ttft": "Time to first token",
     "itl": "Between two tokens",
@@ -154,9 +158,17 @@ def _split(result: ExperimentResult) -> Markup:
         return paragraph("Energy was not measured." if raw_j is None else "The meter saw no energy in the window.")
     scope = result.energy_breakdown.scope if result.energy_breakdown is not None else None
     metered = "" if scope is None else f" Metered: {SCOPE_NAMES[scope]}."
-    parts = [paragraph(f"{joules(raw_j)} within the window.{metered}")]
+    parts = [paragraph(f"{joules(raw_j)} within the window.{metered}{_busy(result)}")]
     parts += [_above_idle(result, raw_j), _phases(result, raw_j), _devices(result)]
     return together(*parts)
+
+
+def _busy(result: ExperimentResult) -> str:
+    busy_pct = result.device_utilisation_pct
+    if busy_pct is None:
+        return ""
+    waits = "; the GPU waited for the host, whose speed these joules depend on" if busy_pct < _WAITING_PCT else ""
+    return f" Kernels ran in {busy_pct:.0f} % of the window{waits}."
 
 
 def _above_idle(result: ExperimentResult, raw_j: float) -> Markup:
