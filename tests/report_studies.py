@@ -73,6 +73,7 @@ def saved_study(
         manifest.entries(),
         gaps=Gaps(0.0, 0.0),
         started_at=NOON,
+        ran_s=3600.0,
         completed_at=NOON + timedelta(hours=1),
     )
     return directory

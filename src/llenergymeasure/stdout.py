@@ -12,10 +12,14 @@ _STANDARD: Final = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """End this process with what `main` returns, whichever streams it was started with."""
+    """End this process with what `main` returns, whichever streams it was started with; after Ctrl-C with 130."""
     open_standard_streams()
     replace_what_streams_cannot_say()
-    sys.exit(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
 
 
 def open_standard_streams() -> tuple[tuple[int, ...], tuple[str, ...]]:

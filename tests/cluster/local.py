@@ -48,6 +48,10 @@ class LocalCluster:
         """As a machine that loses its power: SIGKILL, no farewell."""
         self.ray.remove_node(self.nodes.pop(name), allow_graceful=False)
 
+    def left_on_nodes(self) -> set[Path]:
+        """What is there of runs."""
+        return {*self.directory.glob("*/llem-*")}
+
     def llem(self, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "llenergymeasure", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

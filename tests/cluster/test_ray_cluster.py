@@ -138,6 +138,7 @@ def test_a_driver_that_is_killed_leaves_no_job_and_its_resumption_loses_nothing(
 
 
 def test_ctrl_c_ends_every_run_and_says_how_to_go_on(cluster: LocalCluster, study: StudyFiles, tmp_path: Path) -> None:
+    before = cluster.left_on_nodes()
     study.hold.touch()
     file = study.write([1, 2, 3], holds=(1, 2, 3))
     process = cluster.llem("run", str(file), "--cluster", cluster.address, "--cycles", "1", cwd=tmp_path)
@@ -147,10 +148,11 @@ def test_ctrl_c_ends_every_run_and_says_how_to_go_on(cluster: LocalCluster, stud
     assert process.returncode == 130, err
     assert f"llem run --resume {study.study_dir}" in err
     assert not any(is_running(mark.pid) for mark in study.marks())
+    assert cluster.left_on_nodes() == before
     assert load_manifest(study.study_dir).status == "interrupted"
 
 
-def test_nodes_with_another_release_or_none_take_no_experiments_and_say_so(
+def test_nodes_with_another_release_or_none_say_so_and_a_result_that_cannot_be_saved_leaves_nothing_on_its_node(
     cluster: LocalCluster, study: StudyFiles, tmp_path: Path
 ) -> None:
     old = tmp_path / "old-release"
@@ -162,10 +164,20 @@ def test_nodes_with_another_release_or_none_take_no_experiments_and_say_so(
     hidden = f"{TESTS / 'without_packages'}{os.pathsep}{cluster.environment['PYTHONPATH']}"
     cluster.add("bare", PYTHONPATH=hidden, HIDDEN_PACKAGES="llenergymeasure")
     try:
-        file = study.write([1])
-        _, err = finished(cluster, "run", str(file), "--cluster", cluster.address, "--cycles", "1", cwd=tmp_path)
+        before = cluster.left_on_nodes()
+        study.hold.touch()
+        file = study.write([1], holds=(1,))
+        process = cluster.llem("run", str(file), "--cluster", cluster.address, "--cycles", "1", cwd=tmp_path)
+        wait_for(lambda: len(study.marks()) == 1, "the run")
+        assert cluster.left_on_nodes() != before
+        study.study_dir.rename(tmp_path / "elsewhere")
+        study.hold.unlink()
+        _, err = process.communicate()
+        assert process.returncode == 1, err
         assert f"bare takes no experiments: llenergymeasure {VERSION} does not answer there" in err
         assert f"old takes no experiments: it has llenergymeasure 1.9.0, and this is {VERSION}." in err
+        assert "it has been removed or replaced while the study was running" in err
+        assert cluster.left_on_nodes() == before
     finally:
         cluster.kill("old")
         cluster.kill("bare")

@@ -51,10 +51,13 @@ PHASES = (
 
 ONE_AFTER_THE_OTHER = """\
 import sys
+from llenergymeasure.cli import signals_as_interrupt
 from llenergymeasure.cli.app import run_app
 
 for config in sys.argv[1:]:
-    print(f"exit code {run_app(['run', config])}", flush=True)
+    with signals_as_interrupt():
+        code = run_app(["run", config])
+    print(f"exit code {code}", flush=True)
 """
 """Runs configs in one process, so that the engine is imported once."""
 

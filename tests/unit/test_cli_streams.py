@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from llenergymeasure.cli.terminal import UsageError, exit_code_of, output_width, result_json, signals_as_interrupt
+from llenergymeasure.cli import signals_as_interrupt
+from llenergymeasure.cli.terminal import UsageError, exit_code_of, output_width, result_json
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.exceptions import (
     BackendError,
@@ -114,6 +116,21 @@ def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_still_importing_ends_in_order(tmp_path: Path, name: signal.Signals) -> None:
+    (tmp_path / "typer.py").write_text(f"import os, signal\nos.kill(os.getpid(), {int(name)})\n")
+    places = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "llenergymeasure", "--help"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": places}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_an_interrupted_program_of_the_package_shows_no_traceback() -> None:
+    program = "from llenergymeasure.stdout import run_program\ndef main():\n raise KeyboardInterrupt\nrun_program(main)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
 
 
 PRINT = "from llenergymeasure.cli.terminal import print_result\nprint_result('x' * 100_000)"

@@ -134,11 +134,16 @@ def test_the_thermal_floor_is_off_or_long_enough(seconds: float, valid: bool) ->
             WarmupConfig(thermal_floor_seconds=seconds)
 
 
-@pytest.mark.parametrize("field", ["window_size", "min_prompts"])
+@pytest.mark.parametrize("field", ["window_size", "min_prompts", "n_warmup"])
 def test_warmup_bounds_fit_into_max_prompts(field: str) -> None:
-    assert WarmupConfig.model_validate({"max_prompts": 10, field: 10})
+    settling = {"convergence_detection": True, "max_prompts": 10}
+    assert WarmupConfig.model_validate({**settling, field: 10})
     with pytest.raises(ValidationError, match=rf"warmup.{field}: 11 exceeds warmup.max_prompts=10"):
-        WarmupConfig.model_validate({"max_prompts": 10, field: 11})
+        WarmupConfig.model_validate({**settling, field: 11})
+
+
+def test_a_fixed_number_of_warmups_has_no_bound() -> None:
+    assert WarmupConfig(n_warmup=11, max_prompts=10).n_warmup == 11
 
 
 def test_a_preset_fills_what_was_left_out() -> None:

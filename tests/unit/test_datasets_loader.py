@@ -84,6 +84,13 @@ def test_a_path_with_home_is_read(prompts_file: str, tmp_path: Path, monkeypatch
     assert load_raw_prompts(f"~/{prompts_file}", 1).prompts[0].text == "abcdef"
 
 
+def test_a_suffix_counts_in_any_case(prompts_file: str, tmp_path: Path) -> None:
+    (tmp_path / "LOUD.JSONL").write_text('{"prompt": "HELLO"}\n')
+    assert load_raw_prompts("LOUD.JSONL", 1).prompts[0].text == "HELLO"
+    with pytest.raises(DatasetError, match=r"Did you mean 'LOUD\.JSONL'\?"):
+        load_raw_prompts("louds.jsonl", 1)
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [

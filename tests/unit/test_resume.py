@@ -17,6 +17,7 @@ from llenergymeasure.study.execute import StudyPlace, execute_study
 from llenergymeasure.study.manifest import load_manifest
 from llenergymeasure.study.plan import StudyWarning
 from llenergymeasure.study.resume import describe_changes, load_resumable_study, locked, plan_resumption, refuse_changes
+from llenergymeasure.study.runner import StudyRunner
 from study_fakes import ENVIRONMENT, Stage, result_of, study_of
 
 
@@ -69,6 +70,16 @@ def test_resume_runs_what_is_left_and_touches_nothing_that_is_done(stage: Stage,
     result = load_study(stage.directory)
     assert (result.summary.completed, result.summary.total_experiments) == (6, 6)
     assert load_manifest(stage.directory).status == "completed"
+
+
+def test_the_pause_before_a_resumption_is_no_time_of_the_study(stage: Stage) -> None:
+    interrupted_at(stage, study_of("a", "b"), "b")
+    assert load_study(stage.directory).summary.total_wall_time_s == 20.0
+    stage.clock.sleep(86_400.0)
+    resumption = plan_resumption(stage.directory, None, same_prompts)
+    host = Stage(stage.directory, stage.clock).host()
+    again = StudyRunner(resumption.study, stage.directory, UserConfig(), host, resumption=resumption).run()
+    assert again.summary.total_wall_time_s == load_manifest(stage.directory).ran_s == 30.0
 
 
 def test_what_is_switched_off_stays_off_whether_the_study_is_finished_or_not(stage: Stage) -> None:

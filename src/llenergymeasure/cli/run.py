@@ -21,7 +21,6 @@ from llenergymeasure.cli.terminal import (
     output_width,
     print_result,
     result_json,
-    signals_as_interrupt,
     tell_place,
     tell_report,
 )
@@ -61,7 +60,7 @@ def _start(request: RunRequest) -> int:
         request = replace(request, quiet=verbosity == "quiet", verbose=verbosity == "verbose")
 
     def run() -> int:
-        with configured_logging(verbose=request.verbose, quiet=request.quiet), signals_as_interrupt():
+        with configured_logging(verbose=request.verbose, quiet=request.quiet):
             return _run(request, machine)
 
     return exit_code_of(run, verbose=request.verbose)

@@ -1,7 +1,7 @@
 """How a command deals with its terminal.
 
 stdout gets the result and nothing else; stderr the log and errors as people read them: what, where, how to mend it, and
-no traceback unless asked for. SIGTERM and a closed terminal end a command as Ctrl-C does: orderly, all torn down.
+no traceback unless asked for.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Final, TextIO
 
 from pydantic import BaseModel, ValidationError
@@ -122,26 +120,6 @@ def configured_logging(*, verbose: bool, quiet: bool = False) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate
-
-
-@contextmanager
-def signals_as_interrupt() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into `KeyboardInterrupt` for the length of a `with` block; for the main thread only.
-
-    A signal that is ignored stays so: that is how `nohup` works.
-    """
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    endings = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) == signal.SIG_DFL]
-    for name in endings:
-        signal.signal(name, interrupt)
-    try:
-        yield
-    finally:
-        for name in endings:
-            signal.signal(name, signal.SIG_DFL)
 
 
 def _explained(error: Exception) -> tuple[str, int]:

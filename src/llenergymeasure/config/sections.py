@@ -93,7 +93,10 @@ class WarmupConfig(CheckedConfig):
                 f"warmup.thermal_floor_seconds: {self.thermal_floor_seconds:g} is too short to settle a GPU. "
                 "Use 30 or more, or 0 to skip the wait (the result then carries a warning).",
             )
-        for name, value in (("window_size", self.window_size), ("min_prompts", self.min_prompts)):
+        bounded = {"window_size": self.window_size, "min_prompts": self.min_prompts}
+        if self.convergence_detection:  # without it, a fixed number is run
+            bounded["n_warmup"] = self.n_warmup
+        for name, value in bounded.items():
             if value > self.max_prompts:
                 yield Problem(
                     name,

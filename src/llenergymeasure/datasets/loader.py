@@ -73,7 +73,7 @@ def load_raw_prompts(dataset: str | SyntheticDatasetConfig, n: int) -> RawPrompt
         return read_jsonl(BUILTIN_DATASETS[dataset], n, name=dataset, source="builtin")
     if dataset.startswith(HUB_PREFIX):
         return load_hub_prompts(dataset, n)
-    if dataset.endswith(_SUFFIX):
+    if _is_jsonl(dataset):
         return read_jsonl(_existing_file(dataset), n, name=dataset)
     raise DatasetError(_unknown(dataset))
 
@@ -144,6 +144,10 @@ def _tokenise(index: int, prompt: RawPrompt, config: ExperimentConfig, tokenizer
     )
 
 
+def _is_jsonl(name: str) -> bool:
+    return name.lower().endswith(_SUFFIX)
+
+
 def _existing_file(dataset: str) -> Path:
     path = validate_path(dataset, what="dataset")
     if path.is_file():
@@ -152,7 +156,8 @@ def _existing_file(dataset: str) -> Path:
         raise DatasetError(f"dataset {dataset}: not a file")
     if not path.parent.is_dir():
         raise DatasetError(f"dataset {dataset}: no such file; the directory {path.parent} does not exist either")
-    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob(f"*{_SUFFIX}")], n=1)
+    beside = {file.name.lower(): file.name for file in path.parent.glob("*") if _is_jsonl(file.name)}
+    near = [beside[name] for name in difflib.get_close_matches(path.name.lower(), beside, n=1)]
     raise DatasetError(f"dataset {dataset}: no such file in {path.parent}" + _did_you_mean(near))
 
 

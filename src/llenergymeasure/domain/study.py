@@ -29,7 +29,7 @@ class StudySummary(Record):
     completed: int = Field(default=0, ge=0, description="Runs with a result.")
     failed: int = Field(default=0, ge=0, description="Runs that ended without a result.")
     skipped: int = Field(default=0, ge=0, description="Configurations that could not be valid.")
-    total_wall_time_s: float = Field(default=0.0, ge=0, description="Wall time of the whole study, in seconds.")
+    total_wall_time_s: float = Field(default=0.0, ge=0, description="Seconds for which the study ran, pauses left out.")
     total_energy_j: float | None = optional("Raw energy of all measurement windows, in joules; null: measured in none.")
 
 
@@ -197,6 +197,7 @@ class StudyManifest(Record):
     llenergymeasure_version: str = Field(default=VERSION, description="Version that wrote this.")
     started_at: Moment = Field(description="When the study began (UTC).")
     completed_at: Moment | None = optional("When it ended (UTC).")
+    ran_s: float = Field(default=0.0, ge=0, description="Seconds for which it has run, in all its executions.")
     status: StudyStatus = Field(default="running", description="Where the study is.")
     total_experiments: int = Field(ge=0, description="Runs planned.")
     completed: int = Field(default=0, ge=0, description="Runs with a result.")

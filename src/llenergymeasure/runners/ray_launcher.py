@@ -34,6 +34,9 @@ from llenergymeasure.security import is_safe_path
 UNREACHABLE_S: Final = 60.0
 """How long an agent may be out of reach before its node counts as lost, in seconds."""
 
+CLEARING_S: Final = 5.0
+"""How long an agent that ends may take to remove what it has left on its node, in seconds."""
+
 RETRY_S: Final = 1.0
 
 _AT_ONCE: Final = 4
@@ -61,6 +64,7 @@ class RayNodeLauncher:
         self._member = member
         self._node = member.node
         self._agent: Any = None
+        self._has_work = False
 
     def claim(self, interrupt: Interrupt) -> None:
         """Have an agent started that holds the node; waits while other work of the cluster is there."""
@@ -79,11 +83,13 @@ class RayNodeLauncher:
 
     def prepare(self, job: Job) -> None:
         """Let the agent start the job's interpreter."""
+        self._has_work = True
         self._agent.prepare.remote(_content_of(job))
 
     def run(self, job: Job, observer: Observer, interrupt: Interrupt) -> MeasuredRun:
         """Run a job on the node; see `Launcher.run`."""
         logs: dict[str, LogEnd] = {}
+        self._has_work = True
         try:
             self._ask("begin", _content_of(job))
             self._follow(observer, interrupt, logs)
@@ -124,9 +130,11 @@ class RayNodeLauncher:
             self._agent.clear.remote()
 
     def release(self) -> None:
-        """End the agent, and with it whatever it runs."""
+        """End the agent, and with it whatever it runs; of a run whose result nobody could keep its files go too."""
         agent, self._agent = self._agent, None
         if agent is not None:
+            if self._has_work:  # one that waits for its node would not answer
+                self._ray.wait([agent.clear.remote()], timeout=CLEARING_S)
             self._ray.kill(agent)
 
     def _follow(self, observer: Observer, interrupt: Interrupt, logs: dict[str, LogEnd]) -> None:

@@ -95,6 +95,7 @@ class ManifestWriter:
         study_dir: Its directory; a manifest in it is replaced.
         kept: Entries of an earlier execution that are completed and stay so.
         started_at: When the study began, where it began earlier; `None`: now.
+        ran_s: Seconds for which earlier executions ran.
         after: Does something a while later; tests pass one that they set off themselves.
 
     Raises:
@@ -108,12 +109,14 @@ class ManifestWriter:
         *,
         kept: Iterable[ExperimentManifestEntry] = (),
         started_at: datetime | None = None,
+        ran_s: float = 0.0,
         clock: Clock | None = None,
         after: After = after_in_background,
     ) -> None:
         self._path = Path(study_dir) / MANIFEST_FILE
         self._clock = clock or SystemClock()
         self._after = after
+        self._began_s = self._clock.now() - ran_s
         done = {(entry.config_hash, entry.cycle): entry for entry in kept}
         self._lines: dict[RunKey, bytes] = {}  # as JSON, of which a large study takes least
         self._tally: Counter[EntryStatus] = Counter()
@@ -145,6 +148,11 @@ class ManifestWriter:
     def started_at(self) -> datetime:
         """When the study began (UTC)."""
         return self._header.started_at
+
+    @property
+    def ran_s(self) -> float:
+        """Seconds for which the study has run, in all its executions."""
+        return self._clock.now() - self._began_s
 
     def entry(self, config_hash: str, cycle: int) -> ExperimentManifestEntry:
         """The present entry of one run.
@@ -263,7 +271,7 @@ class ManifestWriter:
 
     def _render(self) -> list[bytes]:
         """The manifest as JSON, in parts of which those of the runs, one a line, are made once."""
-        header = self._header.model_copy(update=_counts(self._tally))
+        header = self._header.model_copy(update={**_counts(self._tally), "ran_s": self.ran_s})
         opening = header.model_dump_json(exclude={"experiments", "study"}, indent=2).removesuffix("\n}")
         between = [b",\n    "] * (2 * len(self._lines) - 1)
         between[::2] = self._lines.values()

@@ -60,6 +60,7 @@ class Resumption:
     Args:
         kept: Completed entries that stay.
         started_at: When the study began; `None` where nobody knows.
+        ran_s: Seconds for which it has run, as far as is known.
         environments: Environment of the kept results, by node and backend.
         hardware: Kind of hardware of the kept results, by configuration hash; the first where they differ.
         is_closed: Whether the manifest says by itself, without a journal, that the study is completed.
@@ -69,6 +70,7 @@ class Resumption:
     study: StudyConfig
     kept: tuple[ExperimentManifestEntry, ...] = ()
     started_at: datetime | None = None
+    ran_s: float = 0.0
     environments: Mapping[EnvironmentKey, EnvironmentSnapshot] = field(default_factory=dict)
     hardware: Mapping[str, str] = field(default_factory=dict)
     is_closed: bool = False
@@ -148,6 +150,7 @@ def plan_resumption(
         study,
         kept=tuple(kept),
         started_at=None if manifest is None else manifest.started_at,
+        ran_s=0.0 if manifest is None else manifest.ran_s,
         environments=environments,
         hardware=hardware,
         is_closed=manifest is not None

@@ -118,7 +118,12 @@ class StudyRunner:
         self._gaps = gaps_of(study.execution, machine)
         self._hardware = before.hardware
         self._manifest = ManifestWriter(
-            study, study_dir, kept=before.kept, started_at=before.started_at, clock=host.clock
+            study,
+            study_dir,
+            kept=before.kept,
+            started_at=before.started_at,
+            ran_s=before.ran_s,
+            clock=host.clock,
         )
         self._all = plan_runs(study)
         self._ledger = Ledger(
@@ -233,6 +238,7 @@ class StudyRunner:
             self._manifest.entries(),
             gaps=self._gaps,
             started_at=self._manifest.started_at,
+            ran_s=self._manifest.ran_s,
             completed_at=self._host.clock.wall() if finished else None,
             export_csv=self._export_csv,
         )

@@ -112,6 +112,7 @@ def write_study(
     *,
     gaps: Gaps,
     started_at: datetime,
+    ran_s: float,
     completed_at: datetime | None,
     export_csv: bool = False,
 ) -> StudyResult:
@@ -119,6 +120,7 @@ def write_study(
 
     Args:
         entries: Every run, in order of execution.
+        ran_s: Seconds for which it ran, in all its executions.
         completed_at: When it ended; `None` when it was stopped before its end.
 
     Raises:
@@ -148,7 +150,7 @@ def write_study(
             completed=len(files),
             failed=sum(entry.status == "failed" for entry in entries),
             skipped=len(study.skipped_configs),
-            total_wall_time_s=_wall_time_s(entries, started_at, completed_at),
+            total_wall_time_s=ran_s,
             total_energy_j=results.total_energy_j,
         ),
         skipped=[
@@ -212,9 +214,3 @@ def _failures(
                 cycle=entry.cycle,
                 error_type=entry.error_type,
             )
-
-
-def _wall_time_s(entries: Iterable[ExperimentManifestEntry], started_at: datetime, ended_at: datetime | None) -> float:
-    ends = [entry.completed_at for entry in entries if entry.completed_at is not None]
-    last = ended_at or max(ends, default=started_at)
-    return max(0.0, (last - started_at).total_seconds())

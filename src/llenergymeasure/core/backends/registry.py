@@ -120,7 +120,7 @@ class Registry:
         except BaseException as error:  # a broken package may raise anything
             raise BackendError(
                 f"the {name} backend is installed but cannot be imported ({type(error).__name__}: {error}). "
-                f"Reinstall it with: {provider.install_command(provider.needs[0])} --force-reinstall"
+                f"Mend what that names, or reinstall: {provider.install_command(provider.needs[0])} --force-reinstall"
             ) from error
         return factory(clock or SystemClock(), model_cache_dir)
 

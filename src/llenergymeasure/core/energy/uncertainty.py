@@ -37,6 +37,12 @@ Z95: Final = 1.96
 SENSOR_NOISE_W: Final = 2.0
 """Scatter of single readings that no averaging removes, in watts, where the samples show as much."""
 
+LARGEST_SCATTER_W: Final = 3.0 * SENSOR_NOISE_W
+"""By more than this, in watts, no reading scatters: it is the load that changes."""
+
+BEND_VARIANCE: Final = 6.0
+"""Of `p0 - 2 p1 + p2` for independent readings of variance 1; a trend cancels in it."""
+
 RECTANGULAR: Final = 1.0 / 12.0
 """Variance of a rectangular distribution of width 1 (JCGM 100:2008, 4.3.7)."""
 
@@ -120,9 +126,10 @@ def integral_components(
     *Sampling.* A change of power `d` between samples `h` apart happened at an unknown moment: an error of up to
     `d h / 2` either way, rectangular. Fluctuations faster than the samples show as neighbouring changes of opposite
     sign; one sample then stands for an interval it says little about, with the fluctuation's own variance. Both shrink
-    by the share of time that the sensor sees. *Aliasing.* When the samples repeat a pattern from one end of the window
-    to the other, these errors repeat too and add linearly. *Sensor.* Samples lag behind; a lag moves energy across the
-    edges of the window where the power there differs.
+    by the share of time that the sensor sees; the scatter of single readings, which bends the trace, does not.
+    *Aliasing.* When the samples repeat a pattern from one end of the window to the other, these errors repeat too and
+    add linearly. *Sensor.* Samples lag behind; a lag moves energy across the edges of the window where the power there
+    differs.
 
     A load that swings (almost) exactly with the sensor's updates looks steady; only the counter can tell, and the audit
     of both does.
@@ -160,7 +167,7 @@ def trace_components(
         repeated_j2 += span_j2 * max(0, span_repeats - 1)
         repeats = max(repeats, span_repeats)
         samples += len(times)
-    factor = coverage_factor(samples - len(spans))
+    factor = coverage_factor(samples - 2 * len(spans))
     return (
         BudgetComponent(
             name="sampling",
@@ -240,11 +247,17 @@ def _sampling_variance(times: Sequence[float], power: Sequence[float], sampling:
     steps_s = [b - a for a, b in pairwise(times)]
     changes_w = [b - a for a, b in pairwise(power)]
     unseen = max(MIN_UNSEEN_SHARE, _unseen_share(sampling.averaging_window_s / _mean_step_s(times)))
-    opposed = [-a * b for a, b in pairwise(changes_w)]
-    fluctuation_w2 = max(0.0, math.fsum(opposed) / len(opposed)) if opposed else 0.0
+    neighbours = list(pairwise(changes_w))
+    fluctuation_w2 = max(0.0, _mean([-a * b for a, b in neighbours]))
+    bends_w2 = [(b - a) ** 2 / BEND_VARIANCE for a, b in neighbours]
+    scatter_w2 = _mean([bend for bend in bends_w2 if bend <= LARGEST_SCATTER_W**2])
     edges_j2 = math.fsum((d * h) ** 2 for d, h in zip(changes_w, steps_s, strict=True)) * RECTANGULAR
-    noise_w2 = max(unseen * fluctuation_w2, min(fluctuation_w2, SENSOR_NOISE_W**2))
+    noise_w2 = max(unseen * fluctuation_w2, min(scatter_w2, SENSOR_NOISE_W**2))
     return unseen * edges_j2 + noise_w2 * math.fsum(h * h for h in steps_s)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
 
 
 def _unseen_share(averages_per_step: float) -> float:
