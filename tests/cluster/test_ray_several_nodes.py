@@ -20,7 +20,7 @@ from llenergymeasure.core.energy.gpu_energy import read_trace, recompute_energy
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.results.persistence import load_study
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 NODES = ("n1", "n2")
 

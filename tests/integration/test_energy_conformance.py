@@ -46,13 +46,7 @@ def test_it_proves_itself_available(run: RigRun) -> None:
 def test_the_window_opens_and_closes_when_it_is_asked_to(run: RigRun) -> None:
     for window in run.windows:
         assert window.asked_s <= window.energy.start_s
-        assert window.stop_asked_s <= window.energy.end_s <= window.stop_asked_s + 0.05
-
-
-def test_opening_and_closing_take_little_time_outside_the_window(run: RigRun) -> None:
-    for window in run.windows:
-        outside_s = (window.energy.start_s - window.asked_s) + (window.returned_s - window.energy.end_s)
-        assert outside_s < 1.0
+        assert window.stop_asked_s <= window.energy.end_s <= window.returned_s
 
 
 def test_joules_are_true_but_for_what_the_counter_hides_at_the_edges(run: RigRun) -> None:
@@ -97,7 +91,7 @@ def test_there_are_power_samples_before_during_and_after(run: RigRun) -> None:
     for window in run.windows:
         assert set(window.samples) == {run.device}
         times, _ = window.samples[run.device]
-        assert times[0] <= window.energy.start_s + (0.15 if run.name == "rapl" else 0.0)
+        assert times[0] <= window.energy.start_s
         assert times[-1] >= window.energy.end_s
         assert len(times) >= 5 * window.energy.duration_sec
 
@@ -161,4 +155,4 @@ def test_codecarbon_estimates_a_run_on_the_cpu_and_says_so(tmp_path: Path) -> No
         assert energy.total_j == pytest.approx((energy.cpu_j or 0.0) + (energy.dram_j or 0.0))
         assert energy.counter_j is None
         assert [note.code for note in energy.notes] == [WarningCode.ENERGY_IS_ESTIMATED]
-    assert second.total_j > 1.3 * first.total_j
+    assert second.dram_j > first.dram_j  # the processor's part follows its load, and others load it too
