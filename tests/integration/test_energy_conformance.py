@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.nvml.scripted import have_compiler
 
+from energy_fakes import farthest_j
 from energy_rigs import CHILD, RigRun, run_on_gpus, run_on_rapl
 from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.domain.energy import absolute_half_width
@@ -51,7 +52,8 @@ def test_the_window_opens_and_closes_when_it_is_asked_to(run: RigRun) -> None:
 
 def test_joules_are_true_but_for_what_the_counter_hides_at_the_edges(run: RigRun) -> None:
     for window in run.windows:
-        assert window.energy.total_j == pytest.approx(window.true_j, abs=run.edge_j)
+        assert window.energy.total_j is not None
+        assert window.least_j <= window.energy.total_j <= window.most_j
 
 
 def test_the_truth_lies_inside_the_stated_interval(run: RigRun) -> None:
@@ -59,7 +61,7 @@ def test_the_truth_lies_inside_the_stated_interval(run: RigRun) -> None:
         assert window.energy.total_j is not None
         stated_j = absolute_half_width(window.energy.components)
         assert stated_j > 0
-        assert abs(window.energy.total_j - window.true_j) <= stated_j
+        assert window.true_j - farthest_j(stated_j) <= window.energy.total_j <= window.true_j + farthest_j(stated_j)
 
 
 def test_windows_do_not_add_up(run: RigRun) -> None:
@@ -121,7 +123,8 @@ def test_zeus_measures_the_right_board_however_it_was_made_visible(visible: str,
     run, _nvml = run_on_gpus("zeus", tmp_path, [2.0], visible=visible)
     (window,) = run.windows
     assert run.name == "zeus"
-    assert window.energy.total_j == pytest.approx(window.true_j, abs=run.edge_j)  # the other board draws twice as much
+    assert window.energy.total_j is not None
+    assert window.least_j <= window.energy.total_j <= window.most_j  # the other board draws twice as much
 
 
 @needs_gcc
@@ -129,7 +132,8 @@ def test_zeus_measures_beside_a_lost_board(tmp_path: Path) -> None:
     """What it calls 0 then is NVML's 1."""
     require("zeus")
     (window,) = run_on_gpus("zeus", tmp_path, [1.0], lost=True)[0].windows
-    assert window.energy.total_j == pytest.approx(window.true_j, abs=2 * 0.1 * 400.0)
+    assert window.energy.total_j is not None
+    assert window.least_j <= window.energy.total_j <= window.most_j
 
 
 @needs_gcc
