@@ -24,6 +24,7 @@ pytestmark = [
 ]
 
 CUDA = {"device": "cuda", "batch_size": 4}
+STALL_CYCLES = 200_000_000  # of the SM clock, whatever that is by then: 0.1 s at 2 GHz
 TEXTS = ("a", "the quick brown fox", "why?", "one two three")
 
 
@@ -69,7 +70,7 @@ print(torch.cuda.is_initialized())
 
 def test_a_stall_on_the_device_appears_in_its_tokens_gap(model: Path) -> None:
     """The host is long past step 7 when the device gets there; the instants must be the device's."""
-    cycles_per_ms = _cycles_per_ms()
+    began, over = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with loaded(experiment(model, pytorch=CUDA)) as engine:
         engine.generate(requests(*TEXTS, minimum=16))  # warm
         steps = 0
@@ -78,15 +79,19 @@ def test_a_stall_on_the_device_appears_in_its_tokens_gap(model: Path) -> None:
             nonlocal steps
             steps += 1
             if steps == 7:
-                torch.cuda._sleep(int(50 * cycles_per_ms))
+                began.record()
+                torch.cuda._sleep(STALL_CYCLES)
+                over.record()
 
         engine.parts.model.register_forward_pre_hook(stall)
         output = engine.generate(requests(*TEXTS, minimum=16)).requests
+    stalled_s = began.elapsed_time(over) / 1000.0
+    assert stalled_s > 0.04
     for request in output:
         times_s = [request.started_s, *(request.token_times_s or ())]
         gaps_s = [late - early for early, late in pairwise(times_s)]
         assert gaps_s.index(max(gaps_s)) == 6
-        assert gaps_s[6] > 0.04
+        assert gaps_s[6] >= 0.99 * stalled_s
 
 
 def test_figures_of_memory_are_the_devices(model: Path) -> None:
@@ -97,7 +102,7 @@ def test_figures_of_memory_are_the_devices(model: Path) -> None:
         assert memory.peak_mb is not None
         assert memory.model_mb is not None
         assert memory.peak_mb > memory.model_mb
-    assert torch.cuda.memory_allocated() < 1_000_000  # unloading gave it back
+    assert torch.cuda.memory_allocated() < 40_000_000  # unloading gave it back; cuBLAS keeps 33.5 MB on Hopper
 
 
 def test_running_out_of_device_memory_says_what_to_lower(model: Path) -> None:
@@ -133,12 +138,3 @@ def test_batches_are_seeded_on_the_device_too(model: Path) -> None:
         assert torch.cuda.get_rng_state().tolist() == before
         torch.cuda.manual_seed(999)
         assert ids(engine.generate(requests(*TEXTS))) == first
-
-
-def _cycles_per_ms() -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    torch.cuda._sleep(10_000_000)
-    end.record()
-    end.synchronize()
-    return 10_000_000 / start.elapsed_time(end)

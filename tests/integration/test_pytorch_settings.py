@@ -403,6 +403,22 @@ def test_cuda_graphs_need_a_gpu(model: Path) -> None:
     assert "needs a CUDA GPU" in problems(model, CPU, pytorch=section)[0]
 
 
+GRAPHS = ({"torch_compile_mode": "reduce-overhead"}, {"torch_compile_backend": "cudagraphs"})
+
+
+@pytest.mark.parametrize("section", GRAPHS)
+def test_cuda_graphs_need_a_cache_that_stays(model: Path, section: dict[str, object]) -> None:
+    """On an H100 the first replay ends the run: "accessing tensor output of CUDAGraphs that has been overwritten"."""
+    section = {"torch_compile": True, **section}
+    (found,) = problems(model, GPU, pytorch=section)
+    assert "Set pytorch.cache_implementation: static" in found
+    for more in ({"cache_implementation": "static"}, {"use_cache": False}):
+        assert problems(model, GPU, pytorch={**section, **more}) == []
+    assert (
+        problems(model, GPU, pytorch={"torch_compile": True, "torch_compile_mode": "max-autotune-no-cudagraphs"}) == []
+    )
+
+
 @pytest.mark.parametrize(("allow", "precision"), [(True, "high"), (False, "highest")])
 def test_tf32_is_set_while_loaded_and_put_back(model: Path, allow: bool, precision: str) -> None:
     before = torch.get_float32_matmul_precision()

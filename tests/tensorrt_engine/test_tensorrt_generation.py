@@ -171,6 +171,7 @@ def test_a_run_on_the_command_line_has_tokens_latencies_and_joules(newest: Tenso
     config.write_text(
         f"model: {newest.model}\nbackend: tensorrt\nn: 4\nmax_input_tokens: 64\nmax_output_tokens: 16\n"
         "warmup: {thermal_floor_seconds: 0}\nbaseline: {enabled: false}\ndecoder: {temperature: 0}\n"
+        "measurement: {min_duration_seconds: 0.5}\n"  # longer than the counter needs for a step
     )
     done = subprocess.run(
         [*llem_command(), "run", str(config), "--output", str(newest.home / "results")],
@@ -185,7 +186,7 @@ def test_a_run_on_the_command_line_has_tokens_latencies_and_joules(newest: Tenso
     assert result["backend"] == "tensorrt"
     assert result["effective_config"]["tensorrt"]["engine"] == "PyTorch-based"
     assert result["total_energy_j"] > 0
-    assert result["output_tokens"] == 64
+    assert result["output_tokens"] % 64 == 0
     assert result["engine_energy_j"] > 0
 
 

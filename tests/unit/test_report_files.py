@@ -57,7 +57,7 @@ def test_the_figures_are_those_of_the_result(tmp_path: Path) -> None:
         "2,745 J",  # above idle
         "prefill: 949 J, 18 %",
         "decode: 4,324 J, 82 %",
-        "integral of power samples 5,280 J",
+        "integral of power samples alone 5,280 J",
         "the engine's own says 5,274 J",
         "the limit held the clocks back",
         "NVIDIA A100-SXM4-80GB",
@@ -82,6 +82,21 @@ def test_the_audit_is_told_of_all_boards_and_of_each(disagreement_pct: float, ag
     audit = result.energy_audit.model_copy(update={"disagreement_pct": disagreement_pct, "agrees": agrees})
     page = experiment_page(result.model_copy(update={"energy_audit": audit}), Path("/no/files"))
     assert said in read_page(page).text
+
+
+@pytest.mark.parametrize(("fused_j", "said"), [(None, "counter says 532 J"), (538.6, "window's edges, says 539 J")])
+def test_the_audit_names_the_joules_that_its_difference_is_of(fused_j: float | None, said: str) -> None:
+    result = make_rich_result()
+    assert result.energy_audit is not None
+    audit = result.energy_audit.model_copy(update={"counter_j": 532.0, "integral_j": 538.3, "fused_j": fused_j})
+    assert said in read_page(experiment_page(result.model_copy(update={"energy_audit": audit}), Path("/no/files"))).text
+
+
+@pytest.mark.parametrize(("busy_pct", "waits"), [(24.0, True), (93.0, False), (None, False)])
+def test_a_gpu_that_waits_for_the_host_is_told(tmp_path: Path, busy_pct: float | None, waits: bool) -> None:
+    page = report(saved(tmp_path, device_utilisation_pct=busy_pct))
+    assert (f"Kernels ran in {busy_pct:g} % of the window" in page.text) if busy_pct else "Kernels ran" not in page.text
+    assert ("waited for the host" in page.text) is waits
 
 
 def test_the_smallest_result_has_a_report_that_says_what_is_missing(tmp_path: Path) -> None:

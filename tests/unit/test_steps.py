@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+
+import pytest
 
 from fakes import ConstantMeter, StepEngine, VirtualClock, requests
 from llenergymeasure.core.backends.protocol import GenerationOutput, GenerationRequest, RequestOutput, steps_of_batch
 from llenergymeasure.core.backends.steps import EngineStep, StepLog
+from llenergymeasure.core.energy.types import EnergyMeasurement, TrackingHandle
 from llenergymeasure.core.progress import ignore_events
 from llenergymeasure.core.window import measure_window
 
@@ -57,17 +61,29 @@ def test_the_window_keeps_the_steps_of_all_its_batches() -> None:
     assert measure_window(silent, requests(3), ConstantMeter(clock), clock, ignore_events).steps is None
 
 
-def test_joules_that_an_engine_counts_itself_add_up_unless_one_batch_has_none() -> None:
+@pytest.mark.parametrize(("joules", "told"), [(5.0, 5.0), (0.0, None), (None, None)])
+def test_a_meter_of_the_engines_own_is_open_around_the_window(joules: float | None, told: float | None) -> None:
+    order: list[str] = []
+
     class CountingEngine(StepEngine):
-        def generate(self, requests: Sequence[GenerationRequest]) -> GenerationOutput:
-            return replace(super().generate(requests), energy_j=2.5 if len(requests) == 2 else None)
+        @contextmanager
+        def counting_energy(self) -> Iterator[Callable[[], float | None]]:
+            order.append("opened")
+            yield lambda: joules
+            order.append("closed")
+
+    class NotingMeter(ConstantMeter):
+        def start_tracking(self) -> TrackingHandle:
+            order.append("start")
+            return super().start_tracking()
+
+        def stop_tracking(self, handle: TrackingHandle) -> EnergyMeasurement:
+            order.append("stop")
+            return super().stop_tracking(handle)
 
     clock = VirtualClock()
-    engine = CountingEngine(clock, batch_size=2)
-    counted, uncounted = (
-        measure_window(engine, requests(count), ConstantMeter(clock), clock, ignore_events) for count in (4, 3)
-    )
-    assert (counted.engine_j, uncounted.engine_j) == (5.0, None)
+    window = measure_window(CountingEngine(clock), requests(2), NotingMeter(clock), clock, ignore_events)
+    assert (window.engine_j, order) == (told, ["opened", "start", "stop", "closed"])
 
 
 def test_a_window_of_which_a_part_is_not_told_has_none() -> None:

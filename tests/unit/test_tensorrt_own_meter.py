@@ -39,7 +39,7 @@ class Monitor:
 
 @pytest.mark.parametrize(
     ("fails_at", "gpus", "joules"),
-    [("", 2, 2.0), ("", 0, None), *((at, 2, None) for at in ("made", "opened", "closed", "asked"))],
+    [("", 2, 2.0), ("", 0, 0.0), *((at, 2, None) for at in ("made", "opened", "closed", "asked"))],
 )
 def test_it_tells_joules_or_nothing(
     fails_at: str, gpus: int, joules: float | None, monkeypatch: pytest.MonkeyPatch

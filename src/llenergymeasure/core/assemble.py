@@ -14,7 +14,7 @@ from llenergymeasure.core.baseline import Baseline
 from llenergymeasure.core.energy.types import EnergyMeasurement
 from llenergymeasure.core.energy.uncertainty import IdleEnergy, stated_uncertainty
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId
-from llenergymeasure.core.metrics.device_memory import device_memory_mb
+from llenergymeasure.core.metrics.device_use import device_memory_mb, device_utilisation_pct
 from llenergymeasure.core.metrics.flops import estimate_flops
 from llenergymeasure.core.metrics.latency import phase_breakdown, request_timings
 from llenergymeasure.core.metrics.request_energy import share_energy
@@ -237,6 +237,7 @@ def _compute_metrics(seen: Observations, counted: MeasurementSlice, flops: Flops
         flops_per_token=flops.value / (tokens.input_tokens + tokens.output_tokens) if flops else None,
         peak_memory_mb=seen.memory.peak_mb,
         device_memory_mb=device_memory_mb(energy.telemetry, energy.start_s, energy.end_s),
+        device_utilisation_pct=device_utilisation_pct(energy.telemetry, counted.start_s, counted.end_s),
         model_memory_mb=seen.memory.model_mb,
         flops_method=flops.method if flops else None,
         flops_confidence=flops.confidence if flops else None,

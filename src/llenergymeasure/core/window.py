@@ -10,12 +10,14 @@ that is done early idles inside the window, and what it draws meanwhile is part 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig, MeasurementConfig
 from llenergymeasure.core.backends.protocol import (
+    CountsEnergy,
     GenerationOutput,
     GenerationRequest,
     InferenceBackend,
@@ -48,7 +50,7 @@ class Window:
     Args:
         compilations: Programs compiled and graphs recorded in it, as far as the engine tells.
         steps: The engine's steps in it; `None` where it does not tell.
-        engine_j: What a meter of the engine's own counted; `None`: it has none.
+        engine_j: What a meter of the engine's own counted from right before it to right after it; `None`: it has none.
     """
 
     outputs: tuple[RequestOutput, ...]
@@ -83,40 +85,44 @@ def measure_window(
     outputs: list[RequestOutput] = []
     steps: StepLog | None = StepLog()
     output_tokens = compilations = 0
-    engine_j: float | None = 0.0
 
     def add(produced: GenerationOutput) -> None:
-        nonlocal output_tokens, compilations, steps, engine_j
+        nonlocal output_tokens, compilations, steps
         planned = (len(outputs) // len(requests) + 1) * len(requests)
         outputs.extend(produced.requests)
         output_tokens += sum(request.output_tokens for request in produced.requests)
         compilations += produced.compilations
         steps = joined(steps, produced.steps)
-        engine_j = None if engine_j is None or produced.energy_j is None else engine_j + produced.energy_j
         observer(PromptsDone("measure", len(outputs), planned, output_tokens, clock.now() - handle.start_s))
 
     batched = BatchedEngine(engine, add)
     observer(StepStarted("measure", len(requests)))
     engine.reset_peak_memory()
-    if wait_for_others is not None:
-        wait_for_others(OPENING_LEAD_S)
-    engine.synchronize()
-    handle = meter.start_tracking()
-    started_at = clock.wall()
-    try:
-        while not outputs or clock.now() - handle.start_s < min_duration_s:
-            batched.run(requests)
-        engine.synchronize()
+    with _own_meter(engine) as own_j:  # around the window, not in it: a read of a board's counter takes up to 20 ms
         if wait_for_others is not None:
-            wait_for_others(0.0)
-    except BaseException:  # the meter's threads must end whatever happened, Ctrl-C included
-        meter.stop_tracking(handle).close()
-        raise
-    energy = meter.stop_tracking(handle)
+            wait_for_others(OPENING_LEAD_S)
+        engine.synchronize()
+        handle = meter.start_tracking()
+        started_at = clock.wall()
+        try:
+            while not outputs or clock.now() - handle.start_s < min_duration_s:
+                batched.run(requests)
+            engine.synchronize()
+            if wait_for_others is not None:
+                wait_for_others(0.0)
+        except BaseException:  # the meter's threads must end whatever happened, Ctrl-C included
+            meter.stop_tracking(handle).close()
+            raise
+        energy = meter.stop_tracking(handle)
     ended_at = clock.wall()
     took = f"[{clock_face(energy.duration_sec)}, {output_tokens / energy.duration_sec:.0f} tok/s]"
     observer(StepFinished("measure", f"{len(outputs)}/{len(outputs)} prompts  {took}"))
+    engine_j = own_j() or None  # 0 J: a counter that never moved
     return Window(tuple(outputs), energy, started_at, ended_at, compilations, steps or None, engine_j)
+
+
+def _own_meter(engine: InferenceBackend) -> AbstractContextManager[Callable[[], float | None]]:
+    return engine.counting_energy() if isinstance(engine, CountsEnergy) else nullcontext(lambda: None)
 
 
 class BatchedEngine:

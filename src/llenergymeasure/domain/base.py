@@ -9,6 +9,7 @@ these declarations, so that a new figure is its declaration and what measures it
 from __future__ import annotations
 
 import math
+import statistics
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,6 +205,7 @@ def of_known(rule: Callable[[list[Any]], T]) -> Callable[[Iterable[Any]], T | No
 total = of_all(math.fsum)
 count: Callable[[Iterable[int | None]], int | None] = of_all(sum)
 largest: Callable[[Iterable[float | None]], float | None] = of_known(max)
+mean: Callable[[Iterable[float | None]], float | None] = of_known(statistics.fmean)
 
 
 def first(values: Sequence[T]) -> T:

@@ -13,43 +13,30 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from llenergymeasure.constants import RESULT_SCHEMA_VERSION, SCHEMA_VERSION
+from llenergymeasure.domain import figures
 from llenergymeasure.domain.base import (
     Column,
-    Count,
     First,
-    JsonDict,
     Merge,
-    Methodology,
     Printed,
     Record,
     SchemaVersion,
-    Total,
     as_utc,
     count,
     empty,
-    first,
-    merge_records,
-    of_all,
+    mean,
     of_known,
     optional,
     total,
-    united,
 )
 from llenergymeasure.domain.earlier import as_now
 from llenergymeasure.domain.energy import (
     NVML_REPRODUCIBILITY_NOTE,
-    EnergyAudit,
-    EnergyBreakdown,
-    EnergyUncertainty,
     energies_of_devices,
-    merge_audits,
 )
 from llenergymeasure.domain.environment import AggregationMetadata as AggregationMetadata
 from llenergymeasure.domain.environment import (
-    DatasetInfo,
     EnvironmentSnapshot,
-    MeasurementBoundary,
-    merge_boundaries,
     merge_environments,
 )
 from llenergymeasure.domain.environment import Timestamps as Timestamps
@@ -59,89 +46,11 @@ from llenergymeasure.domain.metrics import (
     ComputeMetrics,
     EnergyMetrics,
     ExtendedEfficiencyMetrics,
-    FlopsResult,
     InferenceMetrics,
     MultiGPUMetrics,
-    PhaseBreakdown,
-    ThermalThrottleInfo,
-    WarmupResult,
-    merge_flops,
 )
 from llenergymeasure.domain.study import StudyResult as StudyResult  # names of this module, kept beside it
 from llenergymeasure.domain.study import StudySummary as StudySummary
-
-# Figures that both records have, each declared once (a common base would change the order in files). Window, breakdown,
-# uncertainty and phases take more than their own values to merge: see `results.aggregation`.
-
-_Backend = Annotated[First[str], Field(description="Inference engine."), Column(5)]
-_BackendVersion = Annotated[First[str | None], Field(description="Version of the inference engine."), Column(6)]
-_EffectiveConfig = Annotated[First[JsonDict], Field(description="Resolved config, engine defaults filled in.")]
-_Methodology = Annotated[
-    Methodology,
-    Field(
-        description="`total`: warm-up off; `steady_state`: warm-up excluded; `windowed`: part of the generation only."
-    ),
-    Merge(first),
-    Column(12, "", "What part of the run the window is"),
-]
-_SteadyStateWindow = Annotated[
-    tuple[float, float] | None, Field(description="Start and end of the window, in seconds since the experiment began.")
-]
-_Dataset = Annotated[First[DatasetInfo | None], Field(description="The prompts.")]
-_ModelRevision = Annotated[First[str | None], Field(description="Commit of the loaded weights.")]
-_TruncatedPrompts = Annotated[Count[int | None], Field(ge=0, description="Prompts cut to the input limit.")]
-_ExcludedSamples = Annotated[
-    Count[int | None], Field(ge=0, description="Warm-up prompts left out; null when methodology is `total`.")
-]
-_EnergyBreakdown = Annotated[EnergyBreakdown | None, Field(description="Raw and adjusted energy, with provenance.")]
-_EnergyAudit = Annotated[
-    EnergyAudit | None,
-    Field(description="Hardware counter against power integral."),
-    Merge(of_all(merge_audits), counted=True),
-]
-_EngineEnergy = Annotated[Total[float | None], Field(description="Joules by the engine's own meter; null: none.")]
-_Uncertainty = Annotated[
-    EnergyUncertainty | None,
-    Field(description="95 % half-widths of the energy."),
-    Column(
-        22,
-        "J/token",
-        "95 % half-width of energy_per_token_j, for publishing",
-        name="energy_per_token_absolute_95_j",
-        at="absolute_per_token_j",
-    ),
-    Column(
-        23,
-        "J/token",
-        "95 % half-width of energy_per_token_j, for runs on the same board",
-        name="energy_per_token_comparative_95_j",
-        at="comparative_per_token_j",
-    ),
-]
-_UncertaintyPerDevice = Annotated[
-    dict[str, EnergyUncertainty],
-    Field(description="The same for the energy of each device."),
-    Merge(united, counted=True),
-]
-_MeasurementBoundary = Annotated[
-    MeasurementBoundary | None, Field(description="What the energy includes."), Merge(of_known(merge_boundaries))
-]
-_BaselinePower = Annotated[
-    float | None,
-    Field(description="Idle power of the devices, in watts."),
-    Merge(total, counted=True),
-    Column(26, "W", "Idle power of the devices"),
-]
-_IdleResidentPower = Annotated[
-    float | None, Field(description="Idle power with the model in memory, in watts."), Merge(total, counted=True)
-]
-_Phases = Annotated[PhaseBreakdown | None, Field(description="Prefill and decode.")]
-_Flops = Annotated[FlopsResult | None, Field(description="How `total_flops` was counted."), Merge(of_all(merge_flops))]
-_KvCache = Annotated[Total[float | None], Field(description="Memory of the key-value cache, in MB (10^6 B).")]
-_Throttle = Annotated[
-    ThermalThrottleInfo | None, Field(description="Throttling in the window."), Merge(of_known(merge_records))
-]
-_Warmup = Annotated[WarmupResult | None, Field(description="How the warm-up went."), Merge(of_known(merge_records))]
 
 
 class RawProcessResult(Record):
@@ -159,37 +68,37 @@ class RawProcessResult(Record):
     compute_metrics: ComputeMetrics = Field(description="Arithmetic and memory of the window.")
 
     measurement_config_hash: str | None = optional("Hash of the measured configuration.")
-    backend: _Backend = "pytorch"
-    backend_version: _BackendVersion = None
-    effective_config: _EffectiveConfig = Field(default_factory=dict)
-    measurement_methodology: _Methodology = "total"
-    steady_state_window: _SteadyStateWindow = None
+    backend: figures.BackendFigure = "pytorch"
+    backend_version: figures.BackendVersionFigure = None
+    effective_config: figures.EffectiveConfigFigure = Field(default_factory=dict)
+    measurement_methodology: figures.MethodologyFigure = "total"
+    steady_state_window: figures.SteadyStateWindowFigure = None
     started_at: datetime | None = optional("When the experiment began (UTC), loading included.")
     ended_at: datetime | None = optional("When the experiment ended (UTC).")
     environment: EnvironmentSnapshot | None = optional("Machine and software.")
-    dataset: _Dataset = None
-    model_revision: _ModelRevision = None
-    truncated_prompts: _TruncatedPrompts = None
+    dataset: figures.DatasetFigure = None
+    model_revision: figures.ModelRevisionFigure = None
+    truncated_prompts: figures.TruncatedPromptsFigure = None
     requests: Requests = None
 
     energy_per_device_j: dict[str, float | None] = empty(
         dict, "Joules by device UUID (or `cpu`); null: that device could not be read."
     )
-    energy_breakdown: _EnergyBreakdown = None
-    energy_audit: _EnergyAudit = None
-    engine_energy_j: _EngineEnergy = None
-    uncertainty: _Uncertainty = None
-    uncertainty_per_device: _UncertaintyPerDevice = Field(default_factory=dict)
-    measurement_boundary: _MeasurementBoundary = None
+    energy_breakdown: figures.EnergyBreakdownFigure = None
+    energy_audit: figures.EnergyAuditFigure = None
+    engine_energy_j: figures.EngineEnergyFigure = None
+    uncertainty: figures.UncertaintyFigure = None
+    uncertainty_per_device: figures.UncertaintyPerDeviceFigure = Field(default_factory=dict)
+    measurement_boundary: figures.MeasurementBoundaryFigure = None
     reproducibility_notes: str | None = optional("Note of the meter that measured.")
-    baseline_power_w: _BaselinePower = None
-    idle_resident_power_w: _IdleResidentPower = None
-    phases: _Phases = None
-    flops: _Flops = None
-    kv_cache_mb: _KvCache = None
-    thermal_throttle: _Throttle = None
-    warmup_result: _Warmup = None
-    warmup_excluded_samples: _ExcludedSamples = None
+    baseline_power_w: figures.BaselinePowerFigure = None
+    idle_resident_power_w: figures.IdleResidentPowerFigure = None
+    phases: figures.PhasesFigure = None
+    flops: figures.FlopsFigure = None
+    kv_cache_mb: figures.KvCacheFigure = None
+    thermal_throttle: figures.ThrottleFigure = None
+    warmup_result: figures.WarmupFigure = None
+    warmup_excluded_samples: figures.ExcludedSamplesFigure = None
     timeseries_path: str | None = optional("Path of the 1 Hz time series.")
     warnings: list[str] = empty(list, "`code: explanation` of each doubt.")
 
@@ -204,10 +113,10 @@ class ExperimentResult(Printed):
     measurement_config_hash: Annotated[str, Column(2, "", "Identity of what was measured")] = Field(
         description="First 16 hex digits of SHA-256 over the configuration."
     )
-    backend: _Backend = "pytorch"
-    backend_version: _BackendVersion = None
-    measurement_methodology: _Methodology
-    steady_state_window: _SteadyStateWindow = None
+    backend: figures.BackendFigure = "pytorch"
+    backend_version: figures.BackendVersionFigure = None
+    measurement_methodology: figures.MethodologyFigure
+    steady_state_window: figures.SteadyStateWindowFigure = None
 
     total_tokens: Annotated[int, Column(19, "tokens", "Input and output tokens")] = Field(
         ge=0, description="Input plus output tokens."
@@ -238,7 +147,7 @@ class ExperimentResult(Printed):
         int | None, Merge(count, "inference_metrics.output_tokens"), Column(18, "tokens", "Output tokens")
     ] = optional("Output tokens up to and including each EOS.", ge=0)
 
-    baseline_power_w: _BaselinePower = None
+    baseline_power_w: figures.BaselinePowerFigure = None
     energy_adjusted_j: Annotated[
         float | None, Column(25, "J", "Raw energy minus idle power over the window; signed")
     ] = optional("Raw energy minus idle power x window length, in joules; signed.")
@@ -248,13 +157,13 @@ class ExperimentResult(Printed):
     energy_by_device_j: Annotated[
         dict[str, float | None] | None, Merge(energies_of_devices, "energy_per_device_j", counted=True)
     ] = optional("The same joules by device UUID (or `cpu`).")
-    energy_breakdown: _EnergyBreakdown = None
+    energy_breakdown: figures.EnergyBreakdownFigure = None
     multi_gpu: MultiGPUMetrics | None = optional("Energy per GPU where several were used.")
     environment_snapshot: Annotated[EnvironmentSnapshot | None, Merge(of_known(merge_environments), "environment")] = (
         optional("Machine and software.")
     )
     measurement_warnings: list[str] = empty(list, "`code: explanation` of each doubt about these figures.")
-    warmup_excluded_samples: _ExcludedSamples = None
+    warmup_excluded_samples: figures.ExcludedSamplesFigure = None
     reproducibility_notes: str = Field(
         default=NVML_REPRODUCIBILITY_NOTE, description="What to expect of a second measurement with this meter."
     )
@@ -265,13 +174,13 @@ class ExperimentResult(Printed):
     end_time: Annotated[datetime, Column(14, "UTC", "End of the experiment")] = Field(
         description="When the experiment ended (UTC)."
     )
-    effective_config: _EffectiveConfig = Field(default_factory=dict)
+    effective_config: figures.EffectiveConfigFigure = Field(default_factory=dict)
     process_results: list[RawProcessResult] = empty(
         list, "One record per process, without per-request data and without what the result itself holds."
     )
     aggregation: AggregationMetadata | None = optional("How processes were put together.")
-    thermal_throttle: _Throttle = None
-    warmup_result: _Warmup = None
+    thermal_throttle: figures.ThrottleFigure = None
+    warmup_result: figures.WarmupFigure = None
     latency_stats: Annotated[LatencyStatistics | None, Merge(of_known(pool_latencies), "requests")] = optional(
         "Latencies over all requests."
     )
@@ -280,7 +189,7 @@ class ExperimentResult(Printed):
     extended_metrics: ExtendedEfficiencyMetrics | None = optional("Further derived figures.")
 
     model_name: First[str | None] = optional("Model as configured.")
-    model_revision: _ModelRevision = None
+    model_revision: figures.ModelRevisionFigure = None
     config_name: Annotated[First[str | None], Column(63)] = optional("Short name of the configuration, for people.")
     cycle: Annotated[int | None, Column(3)] = optional("Which repetition in a study, from 1.", ge=1)
     runner: Annotated[str | None, Column(59, "", "Where it ran")] = optional(
@@ -288,19 +197,19 @@ class ExperimentResult(Printed):
     )
     image_digest: str | None = optional("Digest of the container image.")
     node: Annotated[str | None, Column(60)] = optional("Cluster node that measured.")
-    dataset: _Dataset = None
+    dataset: figures.DatasetFigure = None
     num_requests: Annotated[int | None, Merge(count, "inference_metrics.num_requests"), Column(11, "requests")] = (
         optional("Requests answered in the window.", ge=0)
     )
-    truncated_prompts: _TruncatedPrompts = None
-    measurement_boundary: _MeasurementBoundary = None
-    uncertainty: _Uncertainty = None
-    uncertainty_per_device: _UncertaintyPerDevice = Field(default_factory=dict)
-    energy_audit: _EnergyAudit = None
-    engine_energy_j: _EngineEnergy = None
-    idle_resident_power_w: _IdleResidentPower = None
-    phases: _Phases = None
-    flops: _Flops = None
+    truncated_prompts: figures.TruncatedPromptsFigure = None
+    measurement_boundary: figures.MeasurementBoundaryFigure = None
+    uncertainty: figures.UncertaintyFigure = None
+    uncertainty_per_device: figures.UncertaintyPerDeviceFigure = Field(default_factory=dict)
+    energy_audit: figures.EnergyAuditFigure = None
+    engine_energy_j: figures.EngineEnergyFigure = None
+    idle_resident_power_w: figures.IdleResidentPowerFigure = None
+    phases: figures.PhasesFigure = None
+    flops: figures.FlopsFigure = None
     peak_memory_mb: Annotated[
         float | None,
         Merge(total, "compute_metrics.peak_memory_mb"),
@@ -311,10 +220,15 @@ class ExperimentResult(Printed):
     device_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.device_memory_mb")] = optional(
         "Most memory in use on the devices in the window, whoever uses it, as the driver tells, in MB (10^6 B)."
     )
+    device_utilisation_pct: Annotated[
+        float | None,
+        Merge(mean, "compute_metrics.device_utilisation_pct"),
+        Column(69, "%", "Share of the window in which a kernel ran"),
+    ] = optional("Share of the window in which a kernel ran on the devices, as the driver tells, in per cent.")
     model_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.model_memory_mb")] = optional(
         "Memory of the loaded weights, in MB (10^6 B)."
     )
-    kv_cache_mb: _KvCache = None
+    kv_cache_mb: figures.KvCacheFigure = None
     co2_g: Annotated[float | None, Column(53, "g", "Emissions, from the user's own factors")] = optional(
         "Emissions in g CO2e, from the user's own factors."
     )

@@ -63,6 +63,7 @@ class ComputeMetrics(Record):
     flops_per_token: float | None = optional("Operations per token, input and output alike.")
     peak_memory_mb: float | None = optional("Peak of the engine's own allocations in the window, in MB (10^6 B).")
     device_memory_mb: float | None = optional("Most memory in use on the devices, as the driver tells, in MB (10^6 B).")
+    device_utilisation_pct: float | None = optional("Share of the window in which the devices had work, in per cent.")
     model_memory_mb: float | None = optional("Memory of the loaded weights, in MB (10^6 B).")
     flops_method: str | None = optional("How operations were counted, e.g. `palm_formula`.")
     flops_confidence: Confidence | None = optional("How far the count can be trusted.")

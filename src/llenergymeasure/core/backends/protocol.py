@@ -1,6 +1,7 @@
 """What an inference engine has to do to be measured: load, generate, synchronise, unload, and tell the truth.
 
-The harness owns the lifecycle and calls these in this order; an engine never measures anything about energy itself.
+The harness owns the lifecycle and calls these in this order; an engine never measures anything about energy itself,
+though what a meter that comes with it says can be told.
 
     preflight → plan_devices → tokenizer → load → describe → generate (warm-up) … → reset_peak_memory
               → [synchronize, generate …, synchronize] → memory → unload
@@ -9,7 +10,8 @@ The harness owns the lifecycle and calls these in this order; an engine never me
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
@@ -80,13 +82,11 @@ class GenerationOutput:
         compilations: Programs that were compiled and graphs that were recorded during the call; 0 also where the engine
             does not tell.
         steps: The engine's steps during the call; `None` where it does not tell.
-        energy_j: What a meter of the engine's own counted during the call; `None`: it has none.
     """
 
     requests: tuple[RequestOutput, ...]
     compilations: int = 0
     steps: StepLog | None = None
-    energy_j: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +235,14 @@ class InferenceBackend(ModelLoader, Protocol):
 
     def unload(self) -> None:
         """Free the model and its device memory; safe to call twice."""
+
+
+@runtime_checkable
+class CountsEnergy(Protocol):
+    """A backend whose engine has a meter of its own: what that says is told beside this package's joules."""
+
+    def counting_energy(self) -> AbstractContextManager[Callable[[], float | None]]:
+        """Counts while it is open; gives what tells the joules after that (`None`: the meter failed)."""
 
 
 def split_into_batches(

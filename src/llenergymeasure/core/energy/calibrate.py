@@ -262,8 +262,8 @@ def readings_by_update(reads: Sequence[Read], period_s: float, phase_s: float) -
 def readings_by_change(reads: Sequence[Read], period_s: float) -> list[Read]:
     """For each update its time and the value that it published, where updates come late.
 
-    Reading the counter delays them: on an H100 with driver 580 they came 85 to 136 ms apart instead of 100. An update is
-    where the reading changes; those that published the same value again are put in at the usual distance.
+    Reading the counter delays them: on an H100 with driver 580 they came 85 to 136 ms apart instead of 100. An update
+    is where the reading changes; those that published the same value again are put in at the usual distance.
     """
     published = [reads[0]]
     for before, after in pairwise(reads):

@@ -42,6 +42,10 @@ from llenergymeasure.results.summary import METHODS, SCOPE_NAMES, energy_per_tok
 _MAX_ROWS: Final = 60
 """Rows of a table beside a chart of power over time; the files beside the result hold the rest."""
 
+_WAITING_PCT: Final = 50.0
+"""A GPU that has work in less of the window waits for the host: on an H100 that had in 18 to 27 % of it, joules per
+token varied by 30 % with the host's speed (docs/validation/nvidia-h100-80gb-hbm3)."""
+
 _LATENCIES: Final = {
     "ttft": "Time to first token",
     "itl": "Between two tokens",
@@ -154,9 +158,17 @@ def _split(result: ExperimentResult) -> Markup:
         return paragraph("Energy was not measured." if raw_j is None else "The meter saw no energy in the window.")
     scope = result.energy_breakdown.scope if result.energy_breakdown is not None else None
     metered = "" if scope is None else f" Metered: {SCOPE_NAMES[scope]}."
-    parts = [paragraph(f"{joules(raw_j)} within the window.{metered}")]
+    parts = [paragraph(f"{joules(raw_j)} within the window.{metered}{_busy(result)}")]
     parts += [_above_idle(result, raw_j), _phases(result, raw_j), _devices(result)]
     return together(*parts)
+
+
+def _busy(result: ExperimentResult) -> str:
+    busy_pct = result.device_utilisation_pct
+    if busy_pct is None:
+        return ""
+    waits = "; the GPU waited for the host, whose speed these joules depend on" if busy_pct < _WAITING_PCT else ""
+    return f" Kernels ran in {busy_pct:.0f} % of the window{waits}."
 
 
 def _above_idle(result: ExperimentResult, raw_j: float) -> Markup:
@@ -244,15 +256,22 @@ def _shares(budget: Sequence[BudgetComponent]) -> list[float]:
 
 def _audit(result: ExperimentResult) -> Markup:
     audit, engine_j = result.energy_audit, result.engine_energy_j
-    own = "" if engine_j is None else f" A meter of the engine's own says {joules(engine_j)} for the whole window."
+    own = ""
+    if engine_j is not None:
+        own = f" A meter of the engine's own says {joules(engine_j)}, with what opening and closing the first takes."
     if audit is None:
         return paragraph(own) if own else Markup()
     allowed = abs(audit.disagreement_pct) <= audit.bound_pct
     verdict = "which" if allowed else "more than"
     each = ", though not of each board" if allowed and not audit.agrees else ""
+    counter = f"the hardware counter says {joules(audit.counter_j)}"
+    if audit.fused_j is not None:
+        counter = (
+            f"the hardware counter, completed by power samples at the window's edges, says {joules(audit.fused_j)}"
+        )
     return paragraph(
-        f"A second method checks the first: the hardware counter says {joules(audit.counter_j)}, the integral of power "
-        f"samples {joules(audit.integral_j)}. They differ by {signed(audit.disagreement_pct, 2)} %, {verdict} "
+        f"A second method checks the first: {counter}, the integral of power samples alone "
+        f"{joules(audit.integral_j)}. They differ by {signed(audit.disagreement_pct, 2)} %, {verdict} "
         f"their uncertainties allow ({audit.bound_pct:.2g} %){each}.{own}"
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,7 +47,7 @@ from llenergymeasure.core.backends.tensorrt.engine import (
 from llenergymeasure.core.backends.tensorrt.engine_cache import cache_root, cached_engine, files_identity
 from llenergymeasure.core.backends.tensorrt.liveness import Sentinel, WorkerEndedError, Workers
 from llenergymeasure.core.backends.tensorrt.memory import kv_cache_mb
-from llenergymeasure.core.backends.tensorrt.own_meter import OwnMeter
+from llenergymeasure.core.backends.tensorrt.own_meter import OwnMeter, Reading
 from llenergymeasure.core.backends.tensorrt.preflight import check_settings, planned_devices, preflight_problems
 from llenergymeasure.core.backends.tensorrt.sampling import sampling_parameters
 from llenergymeasure.core.gpu.driver import DeviceId, GpuDriverError, all_boards
@@ -145,12 +146,14 @@ class TensorRTBackend(OwnLLM[_Session]):
         ]
         with engine_output_logged(*LOGGERS):
             try:
-                with session.own_meter.counting() as own_j:
-                    answers = ask(session.llm, prompts, session.salt(), self._clock, session.workers)
+                answers = ask(session.llm, prompts, session.salt(), self._clock, session.workers)
             except Exception as error:  # whatever its workers die of
                 raise BackendError(_explain_generating(error, self._place, requests)) from error
-        output = generation_output(requests, answers, session.ends, self._clock, cuts_prompts(session.llm.args))
-        return replace(output, energy_j=own_j())
+        return generation_output(requests, answers, session.ends, self._clock, cuts_prompts(session.llm.args))
+
+    def counting_energy(self) -> AbstractContextManager[Reading]:
+        """By the meter that TensorRT-LLM brings."""
+        return self._loaded().own_meter.counting()
 
     def synchronize(self) -> None:
         """Nothing to wait for: the last token is told when its step is over, and the workers cannot be asked more."""

@@ -37,10 +37,16 @@ class OwnMeter:
         """While this is open, it counts."""
         kind, opened = self._kind, ExitStack()
         monitor = None if kind is None else _attempted(lambda: opened.enter_context(kind(self._gpus)))
+        counted_j: float | None = None
         try:
-            yield lambda: _attempted(lambda: getattr(monitor, "total_energy", None)) or None  # 0 J: it did not move
+            yield lambda: counted_j
         finally:
-            _attempted(opened.close)
+            counted_j = _attempted(lambda: _closed(opened, monitor))
+
+
+def _closed(opened: ExitStack, monitor: Any) -> float | None:
+    opened.close()
+    return getattr(monitor, "total_energy", None)
 
 
 def _kind() -> Any:

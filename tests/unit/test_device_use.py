@@ -4,7 +4,7 @@ import pytest
 
 from energy_fakes import listed
 from llenergymeasure.core.energy.telemetry import TelemetrySample
-from llenergymeasure.core.metrics.device_memory import device_memory_mb
+from llenergymeasure.core.metrics.device_use import device_memory_mb, device_utilisation_pct
 
 
 def samples(*used_mb: float | None) -> list[TelemetrySample]:
@@ -21,3 +21,12 @@ def test_a_device_that_does_not_tell_makes_the_sum_unknown() -> None:
     telemetry = listed({"GPU-0": samples(100.0, 100.0), "GPU-1": samples(None, None)})
     assert device_memory_mb(telemetry, 0.0, 1.0) is None
     assert device_memory_mb(None, 0.0, 1.0) is None
+
+
+def test_utilisation_is_the_mean_of_the_windows_readings_and_of_the_devices() -> None:
+    def busy(*pct: float | None) -> list[TelemetrySample]:
+        return [TelemetrySample(float(i), 300.0, sm_utilisation_pct=share) for i, share in enumerate(pct)]
+
+    telemetry = listed({"GPU-0": busy(0.0, 20.0, None, 40.0), "GPU-1": busy(0.0, 100.0, 100.0, 100.0)})
+    assert device_utilisation_pct(telemetry, 1.0, 3.0) == pytest.approx(65.0)
+    assert device_utilisation_pct(listed({"GPU-0": busy(None, None)}), 0.0, 1.0) is None
