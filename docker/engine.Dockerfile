@@ -2,6 +2,8 @@
 ARG BASE
 FROM ${BASE}
 
+# A base keeps its engine in the system's Python. Pip may go on there, held to what is installed and to no list of the base.
+ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_CONSTRAINT=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 COPY requirements/run.txt docker/held.py /build/

@@ -4,6 +4,10 @@ FROM ${BASE}
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
+# torch.compile builds what it generates: C++ for the processor, launchers of kernels for a GPU.
+RUN command -v g++ \
+    || (apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*)
+
 COPY requirements/torch.txt requirements/run.txt /build/requirements/
 ARG TORCH_INDEX=
 RUN python3 -m pip install ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} -r /build/requirements/torch.txt \

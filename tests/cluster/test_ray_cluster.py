@@ -67,7 +67,7 @@ def test_twelve_runs_use_every_node_and_equal_those_of_one_machine(
 ) -> None:
     file = study.write([1, 2, 3, 4, 5, 6], cycles=2, gap_s=0.5)
     preview, _ = finished(cluster, "run", str(file), "--dry-run", "--cluster", cluster.address, cwd=tmp_path)
-    assert "Cluster        3 nodes that take experiments: 3 × 1 × GPU of unknown name" in preview
+    assert "Cluster        experiments on 3 nodes: 3 × 1 × GPU of unknown name" in preview
     out, err = finished(cluster, "run", str(file), "--cluster", cluster.address, cwd=tmp_path)
     spread = load_study(study.study_dir).results()
     assert "12 completed, 0 failed" in out

@@ -1,6 +1,6 @@
 """All kill points, all failing file operations and many random kills: `python -m tests.faults [RANDOM_KILLS]`.
 
-From the repository's root, with `PYTHONPATH=src:tests:.`; takes about a second per point.
+From the repository's root, with `PYTHONPATH=tests` and what the tests need; takes about a second per point.
 """
 
 from __future__ import annotations

@@ -184,7 +184,8 @@ def test_resuming_with_the_file_takes_what_it_leaves_open_from_before(llem: Comm
     stage.directory.mkdir()
     stage.runner(study_of("a", cycles=2, cycle_order="sequential")).run()
     study = llem.file("s.yaml", "experiments: [{model: a}]\nexecution: {n_cycles: 4}\n")
-    assert "4 cycles, sequential: 4 runs" in llem("run", study, "--resume", str(stage.directory), "--dry-run").out
+    shown = llem("run", study, "--resume", str(stage.directory), "--dry-run").out
+    assert "1 configuration × 4 cycles, sequential: 4 runs" in shown
 
 
 @pytest.fixture

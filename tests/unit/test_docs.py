@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import runpy
 import subprocess
@@ -22,6 +24,10 @@ from llenergymeasure.domain.warnings import WarningCode
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+LINKING = [
+    *PAGES,
+    *(page for part in (".", "examples", "examples/third-party", "benchmarks") for page in (ROOT / part).glob("*.md")),
+]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -57,7 +63,7 @@ def test_generated_parts_are_what_the_code_says(
     assert ended.value.code == 0, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for link in LINK.findall(page.read_text()):
         target, _, anchor = link.partition("#")
@@ -101,8 +107,12 @@ def test_examples_are_valid(page: str, block: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "block"), code_blocks("python"))
-def test_python_examples_are_python(page: str, block: str) -> None:
-    compile(block, page, "exec")
+def test_python_examples_are_python_and_import_what_exists(page: str, block: str) -> None:
+    imports = [node for node in ast.walk(ast.parse(block, page)) if isinstance(node, ast.ImportFrom)]
+    for node in imports:
+        if node.module is not None and node.module.startswith("llenergymeasure"):
+            module = importlib.import_module(node.module)
+            assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
 def test_every_warning_has_a_cause_and_a_remedy() -> None:

@@ -224,3 +224,12 @@ def test_devices_are_the_first_that_cuda_shows_and_there_must_be_enough(model: P
         planned_devices(two, Platform(""), "0.32.0")
     with pytest.raises(BackendError, match=r"vLLM runs on xpu here"):
         planned_devices(two, Platform("xpu"), "0.32.0")
+
+
+def test_flags_of_its_server_are_told_as_the_settings_that_stand_for_them() -> None:
+    from llenergymeasure.core.backends.vllm.engine import in_our_words
+
+    told = "decrease `--gpu-memory-utilization` (e.g. `--gpu-memory-utilization 0.5`), or see --trust-remote-code"
+    assert in_our_words(told) == (
+        "decrease `vllm.gpu_memory_utilization` (e.g. `vllm.gpu_memory_utilization 0.5`), or see --trust-remote-code"
+    )

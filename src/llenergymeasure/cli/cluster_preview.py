@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from llenergymeasure.config.models import StudyConfig
 from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.domain.readable import counted
 from llenergymeasure.results.summary import duration
 from llenergymeasure.runners.cluster import Node
 from llenergymeasure.study.gaps import gaps_of
@@ -20,7 +21,7 @@ def cluster_lines(
     """The nodes, alike ones together, and the shortest time that the runs can take on them."""
     kinds = Counter(node.describe().partition(": ")[2] for node in nodes)
     told = "; ".join(f"{count} × {kind}" for kind, count in kinds.items())
-    yield f"Cluster        {len(nodes)} node{'' if len(nodes) == 1 else 's'} that take experiments: {told or 'none'}"
+    yield f"Cluster        experiments on {counted(len(nodes), 'node')}: {told or 'none'}"
     if nodes and left:
         yield f"               at least {duration(shortest_s(study, left, machine, nodes))} of gaps and waits there"
 

@@ -25,6 +25,7 @@ from llenergymeasure.core.model.memory import OVERHEAD, VramEstimate, estimate_v
 from llenergymeasure.core.model.source import fetch_model_config
 from llenergymeasure.datasets.loader import load_raw_prompts
 from llenergymeasure.datasets.sources import HUB_PREFIX, parse_hub_spec
+from llenergymeasure.domain.readable import counted
 from llenergymeasure.exceptions import BackendError, ConfigError, EnergyError
 from llenergymeasure.results.summary import duration
 from llenergymeasure.runners.cluster import Node
@@ -165,8 +166,8 @@ def render_study_preview(
     execution = study.execution
     lines = [
         f"Dry run: study {study.name or '(no name)'}, design {study.study_design_hash}",
-        f"  {len(study.experiments)} configurations × {execution.n_cycles} cycles, {execution.cycle_order}: "
-        f"{len(runs)} runs",
+        f"  {counted(len(study.experiments), 'configuration')} × {counted(execution.n_cycles, 'cycle')}, "
+        f"{execution.cycle_order}: {counted(len(runs), 'run')}",
         *(
             []
             if begun is None

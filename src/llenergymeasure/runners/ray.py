@@ -35,6 +35,11 @@ ANY_CLUSTER: Final = "auto"
 KNOCK_S: Final = 10.0
 """How long a cluster's first machine may take to answer at all, in seconds."""
 
+AMD_LIBRARY: Final = "libamd_smi"
+"""Ray 2.60 looks for AMD GPUs and bears no `amdsmi` (Zeus brings it along) whose library is missing."""
+
+WITHOUT_AMD: Final = "On a machine without AMD GPUs: pip uninstall amdsmi"
+
 _log = logging.getLogger(__name__)
 
 
@@ -112,11 +117,10 @@ def _import_ray(address: str) -> ModuleType:
             [f'--cluster {address}: needs Ray ({error}). Install it: pip install "llenergymeasure[ray]"']
         ) from error
     except Exception as error:  # one of the packages that it looks for is broken: anything can come of that
+        cause = f"{type(error).__name__}: {error}"
+        fix = WITHOUT_AMD if AMD_LIBRARY in cause else "Python shows where with: python -c 'import ray'"
         raise PreFlightError(
-            [
-                f"--cluster {address}: Ray is installed and cannot be imported: {type(error).__name__}: {error}. "
-                "Python shows where with: python -c 'import ray'"
-            ]
+            [f"--cluster {address}: Ray is installed and cannot be imported: {cause}. {fix}"]
         ) from error
     return ray  # type: ignore[no-any-return]
 

@@ -18,6 +18,7 @@ from llenergymeasure.core.progress import (
     StepStarted,
     Waiting,
 )
+from llenergymeasure.domain.readable import counted
 from llenergymeasure.results.summary import duration, joules, one_line, quantity
 from llenergymeasure.security import for_display
 from llenergymeasure.study.plan import (
@@ -285,9 +286,7 @@ class StudyProgress:
         skipped = f"; skipped points of the grid, because not valid: {event.skipped}" if event.skipped else ""
         self._shared = event.shared
         of = f" of {event.shared}" if event.shared else ""
-        self._write(
-            f"Study: {event.total} run{'s' if event.total != 1 else ''}{of}{kept}{skipped}\n  in {event.directory}"
-        )
+        self._write(f"Study: {counted(event.total, 'run')}{of}{kept}{skipped}\n  in {event.directory}")
         if not self._live:
             return
         from tqdm import tqdm

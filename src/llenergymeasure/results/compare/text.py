@@ -29,7 +29,7 @@ from llenergymeasure.domain.comparison import (
     PairComparison,
     SettingDifference,
 )
-from llenergymeasure.domain.readable import in_units, probability, quantity, signed
+from llenergymeasure.domain.readable import counted, in_units, probability, quantity, signed
 from llenergymeasure.results.compare.welch import POWER
 from llenergymeasure.results.summary import aligned, minute
 
@@ -180,12 +180,8 @@ def _sides(comparison: Comparison) -> list[str]:
 
 def described(side: ComparedSide) -> str:
     """How much there is of a side, and from when."""
-    counts = f"{_count(side.runs, 'run')}, {_count(side.configurations, 'configuration')}"
+    counts = f"{counted(side.runs, 'run')}, {counted(side.configurations, 'configuration')}"
     return f"{counts}, {minute(side.first_start)} to {minute(side.last_end)}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _difference(difference: Difference) -> str:

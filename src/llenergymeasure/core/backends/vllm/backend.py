@@ -39,6 +39,7 @@ from llenergymeasure.core.backends.shared import (
 from llenergymeasure.core.backends.vllm.adapters import check_adapter, lora_request
 from llenergymeasure.core.backends.vllm.engine import (
     engine_arguments,
+    in_our_words,
     read_back,
     section_of,
     told_by_vllm,
@@ -326,7 +327,7 @@ def _forget_process_groups() -> None:
 
 
 def _explain_loading(error: Exception, place: EnginePlace, config: ExperimentConfig) -> str:
-    told = place.cause() or told_by_vllm(error)
+    told = in_our_words(place.cause() or "") or told_by_vllm(error)
     if "lora" in told.lower() and config.lora is not None:
         return f"lora: {config.lora.adapter_id or config.lora.adapter_path} cannot be loaded by vLLM: {told}"
     sent = f" (passthrough_kwargs sent along: {', '.join(sorted(config.passthrough_kwargs or {}))})"

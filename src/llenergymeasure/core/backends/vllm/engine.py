@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -108,8 +109,18 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 def told_by_vllm(error: Exception) -> str:
     """What an error of vLLM's says, without the pages around it."""
     if isinstance(error, ValidationError):
-        return "; ".join(str(each["msg"]).removeprefix("Value error, ") for each in error.errors())
-    return first_line(error)
+        return in_our_words("; ".join(str(each["msg"]).removeprefix("Value error, ") for each in error.errors()))
+    return in_our_words(first_line(error))
+
+
+def in_our_words(text: str) -> str:
+    """A text of vLLM's, with the settings that stand here for the flags of its server."""
+
+    def setting(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return f"vllm.{name}" if name in VLLMConfig.model_fields else found[0]
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", setting, text)
 
 
 READ_BACK: Final[Mapping[str, Callable[[VllmConfig], Any]]] = {
