@@ -65,7 +65,7 @@ def is_gone(pid: int) -> bool:
     return state == "Z"  # ended, and waiting for an init that nobody runs here
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
     deadline_s = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline_s:

@@ -196,10 +196,11 @@ def die_with_forked_worker(directory: Path, link: ParentLink) -> NoReturn:
 
 
 def meet_and_tell_time(directory: Path, link: ParentLink) -> str:
-    """Sleeps for as many seconds as asked, meets the others, tells when it went on."""
+    """Sleeps for as many seconds as asked, meets the others, tells when it had come and when it went on."""
     time.sleep(argument_of(directory))
+    came_s = time.monotonic()
     link.wait_for_others()
-    return json.dumps(time.monotonic())
+    return json.dumps([came_s, time.monotonic()])
 
 
 def meet_or_die(directory: Path, link: ParentLink) -> str:

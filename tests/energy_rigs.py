@@ -38,6 +38,9 @@ class RigWindow:
     """Times in seconds and power in watts, by device."""
 
     true_j: float
+    least_j: float
+    most_j: float
+    """What it may be instead, for a counter that moves in steps."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,6 @@ class RigRun:
     threads_left: int
     device: str
     windows: tuple[RigWindow, ...]
-    edge_j: float
-    """What one unread counter update at each edge of a window can be worth, in joules."""
 
 
 def run_on_gpus(
@@ -82,25 +83,40 @@ def run_on_gpus(
     if done.returncode != 0:
         raise RuntimeError(f"{backend} failed:\n{done.stdout}\n{done.stderr}")
     seen = pickle.loads(out.read_bytes())
-    windows = tuple(
-        RigWindow(*window, true_j=used.energy_between_j(window[3].start_s, window[3].end_s))
-        for window in seen["windows"]
-    )
-    run = RigRun(seen["name"], seen["available"], seen["threads_left"], used.uuid, windows, edge_j=2 * 0.1 * 400.0)
-    return run, nvml
+    edge_j = 2 * 0.1 * 400.0  # what one unread update at each edge can be worth
+    windows = []
+    for window in seen["windows"]:
+        true_j = used.energy_between_j(window[3].start_s, window[3].end_s)
+        windows.append(RigWindow(*window, true_j, least_j=true_j - edge_j, most_j=true_j + edge_j))
+    return RigRun(seen["name"], seen["available"], seen["threads_left"], used.uuid, tuple(windows)), nvml
 
 
 def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
-    """Measure a made-up processor that draws 80 W and whose counter wraps every second and a quarter."""
+    """Measure a made-up processor that draws 80 W and whose counter wraps every second and a quarter.
+
+    The truth is what the counter has shown: on a busy machine its player may be late, and catches up. It is read some
+    time before the window opens and after it closes.
+    """
     tree = PowercapTree(directory / "sys/class/powercap")
     package = tree.zone("intel-rapl:0", "package-0", range_j=100.0)
     (package / "constraint_0_power_limit_uw").write_text("100000000\n")  # a counter this small could wrap unseen else
     tree.zone("intel-rapl:1", "psys", joules=5.0)
     power_w, stop, began_s = 80.0, threading.Event(), time.monotonic()
+    shown = [(began_s, began_s, 0.0)]
 
     def play() -> None:
         while not stop.wait(0.002):
-            tree.set(package, (power_w * (time.monotonic() - began_s)) % 100.0)
+            joules = power_w * ((now_s := time.monotonic()) - began_s)
+            tree.set(package, joules % 100.0)
+            shown.append((now_s, time.monotonic(), joules))
+
+    def shown_j(at_s: float) -> float:
+        """What it showed at a time for certain."""
+        return max(joules for _, set_s, joules in shown if set_s <= at_s)
+
+    def showable_j(at_s: float) -> float:
+        """The most that it may have shown by then."""
+        return max(joules for asked_s, _, joules in shown if asked_s <= at_s)
 
     player = threading.Thread(target=play)
     player.start()
@@ -115,10 +131,12 @@ def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
             stop_asked_s = clock.now()
             energy = meter.stop_tracking(handle)
             samples = {} if energy.telemetry is None else {CPU_DEVICE: energy.telemetry.power(CPU_DEVICE)}
-            true_j = power_w * (energy.end_s - energy.start_s)
-            windows.append(RigWindow(asked_s, stop_asked_s, clock.now(), energy, samples, true_j))
+            returned_s, true_j = clock.now(), shown_j(energy.end_s) - shown_j(energy.start_s)
+            least_j = shown_j(energy.end_s) - showable_j(energy.start_s)
+            most_j = showable_j(returned_s) - shown_j(asked_s)
+            windows.append(RigWindow(asked_s, stop_asked_s, returned_s, energy, samples, true_j, least_j, most_j))
         left = threading.active_count() - threads_before
-        return RigRun(meter.name, meter.is_available(), left, CPU_DEVICE, tuple(windows), edge_j=2 * 0.01 * power_w)
+        return RigRun(meter.name, meter.is_available(), left, CPU_DEVICE, tuple(windows))
     finally:
         stop.set()
         player.join()

@@ -97,7 +97,7 @@ def test_a_node_that_is_killed_costs_one_run_which_succeeds_elsewhere(
     process = cluster.llem("run", str(file), "--cluster", cluster.address, "--cycles", "1", cwd=tmp_path)
     wait_for(lambda: len({mark.node for mark in study.marks()}) == 3, "a run on every node")
     (victim,) = [mark for mark in study.marks() if mark.node == "n2"]
-    time.sleep(NEWS_S + 1.0)  # until what it has printed is known
+    time.sleep(2 * NEWS_S)  # until what it has printed is known
     cluster.kill("n2")
     wait_for(lambda: not is_running(victim.pid), "the end of the job on the node that was lost")
     study.hold.unlink()

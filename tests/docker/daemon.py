@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llenergymeasure.runners.docker import NAME_LABEL
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ SITE = Path("opt/site")
 NOT_NEEDED = re.compile(r"(^|/)(tests?|include|cmake)/|\.(a|pyi|h)$")
 """Files of packages that no run needs."""
 
+BEING_WRITTEN = re.compile(r"\.pyc\.\d+$")
+"""What another process that imports them is about to give its real name."""
+
 SKIPPED_STDLIB = {"site-packages", "dist-packages", "test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3"}
 """Likewise of the standard library."""
 
@@ -73,7 +76,7 @@ def _fill(archive: tarfile.TarFile, members: Members) -> None:
     added: set[Path] = set()
     binaries = [Path(sys.executable).resolve()]
     for source, target in members:
-        if target not in added:
+        if target not in added and not BEING_WRITTEN.search(source.name):
             added.add(target)
             archive.add(source, str(target), recursive=False, filter=_owned_by_root)
             if ".so" in source.name:

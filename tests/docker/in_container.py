@@ -23,8 +23,10 @@ def no_result(directory: Path, link: ParentLink) -> str:
 
 
 def eat_memory(directory: Path, link: ParentLink) -> str:
-    """Takes memory bit by bit until there is none."""
+    """Takes memory bit by bit until there is none, once it has a limit."""
     link.observe(StepStarted("measure"))
+    while not (directory / "limited").exists():
+        time.sleep(0.02)
     eaten = []
     while True:
         eaten.append(b"x" * 10_000_000)

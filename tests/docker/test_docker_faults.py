@@ -106,10 +106,13 @@ def test_a_container_that_is_killed_is_a_failed_experiment(plain_image: str, dae
 
 
 def test_a_container_out_of_memory_is_a_failed_experiment(plain_image: str, daemon: Daemon, tmp_path: Path) -> None:
-    limit = ("update", "--memory", "300m", "--memory-swap", "300m")
-    observer = when_measuring(lambda: daemon(*limit, *daemon.containers()))
+    def limit() -> None:
+        daemon("update", "--memory", "300m", "--memory-swap", "300m", *daemon.containers())
+        (tmp_path / "job" / "limited").touch()
+
+    given = job(plain_image, tmp_path / "job")
     with pytest.raises(ChildFailedError, match=r"killed by signal 9 \(SIGKILL\): out of memory\?"):
-        launcher("in_container:eat_memory").run(job(plain_image, tmp_path / "job"), observer, Interrupt())
+        launcher("in_container:eat_memory").run(given, when_measuring(limit), Interrupt())
 
 
 def test_a_client_that_is_killed_leaves_no_container(plain_image: str, daemon: Daemon, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,16 @@ LONG = "measurement: {min_duration_seconds: 300}\n"
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, daemon: Daemon, torch_image: str) -> Workplace:
-    """A place whose pytorch experiments run in containers."""
+def workplace(daemon: Daemon, torch_image: str) -> Iterator[Workplace]:
+    """A place whose pytorch experiments run in containers.
+
+    Not below pytest's own directory, which each of its sessions closes to other users as it begins.
+    """
     environ = {"DOCKER_HOST": daemon.address, "LLEM_RUNNER_PYTORCH": f"docker:{torch_image}", "HF_HUB_OFFLINE": "1"}
-    (tmp_path / "home").mkdir()
-    return Workplace(tmp_path / "place", tmp_path / "home", environ)
+    with tempfile.TemporaryDirectory(prefix="llem-test-") as name:
+        home = Path(name, "home")
+        home.mkdir()
+        yield Workplace(Path(name, "place"), home, environ)
 
 
 def result_of(workplace: Workplace) -> dict[str, Any]:

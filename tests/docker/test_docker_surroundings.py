@@ -65,7 +65,7 @@ def test_a_job_is_its_users_own_and_sees_what_it_needs(
 def test_idle_power_is_the_same_inside_and_outside(
     daemon: Daemon, scripted_nvml: ScriptedNvmlFactory, tmp_path: Path
 ) -> None:
-    scripted_nvml.gpu(power_w=61.2)
+    scripted_nvml.gpu(power_w=61.2, counter_period_s=0.01)  # a step that a busy machine misses is worth little
     nvml = scripted_nvml.playing
     needed = (nvml.shared_object, nvml.script, nvml.script.with_suffix(".shared"))
     files = {str(path).lstrip("/"): path for path in needed}
@@ -74,7 +74,7 @@ def test_idle_power_is_the_same_inside_and_outside(
     (tmp_path / "outside").mkdir()
     link: ParentLink = None  # type: ignore[assignment]
     outside_w, outside_s = json.loads(idle_power(tmp_path / "outside", link))
-    assert inside_w == pytest.approx(outside_w, rel=0.001) == pytest.approx(61.2, rel=0.01)
+    assert inside_w == pytest.approx(outside_w, rel=0.01) == pytest.approx(61.2, rel=0.01)
     assert min(inside_s, outside_s) >= IDLE_S
 
 

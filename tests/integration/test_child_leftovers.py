@@ -89,7 +89,7 @@ except ChildFailedError:
 print(left(), flush=True)
 """
     with launcher(tmp_path, code) as process:
-        assert process.communicate(timeout=60)[0].strip() == "[]"
+        assert process.communicate(timeout=120)[0].strip() == "[]"
 
 
 def test_a_job_ends_with_its_guardian_and_what_nobody_can_find_any_more_is_told(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ except ChildFailedError as error:
     with launcher(tmp_path, code) as process:
         job, guardian, daemon = ids_of(tmp_path)
         os.kill(guardian, signal.SIGKILL)
-        said = process.communicate(timeout=60)
+        said = process.communicate(timeout=120)
     os.kill(daemon, signal.SIGKILL)
     assert said[0] == "Crash\n"
     assert "child0 has left a process that still has its output open" in said[1]
@@ -130,6 +130,6 @@ except ChildFailedError as error:
         everybody = ids_of(tmp_path)
         os.kill(everybody[1], signal.SIGSTOP)
         os.kill(everybody[0], job_too)
-        said = process.communicate(timeout=60)[0]
+        said = process.communicate(timeout=120)[0]
     assert "killed by signal 9" in said or "took longer" in said
     assert all(is_gone(pid) for pid in everybody)

@@ -85,12 +85,12 @@ def test_observer_that_blocks_does_not_hold_up_the_child(tmp_path: Path) -> None
     release = threading.Event()
     group = ChildGroup([task_in(tmp_path / "child", children.report_events, 20_000)], QUICK)
     results: list[Any] = []
-    block = lambda event: release.wait(60) and None  # noqa: E731
+    block = lambda event: release.wait(120) and None  # noqa: E731
     thread = threading.Thread(target=lambda: results.extend(group.run(block, Interrupt())))
     thread.start()
-    assert wait_until(lambda: (tmp_path / "child.log").exists() and group.children[0].has_exited(), 30)
+    assert wait_until(lambda: (tmp_path / "child.log").exists() and group.children[0].has_exited())
     release.set()
-    thread.join(30)
+    thread.join(120)
     assert results == ["20000"]
 
 
@@ -189,9 +189,9 @@ def test_second_interrupt_does_not_wait(runs: Runs) -> None:
 
 
 def test_children_pass_the_barrier_together(runs: Runs) -> None:
-    group = runs.group(children.meet_and_tell_time, 0.0, 0.7, 0.3)
-    times_s = [float(moment) for moment in group.run(ignore_events, Interrupt())]
-    assert max(times_s) - min(times_s) < 0.2  # without the barrier they would be 0.7 s apart
+    group = runs.group(children.meet_and_tell_time, 0.0, 0.3, 0.1)
+    came_s, went_on_s = zip(*map(json.loads, group.run(ignore_events, Interrupt())), strict=True)
+    assert max(came_s) <= min(went_on_s)
 
 
 def test_death_before_the_barrier_ends_the_whole_run(runs: Runs) -> None:
@@ -227,7 +227,7 @@ def test_engine_that_cannot_be_imported_ends_the_run_and_not_the_study(
     (runs.work_dir / "engine_in_trouble.py").write_text(code)
     monkeypatch.syspath_prepend(runs.work_dir)
     task = replace(task_in(runs.work_dir / "child0", children.identity), preload=("json", "engine_in_trouble"))
-    group = ChildGroup([task], replace(QUICK, imports_s=2))
+    group = ChildGroup([task], replace(QUICK, imports_s=2) if error_type == "Timeout" else QUICK)
     with pytest.raises(ChildFailedError, match=words) as caught:
         group.run(ignore_events, Interrupt())
     assert caught.value.error_type == error_type
@@ -245,10 +245,17 @@ def test_engine_whose_import_fails_is_left_to_the_run_to_complain_about(
     assert "libcudart" in runs.log()
 
 
+def test_imports_may_be_silent_for_longer_than_a_task(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    (runs.work_dir / "large_engine.py").write_text("import time; time.sleep(1.5)")
+    monkeypatch.syspath_prepend(runs.work_dir)
+    task = replace(task_in(runs.work_dir / "child0", children.identity), preload=("large_engine",))
+    assert ChildGroup([task], QUICK, silence_s=1.0).run(ignore_events, Interrupt())
+
+
 def test_time_in_which_the_launcher_was_stopped_does_not_count(tmp_path: Path) -> None:
     """As by Ctrl-Z: the child is in a session of its own, goes on, and has its result long before the launcher."""
     process = subprocess.Popen(
-        [sys.executable, "-c", script(tmp_path, "work_for", argument=0.2, task_s=0.5)],
+        [sys.executable, "-c", script(tmp_path, "work_for", argument=0.2, task_s=1.0)],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -256,15 +263,15 @@ def test_time_in_which_the_launcher_was_stopped_does_not_count(tmp_path: Path) -
     assert wait_until(lambda: ids.exists() and len(ids.read_text().split()) == 2)
     process.send_signal(signal.SIGSTOP)
     assert wait_until(lambda: all(is_gone(int(pid)) for pid in ids.read_text().split()))
-    time.sleep(0.5)
+    time.sleep(1.0)
     process.send_signal(signal.SIGCONT)
-    assert process.communicate(timeout=30)[0].splitlines()[-1] == "['\"result\"']"
+    assert process.communicate(timeout=120)[0].splitlines()[-1] == "['\"result\"']"
 
 
 @pytest.mark.parametrize("why", ["time", "interrupt"])
 def test_a_result_that_comes_while_the_launcher_gives_up_counts(runs: Runs, why: str) -> None:
     interrupt = Interrupt()
-    group = runs.group(children.finish_on_sigterm, None, task_s=0.2 if why == "time" else 60)
+    group = runs.group(children.finish_on_sigterm, None, task_s=1.0 if why == "time" else 60)
     if why == "interrupt":
         threading.Thread(target=lambda: wait_until(lambda: bool(runs.events)) and interrupt.request()).start()
     assert group.run(runs.events.append, interrupt) == ['"result"']
@@ -301,7 +308,7 @@ def test_a_thread_that_cannot_be_started_leaves_no_child_and_lets_the_interprete
 ) -> None:
     code = textwrap.dedent(NO_MORE_THREADS).format(tests=str(TESTS), allowed=allowed)
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.startswith("Crash a child process could not be started: the thread llem-child could not")
     assert "ulimit -u" in done.stdout
@@ -354,7 +361,7 @@ def test_unguarded_main_module_runs_once(tmp_path: Path, how: str) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     assert done.stdout.count("main runs") == 1

@@ -45,11 +45,11 @@ def disk(llem: CommandLine) -> Iterator[Path]:
 
 @contextmanager
 def filled_during_the_first_run(disk: Path) -> Iterator[None]:
-    """Fill a disk as soon as a study's first run has its job; it imports its engine for seconds then."""
+    """Fill a disk as soon as a study's first run has its process; it imports its engine for seconds then."""
     over = threading.Event()
 
     def watch() -> None:
-        while not any(disk.glob("*/.work/run-00001/job.json")):
+        while not any(disk.glob("*/.work/run-00001/child.log")):
             if over.wait(POLL_S):
                 return
         fill(disk, leave_pages=0)

@@ -22,7 +22,7 @@ PROGRESS = r"""
 Experiment: tiny-llama / pytorch / bf16 on .+
   Pre-flight   ok
   Warm-up      1/1 prompts
-  Measuring    2/2 prompts  \[00:\d\d, \d+ tok/s\]
+  Measuring    2/2 prompts  \[\d\d:\d\d, \d+ tok/s\]
 """.strip()
 
 SUMMARY = r"""
@@ -33,7 +33,7 @@ Throughput     [\d.,]+ output tok/s +16 tokens out, \d+ in
 Latency        TTFT [\d.,]+ ms \(p95 [\d.,]+\) +ITL [\d.,]+ ms \(p95 [\d.,]+\)
 (Phases         .+
 )?(At scale       .+
-)?Duration       [\d.]+ m?s window, \d+\.\d s in all
+)?Duration       [\d.]+ m?s window, (\d+\.\d|\d+ m \d\d) s in all
 FLOPs          \d\.\de\+\d\d \(palm_formula, high confidence\)
 Warnings       thermal_floor_disabled: no wait between warm-up and measurement
 ( {15,17}\S.*

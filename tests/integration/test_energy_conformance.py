@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.nvml.scripted import have_compiler
 
+from energy_fakes import farthest_j
 from energy_rigs import CHILD, RigRun, run_on_gpus, run_on_rapl
 from llenergymeasure.core.gpu.driver import CPU_DEVICE
 from llenergymeasure.domain.energy import absolute_half_width
@@ -49,18 +50,13 @@ def test_it_proves_itself_available(run: RigRun) -> None:
 def test_the_window_opens_and_closes_when_it_is_asked_to(run: RigRun) -> None:
     for window in run.windows:
         assert window.asked_s <= window.energy.start_s
-        assert window.stop_asked_s <= window.energy.end_s <= window.stop_asked_s + 0.05
-
-
-def test_opening_and_closing_take_little_time_outside_the_window(run: RigRun) -> None:
-    for window in run.windows:
-        outside_s = (window.energy.start_s - window.asked_s) + (window.returned_s - window.energy.end_s)
-        assert outside_s < 1.0
+        assert window.stop_asked_s <= window.energy.end_s <= window.returned_s
 
 
 def test_joules_are_true_but_for_what_the_counter_hides_at_the_edges(run: RigRun) -> None:
     for window in run.windows:
-        assert window.energy.total_j == pytest.approx(window.true_j, abs=run.edge_j)
+        assert window.energy.total_j is not None
+        assert window.least_j <= window.energy.total_j <= window.most_j
 
 
 def test_the_truth_lies_inside_the_stated_interval(run: RigRun) -> None:
@@ -68,7 +64,7 @@ def test_the_truth_lies_inside_the_stated_interval(run: RigRun) -> None:
         assert window.energy.total_j is not None
         stated_j = absolute_half_width(window.energy.components)
         assert stated_j > 0
-        assert abs(window.energy.total_j - window.true_j) <= stated_j
+        assert window.true_j - farthest_j(stated_j) <= window.energy.total_j <= window.true_j + farthest_j(stated_j)
 
 
 def test_windows_do_not_add_up(run: RigRun) -> None:
@@ -102,7 +98,7 @@ def test_there_are_power_samples_before_during_and_after(run: RigRun) -> None:
     for window in run.windows:
         assert set(window.samples) == {run.device}
         times, _ = window.samples[run.device]
-        assert times[0] <= window.energy.start_s + (0.15 if run.name == "rapl" else 0.0)
+        assert times[0] <= window.energy.start_s
         assert times[-1] >= window.energy.end_s
         assert len(times) >= 5 * window.energy.duration_sec
 
@@ -132,7 +128,8 @@ def test_zeus_measures_the_right_board_however_it_was_made_visible(visible: str,
     run, _nvml = run_on_gpus("zeus", tmp_path, [2.0], visible=visible)
     (window,) = run.windows
     assert run.name == "zeus"
-    assert window.energy.total_j == pytest.approx(window.true_j, abs=run.edge_j)  # the other board draws twice as much
+    assert window.energy.total_j is not None
+    assert window.least_j <= window.energy.total_j <= window.most_j  # the other board draws twice as much
 
 
 @needs_gcc
@@ -140,7 +137,8 @@ def test_zeus_measures_beside_a_lost_board(tmp_path: Path) -> None:
     """What it calls 0 then is NVML's 1."""
     require("zeus")
     (window,) = run_on_gpus("zeus", tmp_path, [1.0], lost=True)[0].windows
-    assert window.energy.total_j == pytest.approx(window.true_j, abs=2 * 0.1 * 400.0)
+    assert window.energy.total_j is not None
+    assert window.least_j <= window.energy.total_j <= window.most_j
 
 
 @needs_gcc
@@ -176,4 +174,4 @@ def test_codecarbon_estimates_a_run_on_the_cpu_and_says_so(tmp_path: Path) -> No
         assert energy.total_j == pytest.approx((energy.cpu_j or 0.0) + (energy.dram_j or 0.0))
         assert (energy.counter_j, energy.meter_version) == (None, metadata.version("codecarbon"))
         assert [note.code for note in energy.notes] == [WarningCode.ENERGY_IS_ESTIMATED]
-    assert second.total_j > 1.3 * first.total_j
+    assert second.dram_j > first.dram_j  # the processor's part follows its load, and others load it too

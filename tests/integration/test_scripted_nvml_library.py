@@ -61,11 +61,9 @@ def test_the_counter_moves_once_per_period_by_the_energy_of_that_period(scripted
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     seen = set()
-    end = time.monotonic() + 0.52
-    while time.monotonic() < end:
+    while len(seen) < 6:
         seen.add(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
     moves_mj = [b - a for a, b in pairwise(sorted(seen))]
-    assert len(moves_mj) >= 2
     # A busy machine may sleep through a step; then it sees two at once.
     assert all(move == pytest.approx(15_000 * round(move / 15_000), abs=1.0) for move in moves_mj)
     assert min(moves_mj) >= 14_999
@@ -77,17 +75,20 @@ def test_the_drivers_own_samples_are_those_of_the_virtual_twin(scripted_nvml: Sc
     nvml = scripted_nvml.play(gpu)
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    _, first = pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_TOTAL_POWER_SAMPLES, 0)
-    asked_s = time.monotonic() - nvml.origin_s
+    before_s = asked_s = -1.0
+    while gpu.buffered_w(before_s, asked_s) or asked_s < 0:  # one that is taken meanwhile may be told or not
+        before_s = time.monotonic() - nvml.origin_s
+        _, first = pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_TOTAL_POWER_SAMPLES, 0)
+        asked_s = time.monotonic() - nvml.origin_s
     expected = [watts for _, watts in gpu.buffered_w(asked_s - 2.0, asked_s)]
     assert len(first) == 120
     assert [s.sampleValue.uiVal / 1000 for s in first][-90:-5] == pytest.approx(expected[-90:-5], abs=0.001)
     assert {round((b.timeStamp - a.timeStamp) / 1000) for a, b in pairwise(first)} == {20}
-    time.sleep(0.05)
-    _, more = pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_TOTAL_POWER_SAMPLES, first[-1].timeStamp)
-    assert more[0].timeStamp - first[-1].timeStamp == pytest.approx(20_000, abs=1)
+    known_us = first[60].timeStamp
+    _, more = pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_TOTAL_POWER_SAMPLES, known_us)
+    assert more[0].timeStamp - known_us == pytest.approx(20_000, abs=1)
     with pytest.raises(pynvml.NVMLError_NotFound):
-        pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_TOTAL_POWER_SAMPLES, more[-1].timeStamp + 10**6)
+        pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_TOTAL_POWER_SAMPLES, more[-1].timeStamp + 3600 * 10**6)
     with pytest.raises(pynvml.NVMLError_NotSupported):
         pynvml.nvmlDeviceGetSamples(handle, pynvml.NVML_GPU_UTILIZATION_SAMPLES, 0)
 
@@ -102,14 +103,17 @@ def test_power_changed_while_running_shows_in_sensor_and_counter(scripted_nvml: 
     gpu = scripted_nvml.gpu(power_w=100.0, instant=Sensor(0.01, 0.01), counter_period_s=0.01)
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    began_s = time.monotonic()
     before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    start = time.monotonic()
     gpu.set_power_now(500.0)
+    set_s = time.monotonic()
     time.sleep(0.1)
     assert pynvml.nvmlDeviceGetFieldValues(handle, [186])[0].value.uiVal == 500_000
+    asked_s = time.monotonic()
     moved_j = (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - before) / 1000
-    assert moved_j == pytest.approx(gpu.energy_between_j(start, time.monotonic()), abs=10.1)
-    assert moved_j > 40.0
+    unseen_j = 0.01 * 500.0 + 0.001
+    assert gpu.energy_between_j(set_s, asked_s) - unseen_j <= moved_j
+    assert moved_j <= gpu.energy_between_j(began_s, time.monotonic()) + unseen_j
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
@@ -136,8 +140,9 @@ def test_field_values_carry_wall_clock_microseconds_and_their_scope(scripted_nvm
     scripted_nvml.gpu(power_w=200.0, module_extra_w=90.0)
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    before_s = time.time()
     gpu, module, memory = pynvml.nvmlDeviceGetFieldValues(handle, [(186, 0), (186, 1), (186, 2)])
-    assert gpu.timestamp / 1e6 == pytest.approx(time.time(), abs=1.0)
+    assert before_s - 0.001 <= gpu.timestamp / 1e6 <= time.time() + 0.001
     assert (gpu.value.uiVal, module.value.uiVal) == (200_000, 290_000)
     assert memory.nvmlReturn == NVML_NOT_SUPPORTED
 
@@ -147,7 +152,7 @@ def test_a_field_can_be_stamped_with_its_update_instead_of_the_query(scripted_nv
     pynvml.nvmlInit()
     stamp_s = pynvml.nvmlDeviceGetFieldValues(pynvml.nvmlDeviceGetHandleByIndex(0), [186])[0].timestamp / 1e6
     origin_wall_s = time.time() - (time.monotonic() - gpu._bound().origin_s)
-    assert stamp_s - origin_wall_s == pytest.approx(-5.0, abs=0.1)
+    assert stamp_s - origin_wall_s == pytest.approx(-5.0, abs=1.0)  # a query's would be after the origin
 
 
 def test_counter_events_reset_freeze_and_jump(scripted_nvml: ScriptedNvmlFactory) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("torch", reason="the bench of a machine holds its real engine")
 
 from effects_bench import ExperimentBench, no_warnings, ready_snapshot
+from energy_fakes import farthest_j
 from fakes import StepEngine
 from llenergymeasure.config.user_config import UserConfig
 from llenergymeasure.core.clock import SystemClock
@@ -65,26 +67,30 @@ def sampling_interval_s(measurement: Measurement) -> float:
 @pytest.mark.parametrize("interval_ms", [20, 200])
 def test_nvml_poll_interval_is_the_time_between_power_samples(board: Board, interval_ms: int) -> None:
     measurement = board.measure(advanced={"nvml_poll_interval_ms": interval_ms})
-    assert sampling_interval_s(measurement) == pytest.approx(interval_ms / 1000, rel=0.2)
+    # On a busy machine it may be longer, but not as long as that of the other case.
+    assert 0.8 <= sampling_interval_s(measurement) / (interval_ms / 1000) < 5.0
 
 
-def absolute_pct(measurement: Measurement) -> float:
-    """The absolute half-width in per cent of the energy."""
-    uncertainty, total_j = measurement.record.uncertainty, measurement.record.energy_metrics.total_energy_j
+def uncertainty_of(measurement: Measurement) -> EnergyUncertainty:
+    uncertainty = measurement.record.uncertainty
     assert isinstance(uncertainty, EnergyUncertainty)
-    assert uncertainty.absolute_j is not None
+    return uncertainty
+
+
+@pytest.mark.parametrize("gain_pct", [0.0, 20.0])
+def test_power_gain_uncertainty_is_the_least_that_an_absolute_figure_can_be_trusted(
+    board: Board, gain_pct: float
+) -> None:
+    measurement = board.measure(advanced={"power_gain_uncertainty_pct": gain_pct})
+    stated, total_j = uncertainty_of(measurement), measurement.record.energy_metrics.total_energy_j
     assert total_j is not None
-    return 100.0 * uncertainty.absolute_j / total_j
-
-
-def test_power_gain_uncertainty_is_the_least_that_an_absolute_figure_can_be_trusted(board: Board) -> None:
-    trusted, usual = (board.measure(advanced={"power_gain_uncertainty_pct": gain_pct}) for gain_pct in (0.0, 20.0))
-    assert absolute_pct(usual) > 20.0 > absolute_pct(trusted)
-    assert absolute_pct(usual) ** 2 - absolute_pct(trusted) ** 2 == pytest.approx(20.0**2, rel=0.05)
+    assert stated.absolute_j == pytest.approx(math.hypot(stated.comparative_j, gain_pct / 100.0 * total_j))
 
 
 def test_energy_backend_of_the_machine_is_the_meter_of_the_record(board: Board) -> None:
-    breakdown = board.measure().record.energy_breakdown
+    measurement = board.measure()
+    breakdown = measurement.record.energy_breakdown
     assert breakdown is not None
     assert breakdown.meter == "nvml"
-    assert breakdown.raw_j == pytest.approx(300.0 * 0.8, rel=0.05)
+    true_j = 300.0 * measurement.record.inference_metrics.inference_time_sec
+    assert breakdown.raw_j == pytest.approx(true_j, abs=farthest_j(uncertainty_of(measurement).comparative_j))

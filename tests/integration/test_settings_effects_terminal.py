@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("transformers", reason="needs the pytorch extra")
 
 QUESTION = "Go on with it?"
-LIMIT_S = 60.0
+LIMIT_S = 240.0
 
 STUDY = """
 name: asked

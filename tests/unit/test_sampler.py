@@ -69,9 +69,8 @@ def test_a_device_that_falls_silent_does_not_hold_the_others_up() -> None:
     silent = ScriptedReader(lambda n: TelemetrySample(CLOCK.now(), None), device="GPU-1")
     sampler = PowerSampler([ScriptedReader(fresh), silent], interval_s=0.01, clock=CLOCK)
     sampler.start()
-    before_s = time.monotonic()
     telemetry = sampler.stop(CLOCK.now())
-    assert time.monotonic() - before_s < 1.0
+    assert not telemetry.report.problems  # such as a thread that did not end
     assert all(math.isnan(power_w) for power_w in telemetry.column("GPU-1", "power_w"))
 
 
@@ -95,7 +94,7 @@ def test_a_thread_that_dies_later_is_told_in_the_report() -> None:
 
     sampler = PowerSampler([ScriptedReader(fail_later)], interval_s=0.005, clock=CLOCK)
     sampler.start()
-    assert died.wait(5)
+    assert died.wait(60)
     telemetry = sampler.stop(CLOCK.now())
     assert "RuntimeError: driver gone" in telemetry.report.problems[0]
     assert len(telemetry.column("GPU-0", "time_s")) == 3
@@ -110,14 +109,18 @@ def test_an_aborted_sampler_leaves_no_thread() -> None:
 
 
 def test_rounds_that_a_slow_device_cost_are_counted() -> None:
+    over = threading.Event()
+
     def slow_once(n: int) -> TelemetrySample:
         if n == 1:
             time.sleep(0.08)
+        if n == 2:
+            over.set()
         return fresh(n)
 
     sampler = PowerSampler([ScriptedReader(slow_once)], interval_s=0.01, clock=CLOCK)
     sampler.start()
-    CLOCK.sleep(0.15)
+    assert over.wait(60)
     report = sampler.stop(CLOCK.now()).report
     assert report.missed_deadlines >= 6
     assert report.longest_tick_s >= 0.08

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -105,6 +106,13 @@ class RequestOutput:
 
     def abort(self) -> None:
         self.aborted = True
+
+    def wait_for_its_call(self) -> None:
+        """Return when all requests of the call that made it are there: its event loop makes them in one go."""
+        all_are_there = threading.Event()
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(all_are_there.set)
+            all_are_there.wait()
 
     def __aiter__(self) -> RequestOutput:
         return self
@@ -205,6 +213,10 @@ class StandInLLM:
             with self._wake:
                 while not (self._waiting or active or self._ended):
                     self._wake.wait()
+                first = None if active or self._ended else self._waiting[0]
+            if first is not None:
+                first.wait_for_its_call()
+            with self._wake:
                 room = self.args.max_batch_size - len(active)
                 active += self._waiting[:room]
                 del self._waiting[:room]
