@@ -30,7 +30,7 @@ TARGETS = set(re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re
 SETTINGS = set(re.findall(r"^\| `([\w.]+)`", (ROOT / "docs/settings.md").read_text(), re.MULTILINE))
 """Everything a user can set; another test holds that page to the code."""
 
-THEIRS = {"venv", "get_energy", "union_by_name"}
+THEIRS = {"venv", "get_energy", "union_by_name", "force_cpu_power"}
 """Modules and names that are other programs'."""
 
 IN_FORMULAS = re.compile(r"[a-zA-Z]_\w+|E_integral|request_energy_\w+")
