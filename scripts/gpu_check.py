@@ -1,4 +1,4 @@
-"""Everything that only a real board can show, in under eight minutes, without a network.
+"""What only a real board can show, in under eight minutes, without a network; what takes longer by `--only`.
 
     python scripts/gpu_check.py --out DIR [--wheels DIR] [--only PART ...]     on a machine with a GPU
     python scripts/gpu_check.py --rehearse [--out DIR]                         on one without: a scripted board

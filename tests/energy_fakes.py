@@ -81,9 +81,10 @@ def nvml_meter(devices: Sequence[DeviceId], nvml: GpuDriver, clock: Clock, optio
 def farthest_j(half_width_j: float) -> float:
     """How far from the truth a counter's figure can be at all, in joules, by its 95 % half-width.
 
-    What it lags behind by at an edge is anything up to an update, and hides a quarter more than 95 % of the cases do.
+    What it lags behind by at an edge is anything up to an update. The half-width adds the edges as squares; at worst
+    one of them is all there is, and the figure is off by the whole width of its rectangle.
     """
-    return math.sqrt(6.0) / 1.96 * half_width_j
+    return math.sqrt(12.0) / 1.96 * half_width_j
 
 
 class PowercapTree:

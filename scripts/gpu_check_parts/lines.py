@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def _first_lines(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).replace(sys.prefix, "PYTHON")  # a path that is cut is not known for one
     return text if len(text) <= 300 else text[:300] + "…"
 
 

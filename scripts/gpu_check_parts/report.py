@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -31,7 +32,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "nvidia-ml-py", "pyarrow", "p
 def write_report(out: Path, machine: Mapping[str, Any], outcomes: Sequence[Outcome], took_s: float) -> dict[str, Any]:
     """Write everything to `out` and return what `report.json` holds."""
     directories = [out / "parts" / outcome.part.name for outcome in outcomes]
-    places = {str(out): "OUT", str(ROOT): "REPOSITORY", sys.prefix: "PYTHON"}
+    places = {str(out): "OUT", str(ROOT): "REPOSITORY", sys.prefix: "PYTHON", tempfile.gettempdir(): "TMP"}
     for directory in directories:
         forget_places(directory, places)
     packed, left_out = pack_traces(out, directories)

@@ -246,10 +246,10 @@ def test_engine_whose_import_fails_is_left_to_the_run_to_complain_about(
 
 
 def test_imports_may_be_silent_for_longer_than_a_task(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    (runs.work_dir / "large_engine.py").write_text("import time; time.sleep(1.5)")
+    (runs.work_dir / "large_engine.py").write_text("import time; time.sleep(4.0)")
     monkeypatch.syspath_prepend(runs.work_dir)
     task = replace(task_in(runs.work_dir / "child0", children.identity), preload=("large_engine",))
-    assert ChildGroup([task], QUICK, silence_s=1.0).run(ignore_events, Interrupt())
+    assert ChildGroup([task], QUICK, silence_s=3.0).run(ignore_events, Interrupt())
 
 
 def test_time_in_which_the_launcher_was_stopped_does_not_count(tmp_path: Path) -> None:

@@ -403,15 +403,19 @@ def test_cuda_graphs_need_a_gpu(model: Path) -> None:
     assert "needs a CUDA GPU" in problems(model, CPU, pytorch=section)[0]
 
 
-GRAPHS = ({"torch_compile_mode": "reduce-overhead"}, {"torch_compile_backend": "cudagraphs"})
+GRAPHS = (
+    ({"torch_compile_mode": "reduce-overhead"}, "default or max-autotune-no-cudagraphs."),
+    ({"torch_compile_backend": "cudagraphs"}, "inductor."),
+)
 
 
-@pytest.mark.parametrize("section", GRAPHS)
-def test_cuda_graphs_need_a_cache_that_stays(model: Path, section: dict[str, object]) -> None:
+@pytest.mark.parametrize(("section", "instead"), GRAPHS)
+def test_cuda_graphs_need_a_cache_that_stays(model: Path, section: dict[str, object], instead: str) -> None:
     """On an H100 the first replay ends the run: "accessing tensor output of CUDAGraphs that has been overwritten"."""
     section = {"torch_compile": True, **section}
     (found,) = problems(model, GPU, pytorch=section)
     assert "Set pytorch.cache_implementation: static" in found
+    assert found.endswith(instead)
     for more in ({"cache_implementation": "static"}, {"use_cache": False}):
         assert problems(model, GPU, pytorch={**section, **more}) == []
     assert (

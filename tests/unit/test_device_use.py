@@ -27,6 +27,7 @@ def test_utilisation_is_the_mean_of_the_windows_readings_and_of_the_devices() ->
     def busy(*pct: float | None) -> list[TelemetrySample]:
         return [TelemetrySample(float(i), 300.0, sm_utilisation_pct=share) for i, share in enumerate(pct)]
 
-    telemetry = listed({"GPU-0": busy(0.0, 20.0, None, 40.0), "GPU-1": busy(0.0, 100.0, 100.0, 100.0)})
-    assert device_utilisation_pct(telemetry, 1.0, 3.0) == pytest.approx(65.0)
+    telemetry = listed({"GPU-0": busy(0.0, 0.0, 20.0, None, 40.0), "GPU-1": busy(0.0, 0.0, 100.0, 100.0, 100.0)})
+    assert device_utilisation_pct(telemetry, 1.0, 4.0) == pytest.approx(65.0)
+    assert device_utilisation_pct(telemetry, 1.0, 1.9) is None  # a reading is of the second before it
     assert device_utilisation_pct(listed({"GPU-0": busy(None, None)}), 0.0, 1.0) is None

@@ -94,9 +94,12 @@ def test_the_audit_names_the_joules_that_its_difference_is_of(fused_j: float | N
 
 @pytest.mark.parametrize(("busy_pct", "waits"), [(24.0, True), (93.0, False), (None, False)])
 def test_a_gpu_that_waits_for_the_host_is_told(tmp_path: Path, busy_pct: float | None, waits: bool) -> None:
-    page = report(saved(tmp_path, device_utilisation_pct=busy_pct))
+    alone = {"energy_by_device_j": {"GPU-0": 5273.0}}
+    page = report(saved(tmp_path, device_utilisation_pct=busy_pct, **alone))
     assert (f"Kernels ran in {busy_pct:g} % of the window" in page.text) if busy_pct else "Kernels ran" not in page.text
     assert ("waited for the host" in page.text) is waits
+    several = {"energy_by_device_j": {"GPU-0": 2600.0, "GPU-1": 2673.0}}
+    assert "waited" not in report(saved(tmp_path, device_utilisation_pct=busy_pct, **several)).text
 
 
 def test_the_smallest_result_has_a_report_that_says_what_is_missing(tmp_path: Path) -> None:

@@ -297,10 +297,11 @@ _OTHERS_LEFT: Final = MeasurementWarning(
 
 def _fitting_baseline(baseline: Baseline, energy: EnergyMeasurement) -> Baseline:
     """The baseline, unless it includes something else than the energy it would be subtracted from."""
-    if baseline.beside_others and not energy.saw(WarningCode.FOREIGN_GPU_PROCESS):
-        baseline = replace(baseline, warnings=(*baseline.warnings, _OTHERS_LEFT))
-    if baseline.power_w is None or energy.total_j is None or baseline.scope == energy.scope:
+    if baseline.power_w is None or energy.total_j is None:
         return baseline
+    if baseline.scope == energy.scope:
+        is_over = baseline.beside_others and not energy.saw(WarningCode.FOREIGN_GPU_PROCESS)
+        return replace(baseline, warnings=(*baseline.warnings, _OTHERS_LEFT)) if is_over else baseline
     note = MeasurementWarning(
         WarningCode.BASELINE_UNAVAILABLE,
         f"idle power was measured over {baseline.scope}, the window over {energy.scope}; no energy above idle is given",

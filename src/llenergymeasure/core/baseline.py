@@ -130,8 +130,9 @@ class BaselineCache:
         return replace(entry.baseline, method="cached", age_s=age_s) if age_s <= CACHE_TTL_S else None
 
     def put(self, devices: Sequence[DeviceId], meter: str, baseline: Baseline) -> None:
-        """Keep a fresh baseline; one that found the device busy, or found nothing, is not kept."""
-        if baseline.method == "fresh" and baseline.power_w is not None and not baseline.warnings:
+        """Keep a fresh baseline; one that found the device busy or in use, or found nothing, is not kept."""
+        doubtful = bool(baseline.warnings) or baseline.beside_others
+        if baseline.method == "fresh" and baseline.power_w is not None and not doubtful:
             key = (frozenset(devices), meter)
             self._entries[key] = CachedBaseline(key[0], meter, baseline)
 

@@ -50,7 +50,7 @@ class Window:
     Args:
         compilations: Programs compiled and graphs recorded in it, as far as the engine tells.
         steps: The engine's steps in it; `None` where it does not tell.
-        engine_j: What a meter of the engine's own counted from right before it to right after it; `None`: it has none.
+        engine_j: What a meter of the engine's own counted from before it to after it; `None`: it has none.
     """
 
     outputs: tuple[RequestOutput, ...]
@@ -98,7 +98,7 @@ def measure_window(
     batched = BatchedEngine(engine, add)
     observer(StepStarted("measure", len(requests)))
     engine.reset_peak_memory()
-    with _own_meter(engine) as own_j:  # around the window, not in it: a read of a board's counter takes up to 20 ms
+    with _own_meter(engine) as own_j:  # around the window, not in it: reading a board's counter takes up to 22 ms
         if wait_for_others is not None:
             wait_for_others(OPENING_LEAD_S)
         engine.synchronize()

@@ -222,9 +222,11 @@ class ExperimentResult(Printed):
     )
     device_utilisation_pct: Annotated[
         float | None,
-        Merge(mean, "compute_metrics.device_utilisation_pct"),
+        Merge(mean, "compute_metrics.device_utilisation_pct", counted=True),
         Column(69, "%", "Share of the window in which a kernel ran"),
-    ] = optional("Share of the window in which a kernel ran on the devices, as the driver tells, in per cent.")
+    ] = optional(
+        "Share of the window in which a kernel ran on the devices, as the driver tells, in per cent; null below 1 s."
+    )
     model_memory_mb: Annotated[float | None, Merge(total, "compute_metrics.model_memory_mb")] = optional(
         "Memory of the loaded weights, in MB (10^6 B)."
     )

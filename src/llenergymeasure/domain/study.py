@@ -197,7 +197,9 @@ class StudyManifest(Record):
     llenergymeasure_version: str = Field(default=VERSION, description="Version that wrote this.")
     started_at: Moment = Field(description="When the study began (UTC).")
     completed_at: Moment | None = optional("When it ended (UTC).")
-    ran_s: float = Field(default=0.0, ge=0, description="Seconds for which it has run, in all its executions.")
+    ran_s: float = Field(
+        default=0.0, ge=0, description="Seconds for which it has run, in all its executions, as of this writing."
+    )
     status: StudyStatus = Field(default="running", description="Where the study is.")
     total_experiments: int = Field(ge=0, description="Runs planned.")
     completed: int = Field(default=0, ge=0, description="Runs with a result.")

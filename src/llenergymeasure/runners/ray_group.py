@@ -158,12 +158,14 @@ class RayGroupLauncher(RayNodeLauncher):
                 return found
         return found
 
-    def release(self) -> None:
+    def release(self, *, at_once: bool = False) -> None:
         """End the agent, and with it whatever it runs, and the meters."""
-        super().release()
-        meters, self._meters, self._watches = self._meters, {}, {}
-        for meter in meters.values():
-            self._ray.kill(meter)
+        try:
+            super().release(at_once=at_once)
+        finally:
+            meters, self._meters, self._watches = self._meters, {}, {}
+            for meter in meters.values():
+                self._ray.kill(meter)
 
     def _look(self) -> None:
         gone, _ = self._ray.wait(list(self._watches), timeout=0) if self._watches else ([], [])

@@ -129,12 +129,15 @@ class RayNodeLauncher:
         if self._agent is not None:
             self._agent.clear.remote()
 
-    def release(self) -> None:
+    def release(self, *, at_once: bool = False) -> None:
         """End the agent, and with it whatever it runs; of a run whose result nobody could keep its files go too."""
         agent, self._agent = self._agent, None
-        if agent is not None:
-            if self._has_work:  # one that waits for its node would not answer
+        if agent is None:
+            return
+        try:
+            if self._has_work and not at_once:  # one that waits for its node would not answer
                 self._ray.wait([agent.clear.remote()], timeout=CLEARING_S)
+        finally:
             self._ray.kill(agent)
 
     def _follow(self, observer: Observer, interrupt: Interrupt, logs: dict[str, LogEnd]) -> None:
@@ -145,7 +148,7 @@ class RayNodeLauncher:
             while not self._ray.wait([answer], timeout=POLL_INTERVAL_S)[0]:
                 self._look()
                 if interrupt.urgent:
-                    self.release()
+                    self.release(at_once=True)
                     raise RunInterruptedError("interrupted")
                 if interrupt.requested and not told:
                     self._agent.stop.remote()

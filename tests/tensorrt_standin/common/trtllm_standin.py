@@ -112,7 +112,7 @@ class RequestOutput:
         all_are_there = threading.Event()
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(all_are_there.set)
-            all_are_there.wait()
+            all_are_there.wait(timeout=60)  # a loop that stops meanwhile makes nothing any more
 
     def __aiter__(self) -> RequestOutput:
         return self

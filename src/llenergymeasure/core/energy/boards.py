@@ -180,8 +180,11 @@ def describe_sensor(
 ) -> SensorDescription:
     """What is known of a board's sensors after a window; `counter`: what was seen of its counter just now."""
     unknown = counter is None or counter.counter_period_s is None
+    still_s = 0.0 if counter is None else counter.counter_still_s
     if unknown and calibration is not None and calibration.counter_period_s is not None:
-        counter = SensorDescription(calibration.counter_period_s, calibration.counter_tolerance_s or 0.0)
+        period_s, tolerance_s = calibration.counter_period_s, calibration.counter_tolerance_s or 0.0
+        refuted_s = still_s if still_s > period_s + tolerance_s else 0.0
+        counter = SensorDescription(period_s, tolerance_s, counter_still_s=refuted_s)
     return replace(
         counter or SensorDescription(),
         averaging_window_s=sampling.averaging_window_s,

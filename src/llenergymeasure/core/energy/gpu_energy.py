@@ -139,7 +139,7 @@ def _believable_counter(record: BoardRecord, window: GpuWindow) -> float:
     if record.power_limit_w and counter_j > ABSURD_COUNTER_FACTOR * record.power_limit_w * spanned_s:
         raise CounterError(
             f"the energy counter moved by {counter_j:.0f} J in {window.end_s - window.start_s:.2f} s, which is more "
-            f"than a board limited to {record.power_limit_w:.0f} W can draw: it jumped"
+            f"than a board with a limit of {record.power_limit_w:.0f} W can draw: it jumped"
         )
     return counter_j
 

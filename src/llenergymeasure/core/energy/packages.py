@@ -23,7 +23,6 @@ import importlib.util
 import io
 import itertools
 import logging
-import math
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -37,7 +36,7 @@ from llenergymeasure.core.clock import Clock
 from llenergymeasure.core.energy.strategies import GpuReadings, GpuStrategy
 from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import CounterRead, EnergyMeasurement, MeterOptions
-from llenergymeasure.core.gpu.driver import Gpu, GpuDriverError, all_boards
+from llenergymeasure.core.gpu.driver import Gpu, all_boards
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ENDINGS, EnergyError
@@ -217,7 +216,7 @@ class CodeCarbonStrategy(PackageStrategy):
             )
         require_counters(gpus, self.name)
         self._trackers = {gpu.index: _offline_tracker([gpu.index]) for gpu in gpus}
-        self._opened_at_j = list[float]()
+        self._opened_at_j = dict[str, list[float]]()
         # Their first task sets them up, which takes seconds: that of a window is no more than a reading.
         key = _new_key()
         self.begin(key)
@@ -225,18 +224,12 @@ class CodeCarbonStrategy(PackageStrategy):
 
     def begin(self, key: str) -> None:
         """Open a task on every tracker."""
-        self._opened_at_j = self._totals_j()
         for tracker in self._trackers.values():
             _start_task(tracker, key)
 
     def end(self, key: str) -> PackageReading:
-        """Close them. A board for which CodeCarbon found no sensor has 0 J, which the caller does not believe.
-
-        Where it cannot use a counter, CodeCarbon puts a few readings of power in its place, of which it only logs.
-        """
+        """Close them. A board for which CodeCarbon found no sensor has 0 J, which the caller does not believe."""
         closed = {index: _stop_task(tracker, key) for index, tracker in self._trackers.items()}
-        if not all(first <= last for first, last in zip(self._opened_at_j, self._totals_j(), strict=True)):
-            raise EnergyError("the energy counter failed or was reset in the window, and CodeCarbon guessed instead")
         host = next(iter(closed.values()))  # every tracker models the same host
         return PackageReading(
             per_board_j={index: emissions.gpu_energy * JOULES_PER_KWH for index, emissions in closed.items()},
@@ -245,16 +238,20 @@ class CodeCarbonStrategy(PackageStrategy):
             notes=(ESTIMATED,),
         )
 
-    def _totals_j(self) -> list[float]:
-        """What the counters show; not a number (which no comparison holds for) where one cannot be read."""
-        totals_j = []
-        for read_j in self._counters.values():
-            try:
-                totals_j.append(read_j())
-            except GpuDriverError as error:
-                logger.info("CodeCarbon cannot have read the energy counter: %s", error)
-                totals_j.append(math.nan)
-        return totals_j
+    def before(self) -> tuple[str, CounterRead]:
+        """Open a window, after a look at the counters: the time that opening took tells when CodeCarbon read them."""
+        totals_j, opened = self.totals_j(), super().before()
+        self._opened_at_j[opened[0]] = totals_j
+        return opened
+
+    def after(self, before: tuple[str, CounterRead]) -> GpuReadings:
+        """Close it. Where it cannot use a counter, CodeCarbon takes a few readings of power, of which it only logs."""
+        readings = super().after(before)
+        if all(first <= last for first, last in zip(self._opened_at_j.pop(before[0]), self.totals_j(), strict=True)):
+            return readings
+        return GpuReadings(
+            {}, {}, "the energy counter failed or was reset in the window, and CodeCarbon guessed instead"
+        )
 
 
 class CodeCarbonEstimate:

@@ -15,7 +15,9 @@ reads disturb it on some boards. What the readings are worth is the business of 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, pairwise
@@ -138,6 +140,16 @@ class GpuStrategy:
             self._counters_seen = measure_counter_periods(self._counters, self._clock)
         except GpuDriverError as error:
             logger.info("The energy counter could not be watched: %s", error)
+
+    def totals_j(self) -> list[float]:
+        """What the counters show; not a number (which no comparison holds for) where one cannot be read."""
+
+        def shown_j(read_j: Callable[[], float]) -> float:
+            with suppress(GpuDriverError):
+                return read_j()
+            return math.nan
+
+        return [shown_j(read_j) for read_j in self._counters.values()]
 
     def _record(self, gpu: Gpu, read: GpuReadings, telemetry: Telemetry) -> BoardRecord:
         calibration = self._calibrations.get(gpu.uuid)

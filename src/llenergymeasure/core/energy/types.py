@@ -45,7 +45,7 @@ class SensorDescription:
         power_margin: How far samples and counter may disagree, as a share of the power.
         counter_follows_sensor: Whether the counter adds up what the power sensor sees and misses what that misses, as a
             calibration found it; `None`: not known, and the intervals hold both. Traces of earlier releases do not
-            tell; their intervals are those that were stated then.
+            tell, and count as following.
         counter_still_s: For how long the counter was seen to stand still, where that is all that is known of its
             period.
     """

@@ -6,8 +6,12 @@ import math
 import statistics
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from llenergymeasure.core.energy.telemetry import Telemetry, answered
+
+UTILISATION_SPAN_S: Final = 1.0
+"""At most so much time a reading of utilisation is of, in seconds (NVML API reference, `nvmlUtilization_t`)."""
 
 
 def device_memory_mb(telemetry: Telemetry | None, start_s: float, end_s: float) -> float | None:
@@ -21,7 +25,11 @@ def device_memory_mb(telemetry: Telemetry | None, start_s: float, end_s: float) 
 
 
 def device_utilisation_pct(telemetry: Telemetry | None, start_s: float, end_s: float) -> float | None:
-    """Share of a window in which a device had work (a kernel ran), mean of the devices; arguments as above."""
+    """Share of a window in which a device had work (a kernel ran), mean of the devices; arguments as above.
+
+    A reading is of up to a second before it, so that of shorter windows nothing is known.
+    """
+    start_s += UTILISATION_SPAN_S
     return _of_devices(telemetry, "sm_utilisation_pct", start_s, end_s, statistics.fmean, statistics.fmean)
 
 

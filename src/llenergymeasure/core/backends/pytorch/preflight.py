@@ -186,17 +186,17 @@ def _compiler_does_as_told(config: ExperimentConfig, host: EngineHost) -> Iterat
     stays = section.use_cache is False or section.cache_implementation in STATIC_CACHES
     if host.on_gpu and not stays and (recorder := _graph_recorder(section)) is not None:
         yield (
-            f"{recorder} records CUDA graphs, and each replay overwrites the keys and values that a growing cache has "
-            "of the one before. Set pytorch.cache_implementation: static, or choose one that records none "
-            "(torch_compile_mode: default or max-autotune-no-cudagraphs)."
+            f"pytorch.{recorder} records CUDA graphs, and each replay overwrites the keys and values that a growing "
+            "cache has of the one before. Set pytorch.cache_implementation: static, or choose what records none: "
+            f"{'inductor' if section.torch_compile_mode is None else 'default or max-autotune-no-cudagraphs'}."
         )
 
 
 def _graph_recorder(section: PyTorchConfig) -> str | None:
     """The setting, if any, for which PyTorch records CUDA graphs."""
     if section.torch_compile_mode in ("reduce-overhead", "max-autotune"):
-        return f"pytorch.torch_compile_mode: {section.torch_compile_mode}"
-    return "pytorch.torch_compile_backend: cudagraphs" if section.torch_compile_backend == "cudagraphs" else None
+        return f"torch_compile_mode: {section.torch_compile_mode}"
+    return "torch_compile_backend: cudagraphs" if section.torch_compile_backend == "cudagraphs" else None
 
 
 def _cache_kind_is_possible(config: ExperimentConfig, host: EngineHost) -> Iterator[str]:
