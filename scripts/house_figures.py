@@ -37,7 +37,7 @@ DECLARED = {
     (f"{PACKAGE}.domain.study", f"{PACKAGE}.domain.experiment"),
 }
 
-BUDGET = {"files": 247, "code lines": 23_850, "lines": 41_550, "longest file": 400, "circles": 0, "upward imports": 0}
+BUDGET = {"files": 247, "code lines": 23_870, "lines": 41_600, "longest file": 400, "circles": 0, "upward imports": 0}
 """What the house has come down to; a change that needs more says why where it raises a number."""
 
 
