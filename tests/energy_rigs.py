@@ -26,6 +26,10 @@ from llenergymeasure.core.host.host import Host
 CHILD = Path(__file__).parent / "integration" / "energy_child.py"
 
 
+UNSHOWN_J = 2e-6
+"""What two readings of a counter of whole microjoules leave away."""
+
+
 @dataclass(frozen=True)
 class RigWindow:
     """One window, as measured and in truth."""
@@ -132,8 +136,8 @@ def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
             energy = meter.stop_tracking(handle)
             samples = {} if energy.telemetry is None else {CPU_DEVICE: energy.telemetry.power(CPU_DEVICE)}
             returned_s, true_j = clock.now(), shown_j(energy.end_s) - shown_j(energy.start_s)
-            least_j = shown_j(energy.end_s) - showable_j(energy.start_s)
-            most_j = showable_j(returned_s) - shown_j(asked_s)
+            least_j = shown_j(energy.end_s) - showable_j(energy.start_s) - UNSHOWN_J
+            most_j = showable_j(returned_s) - shown_j(asked_s) + UNSHOWN_J
             windows.append(RigWindow(asked_s, stop_asked_s, returned_s, energy, samples, true_j, least_j, most_j))
         left = threading.active_count() - threads_before
         return RigRun(meter.name, meter.is_available(), left, CPU_DEVICE, tuple(windows))
