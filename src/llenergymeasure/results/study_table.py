@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from llenergymeasure.domain.readable import counted
 from llenergymeasure.domain.study import ConfigurationStatistics, CycleStatistics, count_warnings
 from llenergymeasure.results.summary import joules, quantity, with_half_width
 
@@ -134,7 +135,7 @@ def _legend(statistics: Sequence[ConfigurationStatistics]) -> Iterator[str]:
     if any(figure.high_variation for figure in figures):
         yield "! marks a CV above 5 %: these cycles differ a lot; more of them narrow the interval."
     if counts := count_warnings(statistics):
-        yield "Warnings: " + ", ".join(f"{code} ({runs} run{'s' if runs > 1 else ''})" for code, runs in counts.items())
+        yield "Warnings: " + ", ".join(f"{code} ({counted(runs, 'run')})" for code, runs in counts.items())
 
 
 def shown_energy(entry: ConfigurationStatistics, mixed: bool) -> str:

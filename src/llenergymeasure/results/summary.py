@@ -18,11 +18,11 @@ from typing import Final
 from llenergymeasure.domain.base import EnergyScope, as_utc
 from llenergymeasure.domain.experiment import ExperimentResult
 from llenergymeasure.domain.metrics import ratio, wh_per_1000
+from llenergymeasure.domain.readable import counted, percent
 from llenergymeasure.domain.readable import duration as duration
 from llenergymeasure.domain.readable import in_units as in_units
 from llenergymeasure.domain.readable import joules as joules
 from llenergymeasure.domain.readable import one_line as one_line
-from llenergymeasure.domain.readable import percent
 from llenergymeasure.domain.readable import quantity as quantity
 from llenergymeasure.domain.readable import with_half_width as with_half_width
 from llenergymeasure.domain.warnings import WarningCode
@@ -91,7 +91,7 @@ def headline(result: ExperimentResult) -> str:
         minute(result.start_time),
     ]
     if doubts := len(result.measurement_warnings):
-        parts.append(f"{doubts} warning{'s' if doubts > 1 else ''}")
+        parts.append(counted(doubts, "warning"))
     return f"{name_of(result)}: {', '.join(parts)}"
 
 

@@ -26,6 +26,7 @@ from llenergymeasure.constants import VERSION
 from llenergymeasure.core.host.processes import descendants_of, is_running, kill_process
 from llenergymeasure.core.host.threads import started
 from llenergymeasure.core.progress import Event, Observer, ignore_events
+from llenergymeasure.domain.readable import counted
 from llenergymeasure.exceptions import LLEMError
 from llenergymeasure.runners.child import DEFAULT_ENTRY, Go, Message, Open, from_line, to_line
 from llenergymeasure.runners.guardian import END_TIMEOUT_S
@@ -259,7 +260,7 @@ class Child:
         """Why the process ended without a result, in words; after `kill_group` of one that ended by itself."""
         cause = self.task.place.describe_exit(None if self._process is None else self._process.returncode)
         if self._no_messages:
-            lines = f"{len(self._no_messages)} lines" if len(self._no_messages) > 1 else "1 line"
+            lines = counted(len(self._no_messages), "line")
             cause += f"; {lines} among its replies were no messages, the first: {self._no_messages[0]!r}"
         last_line = self._log.last_line()
         return f"{cause} (last output: {last_line})" if last_line else cause

@@ -17,6 +17,7 @@ from typing import Final
 
 from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.user_config import UserConfig
+from llenergymeasure.domain.readable import counted
 from llenergymeasure.runners.cluster import Cluster, Demand, Node
 from llenergymeasure.runners.launchers import device_choice_of
 from llenergymeasure.study.gaps import Gaps
@@ -147,7 +148,7 @@ def nothing_suits(title: str, config: ExperimentConfig, nodes: Sequence[Node], m
     """That no node can take an experiment, what it asks for, and what there is."""
     demand = demand_of(config, machine)
     where = "on nodes of one kind" if config.backend_config.spans_machines else "on one node"
-    wanted = f"{demand.gpus} GPU{'s' if demand.gpus > 1 else ''} {where}" if demand.gpus else "a node"
+    wanted = f"{counted(demand.gpus, 'GPU')} {where}" if demand.gpus else "a node"
     if machine.cluster.hardware is not None:
         wanted += f" of the kind that cluster.hardware names ({', '.join(machine.cluster.hardware)})"
     there = [node.describe() for node in nodes[:MOST_LISTED]]

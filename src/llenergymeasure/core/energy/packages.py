@@ -28,7 +28,6 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +37,7 @@ from llenergymeasure.core.energy.telemetry import Telemetry
 from llenergymeasure.core.energy.types import CounterRead, EnergyMeasurement, MeterOptions
 from llenergymeasure.core.gpu.driver import Gpu, all_boards
 from llenergymeasure.core.gpu.visible import VISIBLE_DEVICES
+from llenergymeasure.core.host.host import installed_version
 from llenergymeasure.domain.warnings import MeasurementWarning, WarningCode
 from llenergymeasure.exceptions import ENDINGS, EnergyError
 
@@ -125,7 +125,9 @@ class PackageStrategy(GpuStrategy, ABC):
         self, start_s: float, end_s: float, read: GpuReadings, telemetry: Telemetry | None
     ) -> EnergyMeasurement:
         """The same as of any counter, and by which version of the package."""
-        return replace(super().measurement(start_s, end_s, read, telemetry), meter_version=_version(self.name))
+        return replace(
+            super().measurement(start_s, end_s, read, telemetry), meter_version=installed_version(self.name) or ""
+        )
 
 
 _window_numbers = itertools.count(1)
@@ -291,7 +293,7 @@ class CodeCarbonEstimate:
         self, start_s: float, end_s: float, read: EmissionsData | str, telemetry: Telemetry | None
     ) -> EnergyMeasurement:
         """CPU and memory as modelled."""
-        unknown = EnergyMeasurement(start_s, end_s, meter=self.name, meter_version=_version(self.name))
+        unknown = EnergyMeasurement(start_s, end_s, meter=self.name, meter_version=installed_version(self.name) or "")
         if isinstance(read, str):
             return replace(unknown, notes=(MeasurementWarning(WarningCode.ENERGY_UNAVAILABLE, read),))
         cpu_j, dram_j = _joules(read.cpu_energy), _joules(read.ram_energy)
@@ -369,13 +371,6 @@ def require_meter_package(package: str) -> None:
             f"the {package} energy backend needs the package {package}, which is not installed. "
             f'Install it with: pip install "llenergymeasure[{package}]"'
         )
-
-
-def _version(package: str) -> str:
-    """Of a package that is installed: what it measures, and above all models, changes from one to the next."""
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return ""
 
 
 def _import_meter_package(name: str) -> ModuleType:

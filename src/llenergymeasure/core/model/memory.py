@@ -35,6 +35,7 @@ from llenergymeasure.core.model.source import (
     model_directory,
     read_config,
 )
+from llenergymeasure.domain.readable import counted
 from llenergymeasure.exceptions import BackendError
 
 MB: Final = 1_000_000
@@ -128,7 +129,7 @@ def estimate_vram(
         return VramEstimate(
             weights_mb, None, (how, "key-value cache not known: the config lacks the attention's dimensions")
         )
-    size = f"{rows} {'sequence' if rows == 1 else 'sequences'} of {tokens} tokens"
+    size = f"{counted(rows, 'sequence')} of {tokens} tokens"
     return VramEstimate(weights_mb, cache / MB, (how, f"key-value cache of {size}"))
 
 
