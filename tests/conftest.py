@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,13 @@ REQUIRED_PARTS_VARIABLE = "LLEM_TEST_REQUIRE"
 """Packages and programs, separated by commas, without which the test run must fail instead of skipping."""
 
 
+_SETTING_OF_THE_USER = re.compile(
+    r"(LLEM|HF|XDG|NVIDIA|DOCKER|RAY|SLURM|VLLM|TLLM|TRTLLM|TRANSFORMERS|TOKENIZERS|TORCH|CODECARBON|ZEUS|MLFLOW|TQDM"
+    r"|MASTER|GITHUB)_.*|(LOCAL_)?RANK|WORLD_SIZE|COLUMNS|LINES|NO_COLOR|FORCE_COLOR|CLICOLOR.*|CI|PYTHONWARNINGS"
+)
+"""Variables that would change what the product, its engines or its libraries do or say."""
+
+
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("untimed")
 
@@ -24,8 +32,13 @@ hypothesis.settings.load_profile("untimed")
 def pytest_configure(config: pytest.Config) -> None:
     """Take signals at their word: a test run started in the background ignores Ctrl-C, and so would its children.
 
-    And forbid the network from the start.
+    Nothing set by whoever runs the tests counts, and the network is forbidden, from the start.
     """
+    for name in [
+        name for name in os.environ if _SETTING_OF_THE_USER.fullmatch(name) and name != REQUIRED_PARTS_VARIABLE
+    ]:
+        del os.environ[name]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"  # the tests' own servers
     for name, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(name) is signal.SIG_IGN:
             signal.signal(name, usual)
@@ -52,10 +65,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty user configuration, no settings in the environment, and no network."""
-    for name in [name for name in os.environ if name.startswith("LLEM_") and name != REQUIRED_PARTS_VARIABLE]:
-        monkeypatch.delenv(name)
+def _own_surroundings(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty user configuration, no network, and all boards that a test makes: a choice is for real boards."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-user-config"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(_shared_cache(tmp_path_factory)))

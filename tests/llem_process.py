@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -29,6 +30,13 @@ baseline: {enabled: false}
 PROMPTS = '{"prompt": "Heat flows from warm to cold."}\n{"prompt": "Name three rivers."}\n'
 
 TIMEOUT_S = 240
+
+_OF_THE_DISK = re.compile(r"^Less than 10% of the disk that holds .* is free \(.*\)\.\n", re.MULTILINE)
+
+
+def but_for_the_disk(said: str) -> str:
+    """What was said, but for how full the disk is that these tests happen to run on."""
+    return _OF_THE_DISK.sub("", said)
 
 
 def llem_command() -> list[str]:
