@@ -341,6 +341,19 @@ def test_a_damaged_calibration_is_a_failure_before_it_costs_the_run_its_energy(
     assert silent(preflight(config(), engine("GPU-2"), where))
 
 
+def test_a_calibration_with_another_driver_is_missed_not_used(
+    scripted_nvml: ScriptedNvmlFactory, tmp_path: Path
+) -> None:
+    scripted_nvml.play(ScriptedGpu.of("hopper", uuid="GPU-1"), ScriptedGpu.of("hopper", uuid="GPU-12"))
+    for driver in ("470.57.02", "535.104"):
+        (tmp_path / f"{sanitize_experiment_id(f'GPU-1_{driver}')}.json").write_text("whatever")
+
+    (told,) = preflight(config(), engine("GPU-1"), gpu_host(tmp_path, calibration_dir=tmp_path)).logged
+
+    assert told.startswith("The calibration of GPU-1 with driver 535.104 does not count for driver ")
+    assert silent(preflight(config(), engine("GPU-12"), gpu_host(tmp_path, calibration_dir=tmp_path)))
+
+
 def test_a_lowered_power_limit_is_advice(scripted_nvml: ScriptedNvmlFactory, tmp_path: Path) -> None:
     scripted_nvml.play(ScriptedGpu.of("hopper", uuid="GPU-1", power_limit_w=450.0))
 

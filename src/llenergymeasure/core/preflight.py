@@ -19,7 +19,7 @@ from llenergymeasure.config.models import ExperimentConfig
 from llenergymeasure.config.same_work import ineffective_settings
 from llenergymeasure.config.user_config import NO_RUNNERS_YET, UserConfig
 from llenergymeasure.core.backends.protocol import InferenceBackend
-from llenergymeasure.core.energy.boards import board_warnings, calibrations_of
+from llenergymeasure.core.energy.boards import board_warnings, calibrated_drivers, calibrations_of
 from llenergymeasure.core.energy.select import BackendName, known_gpus, select_energy_backend
 from llenergymeasure.core.energy.types import EnergyBackend, MeterOptions
 from llenergymeasure.core.gpu.driver import CPU_DEVICE, DeviceId, Gpu, free_memory_mb
@@ -277,14 +277,21 @@ def check_boards(case: Case) -> Iterator[Finding]:
 
 
 def check_calibrations(case: Case) -> Iterator[Finding]:
-    """A sensor's calibration that cannot be read would cost the run its energy."""
+    """A sensor's calibration that cannot be read would cost the run its energy; one with another driver is not used."""
     if case.meter_name is None:
         return
     for gpu in case.gpus:
         try:
-            calibrations_of([gpu], case.host.calibration_dir)
+            found = calibrations_of([gpu], case.host.calibration_dir)
         except EnergyError as error:
             yield Failure(str(error))
+            continue
+        others = [] if found else calibrated_drivers(gpu, case.host.calibration_dir)
+        if others:
+            yield LoggedWarning(
+                f"The calibration of {gpu.board_uuid} with driver {others[-1]} does not count for driver "
+                f"{gpu.driver.driver_version()}: python -m llenergymeasure.core.energy.calibrate makes one that does."
+            )
 
 
 def check_power_limit(case: Case) -> Iterator[Finding]:

@@ -145,6 +145,12 @@ def calibrations_of(gpus: Sequence[Gpu], directory: Path | None) -> dict[DeviceI
     return {device: calibration for device, calibration in found if calibration is not None}
 
 
+def calibrated_drivers(gpu: Gpu, directory: Path) -> list[str]:
+    """Versions of the drivers that a board has been calibrated with, by the names of the files."""
+    start = f"{sanitize_experiment_id(gpu.board_uuid)}_"
+    return sorted(path.stem.removeprefix(start) for path in directory.glob(f"{start}*.json"))
+
+
 def has_known_buffer(gpu: Gpu, calibration: SensorCalibration | None) -> bool:
     """Whether the driver's own samples of a board are worth more than its readings.
 
