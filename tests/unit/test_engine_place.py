@@ -76,7 +76,7 @@ from llenergymeasure.core.backends.place import EnginePlace
 
 place = EnginePlace("an engine", ["ENGINE_SOCKETS"])
 with place.taken():
-    print(os.environ["ENGINE_SOCKETS"], os.environ["TMPDIR"])
+    print(os.environ["ENGINE_SOCKETS"], os.environ["TMPDIR"], sep="\\n")
 place.close()
 """
 
@@ -87,7 +87,7 @@ def test_sockets_have_room_whatever_the_length_of_the_temporary_directorys_path(
     temporary.mkdir()
     told = subprocess.run(
         [sys.executable, "-c", PLACES], env={**os.environ, "TMPDIR": str(temporary)}, capture_output=True, text=True
-    ).stdout.split()
+    ).stdout.splitlines()
     sockets, files = map(Path, told)
     assert len(os.fsencode(sockets / str(uuid.uuid4()))) <= 107
     assert files.parent == temporary

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import resource
+import shlex
 import shutil
 import sys
 import warnings
@@ -196,7 +197,7 @@ def test_a_report_that_cannot_be_made_is_a_warning_that_says_how_to_make_it(
     (directory / REPORT_FILE).mkdir()  # nothing can be put in its place
     with caplog.at_level(logging.WARNING):
         assert report_on(directory) is None
-    assert f"python -m llenergymeasure.results.report {directory}" in caplog.text
+    assert f"python -m llenergymeasure.results.report {shlex.quote(str(directory))}" in caplog.text
     assert load_result(directory).total_tokens == 49_700
 
 
@@ -321,7 +322,7 @@ def test_the_command_makes_the_reports_of_a_study_and_of_its_runs(
 ) -> None:
     study = saved_study(tmp_path / "study", study_of(range(1, 2), cycles=2))
     assert main([str(study)]) == 0
-    written = capsys.readouterr().out.split()
+    written = capsys.readouterr().out.splitlines()
     assert written[-1] == str(study / REPORT_FILE)
     assert len(written) == 5
     assert all(Path(path).is_file() for path in written)
@@ -333,8 +334,8 @@ def test_a_damaged_run_costs_its_own_report_and_no_other(tmp_path: Path, capsys:
     damaged.write_text("{")
     assert main([str(study)]) == 1
     told = capsys.readouterr()
-    assert told.out.split()[-1] == str(study / REPORT_FILE)
-    assert len(told.out.split()) == 4
+    assert told.out.splitlines()[-1] == str(study / REPORT_FILE)
+    assert len(told.out.splitlines()) == 4
     assert str(damaged) in told.err
 
 
@@ -368,7 +369,7 @@ def test_the_command_says_why_a_study_that_runs_has_no_report_yet(
     assert main([str(study), "x" * 300]) == 1
     told = capsys.readouterr().err
     assert f"{study} is a study without study_summary.json: it still runs, or was killed." in told
-    assert f"llem run --resume {study}" in told
+    assert f"llem run --resume {shlex.quote(str(study))}" in told
     assert "xxx: File name too long." in told
 
 

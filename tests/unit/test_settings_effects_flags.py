@@ -90,7 +90,7 @@ def test_precision_is_the_number_format(dry_run: DryRun, prompts: str) -> None:
 @pytest.mark.parametrize("flag", ["-o", "--output"])
 def test_output_is_where_results_go(dry_run: DryRun, prompts: str, tmp_path: Path, flag: str) -> None:
     text = dry_run("-m", "a/b", flag, str(tmp_path / "mine"), "-d", prompts, "-n", "1")
-    assert line(text, "Results").split() == ["Results", str(tmp_path / "mine")]
+    assert line(text, "Results").split(maxsplit=1) == ["Results", str(tmp_path / "mine")]
 
 
 def test_flags_beat_the_file(dry_run: DryRun, prompts: str, tmp_path: Path) -> None:

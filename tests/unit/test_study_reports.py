@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_a_study_whose_reports_fail_has_every_result(stage: Stage, caplog: pytes
         result = stage.runner(study_of("a", "b")).run()
     assert (result.summary.completed, result.summary.failed) == (2, 0)
     assert load_study(stage.directory) == result
-    assert f"python -m llenergymeasure.results.report {stage.directory}" in caplog.text
+    assert f"python -m llenergymeasure.results.report {shlex.quote(str(stage.directory))}" in caplog.text
 
 
 def test_an_interrupted_study_has_a_summary_and_a_report_of_what_is_finished(stage: Stage) -> None:
