@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from scipy.stats import t as student
@@ -77,6 +78,22 @@ def test_the_scatter_of_few_readings_is_covered_whether_or_not_the_power_rises(s
         error_j = integrate_power(times, power, 0.0, 0.6) - (300.0 + 3.0 * slope_w) * 0.6
         held += abs(error_j) <= _by_name(integral_components(times, power, 0.0, 0.6, FULL))["sampling"]
     assert held / draws >= 0.94
+
+
+@pytest.mark.parametrize(
+    ("mean_w", "noise_w", "calibrated_w"), [(690.0, 10.0, None), (60.0, 4.0, 4.0), (60.0, 1.0, 0.1)]
+)
+@pytest.mark.parametrize("sensor", [FULL, PART_TIME])
+def test_the_scatter_of_many_readings_is_covered_as_far_as_the_board_or_its_kind_is_known_to_scatter(
+    sensor: PowerSampling, mean_w: float, noise_w: float, calibrated_w: float | None
+) -> None:
+    draw, draws, held = random.Random(5), 400, 0
+    for _ in range(draws):
+        times, power = _grid([draw.gauss(mean_w, noise_w) for _ in range(100)])
+        error_j = integrate_power(times, power, 0.0, 9.9) - mean_w * 9.9
+        parts = integral_components(times, power, 0.0, 9.9, replace(sensor, noise_w=calibrated_w))
+        held += abs(error_j) <= _by_name(parts)["sampling"]
+    assert held / draws >= 0.92
 
 
 def test_a_sensor_that_sees_all_the_time_misses_less() -> None:

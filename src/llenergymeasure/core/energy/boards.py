@@ -87,7 +87,7 @@ class SensorCalibration:
     @property
     def sampling(self) -> PowerSampling:
         """For the uncertainty of integrals of this sensor's readings."""
-        return PowerSampling(self.averaging_window_s, self.update_s)
+        return PowerSampling(self.averaging_window_s, self.update_s, noise_w=self.noise_w)
 
 
 def save_calibration(calibration: SensorCalibration, directory: Path) -> Path:

@@ -65,11 +65,13 @@ class PowerSampling:
 
     Args:
         stamped_at_update: Whether a sample's time is that of its update; otherwise it is that of its reading.
+        noise_w: Standard deviation of single readings in watts, as calibrated; `None`: it is not known.
     """
 
     averaging_window_s: float = 0.1
     update_s: float = 0.1
     stamped_at_update: bool = False
+    noise_w: float | None = None
 
     @property
     def lag_s(self) -> float:
