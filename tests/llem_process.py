@@ -39,6 +39,12 @@ def but_for_the_disk(said: str) -> str:
     return _OF_THE_DISK.sub("", said)
 
 
+def preloading(library: Path) -> dict[str, str]:
+    """Variables that load a library before all others, also from a directory with a space in its name."""
+    known = filter(None, [str(library.parent), os.environ.get("LD_LIBRARY_PATH")])
+    return {"LD_PRELOAD": library.name, "LD_LIBRARY_PATH": os.pathsep.join(known)}
+
+
 def llem_command() -> list[str]:
     """The installed script beside this Python, else the module."""
     script = Path(sys.executable).with_name("llem")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.victim import RUNS, run
+from tests.llem_process import preloading
 
 from llenergymeasure.results.persistence import load_result
 from llenergymeasure.study.manifest import load_manifest
@@ -85,7 +86,7 @@ class Harness:
         return parent
 
     def _start(self, parent: Path, fault: dict[str, str], pause_s: float) -> subprocess.Popen[str]:
-        library = {"LD_PRELOAD": str(self._library), "LLEM_FAULT_ROOT": str(parent / "kept")} if fault else {}
+        library = {**preloading(self._library), "LLEM_FAULT_ROOT": str(parent / "kept")} if fault else {}
         environment = {**os.environ, **library, **fault, "TMPDIR": str(parent / "tmp")}
         path = [str(ROOT / "src"), str(ROOT), str(HERE.parent)]
         return subprocess.Popen(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llem_process import Workplace
+from llem_process import Workplace, preloading
 from llenergymeasure.results.persistence import load_result
 
 pytest.importorskip("transformers", reason="needs the pytorch extra")
@@ -60,7 +60,7 @@ def test_a_clock_that_jumps_at_every_look_changes_no_date_and_no_duration(
     tmp_path: Path, clock: Path, step_s: int
 ) -> None:
     workplace = Workplace(tmp_path / "place", tmp_path / "home")
-    environ = {"LD_PRELOAD": str(clock), "LLEM_TEST_CLOCK_STEP": str(step_s)}
+    environ = {**preloading(clock), "LLEM_TEST_CLOCK_STEP": str(step_s)}
     done = workplace.call([sys.executable, "-c", SCRIPT], **environ)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
