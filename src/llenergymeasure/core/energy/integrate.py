@@ -370,12 +370,12 @@ def _whole_j(window: Span, times_s: Sequence[float], power_w: Sequence[float]) -
 def _sampling(energy: EnergyMeasurement, device: DeviceId, interval_s: float) -> tuple[PowerSampling, float]:
     """How the samples came about, and their mean age in seconds.
 
-    As recorded; otherwise each is the mean since the one before at the middle of that time, as RAPL's are.
+    As recorded; otherwise each is the exact mean since the one before, at the middle of that time, as RAPL's are.
     """
     if energy.gpu_window is not None:
         sampling = next(board.sampling for board in energy.gpu_window.boards if board.device == device)
         return sampling, sampling.lag_s
-    return PowerSampling(averaging_window_s=interval_s, update_s=0.0), 0.0
+    return PowerSampling(averaging_window_s=interval_s, update_s=0.0, noise_w=0.0), 0.0
 
 
 def _sees_more(energy: EnergyMeasurement, device: DeviceId) -> bool:
