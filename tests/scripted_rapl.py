@@ -19,8 +19,10 @@ UPDATE_S = 0.001
 def main(watts: float, command: list[str]) -> int:
     """Run `command` to its end beside the counter; returns its exit code."""
     subprocess.run(["mount", "--types", "tmpfs", "none", str(CLASSES)], check=True)
-    zone = CLASSES / "powercap" / "intel-rapl:0"
+    zone, control = CLASSES / "powercap" / "intel-rapl:0", CLASSES / "powercap" / "intel-rapl"
     zone.mkdir(parents=True)
+    control.mkdir()
+    (control / "subsystem").symlink_to("..")  # as the kernel has it; CodeCarbon looks there
     (zone / "name").write_text("package-0\n")
     (zone / "max_energy_range_uj").write_text("262143328850\n")
     ended, began_s = threading.Event(), time.monotonic()

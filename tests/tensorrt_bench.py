@@ -63,7 +63,7 @@ class TensorRTBench:
         paths = [STANDINS / "common", STANDINS / self.generation, HERE.parent / "src"]
         return {
             **os.environ,
-            **(scripted_env(gpus, self.home) if gpus else {}),
+            **(scripted_env(gpus, self.home) if gpus else {"CUDA_VISIBLE_DEVICES": ""}),
             "HOME": str(self.home),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
