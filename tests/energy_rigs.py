@@ -99,7 +99,8 @@ def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
     """Measure a made-up processor that draws 80 W and whose counter wraps every second and a quarter.
 
     The truth is what the counter has shown: on a busy machine its player may be late, and catches up. It is read some
-    time before the window opens and after it closes.
+    time before the window opens and after it closes. What was shown when is looked at after the player's end, since it
+    may be held up between showing a value and noting it.
     """
     tree = PowercapTree(directory / "sys/class/powercap")
     package = tree.zone("intel-rapl:0", "package-0", range_j=100.0)
@@ -127,7 +128,7 @@ def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
     try:
         clock = SystemClock()
         meter = select_energy_backend("rapl", [CPU_DEVICE], MeterOptions(), Host(root=directory, clock=clock))
-        threads_before, windows = threading.active_count(), []
+        threads_before, seen = threading.active_count(), []
         for length_s in lengths_s:
             asked_s = clock.now()
             handle = meter.start_tracking()
@@ -135,12 +136,15 @@ def run_on_rapl(directory: Path, lengths_s: Sequence[float]) -> RigRun:
             stop_asked_s = clock.now()
             energy = meter.stop_tracking(handle)
             samples = {} if energy.telemetry is None else {CPU_DEVICE: energy.telemetry.power(CPU_DEVICE)}
-            returned_s, true_j = clock.now(), shown_j(energy.end_s) - shown_j(energy.start_s)
-            least_j = shown_j(energy.end_s) - showable_j(energy.start_s) - UNSHOWN_J
-            most_j = showable_j(returned_s) - shown_j(asked_s) + UNSHOWN_J
-            windows.append(RigWindow(asked_s, stop_asked_s, returned_s, energy, samples, true_j, least_j, most_j))
-        left = threading.active_count() - threads_before
-        return RigRun(meter.name, meter.is_available(), left, CPU_DEVICE, tuple(windows))
+            seen.append((asked_s, stop_asked_s, clock.now(), energy, samples))
+        left, available = threading.active_count() - threads_before, meter.is_available()
     finally:
         stop.set()
         player.join()
+    windows = []
+    for asked_s, stop_asked_s, returned_s, energy, samples in seen:
+        true_j = shown_j(energy.end_s) - shown_j(energy.start_s)
+        least_j = shown_j(energy.end_s) - showable_j(energy.start_s) - UNSHOWN_J
+        most_j = showable_j(returned_s) - shown_j(asked_s) + UNSHOWN_J
+        windows.append(RigWindow(asked_s, stop_asked_s, returned_s, energy, samples, true_j, least_j, most_j))
+    return RigRun(meter.name, available, left, CPU_DEVICE, tuple(windows))
